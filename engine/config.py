@@ -1,0 +1,203 @@
+"""Typed configuration: frozen pydantic sections, YAML files read left to right, then ``key.sub=value`` overrides.
+
+Defaults live in the section classes, a YAML file holds only differences, and an overlay is one more YAML file. The
+resolved configuration is a plain YAML document that reruns the run (``dump``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import core_schema
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message lists every problem at once."""
+
+
+class Section(BaseModel):
+    """Base of every configuration section: frozen, unknown keys refused, field docstrings kept for ``--help``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class Duration(str):
+    """A length of training: ``"3 epochs"``, ``"10_000 steps"`` (or a bare integer) or ``"5%"`` of the run."""
+
+    _pattern = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(steps?|epochs?|%)?\s*$")
+
+    @property
+    def amount(self) -> float:
+        """The number in front of the unit."""
+        match = self._pattern.match(self)
+        assert match is not None
+        return float(match[1].replace("_", ""))
+
+    @property
+    def unit(self) -> str:
+        """``steps``, ``epochs`` or ``%``."""
+        match = self._pattern.match(self)
+        assert match is not None
+        return {"s": "steps", "e": "epochs", "%": "%"}[(match[2] or "steps")[0]]
+
+    def to_steps(self, *, total_steps: int | None = None, steps_per_epoch: float | None = None) -> int:
+        """Convert to optimizer steps, rounding to the nearest; ``ValueError`` where the unit has no meaning here."""
+        if self.unit == "steps":
+            return round(self.amount)
+        if self.unit == "epochs":
+            if steps_per_epoch is None:
+                raise ValueError(f"{str(self)!r}: epochs cannot be used here; give steps or a percentage")
+            return round(self.amount * steps_per_epoch)
+        if total_steps is None:
+            raise ValueError(f"{str(self)!r}: a percentage cannot be used here; give steps or epochs")
+        return round(self.amount / 100 * total_steps)
+
+    @classmethod
+    def parse(cls, value: Any) -> Duration:
+        """Read a duration from a string or an integer number of steps; ``ValueError`` otherwise."""
+        text = f"{value} steps" if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(text, str) or not cls._pattern.match(text):
+            raise ValueError('a duration is "3 epochs", "10_000 steps" (or 10000), or "5%"')
+        return cls(text.strip())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads ``5e-5`` as a string and accepts a key given twice; this loader does neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ConfigError(f"{node.start_mark.name}: given twice: {', '.join(twice)}")
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_values(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge ``*.yaml`` files and ``dotted.key=value`` overrides, left to right.
+
+    Returns the merged values and, for each dotted key, the file or argument that set it last. Raises ``ConfigError``
+    for a missing or malformed file or argument.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for argument in arguments:
+        if "=" in argument and not argument.endswith((".yaml", ".yml")):
+            key, text = argument.split("=", 1)
+            layer: Any = _parse_yaml(text, f"argument {argument!r}")
+            for part in reversed(key.strip().split(".")):
+                layer = {part: layer}
+            _merge(values, layer, sources, f"argument {argument!r}")
+        elif argument.endswith((".yaml", ".yml")):
+            path = Path(argument)
+            if not path.is_file():
+                near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+                raise ConfigError(f"no configuration file {argument!r}" + (f"; there are: {', '.join(near)}" * bool(near)))
+            layer = _parse_yaml(path.read_text(encoding="utf-8"), argument)
+            if not isinstance(layer, dict | None):
+                raise ConfigError(f"{argument}: a configuration file holds keys and values, this one a {type(layer).__name__}")
+            _merge(values, layer or {}, sources, argument)
+        else:
+            raise ConfigError(f"argument {argument!r} is neither a *.yaml file nor key.sub=value")
+    return values, sources
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        loader = _Loader(text)
+        loader.name = name
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+
+
+def _merge(into: dict[str, Any], layer: dict[str, Any], sources: dict[str, str], source: str, prefix: str = "") -> None:
+    for key, value in layer.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            sources[path] = source
+            _merge(into[key], value, sources, source, f"{path}.")
+        else:
+            into[key] = value
+            sources[path] = source
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | None = None) -> S:
+    """Build the section from plain values; raises one ``ConfigError`` that lists all problems and near names."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(schema, problem, sources or {}) for problem in error.errors()]
+        head = f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:"
+        raise ConfigError("\n".join([head, *(f"  - {line}" for line in lines)])) from None
+
+
+def _describe(schema: type[Section], problem: Any, sources: dict[str, str]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path) or "the configuration"
+    source = next((sources[k] for k in (".".join(path[:n]) for n in range(len(path), 0, -1)) if k in sources), None)
+    where = f" (from {source})" if source else ""
+    if problem["type"] == "extra_forbidden":
+        fields = _fields_at(schema, path[:-1])
+        near = difflib.get_close_matches(path[-1], fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+        return f"{name}: unknown key{where}; {hint}"
+    if problem["type"] == "missing":
+        return f"{name}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("value_error", "assertion_error") and isinstance(problem["input"], dict | Section):
+        return f"{name}: {message}{where}"
+    return f"{name}: given {problem['input']!r}{where}: {message}"
+
+
+def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
+    """Names of the fields of the section that ``path`` leads to."""
+    current: Any = schema
+    for part in path:
+        annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else current
+        options = [annotation, *get_args(annotation)]
+        current = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), current)
+    return list(current.model_fields)
+
+
+def dump(section: Section) -> str:
+    """The resolved configuration as YAML; reading it back gives an equal section."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe(schema: type[Section], prefix: str = "") -> str:
+    """Every key with its type, default and docstring: the text behind ``--help``."""
+    lines = []
+    for name, field in schema.model_fields.items():
+        nested = [o for o in [field.annotation, *get_args(field.annotation)] if isinstance(o, type) and issubclass(o, Section)]
+        if nested:
+            lines.append(describe(nested[0], f"{prefix}{name}."))
+        else:
+            kind = getattr(field.annotation, "__name__", str(field.annotation)) if not get_args(field.annotation) else str(
+                field.annotation
+            ).replace("typing.", "")
+            default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+            text = " ".join((field.description or "").split())
+            lines.append(f"{prefix}{name} ({kind}, {default})\n    {text}")
+    return "\n".join(lines)
