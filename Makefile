@@ -1,0 +1,83 @@
+# The way of the data as commands. Everything runs inside .venv, which the first target makes.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3
+BIN := .venv/bin
+
+CONFIG ?= bert_docs
+DATA ?=
+ARGS ?=
+PROCESSES ?= 1
+GPUS ?= 0
+MACHINES ?= 1
+RANK ?= 0
+HEAD ?= 127.0.0.1
+PORT ?= 29500
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+CONFIGS := $(if $(filter %.yaml,$(CONFIG)),$(CONFIG),configs/pretrain/$(CONFIG).yaml)
+OVERRIDES := $(if $(DATA),'data.path=[$(subst $(space),$(comma) ,$(strip $(DATA)))]') $(ARGS)
+
+# One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
+# accelerate launch, with every flag said so that no default file of the user's can speak.
+ifneq ($(GPUS),0)
+  LAUNCH = $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
+           --machine_rank $(RANK) --main_process_ip $(HEAD) --main_process_port $(PORT) --mixed_precision no \
+           --dynamo_backend no $(if $(filter-out 1,$(GPUS) $(MACHINES)),--multi_gpu) -m
+else ifneq ($(filter-out 1,$(PROCESSES) $(MACHINES)),)
+  LAUNCH = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + $(PROCESSES) - 1) / $(PROCESSES) ))} $(BIN)/torchrun \
+           --nproc-per-node $(PROCESSES) --nnodes $(MACHINES) --node-rank $(RANK) --master-addr $(HEAD) --master-port $(PORT) -m
+  DEVICE := run.device=cpu
+else
+  LAUNCH = $(BIN)/python -m
+endif
+
+# Nothing of ours needs a network once the data is there; a Hub id does, and says HUB=1.
+export HF_HUB_OFFLINE ?= $(if $(or $(HUB),$(findstring hub:,$(DATA) $(ARGS))),0,1)
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
+	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
+	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: install
+install: .venv/.installed ## make .venv and install pinned versions into it
+
+.PHONY: data
+data: .venv/.installed ## prepare corpus and tokenizer alone: CONFIG, DATA
+	@$(BIN)/python -m pretrain.prepare $(CONFIGS) $(OVERRIDES)
+
+.PHONY: pretrain
+pretrain: .venv/.installed ## pretrain an encoder: CONFIG, DATA, PROCESSES or GPUS
+	@$(LAUNCH) pretrain $(CONFIGS) $(OVERRIDES) $(DEVICE)
+
+.PHONY: bench
+bench: .venv/.installed ## measure this machine against a conventional training step
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: test
+test: .venv/.installed ## run the tests
+	@OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.PHONY: golden
+golden: .venv/.installed ## rewrite the golden losses that the tests compare with
+	@$(BIN)/python -m tests.golden
+
+.PHONY: check
+check: .venv/.installed ## lint and type-check
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+.PHONY: fix
+fix: .venv/.installed ## format, and fix what lint can fix
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""What all stages share: configuration, batches, the loop, checkpoints, export."""

@@ -1,0 +1,156 @@
+"""Attention over a packed batch, for the stock models of transformers.
+
+Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s its padded length, P = sum of b*s.
+
+A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention alone
+wants rectangles: sequences of similar length are gathered into a few of them, and only their scores and values see padding.
+The gather indices are made once per batch, on the host, and used by every layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from engine.dropout import dropout as fast_dropout
+
+NAME = "packed"
+"""The value of ``attn_implementation`` under which transformers finds :func:`packed_attention`."""
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Which rows of the flat batch form which rectangle."""
+
+    gather: Tensor
+    """(P,) flat row behind each cell of the rectangles, padding repeats row 0."""
+    scatter: Tensor
+    """(T,) cell in which each flat row lies."""
+    shapes: tuple[tuple[int, int], ...]
+    """(b, s) of each rectangle."""
+    biases: tuple[Tensor | None, ...]
+    """Per rectangle (b, 1, 1, s): 0 for real keys, -inf for padding; ``None`` where there is none."""
+
+    @property
+    def identity(self) -> bool:
+        """True where the flat batch is one rectangle already."""
+        return len(self.shapes) == 1 and self.biases[0] is None
+
+
+def plan_attention(lengths: np.ndarray) -> AttentionPlan:
+    """Bucket the sequences of a batch (``lengths`` (B,), in tokens) by length rounded up to a sixteenth of the longest."""
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    grain = max(8, -(-int(lengths.max()) // 16))
+    ceiling = -(-lengths // grain)
+    scatter = np.empty(starts[-1], dtype=np.int64)
+    gathers, shapes, biases, offset = [], [], [], 0
+    for level in np.unique(ceiling):
+        members = np.flatnonzero(ceiling == level)
+        size = int(lengths[members].max())
+        column = np.arange(size)
+        real = column < lengths[members][:, None]
+        rows = np.where(real, starts[members][:, None] + column, 0)
+        scatter[rows[real]] = offset + np.flatnonzero(real)
+        gathers.append(rows.ravel())
+        shapes.append((len(members), size))
+        bias = np.where(real, 0.0, -np.inf).astype(np.float32)[:, None, None, :]
+        biases.append(None if real.all() else torch.from_numpy(bias))
+        offset += rows.size
+    return AttentionPlan(
+        torch.from_numpy(np.concatenate(gathers)), torch.from_numpy(scatter), tuple(shapes), tuple(biases)
+    )
+
+
+class _Gather(torch.autograd.Function):
+    """Flat rows to cells. Backward gathers too (each row lies in one cell; what padding cells get back is dropped)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
+        ctx.save_for_backward(scatter)
+        return rows.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (scatter,) = ctx.saved_tensors
+        return grads[0].index_select(0, scatter), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """Cells back to flat rows; the cells of padding are left behind and get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
+        ctx.save_for_backward(scatter)
+        ctx.num_cells = len(gather)
+        return cells.index_select(0, scatter)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (scatter,) = ctx.saved_tensors
+        cells = grads[0].new_zeros(ctx.num_cells, *grads[0].shape[1:])
+        return cells.index_copy_(0, scatter, grads[0]), None, None
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    plan: AttentionPlan | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Self-attention of every sequence with itself alone.
+
+    ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``plan`` reaches this function as a
+    keyword argument of the model's ``forward``.
+    """
+    assert plan is not None and attention_mask is None, "call the model with plan=batch.attention and without a mask"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
+    num_heads, size = flat[0].shape[1:]
+    if not plan.identity:
+        flat = [_gather(x, plan) for x in flat]
+    outputs, offset = [], 0
+    for (b, s), bias in zip(plan.shapes, plan.biases, strict=True):
+        q, k, v = (x[offset : offset + b * s].view(b, s, num_heads, size).transpose(1, 2) for x in flat)
+        outputs.append(_attend(q, k, v, bias, scale, dropout).transpose(1, 2).reshape(b * s, num_heads * size))
+        offset += b * s
+    cells = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    rows = cells if plan.identity else _apply(_Scatter, cells, plan)
+    return rows.view(1, -1, num_heads, size), None
+
+
+def _apply(function: Any, x: Tensor, plan: AttentionPlan) -> Tensor:
+    return function.apply(x, plan.gather, plan.scatter)
+
+
+def _gather(x: Tensor, plan: AttentionPlan) -> Tensor:
+    return _apply(_Gather, x.reshape(len(x), -1), plan).view(-1, *x.shape[1:])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """Scaled dot-product attention of a rectangle, (b, H, s, D) each.
+
+    Batched matrix products in bfloat16 beat the library's fused attention on CPUs, and dropout sends the fused one down its slow
+    path there; everywhere else the fused one is used.
+    """
+    if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
+        mask = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    scores = torch.matmul(q * scale, k.transpose(-1, -2))
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    return torch.matmul(fast_dropout(scores.softmax(-1), dropout, training=dropout > 0), v)
+
+
+AttentionInterface.register(NAME, packed_attention)

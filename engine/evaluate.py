@@ -1,0 +1,70 @@
+"""Held-out numbers: sums over a fixed set of examples, each seen once whatever the number of processes."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.batch import PackedBatch
+from engine.objective import Source, Term
+from engine.order import Cursor, Stream, shares
+
+
+class Sums:
+    """Totals of terms on the device and their counts on the host, added up over batches."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self._terms: dict[str, tuple[str, float]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, terms: dict[str, Term], counts: dict[str, int]) -> None:
+        """Add a micro-batch; nothing waits for the device."""
+        for name, term in terms.items():
+            total = term.total.detach().double()
+            self._totals[name] = self._totals[name] + total if name in self._totals else total
+            self._terms[name] = (term.count, term.weight)
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Total over count for every term, over all ranks, and their weighted sum ``loss``; fetches from the device once."""
+        names, kinds = sorted(self._totals), sorted(self._counts)
+        counts = torch.tensor([self._counts[kind] for kind in kinds], dtype=torch.float64, device=accelerator.device)
+        sums = accelerator.reduce(torch.cat([torch.stack([self._totals[name] for name in names]), counts]), "sum")
+        assert isinstance(sums, Tensor)
+        values = dict(zip([*names, *(f"#{kind}" for kind in kinds)], sums.tolist(), strict=True))
+        means = {name: values[name] / max(1.0, values[f"#{self._terms[name][0]}"]) for name in names}
+        loss = sum(self._terms[name][1] * means[name] for name in names)
+        return {"loss": loss, **means}
+
+
+class HeldOut:
+    """A fixed set of held-out examples, drawn once with the evaluation's own seed."""
+
+    _seed = 20181011
+    """Evaluation examples do not change with the run's seed, so that runs can be compared."""
+
+    def __init__(self, source: Source, *, num_examples: int, micro_batch_tokens: int) -> None:
+        stream = Stream(source, self._seed)
+        available = len(stream.rows(0, 0))
+        self._source, self._micro_batch_tokens = source, micro_batch_tokens
+        self.rows, _ = stream.take(Cursor(), min(num_examples, available))
+
+    def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
+        """One rank's part of the examples."""
+        lengths = self.rows["length"].astype("int64")
+        parts = shares(lengths, self._micro_batch_tokens, num_ranks, rank)
+        return [self._source.collate(self.rows[part]) for part in parts]
+
+    @torch.no_grad()
+    def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
+        """Means of the objective's terms over the set, in eval mode; the same on every rank."""
+        training, sums = objective.training, Sums()
+        objective.eval()
+        for batch in self.batches(accelerator.num_processes, accelerator.process_index):
+            with accelerator.autocast():
+                sums.add(objective(batch.to(accelerator.device)), batch.counts)
+        objective.train(training)
+        return sums.means(accelerator)

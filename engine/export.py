@@ -1,0 +1,77 @@
+"""The end of a stage: a stock Hugging Face model directory, proven to load before it gets its name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from engine.files import publish, remove
+
+
+def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str) -> Path:
+    """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
+
+    The folder appears only after it was read back by the model's own class without a warning and every tensor was found
+    equal bit by bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
+    """
+    dtypes = {str(parameter.dtype) for parameter in model.parameters()}
+    assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
+    partial = folder.with_name(f"{folder.name}.partial")
+    remove(partial)
+    with _warnings_of_transformers() as warnings:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        problems = _differences(model, tokenizer, partial)
+    if problems or warnings:
+        listing = "\n".join(f"  - {problem}" for problem in [*problems, *warnings])
+        raise RuntimeError(f"what was read back from {partial} is not what was to be exported:\n{listing}")
+    publish(partial, folder)
+    return folder
+
+
+def _differences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
+    loaded: Any = type(model).from_pretrained(folder, output_loading_info=True)
+    read, report = loaded
+    problems = [f"{kind}: {', '.join(map(str, keys))}" for kind, keys in report.items() if keys]
+    written, found = model.state_dict(), read.state_dict()
+    problems += [f"{name}: in one of the two only" for name in sorted(written.keys() ^ found.keys())]
+    both = [name for name in written if name in found]
+    problems += [f"{name}: differs" for name in both if not _same_bits(written[name], found[name])]
+    if read.config.architectures != [type(model).__name__] or read.config.dtype != torch.float32:
+        problems.append(f"config.json: architectures {read.config.architectures}, dtype {read.config.dtype}")
+    if "attn_implementation" in (folder / "config.json").read_text(encoding="utf-8"):
+        problems.append("config.json: names an attention function, which other programs may not have")
+    if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+        problems.append("tokenizer: another vocabulary")
+    return problems
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    same_kind = a.dtype == b.dtype and a.shape == b.shape
+    return same_kind and a.cpu().numpy().tobytes() == b.cpu().numpy().tobytes()
+
+
+@contextmanager
+def _warnings_of_transformers() -> Iterator[list[str]]:
+    """Collect what the library warns of, such as its load report, and hide its progress bars."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    library = logging.getLogger("transformers")
+    bars = transformers_logging.is_progress_bar_enabled()
+    library.addHandler(handler)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield messages
+    finally:
+        library.removeHandler(handler)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,136 @@
+"""The loop: all stages train with it, and it knows no loss by name.
+
+One optimizer step: take the step's examples, make the counts of all micro-batches and ranks known to all, run each
+micro-batch and divide its sums by the global counts, clip, stop *before* the update if anything is not finite, set the learning
+rate, update. What else happens now and then (log, save, evaluate) is in :mod:`engine.fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.keyed import key
+from engine.objective import Objective, Term
+from engine.order import Cursor, StepData
+
+
+class DivergedError(RuntimeError):
+    """A loss or gradient is not finite; the weights are those before the step."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one optimizer step did."""
+
+    step: int
+    """Updates done so far, this one included."""
+    terms: list[tuple[dict[str, Term], dict[str, int]]]
+    """This rank's sums (on the device) and counts, per micro-batch."""
+    learning_rate: float
+    gradient_norm: Tensor
+    """Global norm before clipping, on the device."""
+    num_examples: int
+    num_tokens: int
+    flops: float
+    """Of this rank."""
+    cursor: Cursor
+    """Where the next step's examples start."""
+    stop: bool
+    """Some rank was asked to stop; all ranks see it after the same step."""
+
+
+class HostSum:
+    """Adds small integers over all ranks on the host, without waiting for the device."""
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+
+    def __call__(self, values: dict[str, int]) -> dict[str, int]:
+        """The values summed over the ranks, which all give the same names."""
+        if self._group is None:
+            return values
+        summed = torch.tensor([values[name] for name in sorted(values)], dtype=torch.int64)
+        dist.all_reduce(summed, group=self._group)
+        return dict(zip(sorted(values), summed.tolist(), strict=True))
+
+
+def training_steps(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Iterable[StepData],
+    *,
+    learning_rate: Callable[[int], float],
+    max_gradient_norm: float,
+    seed: int,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Iterator[StepInfo]:
+    """Train on the data, one optimizer step at a time; ``objective`` is prepared by the accelerator.
+
+    Raises ``DivergedError`` before an update with a gradient that is not finite.
+    """
+    host_sum, plain = HostSum(), accelerator.unwrap_model(objective)
+    assert isinstance(plain, Objective)
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    for item in data:
+        counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
+        # Dropout depends on seed, step and rank alone: nothing to store, nothing to replay on resume.
+        torch.manual_seed(int(key(seed, item.step, accelerator.process_index) >> 1))
+        done, flops = [], 0.0
+        for turn, batch in enumerate(item.micro_batches):
+            last = turn == len(item.micro_batches) - 1
+            with nullcontext() if last else accelerator.no_sync(objective):
+                terms = objective(batch.to(accelerator.device))
+                accelerator.backward(_loss(terms, counts) * accelerator.num_processes)
+            done.append(({n: Term(t.total.detach(), t.count, t.weight) for n, t in terms.items()}, batch.counts))
+            flops += plain.flops(batch)
+        norm = nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True)
+        rate = learning_rate(item.step)
+        if not torch.isfinite(norm):
+            raise DivergedError(_diverged(item.step, rate, norm, done))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield StepInfo(
+            step=item.step + 1,
+            terms=done,
+            learning_rate=rate,
+            gradient_norm=norm,
+            num_examples=item.num_examples,
+            num_tokens=item.num_tokens,
+            flops=flops,
+            cursor=item.cursor,
+            stop=counts["stop"] > 0,
+        )
+
+
+def _counts(item: StepData) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for batch in item.micro_batches:
+        for name, count in batch.counts.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _loss(terms: dict[str, Term], counts: dict[str, int]) -> Tensor:
+    """This micro-batch's share of the step's loss. A step without any target of a kind gives 0 for it, not 0/0."""
+    shares = [term.total * (term.weight / max(1, counts[term.count])) for term in terms.values() if term.weight]
+    return torch.stack(shares).sum()
+
+
+def _diverged(step: int, rate: float, norm: Tensor, done: list[tuple[dict[str, Term], dict[str, int]]]) -> str:
+    broken = sorted({name for terms, _ in done for name, term in terms.items() if not torch.isfinite(term.total)})
+    what = f"the loss {', '.join(broken)}" if broken else "the gradient"
+    return (
+        f"step {step + 1}: {what} is not finite (gradient norm {norm.item()}, learning rate {rate:.3g}); the weights were not "
+        "updated and the last checkpoint is whole. A lower optim.learning_rate, a longer optim.warmup or run.precision=fp32 usually helps"
+    )

@@ -1,0 +1,72 @@
+"""What the loop knows of a loss: named sums, and the counts that normalise them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engine.batch import PackedBatch
+from engine.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Term:
+    """One sum over a micro-batch."""
+
+    total: Tensor
+    """Scalar sum, never a mean."""
+    count: str
+    """Name in ``PackedBatch.counts`` of what the total is divided by, over all micro-batches and ranks."""
+    weight: float = 1.0
+    """Share in the loss; 0 for what is only reported, such as an accuracy."""
+
+
+class Objective(nn.Module, ABC):
+    """Owns everything that is trained; a frozen teacher, where there is one, stays outside ``state_dict``."""
+
+    @abstractmethod
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """Sums of the batch by name. The same names in every batch."""
+
+    @abstractmethod
+    def exported(self) -> PreTrainedModel:
+        """The stock model that leaves the run."""
+
+    @abstractmethod
+    def flops(self, batch: PackedBatch) -> float:
+        """Floating-point operations of a training step on the batch (forward and backward, matrix products only)."""
+
+
+class Source(Protocol):
+    """Examples, drawn block by block; a block is what fits into memory comfortably."""
+
+    num_blocks: int
+
+    def plan(self, epoch: int, block: int) -> np.ndarray:
+        """The block's examples as rows of a structured array with at least ``length`` (tokens) and ``key`` (uint64)."""
+        ...
+
+    def collate(self, rows: np.ndarray) -> PackedBatch:
+        """The packed batch of some rows: a function of the rows alone."""
+        ...
+
+
+def objective_module(package: str, section: Mapping[str, Any]) -> Any:
+    """The module ``package.<type>`` that a section such as ``{type: bert}`` names; there is no registry to keep.
+
+    Raises ``ConfigError`` that lists the modules there are.
+    """
+    found = importlib.import_module(package)
+    names = sorted(module.name for module in pkgutil.iter_modules(found.__path__))
+    name = section.get("type")
+    if name not in names:
+        raise ConfigError(f"objective.type: given {name!r}; there are: {', '.join(names)} (one file each in {package})")
+    return importlib.import_module(f"{package}.{name}")

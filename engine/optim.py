@@ -1,0 +1,120 @@
+"""Optimizers, parameter groups and learning rates as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from engine.config import Duration, Section
+
+
+class OptimSection(Section):
+    """The optimizer and its learning rate."""
+
+    algorithm: Literal["bert_adam", "adamw"] = "bert_adam"
+    """``bert_adam``: BERT's own, without bias correction; ``adamw``: torch's."""
+    learning_rate: float = 1e-4
+    """Peak."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    epsilon: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled; LayerNorms and biases are exempt."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"] = "bert"
+    """How the learning rate moves after warm-up; see :func:`learning_rate`."""
+    warmup: Duration = Duration("1%")
+    """Linear warm-up from 0."""
+    cooldown: Duration = Duration("10%")
+    """Last stretch of ``warmup_stable_decay``."""
+
+
+class BertAdam(torch.optim.AdamW):
+    """Adam as BERT's and ELECTRA's code has it: no bias correction, epsilon outside the root, decay times the rate.
+
+    Torch's update divides the moments by ``1 - beta**step``. At a step count where both round to 1 nothing is corrected, and
+    the fused kernel computes the original: ``p -= lr * (m / (sqrt(v) + eps) + wd * p)``. The counter is kept as float32, where
+    adding 1 to 1e9 changes nothing.
+    """
+
+    _never_corrected = 1e9
+
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": torch.tensor(self._never_corrected, dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+_EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
+
+    Embeddings are decayed, as in the original.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[_EXEMPT.search(name) is None].append(parameter)
+    return [
+        {"params": groups[True], "weight_decay": weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over all trainable parameters of a model."""
+    groups = parameter_groups(model, section.weight_decay)
+    settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
+    if section.algorithm == "bert_adam":
+        return BertAdam(groups, **settings)
+    return torch.optim.AdamW(groups, **settings, fused=True)
+
+
+def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each update, counted from 0, as a pure function.
+
+    With T steps, W of warm-up and C of cooldown, for the update t as a share of the peak:
+
+    - ``bert``: t/W, then 1 - t/T; it jumps down where warm-up ends (optimization.py of the BERT repository).
+    - ``electra``: (1 - t/T) * min(1, t/W).
+    - ``linear``: t/W, then (T - t) / (T - W), what transformers calls linear.
+    - ``cosine``: t/W, then half a cosine to 0.
+    - ``inverse_sqrt``: t/W, then sqrt(W/t), "noam" (Vaswani et al. 2017, 5.3).
+    - ``warmup_stable_decay``: t/W, then 1, then linear to 0 over the last C steps.
+    """
+    total = max(1, total_steps)
+    warmup = section.warmup.to_steps(total_steps=total)
+    cooldown = max(1, section.cooldown.to_steps(total_steps=total))
+    if warmup > total:
+        raise ValueError(f"optim.warmup: {warmup} steps are more than the run's {total}; give fewer, or a percentage")
+    after: dict[str, Callable[[int], float]] = {
+        "bert": lambda t: 1 - t / total,
+        "electra": lambda t: 1 - t / total,
+        "linear": lambda t: (total - t) / max(1, total - warmup),
+        "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * (t - warmup) / max(1, total - warmup))),
+        "inverse_sqrt": lambda t: math.sqrt(max(1, warmup) / max(1, t)),
+        "warmup_stable_decay": lambda t: min(1.0, (total - t) / cooldown),
+    }
+    shape = after[section.schedule]
+
+    def rate(step: int) -> float:
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        if section.schedule == "electra":
+            return section.learning_rate * shape(step) * rise
+        return section.learning_rate * (rise if step < warmup else shape(step))
+
+    return rate

@@ -1,0 +1,172 @@
+"""Which examples a step takes, and how ranks and micro-batches share them: a pure function of (seed, step).
+
+The examples of a phase form an endless stream: epoch after epoch, the blocks of an epoch in order (the source permutes
+what they hold), the rows of a block in a keyed permutation. A place in the stream is a cursor of three integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from engine.batch import PackedBatch
+from engine.config import Section
+from engine.keyed import Permutation
+from engine.objective import Source
+
+
+class Phase(Section):
+    """A stretch of training with one batch size and one sequence length."""
+
+    share: float = 1.0
+    """Share of the run's steps."""
+    batch_size: int = 256
+    """Examples in one optimizer step, over all processes and micro-batches."""
+    sequence_length: int = 128
+    """Longest example in tokens, special tokens included."""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in a stream of examples."""
+
+    phase: int = 0
+    epoch: int = 0
+    block: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One rank's part of one optimizer step."""
+
+    step: int
+    micro_batches: list[PackedBatch]
+    num_examples: int
+    """Examples of the step over all ranks."""
+    num_tokens: int
+    """Tokens of the step over all ranks."""
+    cursor: Cursor
+    """Where the next step starts."""
+
+
+class Stream:
+    """The endless stream of a source's examples."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
+        self._held: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def rows(self, epoch: int, block: int) -> np.ndarray:
+        """A block's examples in the order in which they are trained."""
+        if self._held is None or self._held[0] != (epoch, block):
+            plan = self.source.plan(epoch, block)
+            order = Permutation(len(plan), self.seed, epoch, block)(np.arange(len(plan))) if len(plan) else []
+            self._held = ((epoch, block), plan[order])
+        return self._held[1]
+
+    def take(self, cursor: Cursor, number: int) -> tuple[np.ndarray, Cursor]:
+        """The next ``number`` rows from a cursor on, and the cursor behind them."""
+        epoch, block, offset = cursor.epoch, cursor.block, cursor.offset
+        parts: list[np.ndarray] = []
+        missing, barren = number, 0
+        while missing:
+            rows = self.rows(epoch, block)
+            part = rows[offset : offset + missing]
+            parts.append(part)
+            missing -= len(part)
+            offset += len(part)
+            if offset == len(rows):
+                block, offset = block + 1, 0
+                if block == self.source.num_blocks:
+                    epoch, block = epoch + 1, 0
+            barren = 0 if len(part) else barren + 1
+            assert barren <= self.source.num_blocks, "a source without examples must be refused where it is built"
+        return np.concatenate(parts), Cursor(cursor.phase, epoch, block, offset)
+
+
+def shares(lengths: np.ndarray, micro_batch_tokens: int, num_ranks: int, rank: int) -> list[np.ndarray]:
+    """Split the examples of a step, of the given lengths, into one rank's micro-batches: arrays of indices.
+
+    All ranks get the same number of micro-batches, each as near to ``micro_batch_tokens`` as equal shares allow. Examples
+    are dealt by length, so that a micro-batch holds similar lengths and the ranks' micro-batches of a turn the same work.
+    """
+    assert len(lengths) >= num_ranks, "fewer examples than processes must be refused in the configuration"
+    order = np.argsort(-lengths, kind="stable")
+    turns = -(-int(lengths.sum()) // (num_ranks * micro_batch_tokens))
+    turns = max(1, min(turns, len(lengths) // num_ranks))
+    parts = turns * num_ranks
+    middles = np.cumsum(lengths[order]) - lengths[order] / 2
+    part = (middles * parts / lengths.sum()).astype(np.int64)
+    last = -1
+    for i, wanted in enumerate(part.tolist()):
+        # Where a few long examples would take two shares each, every part still gets one.
+        last = min(max(wanted, last, parts - (len(part) - i)), last + 1)
+        part[i] = last
+    return [order[part == turn * num_ranks + rank] for turn in range(turns)]
+
+
+class Steps(Dataset[StepData]):
+    """Maps a step's number to one rank's data; knows one place in the stream and walks on from there."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        phases: list[Phase],
+        *,
+        total_steps: int,
+        seed: int,
+        micro_batch_tokens: int,
+        num_ranks: int = 1,
+        rank: int = 0,
+        start: tuple[int, Cursor] = (0, Cursor()),
+    ) -> None:
+        self.phases, self.total_steps = phases, total_steps
+        self.streams = [Stream(source, seed) for source in sources]
+        self.micro_batch_tokens, self.num_ranks, self.rank = micro_batch_tokens, num_ranks, rank
+        self._start = self._place = start
+        ends = np.round(np.cumsum([phase.share for phase in phases]) / sum(p.share for p in phases) * total_steps)
+        self._phase_ends = ends.astype(np.int64)
+
+    def phase_at(self, step: int) -> int:
+        """Index of the phase that a step belongs to."""
+        return min(int(np.searchsorted(self._phase_ends, step, side="right")), len(self.phases) - 1)
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+    def __getitem__(self, step: int) -> StepData:
+        if step < self._place[0]:
+            self._place = self._start
+        at, cursor = self._place
+        rows = np.empty(0)
+        for current in range(at, step + 1):
+            phase = self.phase_at(current)
+            if phase != cursor.phase:
+                # A new phase has examples of its own; it opens with a fresh epoch, never one that was drawn before.
+                cursor = Cursor(phase, cursor.epoch + 1)
+            rows, cursor = self.streams[phase].take(cursor, self.phases[phase].batch_size)
+        self._place = (step + 1, cursor)
+        source = self.streams[self.phase_at(step)].source
+        split = shares(rows["length"].astype(np.int64), self.micro_batch_tokens, self.num_ranks, self.rank)
+        return StepData(step, [source.collate(rows[part]) for part in split], len(rows), int(rows["length"].sum()), cursor)
+
+
+def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Iterator[StepData]:
+    """The steps from ``start`` on, prepared ahead by ``num_workers`` processes; their number changes nothing else."""
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(start, len(steps)),
+        num_workers=num_workers,
+        pin_memory=False,
+        prefetch_factor=4 if num_workers else None,
+        persistent_workers=False,
+    )
+    for data in loader:
+        if pin_memory:
+            data.micro_batches[:] = [batch.pin_memory() for batch in data.micro_batches]
+        yield data

@@ -1,0 +1,191 @@
+"""A run: its section, its directory, the processes and threads it runs with, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from engine.config import ConfigError, Section
+from engine.environment import num_cores
+from engine.files import write_text
+
+logger = logging.getLogger(__name__)
+
+
+class RunSection(Section):
+    """Where a run lives and what it runs on."""
+
+    name: str | None = None
+    """Folder under ``run.dir``; without one it is taken from the configuration files."""
+    dir: Path = Path("runs")
+    """Folder of all runs."""
+    data_dir: Path = Path("data")
+    """Folder of corpora, prepared corpora and downloaded tasks."""
+    seed: int = 12345
+    """Everything random follows from it."""
+    threads: int | None = None
+    """CPU threads of each process; without it torch's choice, or an equal share of the cores if there are several."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """``bf16`` multiplies matrices in bfloat16, weights stay float32; ``auto`` does if the device does so natively."""
+    device: Literal["auto", "cpu"] = "auto"
+    """``cpu`` ignores a GPU."""
+
+
+def start_accelerator(section: RunSection) -> Accelerator:
+    """Set threads and memory up, then start accelerate; what was chosen, and why, goes to the log."""
+    on_gpu = section.device == "auto" and torch.accelerator.is_available()
+    precision, reason = choose_precision(section.precision, on_gpu=on_gpu)
+    # Unless it is told of the CPU, accelerate takes the processes of torchrun for that many runs of one process.
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if section.threads is not None:
+        torch.set_num_threads(section.threads)
+    elif local_processes > 1 and not on_gpu:
+        torch.set_num_threads(max(1, num_cores() // local_processes))
+    keep_large_blocks()
+    if accelerator.is_main_process:
+        logger.info("precision %s (%s)", precision, reason)
+        processes, threads = accelerator.num_processes, torch.get_num_threads()
+        logger.info("processes: %d, device: %s, CPU threads of each: %d", processes, accelerator.device, threads)
+    return accelerator
+
+
+def choose_precision(given: Literal["auto", "bf16", "fp32"], *, on_gpu: bool) -> tuple[Literal["bf16", "fp32"], str]:
+    """The precision to multiply in, and the reason in words."""
+    if on_gpu:
+        name = "GPU"
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # private, but torch offers nothing else; where they are missing or the CPU is no x86, float32 is safe
+        name, checks = "CPU", ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    fact = f"this {name} {'multiplies' if native else 'does not multiply'} bfloat16 natively"
+    if given == "auto":
+        return ("bf16" if native else "fp32"), fact
+    return given, f"as configured; {fact}"
+
+
+def keep_large_blocks() -> None:
+    """Keep freed memory in the process instead of returning it to the system.
+
+    By default glibc maps every large tensor anew and unmaps it when freed, so each step pays for zeroing the same pages
+    again; on the CPU that is 10 to 30 % of a training step. Other C libraries have no such switch, and are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: only blocks above 1 GiB are mapped singly
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+
+
+class RunDirectory:
+    """The folder of one run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``export/``, ``finished.json``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self.metrics_file = path / "metrics.jsonl"
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config_text: str,
+        *,
+        ignore: Sequence[str] = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "tracking"),
+        is_main: bool = True,
+    ) -> RunDirectory:
+        """Open the folder of the run with this configuration (YAML), to start it or to resume it.
+
+        ``ignore`` names keys, or whole sections, that may differ when a run is resumed. All processes call this and
+        check alike, so that all of them fail or none; only the main one writes. Let them meet at a barrier after it.
+        Raises ``ConfigError`` if the folder belongs to something else.
+        """
+        config_file = path / "config.yaml"
+        if config_file.exists():
+            changes = _changes(config_file.read_text(encoding="utf-8"), config_text, ignore)
+            if changes:
+                listing = "\n".join(f"  - {change}" for change in changes)
+                raise ConfigError(
+                    f"{path} holds a run with another configuration:\n{listing}\n"
+                    "Give this run another name (run.name=...), use the old values to resume, or delete the folder."
+                )
+        elif path.exists() and (not path.is_dir() or any(not e.name.startswith("config.yaml") for e in path.iterdir())):
+            raise ConfigError(
+                f"{path} exists and is not a run (it has no config.yaml); give another run.name or run.dir, or move it"
+            )
+        elif is_main:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(config_file, config_text)
+        return cls(path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``finish`` was called, by this process or an earlier one."""
+        return (self.path / "finished.json").exists()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the finished run was finished with."""
+        return json.loads((self.path / "finished.json").read_text(encoding="utf-8"))
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Mark the run as finished; the last thing it writes."""
+        write_text(self.path / "finished.json", json.dumps(results, indent=1))
+
+
+def _changes(old: str, new: str, ignore: Sequence[str]) -> list[str]:
+    before, after = (dict(_flat(yaml.safe_load(text) or {})) for text in (old, new))
+    keys = [k for k in {**before, **after} if not any(k == i or k.startswith(f"{i}.") for i in ignore)]
+
+    def shown(values: dict[str, Any], key: str) -> str:
+        return repr(values[key]) if key in values else "nothing"
+
+    pairs = [(key, shown(before, key), shown(after, key)) for key in keys]
+    return [f"{key}: {there} there, {here} given" for key, there, here in pairs if there != here]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT (Ctrl-C) into a flag that the loop looks at; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        """Name of the first signal that came."""
+        self._first_at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.requested is None:
+            self.requested, self._first_at = signal.Signals(number).name, now
+        # Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun: within a second they are one.
+        elif number == signal.SIGINT and now - self._first_at > 1:
+            raise KeyboardInterrupt

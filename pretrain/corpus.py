@@ -1,0 +1,115 @@
+"""Text to documents: files of every supported kind become one stream of documents, read in bounded memory.
+
+A document is a list of paragraphs, stripped and never empty. Apart from that the text is left as it is.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BeforeValidator, Field
+
+from engine.config import Section
+from pretrain import pydocs
+from pretrain.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
+
+Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""A list of strings; one string alone stands for a list of one."""
+
+
+class CorpusSection(Section):
+    """Where the text comes from."""
+
+    path: Paths = Field(["python-docs"], min_length=1)
+    """Files, folders, globs, `hub:owner/name` or `hub:owner/name/config`, or `python-docs`, the embedded corpus."""
+    valid: Paths = Field([])
+    """Held-out text, given as `path` is; when empty, a share of the documents is held out."""
+    holdout: float = Field(0.02, gt=0, lt=1)
+    """Share of the documents held out, chosen by their content."""
+    documents: Literal["blank_line", "file"] = "blank_line"
+    """What ends a document in a .txt file: a blank line, or the end of the file. A line is a paragraph."""
+    text: str = "text"
+    """Column that holds the text in jsonl, csv, tsv and parquet; a row is a document, a line in it a paragraph."""
+    undecodable: Literal["fail", "replace"] = "fail"
+    """What to do with bytes that are not UTF-8."""
+    language: str = "en"
+    """Language code for sentence splitting."""
+
+
+@dataclass
+class ReadReport:
+    """What has been read so far."""
+
+    files: int = 0
+    documents: int = 0
+    paragraphs: int = 0
+    characters: int = 0
+    undecodable: int = 0
+    """Lines (or rows) in which bytes were replaced."""
+
+
+def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadReport) -> Iterator[list[str]]:
+    """Stream the documents of ``paths`` (entries of ``section.path`` or ``.valid``) and count them in ``report``.
+
+    Raises ``ValueError`` that names the file, the line and the remedy where the input cannot be used.
+    """
+    for source in resolve(paths):
+        report.files += 1
+        if source == "python-docs":
+            documents = pydocs.read_documents()
+        elif isinstance(source, str):
+            documents = map(str.splitlines, _read_hub(source, section.text))
+        else:
+            documents = read_file(source, section, report)
+        for document in documents:
+            paragraphs = [text for text in map(str.strip, document) if text]
+            if paragraphs:
+                longest = max(map(len, paragraphs))
+                if longest > MAX_PARAGRAPH:
+                    raise ValueError(f"{source}: document {report.documents + 1}: {too_long(longest)}")
+                report.documents += 1
+                report.paragraphs += len(paragraphs)
+                report.characters += sum(map(len, paragraphs))
+                yield paragraphs
+
+
+def resolve(paths: Iterable[str]) -> list[str | Path]:
+    """Expand folders and globs, sorted, each file once; `hub:` entries and `python-docs` stay strings."""
+    sources: dict[str | Path, None] = {}
+    for entry in paths:
+        path = Path(entry).expanduser()
+        if entry == "python-docs" or entry.startswith("hub:"):
+            sources[entry] = None
+        elif path.is_file():
+            if not path.name.lower().endswith(SUFFIXES):
+                raise ValueError(f"{entry}: unknown kind of file; a text file ends with one of {', '.join(SUFFIXES)}")
+            sources[path] = None
+        else:
+            if path.is_dir():
+                found = [file for file in path.rglob("*") if file.is_file()]
+            elif glob.has_magic(entry):
+                found = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+            else:
+                raise ValueError(
+                    f"{entry}: no such file or folder; give a file, folder, glob, hub:owner/name or python-docs"
+                )
+            usable = sorted(file for file in found if file.name.lower().endswith(SUFFIXES))
+            if not usable:
+                raise ValueError(f"{entry}: no text found in {len(found)} files; looked for {', '.join(SUFFIXES)}")
+            sources.update(dict.fromkeys(usable))
+    return list(sources)
+
+
+def _read_hub(source: str, column: str) -> Iterator[str]:
+    import datasets
+
+    owner, _, rest = source.removeprefix("hub:").partition("/")
+    name, _, config = rest.partition("/")
+    if not owner or not name:
+        raise ValueError(f"{source}: a data set of the Hub is given as hub:owner/name or hub:owner/name/config")
+    for row in datasets.load_dataset(f"{owner}/{name}", config or None, split="train", streaming=True):
+        yield cell(source, cast(dict[str, Any], row), column)

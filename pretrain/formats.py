@@ -1,0 +1,193 @@
+"""The file formats: one file to the documents in it, with errors that name the line and the remedy."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import zstandard
+
+if TYPE_CHECKING:
+    from pretrain.corpus import CorpusSection, ReadReport
+
+MAX_PARAGRAPH = 1_000_000
+"""Characters; a longer line is no paragraph, but a file without line breaks."""
+MAX_ROW = 64_000_000
+"""Bytes of a row of a table, and characters of a document."""
+_FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+_PACKED = ("", ".gz", ".xz", ".zst")
+SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in _PACKED), ".parquet")
+"""What a file's name may end with."""
+
+
+def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterator[list[str]]:
+    """Yield the documents of one file, as lists of lines that may be blank."""
+    kind = next(suffix for suffix in path.suffixes[::-1] if suffix.lower() in (*_FORMATS, ".parquet")).lower()
+    if kind == ".parquet":
+        yield from map(str.splitlines, _read_parquet(path, section.text))
+        return
+    try:
+        with _open(path) as stream:
+            if kind == ".txt":
+                lines = _lines(path, stream, MAX_PARAGRAPH, section, report)
+                yield from _split_documents(path, lines, section.documents)
+            elif kind in (".csv", ".tsv"):
+                lines = _lines(path, stream, MAX_ROW, section, report)
+                yield from map(str.splitlines, _read_table(path, lines, section.text, kind))
+            else:
+                lines = _lines(path, stream, MAX_ROW, section, report)
+                yield from map(str.splitlines, _read_json(path, lines, section, report))
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise ValueError(f"{path}: damaged or cut short: {error}; fetch or compress the file again") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if suffix == ".xz":
+        return lzma.open(path, "rb")
+    if suffix == ".zst":
+        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+        return io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)
+    return path.open("rb")
+
+
+def _lines(path: Path, stream: IO[bytes], limit: int, section: CorpusSection, report: ReadReport) -> Iterator[str]:
+    """Decoded lines; one that is too long, or is not UTF-8, is an error with its number."""
+    limit_bytes = 4 * limit if limit == MAX_PARAGRAPH else limit
+    number = 0
+    while raw := stream.readline(limit_bytes + 1):
+        number += 1
+        if len(raw) > limit_bytes:
+            raise ValueError(f"{path}:{number}: {too_long(len(raw), 'line')}")
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            if section.undecodable == "fail":
+                bad = 1 + sum(not _is_utf8(rest) for rest in iter(lambda: stream.readline(limit_bytes), b""))
+                raise ValueError(
+                    f"{path}: {bad} line{'s' * (bad > 1)} not UTF-8, the first is line {number}; "
+                    "re-encode the file (iconv -t utf-8) or set data.undecodable=replace"
+                ) from None
+            report.undecodable += 1
+            line = raw.decode("utf-8", errors="replace")
+        if len(line) > limit:
+            raise ValueError(f"{path}:{number}: {too_long(len(line))}")
+        yield line
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def too_long(length: int, what: str = "paragraph") -> str:
+    """Message for a paragraph or line over the limit."""
+    return (
+        f"a {what} of {length:,} or more characters; at most {MAX_PARAGRAPH:,} are allowed in a paragraph: "
+        "put one paragraph on a line"
+    )
+
+
+def _split_documents(path: Path, lines: Iterable[str], documents: str) -> Iterator[list[str]]:
+    paragraphs: list[str] = []
+    size = 0
+    for number, line in enumerate(lines, 1):
+        if not line.isspace():
+            paragraphs.append(line)
+            size += len(line)
+            if size > MAX_ROW:
+                raise ValueError(
+                    f"{path}:{number}: a document of more than {MAX_ROW:,} characters; separate documents by "
+                    "blank lines, or use a .jsonl file with one document a line"
+                )
+        elif documents == "blank_line":
+            yield paragraphs
+            paragraphs, size = [], 0
+    yield paragraphs
+
+
+def _column(where: str, column: str, columns: Iterable[str]) -> str:
+    known = ", ".join(map(repr, columns)) or "none"
+    return f"{where}: no column {column!r}; there are: {known}; set data.text to one of them"
+
+
+def _read_json(path: Path, lines: Iterable[str], section: CorpusSection, report: ReadReport) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
+        if not isinstance(row, dict):
+            remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""
+            raise ValueError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
+        text = cell(f"{path}:{number}", row, section.text)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # "\ud800" is valid JSON, but half a character: nothing can encode it.
+            if section.undecodable == "fail":
+                raise ValueError(
+                    f"{path}:{number}: half a surrogate pair in the text; repair it or set data.undecodable=replace"
+                ) from None
+            report.undecodable += 1
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield text
+
+
+def cell(where: str, row: dict[str, Any], column: str) -> str:
+    """The text of a row, empty when it is null; ``ValueError`` without such a column or when it holds no text."""
+    if column not in row:
+        raise ValueError(_column(where, column, row))
+    text = row[column]
+    if not isinstance(text, str | None):
+        raise ValueError(f"{where}: {column!r} holds a {type(text).__name__}, not text; set data.text to a text column")
+    return text or ""
+
+
+def _read_table(path: Path, lines: Iterable[str], column: str, kind: str) -> Iterator[str]:
+    """Quoting is csv's; in a .tsv file a quotation mark is an ordinary character."""
+    csv.field_size_limit(MAX_ROW)
+    if kind == ".tsv":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+        if column not in header:
+            raise ValueError(_column(f"{path}", column, header))
+        index = header.index(column)
+        for row in reader:
+            if row and len(row) != len(header):
+                raise ValueError(f"{path}:{reader.line_num}: {len(row)} fields where the header has {len(header)}")
+            yield row[index] if row else ""
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: {error}; is a quotation mark left open?") from None
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise ValueError(_column(f"{path}", column, file.schema_arrow.names))
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    yield cell(f"{path}", {column: text}, column)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from error

@@ -1,0 +1,68 @@
+"""The size of an encoder, its initialisation and its arithmetic."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+from torch import nn
+
+from engine.batch import PackedBatch
+from engine.config import Section
+
+
+class ModelSection(Section):
+    """Size of the encoder, in the terms of transformers' configurations. Defaults are BERT-Base."""
+
+    num_hidden_layers: int = 12
+    """Transformer layers."""
+    hidden_size: int = 768
+    """Width."""
+    num_attention_heads: int = 12
+    """Must divide the width."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layers; 4 times the width where not given."""
+    hidden_act: str = "gelu_pytorch_tanh"
+    """BERT's and ALBERT's code use the tanh approximation of GELU, ELECTRA's the exact one ("gelu")."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout of embeddings and layer outputs; 0 trains faster and is what many pretrain small encoders with."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout of attention probabilities."""
+    max_position_embeddings: int = 512
+    """Rows of the position table: the longest sequence the model can ever read."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSection:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+    def sizes(self) -> dict[str, int | float | str]:
+        """Keyword arguments for a transformers configuration."""
+        return self.model_dump() | {"intermediate_size": self.intermediate_size or 4 * self.hidden_size}
+
+
+def initialize(model: nn.Module, std: float = 0.02) -> None:
+    """Truncated normal weights (cut at two deviations) and zero biases, as BERT's code has it.
+
+    Transformers draws from the untruncated normal. LayerNorms keep 1 and 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def encoder_flops(sizes: ModelSection, batch: PackedBatch) -> float:
+    """Multiply-adds times two of one forward pass through the layers: four projections, feed-forward, scores and values."""
+    width, inner = sizes.hidden_size, sizes.intermediate_size or 4 * sizes.hidden_size
+    per_token = 2 * (4 * width**2 + 2 * width * inner)
+    return sizes.num_hidden_layers * (per_token * batch.num_tokens + 4 * width * batch.squared_lengths)
+
+
+def head_flops(width: int, vocab_size: int, rows: int, embedding_size: int | None = None) -> float:
+    """The same for the masked-word head over ``rows`` positions: one dense layer and the vocabulary projection."""
+    embedding_size = embedding_size or width
+    return 2.0 * rows * (width * embedding_size + embedding_size * vocab_size)
+

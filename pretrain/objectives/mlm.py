@@ -1,0 +1,141 @@
+"""Masked language modelling on full segments, without a sentence task (RoBERTa's way, Liu et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+
+from engine.attention import NAME
+from engine.batch import PackedBatch, pack
+from engine.config import Section
+from engine.dropout import use_cheap_dropout
+from engine.objective import Objective, Term
+from pretrain.examples import DocumentSource, FlatExamples
+from pretrain.masking import mask_tokens
+from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
+from pretrain.pairs import Tokens, full_segments
+
+
+class MaskingSection(Section):
+    """BERT's masking."""
+
+    rate: float = Field(0.15, gt=0, lt=1)
+    """Share of the tokens that are predicted; 0.3 works better for some (Wettig et al. 2023)."""
+    max_predictions: int | None = Field(None, gt=0)
+    """Most predictions in an example; the rate's share of a full sequence, rounded up, where not given (20 of 128, 77 of 512)."""
+    whole_words: bool = False
+    """Choose words, not tokens."""
+
+
+class Config(Section):
+    """Section of this objective."""
+
+    type: Literal["mlm"] = "mlm"
+    masking: MaskingSection = MaskingSection()
+
+
+def masked_batch(
+    section: MaskingSection, tokenizer: PreTrainedTokenizerBase, sequence_length: int, pairs: bool
+) -> Any:
+    """The function that masks flat examples and packs them, with pair labels where the objective has pairs."""
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    starts_word = np.array([not piece.startswith("##") for piece in pieces])
+    maximum = section.max_predictions or int(np.ceil(section.rate * sequence_length))
+
+    def finish(examples: FlatExamples) -> PackedBatch:
+        masked = mask_tokens(
+            examples.input_ids,
+            examples.lengths,
+            examples.keys,
+            ~examples.special,
+            rate=section.rate,
+            maximum=maximum,
+            mask_id=tokenizer.mask_token_id,
+            vocab_size=len(tokenizer),
+            starts_word=starts_word[examples.input_ids] if section.whole_words else None,
+        )
+        targets = {"masked_positions": masked.positions, "masked_ids": masked.labels}
+        counts = {"masked": len(masked.positions)}
+        if pairs:
+            targets["pair_labels"] = examples.labels
+            counts["pairs"] = len(examples.labels)
+        return pack(masked.input_ids, examples.token_type_ids, examples.lengths, targets=targets, counts=counts)
+
+    return finish
+
+
+def source(
+    config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
+) -> DocumentSource:
+    """Full segments, masked as BERT masks."""
+    return DocumentSource(
+        tokens,
+        seed=seed,
+        cls_id=tokenizer.cls_token_id,
+        sep_id=tokenizer.sep_token_id,
+        draw=lambda documents, epoch: full_segments(
+            tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
+        ),
+        finish=masked_batch(config.masking, tokenizer, sequence_length, pairs=False),
+    )
+
+
+def bert_config(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> BertConfig:
+    """The transformers configuration of a size, with the packed attention."""
+    return BertConfig(
+        **model.sizes(),
+        vocab_size=len(tokenizer),
+        type_vocab_size=2,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=NAME,
+    )
+
+
+def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Mlm:
+    """The objective with a freshly initialised model (torch's global generator)."""
+    return Mlm(model, BertForMaskedLM(bert_config(model, tokenizer)))
+
+
+def masked_lm_terms(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> dict[str, Term]:
+    """Sums of cross-entropy and of right guesses; the vocabulary projection sees the masked rows only.
+
+    ``hidden`` is (T, hidden size). The logits are compared in float32 whatever the precision of the model.
+    """
+    labels = batch.targets["masked_ids"]
+    logits = head(hidden[batch.targets["masked_positions"]]).float()
+    correct = (logits.detach().argmax(-1) == labels).sum()
+    return {
+        "mlm": Term(F.cross_entropy(logits, labels, reduction="sum"), "masked"),
+        "mlm_accuracy": Term(correct, "masked", weight=0.0),
+    }
+
+
+class Mlm(Objective):
+    """Masked language model alone."""
+
+    def __init__(self, sizes: ModelSection, model: BertForMaskedLM) -> None:
+        super().__init__()
+        self.sizes, self.model = sizes, model
+        initialize(model)
+        use_cheap_dropout(model)
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """Term ``mlm``: mean cross-entropy of the masked tokens."""
+        hidden = self.model.bert(**batch.model_inputs()).last_hidden_state[0]
+        return masked_lm_terms(self.model.cls.predictions, hidden, batch)
+
+    def exported(self) -> BertForMaskedLM:
+        """The masked language model."""
+        return self.model
+
+    @torch.no_grad()
+    def flops(self, batch: PackedBatch) -> float:
+        """Three times the forward pass: encoder and head."""
+        head = head_flops(self.sizes.hidden_size, self.model.config.vocab_size, batch.counts["masked"])
+        return 3 * (encoder_flops(self.sizes, batch) + head)

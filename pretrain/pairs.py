@@ -1,0 +1,180 @@
+"""Plans: which sentences form an example, drawn for a block of documents at once.
+
+A walk through a document is sequential (where a chunk starts depends on what was drawn before), but the walks of different
+documents are independent, so a block's walks advance in lockstep: one array operation moves all of them by one example.
+
+Every draw is a hash of (seed, epoch, document, turn of the walk), so a document's examples do not depend on the block.
+Positions in ``sentences`` and ``ids`` are those of :class:`pretrain.prepare.TokenArrays`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from engine.keyed import integers, key, uniform
+
+ROW = np.dtype(
+    [
+        ("a_start", np.int64),
+        ("a_length", np.int32),
+        ("b_start", np.int64),
+        ("b_length", np.int32),
+        ("label", np.int8),
+        ("length", np.int32),
+        ("key", np.uint64),
+    ]
+)
+"""An example: token ranges of its segments after truncation (a ``b_length`` of 0 means one segment), the pair's label, its
+length with special tokens, and the key of all further draws."""
+
+_TARGET, _TARGET_LENGTH, _SPLIT, _RANDOM, _DOCUMENT, _START, _FRONT = range(7)
+"""What a draw is for; part of its key."""
+
+
+class Tokens(Protocol):
+    """Token ids with sentence and document boundaries."""
+
+    ids: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+
+
+def next_sentence_pairs(
+    tokens: Tokens, documents: np.ndarray, *, sequence_length: int, short_probability: float, seed: int, epoch: int
+) -> np.ndarray:
+    """BERT's sentence pairs of some documents (``create_pretraining_data.py``; Devlin et al. 2019, A.2).
+
+    A walk fills a chunk with sentences up to a target length (the budget, or with ``short_probability`` a uniform length for
+    the whole document pass), splits it, and takes as B the rest of the chunk (label 0) or, for half of the chunks and all
+    chunks of one sentence, sentences from a random place of another document (label 1); the sentences of the chunk that a
+    random B displaced open the next chunk. Pairs are cut to the budget of ``sequence_length`` - 3.
+
+    One deviation: the other document is never the same one (the original gives up after ten draws, which matters only for a
+    handful of documents). Returns rows of ``ROW``.
+    """
+    budget = sequence_length - 3
+    sentences = tokens.sentences
+    parts = []
+    for walk, here, target, last, k in _walks(tokens, documents, budget, short_probability, seed, epoch):
+        end = _fill(sentences, here, target, last)
+        size = end - here
+        split = here + np.where(size == 1, 1, 1 + integers(np.maximum(size - 1, 1), k, _SPLIT))
+        is_random = (size == 1) | (uniform(k, _RANDOM) < 0.5)
+        a_start, a_end = sentences[here], sentences[split]
+        b_first, b_last = _random_next(tokens, documents[walk.index], target - (a_end - a_start), k)
+        b_start = sentences[np.where(is_random, b_first, np.minimum(split, end))]
+        b_end = sentences[np.where(is_random, b_last, end)]
+        parts.append(_truncate(a_start, a_end, b_start, b_end, is_random, budget, k))
+        walk.advance(np.where(is_random, split, end))
+    return np.concatenate(parts) if parts else np.empty(0, ROW)
+
+
+class _Walk:
+    """The walks still under way: index into the documents, and the sentence each stands at."""
+
+    def __init__(self, first: np.ndarray, last: np.ndarray) -> None:
+        self.index = np.flatnonzero(first < last)
+        self.here = first[self.index]
+        self._last = last
+
+    def advance(self, to: np.ndarray) -> None:
+        self.here = to
+        going = self.here < self._last[self.index]
+        self.index, self.here = self.index[going], self.here[going]
+
+
+def _walks(
+    tokens: Tokens, documents: np.ndarray, budget: int, short_probability: float, seed: int, epoch: int
+) -> Iterator[tuple[_Walk, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Turn by turn: the walks, where they stand, target lengths, ends of their documents, and keys of the turn."""
+    first, last = tokens.documents[documents], tokens.documents[documents + 1]
+    pass_key = key(seed, epoch, documents)
+    short = uniform(pass_key, _TARGET) < short_probability
+    # The original draws the short target once per call, that is once per pass through a document.
+    targets = np.where(short, 2 + integers(budget - 1, pass_key, _TARGET_LENGTH), budget)
+    walk, turn = _Walk(first, last), 0
+    while len(walk.index):
+        index = walk.index
+        yield walk, walk.here, targets[index], last[index], key(pass_key[index], turn)
+        turn += 1
+
+
+def _fill(sentences: np.ndarray, start: np.ndarray, target: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """End of the shortest run of sentences from ``start`` that reaches the target length; at least one sentence."""
+    reached = np.searchsorted(sentences, sentences[start] + target)
+    return np.minimum(np.maximum(reached, start + 1), last)
+
+
+def _random_next(tokens: Tokens, documents: np.ndarray, target: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sentences from a random place of another document, up to a target length: first and end, as sentence positions."""
+    number = len(tokens.documents) - 1
+    assert number > 1, "one document has no random next; the objective refuses such a corpus"
+    other = (documents + 1 + integers(number - 1, k, _DOCUMENT)) % number
+    first, last = tokens.documents[other], tokens.documents[other + 1]
+    start = first + integers(last - first, k, _START)
+    return start, _fill(tokens.sentences, start, target, last)
+
+
+def _truncate(
+    a_start: np.ndarray,
+    a_end: np.ndarray,
+    b_start: np.ndarray,
+    b_end: np.ndarray,
+    label: np.ndarray,
+    budget: int,
+    k: np.ndarray,
+) -> np.ndarray:
+    """Rows cut to the budget as if one token at a time went from the longer segment (B on a tie), front or back by a coin."""
+    a, b = a_end - a_start, b_end - b_start
+    excess = np.maximum(a + b - budget, 0)
+    uneven = np.minimum(excess, np.abs(a - b))
+    cut_a = np.where(a > b, uneven, 0) + (excess - uneven) // 2
+    cut_b = excess - cut_a
+    rows = np.empty(len(a), ROW)
+    rows["a_start"] = a_start + _coins(cut_a, key(k, _FRONT, 0))
+    rows["b_start"] = b_start + _coins(cut_b, key(k, _FRONT, 1))
+    rows["a_length"], rows["b_length"] = a - cut_a, b - cut_b
+    rows["label"], rows["key"] = label, k
+    rows["length"] = rows["a_length"] + rows["b_length"] + 3
+    return rows
+
+
+def _coins(number: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """How many of ``number`` fair coins fall on heads: the bits of as many hashed words as it takes."""
+    heads = np.zeros(len(number), np.int64)
+    left, word = number.copy(), 0
+    while (left > 0).any():
+        bits = np.clip(left, 0, 64)
+        mask = np.where(bits == 64, np.uint64(2**64 - 1), (np.uint64(1) << (bits % 64).astype(np.uint64)) - np.uint64(1))
+        heads += np.bitwise_count(key(k, word) & mask)
+        left, word = left - 64, word + 1
+    return heads
+
+
+def full_segments(tokens: Tokens, documents: np.ndarray, *, sequence_length: int, seed: int, epoch: int) -> np.ndarray:
+    """Segments of as many whole sentences as fit, within a document (Liu et al. 2019, 4.2, DOC-SENTENCES).
+
+    RoBERTa found this input format best and chose another only because it makes batches uneven, which packed batches do
+    not mind. A sentence longer than a segment is cut, not dropped. Returns rows of ``ROW`` without a second segment.
+    """
+    budget = sequence_length - 2
+    sentences = tokens.sentences
+    first, last = tokens.documents[documents], tokens.documents[documents + 1]
+    here, stop = sentences[first], sentences[last]
+    pass_key, parts, turn = key(seed, epoch, documents), [], 0
+    going = np.flatnonzero(here < stop)
+    while len(going):
+        start = here[going]
+        reach = np.minimum(start + budget, stop[going])
+        boundary = sentences[np.searchsorted(sentences, reach, side="right") - 1]
+        end = np.where(boundary > start, boundary, reach)
+        rows = np.zeros(len(going), ROW)
+        rows["a_start"], rows["a_length"], rows["length"] = start, end - start, end - start + 2
+        rows["key"] = key(pass_key[going], turn)
+        parts.append(rows)
+        here[going] = end
+        going, turn = going[here[going] < stop[going]], turn + 1
+    return np.concatenate(parts) if parts else np.empty(0, ROW)

@@ -1,0 +1,238 @@
+"""Documents to a prepared corpus: ``python -m pretrain.prepare a.yaml key=value``.
+
+First the tokenizer is trained on a sample, then all documents are cleared of repetitions, split into sentences and
+encoded. The folder is named by a hash of everything it is made from; it is built beside its place, continues after a
+kill where it stopped, and is moved into place when whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from pretrain import pydocs
+from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
+from pretrain.encode import Document, append, batched, document_key, encode_batches
+from pretrain.ledger import Ledger
+from pretrain.prepared import FORMAT, PreparedCorpus, corpus_report
+from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer, train_wordpiece
+
+_COMMIT_CHARACTERS = 16_000_000
+
+
+def prepare(
+    data: CorpusSection, tokenizer: TokenizerSection, cache: Path, workers: int | None = None
+) -> PreparedCorpus:
+    """Open the prepared corpus of these settings; made first, by ``workers`` processes, where ``cache`` has none."""
+    existing = load_tokenizer(tokenizer.path) if tokenizer.path else None
+    name = _name(data, tokenizer, existing)
+    folder, partial = cache / name, cache / f"{name}.partial"
+    if folder.exists():
+        return PreparedCorpus.open(folder)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with (partial / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second run of the same corpus waits here for the first
+            if not folder.exists():
+                _build(partial, data, tokenizer, existing, workers or os.cpu_count() or 1)
+                (partial / "corpus").rename(folder)
+                shutil.rmtree(partial)
+    except (OSError, sqlite3.OperationalError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left while preparing {partial}; free some, or set run.data_dir to another disk; "
+                "running again continues from there",
+            ) from error
+        raise
+    return PreparedCorpus.open(folder)
+
+
+def _name(data: CorpusSection, tokenizer: TokenizerSection, existing: PreTrainedTokenizerBase | None) -> str:
+    parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump(), tokenizer.model_dump()]
+    if existing is not None:
+        parts.append(cast(Any, existing).backend_tokenizer.to_str())
+    for source in resolve([*data.valid, *data.path]):
+        if isinstance(source, Path):
+            stat = source.stat()
+            parts.append([source.name, stat.st_size, stat.st_mtime_ns])
+        else:
+            parts.append([source, pydocs.fingerprint() if source == "python-docs" else None])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _build(
+    partial: Path,
+    data: CorpusSection,
+    section: TokenizerSection,
+    tokenizer: PreTrainedTokenizerBase | None,
+    workers: int,
+) -> None:
+    """Fill ``partial/corpus``; every step that is already there is kept."""
+    corpus = partial / "corpus"
+    if not (corpus / "tokenizer").exists():
+        if tokenizer is None:
+            _say("prepare: sampling text for the tokenizer")
+            sample = _sample(_progress(_documents(data, ReadReport())), section.sample_bytes)
+            _say(f"prepare: training {section.vocab_size} pieces on {len(sample)} documents")
+            tokenizer = train_wordpiece(sample, section)
+        shutil.rmtree(partial / "tokenizer", ignore_errors=True)
+        tokenizer.save_pretrained(partial / "tokenizer")
+        corpus.mkdir(exist_ok=True)
+        (partial / "tokenizer").rename(corpus / "tokenizer")
+    tokenizer = load_tokenizer(str(corpus / "tokenizer"))
+    report = ReadReport()
+    _say("prepare: encoding")
+    state = _encode_all(partial, data, tokenizer, report, workers)
+    unigrams = _count_tokens(corpus / "train" / "ids.bin", _dtype(tokenizer), len(tokenizer))
+    np.save(corpus / "unigrams.npy", unigrams)
+    files = sorted(file for file in corpus.rglob("*") if file.is_file() and file.name != "manifest.json")
+    manifest = {
+        "format": FORMAT,
+        "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
+        "read": asdict(report),
+        "duplicates": state["duplicates"],
+        "train": state["train"],
+        "valid": state["valid"],
+        "dtype": _dtype(tokenizer).name,
+        "vocab_size": len(tokenizer),
+        "tokenizer": _vocabulary_hash(tokenizer),
+        "files": {
+            file.relative_to(corpus).as_posix(): {"size": file.stat().st_size, "sha256": _file_hash(file)}
+            for file in files
+        },
+    }
+    (corpus / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _documents(data: CorpusSection, report: ReadReport) -> Iterator[Document]:
+    """All documents; held-out files first, so that what they share with the training text is dropped from that."""
+    for document in read_documents(data, data.valid, report):
+        yield True, document
+    for document in read_documents(data, data.path, report):
+        rank = int.from_bytes(document_key(document)[:8], "little")
+        yield not data.valid and rank < data.holdout * 2**64, document
+
+
+def _sample(documents: Iterable[Document], limit: int) -> list[str]:
+    """Training documents of up to ``limit`` bytes: those with the smallest hashes, whatever their order."""
+    kept: dict[int, str] = {}
+    size, threshold = 0, 2**64
+    for held_out, document in documents:
+        rank = int.from_bytes(document_key(document)[8:], "little")
+        if held_out or rank >= threshold or rank in kept:
+            continue
+        kept[rank] = "\n".join(document)
+        size += len(kept[rank].encode())
+        while size > limit and len(kept) > 1:
+            threshold //= 2
+            kept = {rank: text for rank, text in kept.items() if rank < threshold} or dict([min(kept.items())])
+            size = sum(len(text.encode()) for text in kept.values())
+    if not kept:
+        raise ValueError("the corpus holds no text to train on; check data.path and data.holdout")
+    return list(kept.values())
+
+
+def _encode_all(
+    partial: Path, data: CorpusSection, tokenizer: PreTrainedTokenizerBase, report: ReadReport, workers: int
+) -> dict[str, Any]:
+    """Append every document to the files, from where the ledger stands; the final state of the ledger."""
+    corpus = partial / "corpus"
+    files = []
+    for part in ("train", "valid"):
+        (corpus / part).mkdir(exist_ok=True)
+        files += [corpus / part / f"{name}.bin" for name in ("ids", "sentences", "documents")]
+    nothing = {"documents": 0, "sentences": 0, "tokens": 0}
+    duplicates = {"documents": 0, "paragraphs": 0}
+    state = {"consumed": 0, "duplicates": duplicates, "train": dict(nothing), "valid": dict(nothing)}
+    with Ledger(partial / "ledger.sqlite", files, state) as ledger:
+        documents = islice(_progress(_documents(data, report)), ledger.state["consumed"], None)
+        uncommitted = 0
+        if not ledger.state["consumed"]:
+            for file in files:
+                if file.name != "ids.bin":
+                    ledger.append(file, np.zeros(1, np.int64).tobytes())
+        for encoded in encode_batches(batched(documents), corpus / "tokenizer", data.language, workers):
+            append(ledger, corpus, encoded)
+            uncommitted += encoded.characters
+            if uncommitted >= _COMMIT_CHARACTERS:
+                ledger.commit()
+                uncommitted = 0
+        ledger.commit()
+        _check_parts(ledger.state, data)
+        return ledger.state
+
+
+def _check_parts(state: dict[str, Any], data: CorpusSection) -> None:
+    train, valid = state["train"]["documents"], state["valid"]["documents"]
+    if not train and not valid:
+        raise ValueError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")
+    if not train or not valid:
+        name = "training" if not train else "held-out"
+        raise ValueError(
+            f"no {name} text: of {train + valid} documents data.holdout={data.holdout} holds out {valid}; "
+            "set data.holdout so that both parts get some, or name held-out files in data.valid"
+            if not data.valid
+            else f"no {name} text: {'data.path' if not train else 'data.valid'} holds nothing new; give other files"
+        )
+
+
+def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
+    return WordEncoder(tokenizer).dtype
+
+
+def _count_tokens(ids: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+    counts = np.zeros(vocab_size, np.int64)
+    with ids.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            counts += np.bincount(np.frombuffer(chunk, dtype), minlength=vocab_size)
+    return counts
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _progress(documents: Iterator[Document]) -> Iterable[Document]:
+    return tqdm(documents, unit=" documents", unit_scale=True, disable=None)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Prepare the corpus of a pretraining configuration and print what is in it."""
+    from pretrain.config import load_config
+
+    config = load_config(arguments)
+    prepared = prepare(config.data, config.tokenizer, Path(config.run.data_dir))
+    print(f"{prepared.path}\n{corpus_report(prepared)}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,127 @@
+"""What a pretraining run shows: an example before it starts, numbers beside their baselines and a plot when it ends."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, pipeline
+
+from engine.batch import PackedBatch
+from engine.evaluate import HeldOut
+
+_LABELS = {"pair_labels": ("IsNext", "NotNext (random)")}
+
+
+def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> str:
+    """One example decoded, with its masks as ``[MASK<-original]`` and its pair label."""
+    start, end = batch.cu_seqlens[index : index + 2].tolist()
+    tokens = tokenizer.convert_ids_to_tokens(batch.input_ids[start:end].tolist())
+    positions = batch.targets["masked_positions"].tolist()
+    originals = tokenizer.convert_ids_to_tokens(batch.targets["masked_ids"].tolist())
+    masked = {p - start: original for p, original in zip(positions, originals, strict=True) if start <= p < end}
+    words: list[str] = []
+    for place, token in enumerate(tokens):
+        if place in masked:
+            words.append(f"{token}<-{masked[place]}" if token != masked[place] else f"{token}<-kept")
+        elif token.startswith("##") and words and place - 1 not in masked:
+            words[-1] += token[2:]
+        else:
+            words.append(token)
+    label = ""
+    for name, meanings in _LABELS.items():
+        if name in batch.targets:
+            label = f"\n  label: {meanings[int(batch.targets[name][index])]}"
+    return f"  {' '.join(words)}\n  {end - start} tokens, {len(masked)} predicted{label}"
+
+
+def baselines(held_out: HeldOut, unigrams: np.ndarray) -> dict[str, float]:
+    """What guessing without a model reaches on the same held-out examples.
+
+    ``mlm``: cross-entropy of the masked tokens under the training text's unigram distribution (add-one smoothed);
+    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy``: always the more frequent label; ``nsp``: the labels' entropy.
+    """
+    batches = held_out.batches()
+    masked = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
+    log_share = np.log((unigrams + 1) / (unigrams + 1).sum())
+    values = {
+        "mlm": float(-log_share[masked].mean()),
+        "mlm_accuracy": float((masked == int(np.argmax(unigrams))).mean()),
+    }
+    if "pair_labels" in batches[0].targets:
+        share = float(np.concatenate([batch.targets["pair_labels"].numpy() for batch in batches]).mean())
+        values["nsp_accuracy"] = max(share, 1 - share)
+        values["nsp"] = float(-sum(p * np.log(p) for p in (share, 1 - share) if p > 0))
+    return values
+
+
+def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
+    """Held-out numbers beside their baselines, as a Markdown table."""
+    names = {
+        "mlm": ("MLM loss (nats)", "unigram entropy"),
+        "mlm_accuracy": ("MLM accuracy", "most frequent token"),
+        "nsp": ("NSP loss (nats)", "label entropy"),
+        "nsp_accuracy": ("NSP accuracy", "majority class"),
+    }
+    rows = [
+        (title, f"{values[name]:.4f}", f"{baseline[name]:.4f}", what)
+        for name, (title, what) in names.items()
+        if name in values
+    ]
+    rows = [("held-out", "model", "baseline", "baseline is"), *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, title: str) -> None:
+    """Loss and accuracy over steps, training and held-out, with the baselines as lines."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            series[name].append((row["step"], value))
+    panels = [name for name in ("mlm", "mlm_accuracy", "nsp", "nsp_accuracy") if f"train/{name}" in series]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], panels, strict=True):
+        axis.plot(*zip(*series[f"train/{name}"], strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training")
+        if f"held_out/{name}" in series:
+            axis.plot(*zip(*series[f"held_out/{name}"], strict=True), "o-", color="tab:orange", markersize=4, label="held out")
+        if name in baseline:
+            axis.axhline(baseline[name], color="grey", linestyle="--", linewidth=1, label="baseline")
+        axis.set(title=name, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)
+
+
+def fill_masks(export: Path, sentences: list[str]) -> str:
+    """The exported model's three best guesses for [MASK] in each sentence, through transformers' own pipeline."""
+    fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
+    lines = []
+    with torch.no_grad():
+        for sentence in sentences:
+            guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
+            lines.append(f"  {sentence}\n    " + ", ".join(f"{g['token_str']} ({g['score']:.0%})" for g in guesses))
+    return "\n".join(lines)
+
+
+def model_card(name: str, table: str, facts: dict[str, str], config: str, picture: str) -> str:
+    """The export's README.md: what it is, how it was measured, and the configuration that makes it again."""
+    lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    return (
+        f"---\nlibrary_name: transformers\ntags:\n- bertillery\n- fill-mask\n---\n\n# {name}\n\n"
+        f"Pretrained from scratch with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
+        f"## Configuration\n\n```yaml\n{config}```\n"
+    )

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from engine.config import ConfigError, Duration, Section, describe, dump, read_values, validate
+
+
+class Optim(Section):
+    """Inner section."""
+
+    rate: float = 1e-4
+    """How fast."""
+    kind: Literal["adam", "sgd"] = "adam"
+
+
+class Top(Section):
+    """Outer section."""
+
+    optim: Optim = Optim()
+    length: Duration = Duration("3 epochs")
+    folder: Path = Path("runs")
+    betas: tuple[float, float] = (0.9, 0.999)
+    limit: int | None = None
+    needed: str
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_layers_are_merged_left_to_right(tmp_path: Path):
+    base = write(tmp_path, "base.yaml", "needed: base\noptim: {rate: 1.0, kind: sgd}\nlimit: 3\n")
+    over = write(tmp_path, "over.yaml", "optim: {rate: 2.0}\nlimit: null\n")
+    values, sources = read_values([base, over])
+    top = validate(Top, values, sources)
+    assert (top.needed, top.optim.rate, top.optim.kind, top.limit) == ("base", 2.0, "sgd", None)
+    assert sources["optim.rate"] == over
+    assert sources["optim.kind"] == base
+    values, _ = read_values([over, base, "optim.rate=3", "optim.rate=4"])
+    assert validate(Top, values).optim.rate == 4.0
+    values, _ = read_values(["optim.rate=4", base])
+    assert validate(Top, values).optim.rate == 1.0
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path):
+    assert read_values([write(tmp_path, "empty.yaml", "# nothing\n")]) == ({}, {})
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5E-5", "5.0e-05", "0.00005"])
+def test_floats_are_floats(tmp_path: Path, text: str):
+    assert read_values([f"optim.rate={text}"])[0] == {"optim": {"rate": 5e-5}}
+    assert read_values([write(tmp_path, "a.yaml", f"rate: {text}\n")])[0] == {"rate": 5e-5}
+
+
+def test_all_problems_at_once_with_source_and_near_name(tmp_path: Path):
+    file = write(tmp_path, "bad.yaml", "optim: {rat: 1.0, kind: adagrad}\nlength: soon\nlimit: many\n")
+    with pytest.raises(ConfigError) as caught:
+        validate(Top, *read_values([file, "betas=[1, x]"]))
+    message = str(caught.value)
+    assert message.startswith("6 problems in the configuration:")
+    assert f"optim.rat: unknown key (from {file}); did you mean 'rate'?" in message
+    assert f"optim.kind: given 'adagrad' (from {file}): Input should be 'adam' or 'sgd'" in message
+    assert 'a duration is "3 epochs", "10_000 steps" (or 10000), or "5%"' in message
+    assert "limit: given 'many'" in message
+    assert "betas.1: given 'x' (from argument 'betas=[1, x]')" in message
+    assert "needed: required, but not given" in message
+
+
+def test_an_unknown_key_far_from_all_lists_them():
+    with pytest.raises(ConfigError, match=r"optim\.zzz: unknown key; known keys: rate, kind"):
+        validate(Top, {"needed": "x", "optim": {"zzz": 1}})
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"a\.yaml: given twice: limit"):
+        read_values([write(tmp_path, "a.yaml", "limit: 1\nlimit: 2\n")])
+    with pytest.raises(ConfigError, match="given twice: rate"):
+        read_values([write(tmp_path, "b.yaml", "optim:\n  rate: 1\n  rate: 2\n")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n", "holds keys and values, this one a list"),
+        ("a: [\n", "not valid YAML"),
+        ("a: !!python/name:os.x\n", "YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        read_values([write(tmp_path, "a.yaml", content)])
+
+
+def test_a_missing_file_names_those_there_are(tmp_path: Path):
+    write(tmp_path, "base.yaml", "")
+    with pytest.raises(ConfigError, match=r"no configuration file .*bse\.yaml'; there are: base"):
+        read_values([str(tmp_path / "bse.yaml")])
+    with pytest.raises(ConfigError, match="neither a"):
+        read_values(["--epochs"])
+
+
+def test_dump_reads_back_equal(tmp_path: Path):
+    top = validate(Top, {"needed": "ä: 1", "optim": {"rate": 5e-5}, "length": "10_000 steps", "betas": [0.5, 0.25]})
+    again = validate(Top, read_values([write(tmp_path, "a.yaml", dump(top))])[0])
+    assert again == top
+    assert dump(again) == dump(top)
+    assert isinstance(again.length, Duration)
+
+
+def test_sections_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Optim().rate = 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_describe_names_key_default_and_meaning():
+    text = describe(Top)
+    assert "optim.rate (float, default 0.0001)\n    How fast." in text
+    assert "needed (str, required)" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ("3 epochs", 750),
+        ("1 epoch", 250),
+        ("0.5 epochs", 125),
+        ("10_000 steps", 10000),
+        (42, 42),
+        ("5%", 50),
+        ("2.5 %", 25),
+    ],
+)
+def test_durations_in_steps(given: str | int, steps: int):
+    assert Duration.parse(given).to_steps(total_steps=1000, steps_per_epoch=250) == steps
+
+
+@pytest.mark.parametrize("given", ["", "soon", "-1 steps", "3 weeks", "5 %%", True, None, 1.5, [1]])
+def test_what_is_no_duration(given: object):
+    with pytest.raises(ValueError, match="a duration is"):
+        Duration.parse(given)
+
+
+def test_durations_that_mean_nothing_here():
+    with pytest.raises(ValueError, match="epochs cannot be used here"):
+        Duration("3 epochs").to_steps(total_steps=10)
+    with pytest.raises(ValueError, match="a percentage cannot be used here"):
+        Duration("5%").to_steps(steps_per_epoch=10)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from engine.config import ConfigError, validate
+from pretrain import formats
+from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
+
+DOCUMENTS = [["One paragraph.", "Über “quotes” 東京."], ["Another document."]]
+
+
+def read(path: Path | str, **settings: object) -> list[list[str]]:
+    section = CorpusSection.model_validate(settings)
+    return list(read_documents(section, [str(path)], ReadReport()))
+
+
+def write(path: Path, text: str) -> Path:
+    data = text.encode()
+    packed = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
+    path.write_bytes(packed[path.suffix](data) if path.suffix in packed else data)
+    return path
+
+
+AS_TEXT = "\n" + "\n\n \n".join("\n".join(document) for document in DOCUMENTS) + "\n"
+AS_JSON = "".join(json.dumps({"id": 1, "text": "\n".join(document)}) + "\n" for document in DOCUMENTS)
+AS_CSV = "id,text\n" + "".join(f'1,"{chr(10).join(document)}"\n' for document in DOCUMENTS)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize(("kind", "text"), [("txt", AS_TEXT), ("jsonl", AS_JSON), ("json", AS_JSON), ("csv", AS_CSV)])
+def test_every_format_gives_the_same_documents(tmp_path: Path, kind: str, text: str, packed: str) -> None:
+    assert read(write(tmp_path / f"a.{kind}{packed}", text)) == DOCUMENTS
+
+
+def test_parquet_and_tsv(tmp_path: Path) -> None:
+    table = pa.table({"body": ["\n".join(document) for document in DOCUMENTS] + [None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", text="body") == DOCUMENTS
+    assert read(write(tmp_path / "a.tsv", 'text\tn\nsay "hi\t1\n')) == [['say "hi']]
+
+
+def test_windows_lines_byte_order_mark_and_no_final_newline(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("﻿First.\r\nSecond.\r\n\r\nThird.".encode())
+    assert read(tmp_path / "a.txt") == [["First.", "Second."], ["Third."]]
+    assert read(tmp_path / "a.txt", documents="file") == [["First.", "Second.", "Third."]]
+
+
+def test_folders_and_globs_are_sorted_and_files_come_once(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.txt", "deep/a.txt", "c.jsonl", "notes.md"):
+        (tmp_path / name).write_text("{}")
+    names = [Path(path).name for path in resolve([str(tmp_path), f"{tmp_path}/*.txt"])]
+    assert names == ["b.txt", "c.jsonl", "a.txt"]
+
+
+def test_report_counts_what_was_read(tmp_path: Path) -> None:
+    report = ReadReport()
+    list(read_documents(CorpusSection(), [str(write(tmp_path / "a.txt", AS_TEXT))], report))
+    assert report == ReadReport(1, 2, 3, sum(len(text) for document in DOCUMENTS for text in document), 0)
+
+
+def test_undecodable_lines_fail_with_their_number_or_are_replaced_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"good\nna\xefve\ngood\ncaf\xe9\n")
+    with pytest.raises(ValueError, match=r"a.txt: 2 lines not UTF-8, the first is line 2; .*data.undecodable=replace"):
+        read(tmp_path / "a.txt")
+    report = ReadReport()
+    section = CorpusSection(undecodable="replace")
+    assert list(read_documents(section, [str(tmp_path / "a.txt")], report)) == [["good", "na�ve", "good", "caf�"]]
+    assert report.undecodable == 2
+
+
+def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a \\ud800 b"}\n')
+    with pytest.raises(ValueError, match="a.jsonl:1: half a surrogate"):
+        read(path)
+    assert read(path, undecodable="replace") == [["a � b"]]
+
+
+def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    opened = formats._open
+
+    class Watched:
+        def __init__(self, path: Path) -> None:
+            self.stream = opened(path)
+
+        def readline(self, limit: int) -> bytes:
+            line = self.stream.readline(limit)
+            sizes.append(len(line))
+            return line
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+    monkeypatch.setattr(formats, "_open", Watched)
+    path = write(tmp_path / "a.txt", "fine\n" + "x" * 12_000_000)
+    with pytest.raises(ValueError, match=r"a.txt:2: .*at most 1,000,000.*one paragraph on a line"):
+        read(path)
+    assert max(sizes) < 5_000_000
+    with pytest.raises(ValueError, match=r"a.txt:1: a paragraph of 1,000,002"):
+        read(write(tmp_path / "a.txt", "x" * 1_000_001 + "\n"))
+    with pytest.raises(ValueError, match=r"a.jsonl: document 1: a paragraph of 1,000,001"):
+        read(write(tmp_path / "a.jsonl", json.dumps({"text": "x" * 1_000_001})))
+
+
+def test_a_file_without_blank_lines_is_not_gathered_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MAX_ROW", 100)
+    with pytest.raises(ValueError, match=r"a.txt:11: a document of more than 100 characters; .*blank lines"):
+        read(write(tmp_path / "a.txt", "nine char\n" * 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a.jsonl:2: not JSON"),
+        ("a.jsonl", '{"body": "a", "title": "b"}\n', r"a.jsonl:1: no column 'text'; there are: 'body', 'title'; set data.text"),
+        ("a.jsonl", '{"text": ["a"]}\n', r"a.jsonl:1: 'text' holds a list"),
+        ("a.json", '[{"text": "a"}]\n', r"a.json:1: .*not a list; turn an array into lines with: jq"),
+        ("a.csv", "body,title\na,b\n", r"no column 'text'; there are: 'body', 'title'"),
+        ("a.csv", "", r"no column 'text'; there are: none"),
+        ("a.csv", "id,text\n1,a\n2\n", r"a.csv:3: 1 fields where the header has 2"),
+        ("a.csv", 'id,text\n1,"open\n', r"quotation mark left open"),
+        ("a.parquet", "PAR", r"not a readable parquet file"),
+        ("a.pdf", "", r"unknown kind of file; a text file ends with one of .txt"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
+
+
+def test_wrong_parquet_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": [1], "body": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"no column 'text'; there are: 'n', 'body'"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"'n' holds a int"):
+        read(tmp_path / "a.parquet", text="n")
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read(tmp_path / "missing.txt")
+    (tmp_path / "notes.md").write_text("a")
+    with pytest.raises(ValueError, match="no text found in 1 files"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match="hub:owner/name"):
+        read("hub:wikipedia")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_archives_cut_short(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a.txt{suffix}", "".join(f"line {i * i}\n" for i in range(5000)))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        read(path)
+
+
+def test_section_takes_one_path_or_several() -> None:
+    assert validate(CorpusSection, {"path": "a.txt"}).path == ["a.txt"]
+    assert CorpusSection().path == ["python-docs"]
+    for wrong in ({"path": []}, {"holdout": 0}, {"holdout": 1.5}, {"documents": "page"}):
+        with pytest.raises(ConfigError):
+            validate(CorpusSection, wrong)

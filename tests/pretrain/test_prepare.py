@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]
+
+from engine.config import ConfigError
+from pretrain import encode
+from pretrain import prepare as module
+from pretrain.corpus import CorpusSection
+from pretrain.ledger import Ledger
+from pretrain.prepare import prepare
+from pretrain.prepared import PreparedCorpus, TokenArrays, corpus_report
+from pretrain.tokenizer import TokenizerSection
+
+WORDS = (
+    "the river runs past an old mill where people used to grind corn and sing about distant lands of green hills while "
+    "quick brown foxes jump over lazy dogs whose keeper was too tired for walking home before evening came with heavy "
+    "rain clouds gathering above mountains which nobody ever climbed except one young explorer named after his father"
+).split()
+TOKENIZER = TokenizerSection(vocab_size=120)
+
+
+def sentence(rng: random.Random) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randrange(4, 12))).capitalize() + "."
+
+
+def documents(count: int, seed: int = 0) -> list[list[str]]:
+    rng = random.Random(seed)
+    return [
+        [" ".join(sentence(rng) for _ in range(rng.randrange(1, 4))) for _ in range(rng.randrange(1, 4))]
+        for _ in range(count)
+    ]
+
+
+def write(path: Path, docs: list[list[str]]) -> str:
+    path.write_text("\n\n".join("\n".join(doc) for doc in docs) + "\n")
+    return str(path)
+
+
+def section(path: str, **settings: Any) -> CorpusSection:
+    return CorpusSection.model_validate({"path": path, "holdout": 0.2, **settings})
+
+
+def decoded(prepared: PreparedCorpus, part: TokenArrays) -> list[list[str]]:
+    tokenizer = prepared.tokenizer()
+    texts: list[str] = []
+    for start, end in zip(part.sentences, part.sentences[1:]):  # noqa: B905
+        texts.append(str(tokenizer.decode(part.ids[start:end])))
+    return [texts[start:end] for start, end in zip(part.documents, part.documents[1:])]  # noqa: B905
+
+
+def files_of(prepared: PreparedCorpus) -> dict[str, bytes]:
+    return {str(f.relative_to(prepared.path)): f.read_bytes() for f in sorted(prepared.path.rglob("*")) if f.is_file()}
+
+
+def spelled(text: str) -> str:
+    return text.lower().replace(".", " .")
+
+
+def test_sentences_and_documents_come_back_as_they_were(tmp_path: Path) -> None:
+    docs = documents(80)
+    prepared = prepare(section(write(tmp_path / "a.txt", docs)), TOKENIZER, tmp_path / "cache")
+    expected = [[spelled(text.strip()) for paragraph in doc for text in segment("en", paragraph)] for doc in docs]
+    train, valid = decoded(prepared, prepared.train), decoded(prepared, prepared.valid)
+    clean = lambda doc: [spelled(text.replace(" .", ".")) for text in doc]  # noqa: E731
+    assert sorted(map(clean, train + valid)) == sorted(expected)
+    assert [doc for doc in expected if doc in list(map(clean, train))] == list(map(clean, train)), "order is kept"
+    assert 4 < len(valid) < 32
+    assert prepared.train.ids.dtype == np.uint16
+    assert not prepared.train.ids.flags.writeable
+    assert (np.diff(prepared.train.sentences) > 0).all()
+    assert (np.diff(prepared.train.documents) > 0).all()
+    assert (prepared.unigrams == np.bincount(prepared.train.ids, minlength=120)).all()
+
+
+def test_manifest_and_report_state_the_numbers(tmp_path: Path) -> None:
+    docs = documents(60)
+    prepared = prepare(section(write(tmp_path / "a.txt", docs)), TOKENIZER, tmp_path / "cache")
+    manifest = prepared.manifest
+    assert manifest["read"] == {
+        "files": 1, "documents": 60, "paragraphs": sum(map(len, docs)),
+        "characters": sum(len(text) for doc in docs for text in doc), "undecodable": 0,
+    }  # fmt: skip
+    assert manifest["train"]["documents"] + manifest["valid"]["documents"] == 60
+    assert manifest["train"]["tokens"] == prepared.train.num_tokens
+    report = corpus_report(prepared)
+    assert f"{prepared.train.num_tokens:,} tokens" in report
+    assert "60 documents" in report
+    assert "120 pieces" in report
+
+
+def test_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:
+    docs = documents(40)
+    long = "This paragraph is a notice that stands on every single page, and it is longer than eighty characters."
+    short = "A short one may repeat."
+    repeated = [*docs, docs[3], [docs[5][0], "But another end."], *([f"Page {i}.", long, short] for i in range(5)), [long]]
+    prepared = prepare(section(write(tmp_path / "a.txt", repeated)), TOKENIZER, tmp_path / "cache")
+    long_first = int(len(docs[5][0]) >= encode.MIN_REPEATED)
+    assert prepared.manifest["duplicates"] == {"documents": 1, "paragraphs": 4 + 1 + long_first}
+    kept = decoded(prepared, prepared.train) + decoded(prepared, prepared.valid)
+    assert sum("notice" in text for doc in kept for text in doc) == 1
+    assert sum("may repeat" in text for doc in kept for text in doc) == 5
+    assert len(kept) == len(docs) + 1 + 5
+    assert all(kept), "the last document was nothing but a repetition"
+
+
+def test_a_document_of_one_long_paragraph_is_no_repetition_of_itself(tmp_path: Path) -> None:
+    docs = [[" ".join(doc[0] for _ in range(4))] for doc in documents(30)]
+    prepared = prepare(section(write(tmp_path / "a.txt", docs)), TOKENIZER, tmp_path / "cache")
+    assert prepared.manifest["duplicates"] == {"documents": 0, "paragraphs": 0}
+    assert prepared.train.num_documents + prepared.valid.num_documents == 30
+
+
+def test_held_out_files_lose_nothing_to_the_training_text(tmp_path: Path) -> None:
+    docs = documents(40)
+    train, valid = write(tmp_path / "train.txt", docs), write(tmp_path / "valid.txt", docs[:5])
+    prepared = prepare(section(train, valid=valid), TOKENIZER, tmp_path / "cache")
+    assert prepared.valid.num_documents == 5
+    assert prepared.train.num_documents == 35
+
+
+def test_the_holdout_follows_the_content_not_the_order(tmp_path: Path) -> None:
+    docs = documents(60)
+    one = prepare(section(write(tmp_path / "a.txt", docs)), TOKENIZER, tmp_path / "cache")
+    other = prepare(section(write(tmp_path / "b.txt", docs[::-1])), TOKENIZER, tmp_path / "cache")
+    assert decoded(one, one.valid) == decoded(other, other.valid)[::-1]
+    assert one.manifest["tokenizer"] == other.manifest["tokenizer"]
+
+
+def test_prepared_twice_gives_the_same_bytes_and_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = section(write(tmp_path / "a.txt", documents(60)))
+    one, other = prepare(data, TOKENIZER, tmp_path / "one"), prepare(data, TOKENIZER, tmp_path / "two")
+    assert files_of(one) == files_of(other)
+    assert one.path.name == other.path.name
+    assert [p.name for p in (tmp_path / "one").iterdir()] == [one.path.name], "nothing is left beside it"
+    monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built again"))
+    assert prepare(data, TOKENIZER, tmp_path / "one").path == one.path
+
+
+def test_another_text_or_setting_is_another_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", documents(60))
+    names = {prepare(section(path), TOKENIZER, tmp_path / "cache").path.name}
+    names.add(prepare(section(path, holdout=0.3), TOKENIZER, tmp_path / "cache").path.name)
+    names.add(prepare(section(path), TokenizerSection(vocab_size=110), tmp_path / "cache").path.name)
+    write(tmp_path / "a.txt", documents(61))
+    names.add(prepare(section(path), TOKENIZER, tmp_path / "cache").path.name)
+    assert len(names) == 4
+
+
+def test_several_processes_give_the_bytes_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_BATCH_DOCUMENTS", 7)
+    data = section(write(tmp_path / "a.txt", documents(100)))
+    one, other = prepare(data, TOKENIZER, tmp_path / "one", 1), prepare(data, TOKENIZER, tmp_path / "two", 3)
+    assert files_of(one) == files_of(other)
+
+
+@pytest.mark.parametrize("batches", [1, 4, 9])
+def test_a_kill_and_a_second_call_give_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    monkeypatch.setattr(encode, "_BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(module, "_COMMIT_CHARACTERS", 1500)
+    data = section(write(tmp_path / "a.txt", documents(100)))
+    whole = prepare(data, TOKENIZER, tmp_path / "one", 1)
+    append, count = module.append, 0
+
+    def interrupted(ledger: Ledger, corpus: Path, encoded: encode.Encoded) -> None:
+        nonlocal count
+        append(ledger, corpus, encoded)
+        count += 1
+        if count == batches:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(module, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, TOKENIZER, tmp_path / "two", 1)
+    assert not (tmp_path / "two" / whole.path.name).exists()
+    monkeypatch.setattr(module, "train_wordpiece", lambda *_: pytest.fail("the tokenizer was there already"))
+    appended = 0
+
+    def counting(*arguments: Any) -> None:
+        nonlocal appended
+        appended += 1
+        append(*arguments)
+
+    monkeypatch.setattr(module, "append", counting)
+    assert files_of(prepare(data, TOKENIZER, tmp_path / "two", 1)) == files_of(whole)
+    assert appended == 15 if batches == 1 else appended < 15
+
+
+def test_a_real_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(module, "_COMMIT_CHARACTERS", 1500)
+    path = write(tmp_path / "a.txt", documents(100))
+    whole = prepare(section(path), TOKENIZER, tmp_path / "one", 1)
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from pretrain import encode, prepare as module
+from pretrain.corpus import CorpusSection
+from pretrain.tokenizer import TokenizerSection
+encode._BATCH_DOCUMENTS, module._COMMIT_CHARACTERS = 7, 1500
+append, count = module.append, []
+def killed(*arguments):
+    append(*arguments)
+    count.append(1)
+    if len(count) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+module.append = killed
+module.prepare(CorpusSection(path=[{path!r}], holdout=0.2), TokenizerSection(vocab_size=120), Path(sys.argv[1]), 1)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "two")]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert files_of(prepare(section(path), TOKENIZER, tmp_path / "two", 1)) == files_of(whole)
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
+    first = prepare(section(write(tmp_path / "a.txt", documents(60))), TOKENIZER, tmp_path / "cache")
+    existing = TokenizerSection(path=str(first.path / "tokenizer"))
+    second = prepare(section(write(tmp_path / "b.txt", documents(30, seed=1))), existing, tmp_path / "cache")
+    assert second.manifest["tokenizer"] == first.manifest["tokenizer"]
+
+
+def test_corpora_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no text"):
+        prepare(section(write(tmp_path / "a.txt", [])), TOKENIZER, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"no held-out text: of 8 documents data.holdout=1e-09 holds out 0; .*data.valid"):
+        prepare(section(write(tmp_path / "a.txt", documents(8)), holdout=1e-9), TokenizerSection(vocab_size=70), tmp_path)
+    same = write(tmp_path / "a.txt", documents(20))
+    with pytest.raises(ValueError, match=r"no training text: data.path holds nothing new"):
+        prepare(section(same, valid=same), TokenizerSection(vocab_size=70), tmp_path / "cache")
+    with pytest.raises(ConfigError, match="asked 30522 pieces"):
+        prepare(section(same), TokenizerSection(), tmp_path / "cache")
+
+
+def test_one_document_with_held_out_files_is_enough(tmp_path: Path) -> None:
+    train, valid = write(tmp_path / "a.txt", documents(1)), write(tmp_path / "b.txt", documents(1, seed=1))
+    tokenizer = TokenizerSection(vocab_size=64)
+    assert prepare(section(train, valid=valid), tokenizer, tmp_path / "cache").train.num_documents == 1
+
+
+def test_sentences_without_tokens_and_documents_of_them_vanish(tmp_path: Path) -> None:
+    docs = [*documents(30), ["\x01\x02\x03"], ["\u200b", "A word. \x07"]]
+    prepared = prepare(section(write(tmp_path / "a.txt", docs)), TOKENIZER, tmp_path / "cache")
+    assert prepared.train.num_documents + prepared.valid.num_documents == 31
+    assert (np.diff(prepared.train.sentences) > 0).all()
+
+
+def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
+    prepared = prepare(section(write(tmp_path / "a.txt", documents(60))), TOKENIZER, tmp_path / "cache")
+    ids = prepared.path / "train" / "ids.bin"
+    os.truncate(ids, ids.stat().st_size - 2)
+    with pytest.raises(ValueError, match=r"torn: train/ids.bin has \d+ bytes instead of \d+; delete the folder"):
+        PreparedCorpus.open(prepared.path)
+    ids.unlink()
+    with pytest.raises(ValueError, match=r"train/ids.bin is missing"):
+        PreparedCorpus.open(prepared.path)
+    manifest = json.loads((prepared.path / "manifest.json").read_text())
+    (prepared.path / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
+    with pytest.raises(ValueError, match="format 0"):
+        PreparedCorpus.open(prepared.path)
+    with pytest.raises(ValueError, match="not a prepared corpus"):
+        PreparedCorpus.open(tmp_path)
+
+
+def test_a_full_disk_says_where_and_that_it_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = section(write(tmp_path / "a.txt", documents(60)))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(Ledger, "append", full)
+        with pytest.raises(OSError, match=r"no space left while preparing .*\.partial.*continues from there"):
+            prepare(data, TOKENIZER, tmp_path / "cache")
+    prepare(data, TOKENIZER, tmp_path / "cache")
+
+
+def test_sampling_is_bounded_and_independent_of_the_order() -> None:
+    docs = [(False, doc) for doc in documents(300)]
+    sample = module._sample(docs, 5000)
+    assert 1250 < sum(map(len, sample)) <= 5000
+    assert sorted(sample) == sorted(module._sample(docs[::-1], 5000))
+    assert len(module._sample(docs, 10**9)) == 300
+    assert len(module._sample([docs[0]] * 1000, 10)) == 1
