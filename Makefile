@@ -72,7 +72,7 @@ test: .venv/.installed ## run the tests
 
 .PHONY: golden
 golden: .venv/.installed ## rewrite the golden losses that the tests compare with
-	@$(BIN)/python -m tests.golden
+	@$(BIN)/python -m tests.write_golden
 
 .PHONY: check
 check: .venv/.installed ## lint and type-check

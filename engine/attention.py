@@ -2,9 +2,9 @@
 
 Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s its padded length, P = sum of b*s.
 
-A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention alone
-wants rectangles: sequences of similar length are gathered into a few of them, and only their scores and values see padding.
-The gather indices are made once per batch, on the host, and used by every layer.
+A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention
+alone wants rectangles: sequences of similar length are gathered into a few of them, and only their scores and values
+see padding. The gather indices are made once per batch, on the host, and used by every layer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class AttentionPlan:
 
 
 def plan_attention(lengths: np.ndarray) -> AttentionPlan:
-    """Bucket the sequences of a batch (``lengths`` (B,), in tokens) by length rounded up to a sixteenth of the longest."""
+    """Bucket the sequences of a batch, of ``lengths`` (B,), by length rounded up to a sixteenth of the longest."""
     starts = np.concatenate(([0], np.cumsum(lengths)))
     grain = max(8, -(-int(lengths.max()) // 16))
     ceiling = -(-lengths // grain)
@@ -111,10 +111,11 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Self-attention of every sequence with itself alone.
 
-    ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``plan`` reaches this function as a
-    keyword argument of the model's ``forward``.
+    ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``plan`` reaches this
+    function as a keyword argument of the model's ``forward``.
     """
-    assert plan is not None and attention_mask is None, "call the model with plan=batch.attention and without a mask"
+    assert plan is not None, "call the model with plan=batch.attention"
+    assert attention_mask is None, "a packed batch has no mask"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
     num_heads, size = flat[0].shape[1:]
@@ -141,8 +142,8 @@ def _gather(x: Tensor, plan: AttentionPlan) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
     """Scaled dot-product attention of a rectangle, (b, H, s, D) each.
 
-    Batched matrix products in bfloat16 beat the library's fused attention on CPUs, and dropout sends the fused one down its slow
-    path there; everywhere else the fused one is used.
+    Batched matrix products in bfloat16 beat the library's fused attention on CPUs, and dropout sends the fused one
+    down its slow path there; everywhere else the fused one is used.
     """
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
         mask = None if bias is None else bias.to(q.dtype)

@@ -91,7 +91,7 @@ def pack(
 ) -> PackedBatch:
     """Build a batch from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    assert len(lengths) and len(input_ids) == len(token_type_ids) == ends[-1]
+    assert len(input_ids) == len(token_type_ids) == ends[-1]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64, copy=False)),
         token_type_ids=torch.from_numpy(token_type_ids.astype(np.int64, copy=False)),

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from engine.config import InputError
 from engine.files import publish, remove
 
 logger = logging.getLogger(__name__)
@@ -80,13 +81,13 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill model and optimizer from a checkpoint and return the loop's state.
 
-    Raises ``ValueError`` where names or shapes are not those of the checkpoint. Learning rates and the like stay as the
+    Raises ``InputError`` where names or shapes are not those of the checkpoint. Learning rates and the like stay as the
     optimizer has them: they follow from the configuration.
     """
     try:
         load_model(model, path / "model.safetensors")
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this model; resume with the config.yaml in it: {error}") from error
+        raise InputError(f"{path} does not fit this model; resume with the config.yaml in it: {error}") from error
     _restore_optimizer(path, _parameter_names(model, optimizer), optimizer)
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
@@ -169,5 +170,5 @@ def _restore_optimizer(path: Path, names: list[str], optimizer: torch.optim.Opti
     problems += [f"{name}: is being trained, but not in the checkpoint" for name in missing]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{path} does not fit this optimizer; resume with the config.yaml in it:\n{listing}")
+        raise InputError(f"{path} does not fit this optimizer; resume with the config.yaml in it:\n{listing}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,7 +17,11 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import core_schema
 
 
-class ConfigError(ValueError):
+class InputError(ValueError):
+    """Something given cannot be used; the message says what was given, what is allowed and what to do."""
+
+
+class ConfigError(InputError):
     """The configuration cannot be used; the message lists every problem at once."""
 
 
@@ -47,15 +51,15 @@ class Duration(str):
         return {"s": "steps", "e": "epochs", "%": "%"}[(match[2] or "steps")[0]]
 
     def to_steps(self, *, total_steps: int | None = None, steps_per_epoch: float | None = None) -> int:
-        """Convert to optimizer steps, rounding to the nearest; ``ValueError`` where the unit has no meaning here."""
+        """Convert to optimizer steps, rounding to the nearest; ``ConfigError`` where the unit has no meaning here."""
         if self.unit == "steps":
             return round(self.amount)
         if self.unit == "epochs":
             if steps_per_epoch is None:
-                raise ValueError(f"{str(self)!r}: epochs cannot be used here; give steps or a percentage")
+                raise ConfigError(f"{str(self)!r}: epochs cannot be used here; give steps or a percentage")
             return round(self.amount * steps_per_epoch)
         if total_steps is None:
-            raise ValueError(f"{str(self)!r}: a percentage cannot be used here; give steps or epochs")
+            raise ConfigError(f"{str(self)!r}: a percentage cannot be used here; give steps or epochs")
         return round(self.amount / 100 * total_steps)
 
     @classmethod
@@ -108,10 +112,14 @@ def read_values(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str
             path = Path(argument)
             if not path.is_file():
                 near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-                raise ConfigError(f"no configuration file {argument!r}" + (f"; there are: {', '.join(near)}" * bool(near)))
+                raise ConfigError(
+                    f"no configuration file {argument!r}" + (f"; there are: {', '.join(near)}" * bool(near))
+                )
             layer = _parse_yaml(path.read_text(encoding="utf-8"), argument)
             if not isinstance(layer, dict | None):
-                raise ConfigError(f"{argument}: a configuration file holds keys and values, this one a {type(layer).__name__}")
+                raise ConfigError(
+                    f"{argument}: a configuration file holds keys and values, this one a {type(layer).__name__}"
+                )
             _merge(values, layer or {}, sources, argument)
         else:
             raise ConfigError(f"argument {argument!r} is neither a *.yaml file nor key.sub=value")
@@ -190,13 +198,17 @@ def describe(schema: type[Section], prefix: str = "") -> str:
     """Every key with its type, default and docstring: the text behind ``--help``."""
     lines = []
     for name, field in schema.model_fields.items():
-        nested = [o for o in [field.annotation, *get_args(field.annotation)] if isinstance(o, type) and issubclass(o, Section)]
+        nested = [
+            o for o in [field.annotation, *get_args(field.annotation)] if isinstance(o, type) and issubclass(o, Section)
+        ]
         if nested:
             lines.append(describe(nested[0], f"{prefix}{name}."))
         else:
-            kind = getattr(field.annotation, "__name__", str(field.annotation)) if not get_args(field.annotation) else str(
-                field.annotation
-            ).replace("typing.", "")
+            kind = (
+                getattr(field.annotation, "__name__", str(field.annotation))
+                if not get_args(field.annotation)
+                else str(field.annotation).replace("typing.", "")
+            )
             default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
             text = " ".join((field.description or "").split())
             lines.append(f"{prefix}{name} ({kind}, {default})\n    {text}")

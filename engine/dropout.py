@@ -1,8 +1,8 @@
 """Dropout whose mask costs a quarter of the random numbers.
 
-Torch draws one 32-bit number per element on a CPU, which costs more than the layer around it once the matrix products run in
-bfloat16. Sixteen bits are enough: the drop probability is met to 1/65536 (0.1 becomes 0.10001), and kept values are
-scaled by the probability that was actually used, so the expectation is exact.
+Torch draws one 32-bit number per element on a CPU, which costs more than the layer around it once the matrix products
+run in bfloat16. Sixteen bits are enough: the drop probability is met to 1/65536 (0.1 becomes 0.10001), and kept
+values are scaled by the probability that was actually used, so the expectation is exact.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Sums:
             self._counts[name] = self._counts.get(name, 0) + count
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Total over count for every term, over all ranks, and their weighted sum ``loss``; fetches from the device once."""
+        """Total over count of every term over all ranks, and their weighted sum ``loss``; one fetch from the device."""
         names, kinds = sorted(self._totals), sorted(self._counts)
         counts = torch.tensor([self._counts[kind] for kind in kinds], dtype=torch.float64, device=accelerator.device)
         sums = accelerator.reduce(torch.cat([torch.stack([self._totals[name] for name in names]), counts]), "sum")

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
-import resource
-import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
-from tqdm import tqdm
 
 from engine.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.config import Duration, Section
-from engine.evaluate import HeldOut, Sums
-from engine.loop import StepInfo, training_steps
+from engine.evaluate import HeldOut
+from engine.loop import training_steps
+from engine.meter import Meter, Progress
 from engine.optim import OptimSection, learning_rate
 from engine.order import Cursor, Phase, Steps, load
 from engine.run import RunDirectory, StopSignal
 from engine.tracking import Tracker
-
-_log = logging.getLogger(__name__)
-
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 125e12, "RTX 4090": 165e12}
-"""Dense bfloat16 peak of a device, from the vendor's data sheets: what model FLOPs utilisation is a share of."""
 
 
 class TrainSection(Section):
@@ -37,11 +28,11 @@ class TrainSection(Section):
 
     steps: Duration = Duration("100_000 steps")
     """Length of the run: steps or epochs."""
-    phases: list[Phase] = Field([Phase()], min_length=1)
+    phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
     """Batch size and sequence length, one phase after the other."""
-    micro_batch_tokens: int = Field(8192, gt=0)
+    micro_batch_tokens: PositiveInt = 8192
     """Tokens that one process handles at a time: a matter of memory and speed, not of results."""
-    workers: int | None = Field(None, ge=0)
+    workers: NonNegativeInt | None = None
     """Processes that prepare batches ahead; 0 on a CPU and 4 on a GPU where not given."""
     log_every: Duration = Duration("50 steps")
     """How often metrics are fetched and written."""
@@ -49,9 +40,9 @@ class TrainSection(Section):
     """How often a checkpoint is written."""
     evaluate_every: Duration = Duration("10%")
     """How often held-out numbers are taken (a checkpoint is written before)."""
-    evaluate_examples: int = Field(2048, gt=0)
+    evaluate_examples: PositiveInt = 2048
     """Held-out examples, at most."""
-    keep: int = Field(2, ge=1)
+    keep: PositiveInt = 2
     """Newest checkpoints kept, beside the best."""
 
 
@@ -122,7 +113,10 @@ class Trainer:
 
     def run(self, tracker: Tracker) -> Fit:
         """Train to the end, or until a signal asks to stop."""
-        with StopSignal() as signal, Progress(self.rhythm.total, self.step, self.accelerator.is_main_process) as progress:
+        with (
+            StopSignal() as signal,
+            Progress(self.rhythm.total, self.step, self.accelerator.is_main_process) as progress,
+        ):
             meter, stopped = Meter(self.accelerator), False
             if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and not self._evaluated(self.step):
                 self._evaluate(tracker, progress)  # stopped between saving and evaluating
@@ -143,7 +137,9 @@ class Trainer:
                 meter.resume_clock()
                 if stopped:
                     break
-            return Fit(self.step, (signal.requested or "signal") if stopped else None, self.last_evaluation, meter.overall)
+            return Fit(
+                self.step, (signal.requested or "signal") if stopped else None, self.last_evaluation, meter.overall
+            )
 
     @property
     def _plain(self) -> nn.Module:
@@ -176,7 +172,12 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            state = {"step": self.step, "cursor": asdict(self.cursor), "seed": self.seed, "total_steps": self.rhythm.total}
+            state = {
+                "step": self.step,
+                "cursor": asdict(self.cursor),
+                "seed": self.seed,
+                "total_steps": self.rhythm.total,
+            }
             folder = self.run_directory.checkpoints
             save_checkpoint(
                 folder, step=self.step, model=self._plain, optimizer=self.optimizer, state=state, config=self.config
@@ -208,108 +209,3 @@ class Trainer:
         named = {f"held_out/{name}": value for name, value in values.items()}
         tracker.log(self.step, named)
         progress.note(f"step {self.step:,}: held-out " + "  ".join(f"{n} {v:.4g}" for n, v in values.items()))
-
-
-class Meter:
-    """Adds up what steps report; reads it from the device only when asked."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._all_tokens, self._all_seconds = 0, 0.0
-        self._start()
-
-    def _start(self) -> None:
-        self._sums, self._tokens, self._examples, self._flops, self._steps = Sums(), 0, 0, 0.0, 0
-        self._since = time.perf_counter()
-
-    def resume_clock(self) -> None:
-        """Time spent saving and evaluating is not training time."""
-        if not self._steps:
-            self._since = time.perf_counter()
-
-    def add(self, info: StepInfo) -> None:
-        """Note one step."""
-        for terms, counts in info.terms:
-            self._sums.add(terms, counts)
-        self._tokens += info.num_tokens
-        self._examples += info.num_examples
-        self._flops += info.flops
-        self._steps += 1
-
-    def read(self, info: StepInfo) -> dict[str, float]:
-        """Means since the last reading, as metrics."""
-        values = {f"train/{name}": value for name, value in self._sums.means(self._accelerator).items()}
-        seconds = time.perf_counter() - self._since
-        self._all_tokens += self._tokens
-        self._all_seconds += seconds
-        values |= {
-            "learning_rate": info.learning_rate,
-            "gradient_norm": info.gradient_norm.item(),
-            "tokens_per_second": self._tokens / seconds,
-            "examples_per_second": self._examples / seconds,
-            "seconds_per_step": seconds / self._steps,
-            "model_tflops_per_device": self._flops / seconds / 1e12,
-            "memory_gib": _memory_gib(self._accelerator.device),
-        }
-        peak = _peak_flops(self._accelerator.device)
-        if peak is not None:
-            values["model_flops_utilisation"] = self._flops / seconds / peak
-        self._start()
-        return values
-
-    @property
-    def overall(self) -> float:
-        """Tokens per second of all that was read."""
-        return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
-
-
-def _memory_gib(device: torch.device) -> float:
-    """Peak memory: the device's, or this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _peak_flops(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
-
-
-class Progress:
-    """A bar with losses, tokens/s and time left on a terminal, plain lines elsewhere."""
-
-    def __init__(self, total: int, done: int, is_main: bool) -> None:
-        self._total, self._is_main = total, is_main
-        self._interactive = is_main and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=not self._interactive, dynamic_ncols=True)
-        self._began, self._first = time.perf_counter(), done
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, info: StepInfo) -> None:
-        """One step more."""
-        self._step = info.step
-        self._bar.update()
-
-    def show(self, values: dict[str, float]) -> None:
-        """Losses and speed, as just read."""
-        losses = {n.removeprefix("train/"): v for n, v in values.items() if n.startswith("train/")}
-        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        text += f"  {values['tokens_per_second']:,.0f} tokens/s"
-        if self._interactive:
-            self._bar.set_postfix_str(text)
-        elif self._is_main:
-            left = (time.perf_counter() - self._began) / (self._step - self._first) * (self._total - self._step)
-            print(f"step {self._step:,}/{self._total:,}  {text}  {left / 60:.1f} min left", flush=True)
-
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        if self._is_main:
-            self._bar.write(text) if self._interactive else print(text, flush=True)

@@ -39,7 +39,7 @@ def _is_keys(part: Any) -> bool:
 
 def uniform(*parts: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Uniform numbers in [0, 1) that belong to the given parts."""
-    return (key(*parts) >> np.uint64(11)) * 2.0**-53
+    return np.asarray((key(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def integers(high: Any, *parts: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

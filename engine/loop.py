@@ -1,8 +1,8 @@
 """The loop: all stages train with it, and it knows no loss by name.
 
 One optimizer step: take the step's examples, make the counts of all micro-batches and ranks known to all, run each
-micro-batch and divide its sums by the global counts, clip, stop *before* the update if anything is not finite, set the learning
-rate, update. What else happens now and then (log, save, evaluate) is in :mod:`engine.fit`.
+micro-batch and divide its sums by the global counts, clip, stop *before* the update if anything is not finite, set
+the learning rate, update. What else happens now and then (log, save, evaluate) is in :mod:`engine.fit`.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def _diverged(step: int, rate: float, norm: Tensor, done: list[tuple[dict[str, T
     broken = sorted({name for terms, _ in done for name, term in terms.items() if not torch.isfinite(term.total)})
     what = f"the loss {', '.join(broken)}" if broken else "the gradient"
     return (
-        f"step {step + 1}: {what} is not finite (gradient norm {norm.item()}, learning rate {rate:.3g}); the weights were not "
-        "updated and the last checkpoint is whole. A lower optim.learning_rate, a longer optim.warmup or run.precision=fp32 usually helps"
+        f"step {step + 1}: {what} is not finite (gradient norm {norm.item()}, learning rate {rate:.3g}); "
+        "the weights were not updated and the last checkpoint is whole. "
+        "A lower optim.learning_rate, a longer optim.warmup or run.precision=fp32 usually helps"
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from engine.config import Duration, Section
+from engine.config import ConfigError, Duration, Section
 
 
 class OptimSection(Section):
@@ -39,9 +39,9 @@ class OptimSection(Section):
 class BertAdam(torch.optim.AdamW):
     """Adam as BERT's and ELECTRA's code has it: no bias correction, epsilon outside the root, decay times the rate.
 
-    Torch's update divides the moments by ``1 - beta**step``. At a step count where both round to 1 nothing is corrected, and
-    the fused kernel computes the original: ``p -= lr * (m / (sqrt(v) + eps) + wd * p)``. The counter is kept as float32, where
-    adding 1 to 1e9 changes nothing.
+    Torch's update divides the moments by ``1 - beta**step``. At a step count where both round to 1 nothing is
+    corrected, and the fused kernel computes the original: ``p -= lr * (m / (sqrt(v) + eps) + wd * p)``. The counter
+    is kept as float32, where adding 1 to 1e9 changes nothing.
     """
 
     _never_corrected = 1e9
@@ -100,7 +100,7 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
     warmup = section.warmup.to_steps(total_steps=total)
     cooldown = max(1, section.cooldown.to_steps(total_steps=total))
     if warmup > total:
-        raise ValueError(f"optim.warmup: {warmup} steps are more than the run's {total}; give fewer, or a percentage")
+        raise ConfigError(f"optim.warmup: {warmup} steps are more than the run's {total}; give fewer, or a percentage")
     after: dict[str, Callable[[int], float]] = {
         "bert": lambda t: 1 - t / total,
         "electra": lambda t: 1 - t / total,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
 from engine.batch import PackedBatch
@@ -21,11 +22,11 @@ from engine.objective import Source
 class Phase(Section):
     """A stretch of training with one batch size and one sequence length."""
 
-    share: float = 1.0
+    share: PositiveFloat = 1.0
     """Share of the run's steps."""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Examples in one optimizer step, over all processes and micro-batches."""
-    sequence_length: int = 128
+    sequence_length: PositiveInt = 128
     """Longest example in tokens, special tokens included."""
 
 
@@ -91,8 +92,9 @@ class Stream:
 def shares(lengths: np.ndarray, micro_batch_tokens: int, num_ranks: int, rank: int) -> list[np.ndarray]:
     """Split the examples of a step, of the given lengths, into one rank's micro-batches: arrays of indices.
 
-    All ranks get the same number of micro-batches, each as near to ``micro_batch_tokens`` as equal shares allow. Examples
-    are dealt by length, so that a micro-batch holds similar lengths and the ranks' micro-batches of a turn the same work.
+    All ranks get the same number of micro-batches, each as near to ``micro_batch_tokens`` as equal shares allow.
+    Examples are dealt by length, so that a micro-batch holds similar lengths and the ranks' micro-batches of a turn
+    the same work.
     """
     assert len(lengths) >= num_ranks, "fewer examples than processes must be refused in the configuration"
     order = np.argsort(-lengths, kind="stable")
@@ -142,7 +144,7 @@ class Steps(Dataset[StepData]):
         if step < self._place[0]:
             self._place = self._start
         at, cursor = self._place
-        rows = np.empty(0)
+        rows = np.empty(0, np.dtype([]))
         for current in range(at, step + 1):
             phase = self.phase_at(current)
             if phase != cursor.phase:
@@ -152,7 +154,9 @@ class Steps(Dataset[StepData]):
         self._place = (step + 1, cursor)
         source = self.streams[self.phase_at(step)].source
         split = shares(rows["length"].astype(np.int64), self.micro_batch_tokens, self.num_ranks, self.rank)
-        return StepData(step, [source.collate(rows[part]) for part in split], len(rows), int(rows["length"].sum()), cursor)
+        return StepData(
+            step, [source.collate(rows[part]) for part in split], len(rows), int(rows["length"].sum()), cursor
+        )
 
 
 def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Iterator[StepData]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from engine.config import ConfigError, Section
 from engine.environment import num_cores
@@ -49,7 +50,12 @@ def start_accelerator(section: RunSection) -> Accelerator:
     on_gpu = section.device == "auto" and torch.accelerator.is_available()
     precision, reason = choose_precision(section.precision, on_gpu=on_gpu)
     # Unless it is told of the CPU, accelerate takes the processes of torchrun for that many runs of one process.
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    accelerator = Accelerator(
+        cpu=not on_gpu,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        # Encoders' buffers are constants, and the gradients may live in the buckets they are summed in.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if section.threads is not None:
         torch.set_num_threads(section.threads)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from engine.config import ConfigError, describe, dump
+from engine.config import ConfigError, InputError, describe, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Rhythm, Trainer
 from engine.keyed import key
+from engine.loop import DivergedError
 from engine.optim import build_optimizer, learning_rate
 from engine.order import Cursor, Stream
 from engine.run import RunDirectory, start_accelerator
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             print(dump(config), end="")
             return 0
         return Pretraining(config).run()
-    except (ConfigError, OSError) as error:
+    except (InputError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -66,10 +65,9 @@ class Pretraining:
     def run(self) -> int:
         """Prepare, train, export, report; a finished run is only reported."""
         config = self.config
-        # What the run directory refuses, it refuses before anything is computed.
         path = config.run.dir / "pretrain" / self.name
-        directory = RunDirectory.open(path, self.text, ignore=RESUMABLE, is_main=int(os.environ.get("RANK", "0")) == 0)
-        self.directory = directory
+        # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
+        directory = self.directory = RunDirectory.open(path, self.text, ignore=RESUMABLE, is_main=False)
         if directory.finished:
             print(f"{path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
             print(_ending(path, directory.results))
@@ -79,6 +77,8 @@ class Pretraining:
         self.tokenizer = corpus.tokenizer()
         self._say(corpus_report(corpus))
         trainer = self._trainer()
+        RunDirectory.open(path, self.text, ignore=RESUMABLE, is_main=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
         resumed = trainer.resume()
         self._say(self._plan(trainer, resumed))
         tracker = Tracker(
@@ -126,7 +126,9 @@ class Pretraining:
         learning_rate(config.optim, rhythm.total)  # raises for a warm-up that does not fit
         small = [phase.batch_size for phase in phases if phase.batch_size < accelerator.num_processes]
         if small:
-            raise ConfigError(f"train.phases: batch_size {small[0]} is less than the {accelerator.num_processes} processes")
+            raise ConfigError(
+                f"train.phases: batch_size {small[0]} is less than the {accelerator.num_processes} processes"
+            )
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
         objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
         prepared = accelerator.prepare_model(objective)
@@ -165,16 +167,16 @@ class Pretraining:
 
     def _finish(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
         """Export, plot and report."""
-        path, config = self.directory.path, self.config
+        path, processes = self.directory.path, self.accelerator.num_processes
         baseline = baselines(trainer.held_out, self.corpus.unigrams)
         table = results_table(ended.held_out, baseline)
         picture = path / "curves.png"
         plot_curves(self.directory.metrics_file, baseline, picture, self.name)
-        corpus = self.corpus.manifest["corpus"]
+        train = self.corpus.train
         facts = {
-            "training steps": f"{ended.step:,}",
-            "corpus": ", ".join(f"{count:,} {what}" for what, count in corpus.items() if isinstance(count, int)),
-            "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {self.accelerator.num_processes} x {self.accelerator.device.type}",
+            "training": f"{ended.step:,} steps",
+            "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
+            "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
         model = self.accelerator.unwrap_model(trainer.objective).exported()
         card = model_card(self.name, table, facts, self.text, "")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field
 
-from engine.config import Section
+from engine.config import InputError, Section
 from pretrain import pydocs
 from pretrain.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
 
@@ -24,11 +24,11 @@ Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance
 class CorpusSection(Section):
     """Where the text comes from."""
 
-    path: Paths = Field(["python-docs"], min_length=1)
+    path: Paths = Field(default=["python-docs"], min_length=1)
     """Files, folders, globs, `hub:owner/name` or `hub:owner/name/config`, or `python-docs`, the embedded corpus."""
-    valid: Paths = Field([])
+    valid: Paths = Field(default=[])
     """Held-out text, given as `path` is; when empty, a share of the documents is held out."""
-    holdout: float = Field(0.02, gt=0, lt=1)
+    holdout: float = Field(default=0.02, gt=0, lt=1)
     """Share of the documents held out, chosen by their content."""
     documents: Literal["blank_line", "file"] = "blank_line"
     """What ends a document in a .txt file: a blank line, or the end of the file. A line is a paragraph."""
@@ -55,7 +55,7 @@ class ReadReport:
 def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadReport) -> Iterator[list[str]]:
     """Stream the documents of ``paths`` (entries of ``section.path`` or ``.valid``) and count them in ``report``.
 
-    Raises ``ValueError`` that names the file, the line and the remedy where the input cannot be used.
+    Raises ``InputError`` that names the file, the line and the remedy where the input cannot be used.
     """
     for source in resolve(paths):
         report.files += 1
@@ -70,7 +70,7 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
             if paragraphs:
                 longest = max(map(len, paragraphs))
                 if longest > MAX_PARAGRAPH:
-                    raise ValueError(f"{source}: document {report.documents + 1}: {too_long(longest)}")
+                    raise InputError(f"{source}: document {report.documents + 1}: {too_long(longest)}")
                 report.documents += 1
                 report.paragraphs += len(paragraphs)
                 report.characters += sum(map(len, paragraphs))
@@ -86,7 +86,7 @@ def resolve(paths: Iterable[str]) -> list[str | Path]:
             sources[entry] = None
         elif path.is_file():
             if not path.name.lower().endswith(SUFFIXES):
-                raise ValueError(f"{entry}: unknown kind of file; a text file ends with one of {', '.join(SUFFIXES)}")
+                raise InputError(f"{entry}: unknown kind of file; a text file ends with one of {', '.join(SUFFIXES)}")
             sources[path] = None
         else:
             if path.is_dir():
@@ -94,12 +94,12 @@ def resolve(paths: Iterable[str]) -> list[str | Path]:
             elif glob.has_magic(entry):
                 found = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
             else:
-                raise ValueError(
+                raise InputError(
                     f"{entry}: no such file or folder; give a file, folder, glob, hub:owner/name or python-docs"
                 )
             usable = sorted(file for file in found if file.name.lower().endswith(SUFFIXES))
             if not usable:
-                raise ValueError(f"{entry}: no text found in {len(found)} files; looked for {', '.join(SUFFIXES)}")
+                raise InputError(f"{entry}: no text found in {len(found)} files; looked for {', '.join(SUFFIXES)}")
             sources.update(dict.fromkeys(usable))
     return list(sources)
 
@@ -110,6 +110,6 @@ def _read_hub(source: str, column: str) -> Iterator[str]:
     owner, _, rest = source.removeprefix("hub:").partition("/")
     name, _, config = rest.partition("/")
     if not owner or not name:
-        raise ValueError(f"{source}: a data set of the Hub is given as hub:owner/name or hub:owner/name/config")
+        raise InputError(f"{source}: a data set of the Hub is given as hub:owner/name or hub:owner/name/config")
     for row in datasets.load_dataset(f"{owner}/{name}", config or None, split="train", streaming=True):
         yield cell(source, cast(dict[str, Any], row), column)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from engine.batch import PackedBatch, pack, ranges
+from engine.batch import PackedBatch, ranges
 from engine.keyed import Permutation
 from pretrain.pairs import Tokens
 
@@ -35,21 +37,21 @@ class FlatExamples:
 class DocumentSource:
     """Examples drawn from a prepared corpus.
 
-    ``draw(documents, epoch)`` gives the rows of some documents, ``finish(examples)`` masks and packs. An epoch visits all
-    documents once, in a keyed permutation, in blocks of about a million sentences.
+    ``draw(documents, epoch)`` gives the rows of some documents, ``finish(examples)`` masks and packs. An epoch visits
+    all documents once, in a keyed permutation, in blocks of about a million sentences.
     """
 
     def __init__(
         self,
         tokens: Tokens,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
-        cls_id: int,
-        sep_id: int,
         draw: Callable[[np.ndarray, int], np.ndarray],
         finish: Callable[[FlatExamples], PackedBatch],
     ) -> None:
-        self.tokens, self.seed, self.cls_id, self.sep_id = tokens, seed, cls_id, sep_id
+        self.tokens, self.seed = tokens, seed
+        self._cls_id, self._sep_id = cast(int, tokenizer.cls_token_id), cast(int, tokenizer.sep_token_id)
         self._draw, self._finish = draw, finish
         self.num_documents = len(tokens.documents) - 1
         sentences = len(tokens.sentences) - 1
@@ -71,9 +73,9 @@ class DocumentSource:
         lengths = rows["length"].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         total = int(lengths.sum())
-        ids = np.full(total, self.sep_id, np.int64)
+        ids = np.full(total, self._sep_id, np.int64)
         special = np.ones(total, dtype=bool)
-        ids[starts] = self.cls_id
+        ids[starts] = self._cls_id
         for place, source, size in ((starts + 1, rows["a_start"], a), (starts + a + 2, rows["b_start"], b)):
             step = ranges(size)
             cells = np.repeat(place, size) + step

@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import zstandard
 
+from engine.config import InputError
+
 if TYPE_CHECKING:
     from pretrain.corpus import CorpusSection, ReadReport
 
@@ -45,7 +47,7 @@ def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterato
                 lines = _lines(path, stream, MAX_ROW, section, report)
                 yield from map(str.splitlines, _read_json(path, lines, section, report))
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{path}: damaged or cut short: {error}; fetch or compress the file again") from error
+        raise InputError(f"{path}: damaged or cut short: {error}; fetch or compress the file again") from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -67,20 +69,20 @@ def _lines(path: Path, stream: IO[bytes], limit: int, section: CorpusSection, re
     while raw := stream.readline(limit_bytes + 1):
         number += 1
         if len(raw) > limit_bytes:
-            raise ValueError(f"{path}:{number}: {too_long(len(raw), 'line')}")
+            raise InputError(f"{path}:{number}: {too_long(len(raw), 'line')}")
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             if section.undecodable == "fail":
                 bad = 1 + sum(not _is_utf8(rest) for rest in iter(lambda: stream.readline(limit_bytes), b""))
-                raise ValueError(
+                raise InputError(
                     f"{path}: {bad} line{'s' * (bad > 1)} not UTF-8, the first is line {number}; "
                     "re-encode the file (iconv -t utf-8) or set data.undecodable=replace"
                 ) from None
             report.undecodable += 1
             line = raw.decode("utf-8", errors="replace")
         if len(line) > limit:
-            raise ValueError(f"{path}:{number}: {too_long(len(line))}")
+            raise InputError(f"{path}:{number}: {too_long(len(line))}")
         yield line
 
 
@@ -108,7 +110,7 @@ def _split_documents(path: Path, lines: Iterable[str], documents: str) -> Iterat
             paragraphs.append(line)
             size += len(line)
             if size > MAX_ROW:
-                raise ValueError(
+                raise InputError(
                     f"{path}:{number}: a document of more than {MAX_ROW:,} characters; separate documents by "
                     "blank lines, or use a .jsonl file with one document a line"
                 )
@@ -130,17 +132,17 @@ def _read_json(path: Path, lines: Iterable[str], section: CorpusSection, report:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
+            raise InputError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
         if not isinstance(row, dict):
             remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""
-            raise ValueError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
+            raise InputError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
         text = cell(f"{path}:{number}", row, section.text)
         try:
             text.encode()
         except UnicodeEncodeError:
             # "\ud800" is valid JSON, but half a character: nothing can encode it.
             if section.undecodable == "fail":
-                raise ValueError(
+                raise InputError(
                     f"{path}:{number}: half a surrogate pair in the text; repair it or set data.undecodable=replace"
                 ) from None
             report.undecodable += 1
@@ -149,12 +151,12 @@ def _read_json(path: Path, lines: Iterable[str], section: CorpusSection, report:
 
 
 def cell(where: str, row: dict[str, Any], column: str) -> str:
-    """The text of a row, empty when it is null; ``ValueError`` without such a column or when it holds no text."""
+    """The text of a row, empty when it is null; ``InputError`` without such a column or when it holds no text."""
     if column not in row:
-        raise ValueError(_column(where, column, row))
+        raise InputError(_column(where, column, row))
     text = row[column]
     if not isinstance(text, str | None):
-        raise ValueError(f"{where}: {column!r} holds a {type(text).__name__}, not text; set data.text to a text column")
+        raise InputError(f"{where}: {column!r} holds a {type(text).__name__}, not text; set data.text to a text column")
     return text or ""
 
 
@@ -168,14 +170,14 @@ def _read_table(path: Path, lines: Iterable[str], column: str, kind: str) -> Ite
     try:
         header = next(reader, [])
         if column not in header:
-            raise ValueError(_column(f"{path}", column, header))
+            raise InputError(_column(f"{path}", column, header))
         index = header.index(column)
         for row in reader:
             if row and len(row) != len(header):
-                raise ValueError(f"{path}:{reader.line_num}: {len(row)} fields where the header has {len(header)}")
+                raise InputError(f"{path}:{reader.line_num}: {len(row)} fields where the header has {len(header)}")
             yield row[index] if row else ""
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: {error}; is a quotation mark left open?") from None
+        raise InputError(f"{path}:{reader.line_num}: {error}; is a quotation mark left open?") from None
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -185,9 +187,9 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
-                raise ValueError(_column(f"{path}", column, file.schema_arrow.names))
+                raise InputError(_column(f"{path}", column, file.schema_arrow.names))
             for batch in file.iter_batches(batch_size=256, columns=[column]):
                 for text in batch.column(0).to_pylist():
                     yield cell(f"{path}", {column: text}, column)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+        raise InputError(f"{path}: not a readable parquet file: {error}") from error

@@ -28,7 +28,8 @@ class Masked:
 
 
 def num_predictions(lengths: np.ndarray, rate: float, maximum: int) -> np.ndarray:
-    """How many tokens of each example are predicted: ``min(maximum, max(1, round(rate * length)))``, special tokens counted.
+    """How many tokens of each example are predicted: ``min(maximum, max(1, round(rate * length)))``, special tokens
+    counted.
 
     Rounds half to even, like the original (``create_pretraining_data.py``).
     """
@@ -50,9 +51,9 @@ def mask_tokens(
     """BERT's masking (Devlin et al. 2019, 3.1) of a flat batch.
 
     ``candidates`` (T,) marks the tokens that may be predicted (all but [CLS] and [SEP]). Of each example exactly
-    :func:`num_predictions` are, in a random order; each of them independently becomes [MASK] (80 %), stays (10 %) or becomes a
-    uniform row of the vocabulary, special rows and the token itself included (10 %). With ``starts_word`` (T,), false for tokens
-    that continue a word, whole words are chosen; one that would overshoot is passed over.
+    :func:`num_predictions` are, in a random order; each of them independently becomes [MASK] (80 %), stays (10 %) or
+    becomes a uniform row of the vocabulary, special rows and the token itself included (10 %). With ``starts_word``
+    (T,), false for tokens that continue a word, whole words are chosen; one that would overshoot is passed over.
     """
     examples = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.arange(len(input_ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -66,12 +67,14 @@ def mask_tokens(
     corrupted = input_ids.astype(np.int64)
     k = key(keys[examples[positions]], offsets[positions])
     action = uniform(k, _ACTION)
-    corrupted[positions] = np.where(action < 0.8, mask_id, np.where(action < 0.9, labels, integers(vocab_size, k, _WORD)))
+    corrupted[positions] = np.where(
+        action < 0.8, mask_id, np.where(action < 0.9, labels, integers(vocab_size, k, _WORD))
+    )
     return Masked(corrupted, positions, labels)
 
 
 def _opens_unit(rows: np.ndarray, examples: np.ndarray, starts_word: np.ndarray) -> np.ndarray:
-    """Whether a candidate opens a word. A continuation joins the candidate before it, across [SEP] too, as in the original."""
+    """Whether a candidate opens a word; a continuation joins the one before it, across [SEP] too, like the original."""
     first_of_example = np.diff(examples[rows], prepend=-1) != 0
     return starts_word[rows] | first_of_example
 

@@ -55,7 +55,7 @@ def initialize(model: nn.Module, std: float = 0.02) -> None:
 
 
 def encoder_flops(sizes: ModelSection, batch: PackedBatch) -> float:
-    """Multiply-adds times two of one forward pass through the layers: four projections, feed-forward, scores and values."""
+    """Twice the multiply-adds of a forward pass through the layers: projections, feed-forward, scores and values."""
     width, inner = sizes.hidden_size, sizes.intermediate_size or 4 * sizes.hidden_size
     per_token = 2 * (4 * width**2 + 2 * width * inner)
     return sizes.num_hidden_layers * (per_token * batch.num_tokens + 4 * width * batch.squared_lengths)
@@ -65,4 +65,3 @@ def head_flops(width: int, vocab_size: int, rows: int, embedding_size: int | Non
     """The same for the masked-word head over ``rows`` positions: one dense layer and the vocabulary projection."""
     embedding_size = embedding_size or width
     return 2.0 * rows * (width * embedding_size + embedding_size * vocab_size)
-

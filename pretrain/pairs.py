@@ -1,7 +1,8 @@
 """Plans: which sentences form an example, drawn for a block of documents at once.
 
-A walk through a document is sequential (where a chunk starts depends on what was drawn before), but the walks of different
-documents are independent, so a block's walks advance in lockstep: one array operation moves all of them by one example.
+A walk through a document is sequential (where a chunk starts depends on what was drawn before), but the walks of
+different documents are independent, so a block's walks advance in lockstep: one array operation moves all of them by
+one example.
 
 Every draw is a hash of (seed, epoch, document, turn of the walk), so a document's examples do not depend on the block.
 Positions in ``sentences`` and ``ids`` are those of :class:`pretrain.prepare.TokenArrays`.
@@ -27,8 +28,8 @@ ROW = np.dtype(
         ("key", np.uint64),
     ]
 )
-"""An example: token ranges of its segments after truncation (a ``b_length`` of 0 means one segment), the pair's label, its
-length with special tokens, and the key of all further draws."""
+"""An example: token ranges of its segments after truncation (a ``b_length`` of 0 means one segment), the pair's
+label, its length with special tokens, and the key of all further draws."""
 
 _TARGET, _TARGET_LENGTH, _SPLIT, _RANDOM, _DOCUMENT, _START, _FRONT = range(7)
 """What a draw is for; part of its key."""
@@ -47,13 +48,13 @@ def next_sentence_pairs(
 ) -> np.ndarray:
     """BERT's sentence pairs of some documents (``create_pretraining_data.py``; Devlin et al. 2019, A.2).
 
-    A walk fills a chunk with sentences up to a target length (the budget, or with ``short_probability`` a uniform length for
-    the whole document pass), splits it, and takes as B the rest of the chunk (label 0) or, for half of the chunks and all
-    chunks of one sentence, sentences from a random place of another document (label 1); the sentences of the chunk that a
-    random B displaced open the next chunk. Pairs are cut to the budget of ``sequence_length`` - 3.
+    A walk fills a chunk with sentences up to a target length (the budget, or with ``short_probability`` a uniform
+    length for the whole document pass), splits it, and takes as B the rest of the chunk (label 0) or, for half of the
+    chunks and all chunks of one sentence, sentences from a random place of another document (label 1); the sentences
+    of the chunk that a random B displaced open the next chunk. Pairs are cut to the budget of ``sequence_length`` - 3.
 
-    One deviation: the other document is never the same one (the original gives up after ten draws, which matters only for a
-    handful of documents). Returns rows of ``ROW``.
+    One deviation: the other document is never the same one (the original gives up after ten draws, which matters only
+    for a handful of documents). Returns rows of ``ROW``.
     """
     budget = sequence_length - 3
     sentences = tokens.sentences
@@ -108,8 +109,10 @@ def _fill(sentences: np.ndarray, start: np.ndarray, target: np.ndarray, last: np
     return np.minimum(np.maximum(reached, start + 1), last)
 
 
-def _random_next(tokens: Tokens, documents: np.ndarray, target: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences from a random place of another document, up to a target length: first and end, as sentence positions."""
+def _random_next(
+    tokens: Tokens, documents: np.ndarray, target: np.ndarray, k: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sentences from a random place of another document, up to a target length: first and end, in sentences."""
     number = len(tokens.documents) - 1
     assert number > 1, "one document has no random next; the objective refuses such a corpus"
     other = (documents + 1 + integers(number - 1, k, _DOCUMENT)) % number
@@ -127,7 +130,7 @@ def _truncate(
     budget: int,
     k: np.ndarray,
 ) -> np.ndarray:
-    """Rows cut to the budget as if one token at a time went from the longer segment (B on a tie), front or back by a coin."""
+    """Rows cut to the budget: a token at a time from the longer segment (B on a tie), front or back by a coin."""
     a, b = a_end - a_start, b_end - b_start
     excess = np.maximum(a + b - budget, 0)
     uneven = np.minimum(excess, np.abs(a - b))
@@ -148,7 +151,9 @@ def _coins(number: np.ndarray, k: np.ndarray) -> np.ndarray:
     left, word = number.copy(), 0
     while (left > 0).any():
         bits = np.clip(left, 0, 64)
-        mask = np.where(bits == 64, np.uint64(2**64 - 1), (np.uint64(1) << (bits % 64).astype(np.uint64)) - np.uint64(1))
+        mask = np.where(
+            bits == 64, np.uint64(2**64 - 1), (np.uint64(1) << (bits % 64).astype(np.uint64)) - np.uint64(1)
+        )
         heads += np.bitwise_count(key(k, word) & mask)
         left, word = left - 64, word + 1
     return heads

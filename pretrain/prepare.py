@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from engine.config import InputError
 from pretrain import pydocs
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
@@ -149,7 +150,7 @@ def _sample(documents: Iterable[Document], limit: int) -> list[str]:
             kept = {rank: text for rank, text in kept.items() if rank < threshold} or dict([min(kept.items())])
             size = sum(len(text.encode()) for text in kept.values())
     if not kept:
-        raise ValueError("the corpus holds no text to train on; check data.path and data.holdout")
+        raise InputError("the corpus holds no text to train on; check data.path and data.holdout")
     return list(kept.values())
 
 
@@ -186,10 +187,10 @@ def _encode_all(
 def _check_parts(state: dict[str, Any], data: CorpusSection) -> None:
     train, valid = state["train"]["documents"], state["valid"]["documents"]
     if not train and not valid:
-        raise ValueError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")
+        raise InputError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")
     if not train or not valid:
         name = "training" if not train else "held-out"
-        raise ValueError(
+        raise InputError(
             f"no {name} text: of {train + valid} documents data.holdout={data.holdout} holds out {valid}; "
             "set data.holdout so that both parts get some, or name held-out files in data.valid"
             if not data.valid
@@ -234,5 +235,5 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

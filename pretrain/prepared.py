@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from engine.config import InputError
 from pretrain.tokenizer import load_tokenizer
 
 FORMAT = 1
@@ -57,21 +58,21 @@ class PreparedCorpus:
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedCorpus:
-        """Map the corpus in ``path``; ``ValueError`` when it is not one, of another version, or damaged."""
+        """Map the corpus in ``path``; ``InputError`` when it is not one, of another version, or damaged."""
         path = Path(path)
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: not a prepared corpus ({error}); delete the folder and prepare again") from error
+            raise InputError(f"{path}: not a prepared corpus ({error}); delete the folder and prepare again") from error
         if manifest["format"] != FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"{path}: format {manifest['format']}, this version reads {FORMAT}; delete the folder and prepare again"
             )
         for name, file in manifest["files"].items():
             size = (path / name).stat().st_size if (path / name).is_file() else None
             if size != file["size"]:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file['size']}"
-                raise ValueError(f"{path}: torn: {name} {found}; delete the folder and prepare again")
+                raise InputError(f"{path}: torn: {name} {found}; delete the folder and prepare again")
         parts = {part: _map_part(path / part, np.dtype(manifest["dtype"])) for part in ("train", "valid")}
         return cls(path, manifest, parts["train"], parts["valid"], np.load(path / "unigrams.npy"))
 
@@ -87,7 +88,7 @@ def _map_part(path: Path, dtype: np.dtype) -> TokenArrays:
         np.memmap(path / "documents.bin", np.int64, "r"),
     )
     if arrays.sentences[-1] != arrays.num_tokens or arrays.documents[-1] != arrays.num_sentences:
-        raise ValueError(f"{path}: torn: the boundaries end elsewhere than the tokens; delete it and prepare again")
+        raise InputError(f"{path}: torn: the boundaries end elsewhere than the tokens; delete it and prepare again")
     return arrays
 
 

@@ -43,7 +43,8 @@ def baselines(held_out: HeldOut, unigrams: np.ndarray) -> dict[str, float]:
     """What guessing without a model reaches on the same held-out examples.
 
     ``mlm``: cross-entropy of the masked tokens under the training text's unigram distribution (add-one smoothed);
-    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy``: always the more frequent label; ``nsp``: the labels' entropy.
+    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy``: always the more frequent label; ``nsp``: the
+    labels' entropy.
     """
     batches = held_out.batches()
     masked = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
@@ -91,11 +92,17 @@ def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, t
         for name, value in row.items():
             series[name].append((row["step"], value))
     panels = [name for name in ("mlm", "mlm_accuracy", "nsp", "nsp_accuracy") if f"train/{name}" in series]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes[0], panels, strict=True):
-        axis.plot(*zip(*series[f"train/{name}"], strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training")
+        axis.plot(
+            *zip(*series[f"train/{name}"], strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training"
+        )
         if f"held_out/{name}" in series:
-            axis.plot(*zip(*series[f"held_out/{name}"], strict=True), "o-", color="tab:orange", markersize=4, label="held out")
+            axis.plot(
+                *zip(*series[f"held_out/{name}"], strict=True), "o-", color="tab:orange", markersize=4, label="held out"
+            )
         if name in baseline:
             axis.axhline(baseline[name], color="grey", linestyle="--", linewidth=1, label="baseline")
         axis.set(title=name, xlabel="step")

@@ -25,13 +25,13 @@ class TokenizerSection(Section):
 
     path: str | None = None
     """Directory or Hub name of an existing tokenizer; none is trained then."""
-    vocab_size: int = Field(30522, ge=64)
+    vocab_size: int = Field(default=30522, ge=64)
     """Pieces of a trained vocabulary, special tokens included."""
     lowercase: bool = True
     """Lowercase and strip accents, as BERT uncased does."""
-    min_frequency: int = Field(2, ge=1)
+    min_frequency: int = Field(default=2, ge=1)
     """How often two pieces must meet before they are merged."""
-    sample_bytes: int = Field(64_000_000, ge=1)
+    sample_bytes: int = Field(default=64_000_000, ge=1)
     """Text to train on; of a larger corpus, a sample of its documents."""
 
 

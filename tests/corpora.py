@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import BertTokenizer
@@ -52,3 +53,25 @@ def learnable_tokens(num_documents: int = 64, vocab_size: int = 512, seed: int =
     place = np.arange(len(tokens.ids)) - tokens.sentences[tokens.documents[document]]
     ids = len(SPECIALS) + (document * 37 + place) % (vocab_size - len(SPECIALS))
     return Tokens(ids, tokens.sentences, tokens.documents)
+
+
+def write_text(path: Path, num_documents: int = 40, seed: int = 0) -> Path:
+    """English-like text with a topic to each document: a paragraph a line, a blank line between documents."""
+    rng = np.random.default_rng(seed)
+    names = ["river", "engine", "garden", "market", "harbour", "library", "mountain", "kitchen", "station", "theatre"]
+    verbs = ["opens", "closes", "grows", "moves", "waits", "changes", "returns", "begins"]
+    kinds = ["old", "small", "quiet", "bright", "distant", "famous", "empty", "northern"]
+    documents = []
+    for number in range(num_documents):
+        topic = names[number % len(names)]
+        lines = []
+        for _ in range(rng.integers(2, 5)):
+            sentences = [
+                f"The {rng.choice(kinds)} {topic} {rng.choice(verbs)} when the {rng.choice(kinds)} "
+                f"{rng.choice(names)} {rng.choice(verbs)} in {rng.integers(1800, 2000)}."
+                for _ in range(rng.integers(2, 6))
+            ]
+            lines.append(" ".join(sentences))
+        documents.append("\n".join(lines))
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path

@@ -1,12 +1,13 @@
 """BERT: masked language modelling and next-sentence prediction (Devlin et al. 2019).
 
-Examples: pairs of ``create_pretraining_data.py``, drawn afresh each epoch. Loss: mean cross-entropy of the masked tokens plus
-mean cross-entropy of the pair label (0: B follows A, 1: B is random), weights 1 and 1 (``run_pretraining.py``).
+Examples: pairs of ``create_pretraining_data.py``, drawn afresh each epoch. Loss: mean cross-entropy of the masked
+tokens plus mean cross-entropy of the pair label (0: B follows A, 1: B is random), weights 1 and 1
+(``run_pretraining.py``).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ class Config(Section):
 
     type: Literal["bert"] = "bert"
     masking: MaskingSection = MaskingSection()
-    short_probability: float = Field(0.1, ge=0, le=1)
+    short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of document passes with a random shorter target length."""
 
 
@@ -48,9 +49,8 @@ def source(
         )
     return DocumentSource(
         tokens,
+        tokenizer,
         seed=seed,
-        cls_id=tokenizer.cls_token_id,
-        sep_id=tokenizer.sep_token_id,
         draw=lambda documents, epoch: next_sentence_pairs(
             tokens,
             documents,
@@ -80,6 +80,7 @@ class Bert(Objective):
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``nsp``; the pair head sees the [CLS] rows only."""
         hidden = self.model.bert(**batch.model_inputs()).last_hidden_state[0]
+        assert self.model.bert.pooler is not None
         # The stock pooler takes position 0 of each row of a batch, so every [CLS] becomes a row of one position.
         pooled = self.model.bert.pooler(hidden[batch.first_rows][:, None])
         logits = self.model.cls.seq_relationship(pooled).float()

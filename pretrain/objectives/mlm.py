@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ from pretrain.pairs import Tokens, full_segments
 class MaskingSection(Section):
     """BERT's masking."""
 
-    rate: float = Field(0.15, gt=0, lt=1)
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that are predicted; 0.3 works better for some (Wettig et al. 2023)."""
-    max_predictions: int | None = Field(None, gt=0)
-    """Most predictions in an example; the rate's share of a full sequence, rounded up, where not given (20 of 128, 77 of 512)."""
+    max_predictions: Annotated[int, Field(gt=0)] | None = None
+    """Most predictions in an example; where not given, the rate's share of a full sequence, rounded up (20, 77)."""
     whole_words: bool = False
     """Choose words, not tokens."""
 
@@ -40,9 +40,7 @@ class Config(Section):
     masking: MaskingSection = MaskingSection()
 
 
-def masked_batch(
-    section: MaskingSection, tokenizer: PreTrainedTokenizerBase, sequence_length: int, pairs: bool
-) -> Any:
+def masked_batch(section: MaskingSection, tokenizer: PreTrainedTokenizerBase, sequence_length: int, pairs: bool) -> Any:
     """The function that masks flat examples and packs them, with pair labels where the objective has pairs."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     starts_word = np.array([not piece.startswith("##") for piece in pieces])
@@ -56,7 +54,7 @@ def masked_batch(
             ~examples.special,
             rate=section.rate,
             maximum=maximum,
-            mask_id=tokenizer.mask_token_id,
+            mask_id=cast(int, tokenizer.mask_token_id),
             vocab_size=len(tokenizer),
             starts_word=starts_word[examples.input_ids] if section.whole_words else None,
         )
@@ -76,9 +74,8 @@ def source(
     """Full segments, masked as BERT masks."""
     return DocumentSource(
         tokens,
+        tokenizer,
         seed=seed,
-        cls_id=tokenizer.cls_token_id,
-        sep_id=tokenizer.sep_token_id,
         draw=lambda documents, epoch: full_segments(
             tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
         ),
@@ -88,12 +85,9 @@ def source(
 
 def bert_config(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> BertConfig:
     """The transformers configuration of a size, with the packed attention."""
+    settings: dict[str, Any] = {**model.sizes(), "attn_implementation": NAME}
     return BertConfig(
-        **model.sizes(),
-        vocab_size=len(tokenizer),
-        type_vocab_size=2,
-        pad_token_id=tokenizer.pad_token_id,
-        attn_implementation=NAME,
+        vocab_size=len(tokenizer), type_vocab_size=2, pad_token_id=cast(int, tokenizer.pad_token_id), **settings
     )
 
 

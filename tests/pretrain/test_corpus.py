@@ -79,7 +79,7 @@ def test_undecodable_lines_fail_with_their_number_or_are_replaced_and_counted(tm
 
 def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "a \\ud800 b"}\n')
-    with pytest.raises(ValueError, match="a.jsonl:1: half a surrogate"):
+    with pytest.raises(ValueError, match=r"a.jsonl:1: half a surrogate"):
         read(path)
     assert read(path, undecodable="replace") == [["a � b"]]
 
@@ -124,7 +124,7 @@ def test_a_file_without_blank_lines_is_not_gathered_for_ever(tmp_path: Path, mon
     ("name", "text", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a.jsonl:2: not JSON"),
-        ("a.jsonl", '{"body": "a", "title": "b"}\n', r"a.jsonl:1: no column 'text'; there are: 'body', 'title'; set data.text"),
+        ("a.jsonl", '{"body": "a", "n": "b"}\n', r"a.jsonl:1: no column 'text'; there are: 'body', 'n'; set data.text"),
         ("a.jsonl", '{"text": ["a"]}\n', r"a.jsonl:1: 'text' holds a list"),
         ("a.json", '[{"text": "a"}]\n', r"a.json:1: .*not a list; turn an array into lines with: jq"),
         ("a.csv", "body,title\na,b\n", r"no column 'text'; there are: 'body', 'title'"),

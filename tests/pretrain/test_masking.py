@@ -21,7 +21,15 @@ def flat(lengths: list[int] | np.ndarray, seed: int = 0) -> tuple[np.ndarray, np
 def mask(lengths: list[int] | np.ndarray, *, maximum: int, rate: float = 0.15, seed: int = 0, **more: object) -> Masked:
     ids, lengths, keys, candidates = flat(lengths, seed)
     return mask_tokens(
-        ids, lengths, keys, candidates, rate=rate, maximum=maximum, mask_id=4, vocab_size=VOCAB, **more  # type: ignore[arg-type]
+        ids,
+        lengths,
+        keys,
+        candidates,
+        rate=rate,
+        maximum=maximum,
+        mask_id=4,
+        vocab_size=VOCAB,
+        **more,  # type: ignore[arg-type]
     )
 
 

@@ -133,9 +133,7 @@ def test_two_documents_take_random_sentences_from_each_other() -> None:
 
 def test_full_segments_cover_every_token_once_in_whole_sentences() -> None:
     tokens = counting_tokens(80, length=(3, 200))
-    rows = np.sort(
-        full_segments(tokens, np.arange(80), sequence_length=128, seed=1, epoch=0), order="a_start"
-    )
+    rows = np.sort(full_segments(tokens, np.arange(80), sequence_length=128, seed=1, epoch=0), order="a_start")
     covered = np.concatenate([np.arange(r["a_start"], r["a_start"] + r["a_length"]) for r in rows])
     np.testing.assert_array_equal(covered, tokens.ids)
     assert (rows["length"] <= 128).all()

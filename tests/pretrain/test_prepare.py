@@ -23,7 +23,7 @@ from pretrain.prepare import prepare
 from pretrain.prepared import PreparedCorpus, TokenArrays, corpus_report
 from pretrain.tokenizer import TokenizerSection
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the river runs past an old mill where people used to grind corn and sing about distant lands of green hills while "
     "quick brown foxes jump over lazy dogs whose keeper was too tired for walking home before evening came with heavy "
     "rain clouds gathering above mountains which nobody ever climbed except one young explorer named after his father"
@@ -104,7 +104,8 @@ def test_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:
     docs = documents(40)
     long = "This paragraph is a notice that stands on every single page, and it is longer than eighty characters."
     short = "A short one may repeat."
-    repeated = [*docs, docs[3], [docs[5][0], "But another end."], *([f"Page {i}.", long, short] for i in range(5)), [long]]
+    pages = [[f"Page {i}.", long, short] for i in range(5)]
+    repeated = [*docs, docs[3], [docs[5][0], "But another end."], *pages, [long]]
     prepared = prepare(section(write(tmp_path / "a.txt", repeated)), TOKENIZER, tmp_path / "cache")
     long_first = int(len(docs[5][0]) >= encode.MIN_REPEATED)
     assert prepared.manifest["duplicates"] == {"documents": 1, "paragraphs": 4 + 1 + long_first}
@@ -237,8 +238,9 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
 def test_corpora_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text"):
         prepare(section(write(tmp_path / "a.txt", [])), TOKENIZER, tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"no held-out text: of 8 documents data.holdout=1e-09 holds out 0; .*data.valid"):
-        prepare(section(write(tmp_path / "a.txt", documents(8)), holdout=1e-9), TokenizerSection(vocab_size=70), tmp_path)
+    few = section(write(tmp_path / "a.txt", documents(8)), holdout=1e-9)
+    with pytest.raises(ValueError, match=r"no held-out text: of 8 documents data.holdout=1e-09 holds out 0; .*valid"):
+        prepare(few, TokenizerSection(vocab_size=70), tmp_path / "cache")
     same = write(tmp_path / "a.txt", documents(20))
     with pytest.raises(ValueError, match=r"no training text: data.path holds nothing new"):
         prepare(section(same, valid=same), TokenizerSection(vocab_size=70), tmp_path / "cache")
@@ -294,5 +296,6 @@ def test_sampling_is_bounded_and_independent_of_the_order() -> None:
     sample = module._sample(docs, 5000)
     assert 1250 < sum(map(len, sample)) <= 5000
     assert sorted(sample) == sorted(module._sample(docs[::-1], 5000))
-    assert len(module._sample(docs, 10**9)) == 300
+    size = sum(len("\n".join(doc)) for _, doc in docs)
+    assert len(module._sample(docs * 3, size)) == 300, "a repeated document counts once"
     assert len(module._sample([docs[0]] * 1000, 10)) == 1

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain import pydocs
 
-DOCSTRING = '''
+DOCSTRING = """
 Computes the :func:`~a.b.mean` of the ``values`` that
 were **given**, see `the notes <https://example.org>`_ for more.
 
@@ -40,7 +40,7 @@ This is the output of the doctest above, no prose.
 
 - The first item of a list of things
   goes over two lines of text.
-'''
+"""
 
 PROSE = [
     "Computes the mean of the values that were given, see the notes for more.",
@@ -75,14 +75,14 @@ def test_the_language_reference_reads_as_prose() -> None:
 def test_documents_are_the_same_every_time_and_paragraphs_come_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("b", "a", "test_c"):
+    for name in (*"abcdefghijkl", "test_m"):
         (tmp_path / f"{name}.py").write_text('"""' + "\n\n".join(PROSE) + f' And this is the module {name}.\n"""')
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "d.py").write_text((tmp_path / "a.py").read_text())
     monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(pydocs, "_MIN_DOCUMENT", 50)
     documents = list(pydocs.read_documents())
-    assert [document[-1][-9:] for document in documents] == ["module a.", "module b."]
+    assert [document[-1][-2] for document in documents] == list("abcdefghijkl")
     assert len(documents[0]) == len(PROSE)
     assert len(documents[1]) == 1
     assert documents == list(pydocs.read_documents())

@@ -20,11 +20,14 @@ from pretrain.tokenizer import SPECIALS, TokenizerSection, WordEncoder, load_tok
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 TRICKY = [
-    "", " ", "  two  spaces ", "\ttabs\tand\nnewlines\r\n", "don't (stop)... e.g. U.S.A.!?", "Ünïcödé naïve ÅNGSTRÖM ﬁne ǅ",
-    "İstanbul ΣΑΣ ΣΑΣ. ß ẞ", "東京 は日本の首都。한국어 ไทย", "a\u0301b e\u0301 \u0301x x \u0301y", "zero\u200bwidth soft\u00adhyphen bom\ufeff",
-    "nb\u00a0space thin\u2009space line\u2028sep par\u2029sep nel\x85x", "ctrl\x00\x01\x1c\x1f\x7fend \ufffd", "emoji 👩‍👩‍👧 🇩🇪 ☃️ 𝔘𝔫𝔦 𐐀",
-    "[MASK]", "the [MASK] [CLS]x[SEP]! [UNK][PAD] [mask] [ MASK ] [MASK", "x" * 99, "x" * 100, "x" * 101 + ".", "y" * 300 + " z",
-    "$1,234.56 #hash @at a_b c^d e`f {g} ~h |i\\j", "“quotes” ‘single’ — dash – … • § ¶ † №", "\u1e9b\u0323 \u0f43 \u2126 \u212b \ufb1d",
+    "", " ", "  two  spaces ", "\ttabs\tand\nnewlines\r\n", "don't (stop)... e.g. U.S.A.!?",
+    "“quotes” — dash – … • § ¶ № ‘x’", "$1,234.56 #hash @at a_b c^d e`f {g} ~h |i\\j",
+    "Ünïcödé naïve ÅNGSTRÖM ﬁne ǅ", "İstanbul ΣΑΣ ΣΑΣ. ß ẞ", "東京 は日本の首都。한국어 ไทย", "emoji 👩‍👩‍👧 🇩🇪 ☃️ 𝔘𝔫𝔦 𐐀",
+    "a\u0301b e\u0301 \u0301x x \u0301y", "zero\u200bwidth soft\u00adhyphen bom\ufeff",
+    "ctrl\x00\x01\x1c\x1f\x7fend \ufffd",
+    "nb\u00a0space thin\u2009space line\u2028sep par\u2029sep nel\x85x", "\u1e9b\u0323 \u0f43 \u2126 \u212b \ufb1d",
+    "[MASK]", "the [MASK] [CLS]x[SEP]! [UNK][PAD] [mask] [ MASK ] [MASK",
+    "x" * 99, "x" * 100, "x" * 101 + ".", "y" * 300 + " z",
 ]  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def test_training_is_the_same_in_another_process_and_another_order(texts: list[s
 
 
 def test_a_vocabulary_the_corpus_cannot_fill_is_an_error_that_says_how_large_it_may_be(texts: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"asked 30522 pieces, the corpus supports (\d+); set tokenizer.vocab_size") as error:
+    with pytest.raises(ConfigError, match=r"asked 30522 pieces, the corpus supports \d+; set tokenizer") as error:
         train_wordpiece(texts[:50], TokenizerSection())
     supported = int(str(error.value).rsplit(" or less", 1)[0].rsplit(" ", 1)[1])
     assert len(train_wordpiece(texts[:50], TokenizerSection(vocab_size=supported)).get_vocab()) == supported
@@ -141,8 +144,13 @@ def test_word_encoder_stays_exact_when_its_memory_is_full(
     assert len(encoder._words) <= 10
 
 
-@pytest.mark.parametrize("added", ["foo", "two words", AddedToken("Foo", normalized=True), AddedToken("b.c", single_word=True)])
-def test_word_encoder_honours_added_tokens(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, added: str | AddedToken) -> None:
+@pytest.mark.parametrize(
+    "added",
+    ["foo", "two words", AddedToken("Foo", normalized=True), AddedToken("b.c", single_word=True, normalized=False)],
+)
+def test_word_encoder_honours_added_tokens(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, added: str | AddedToken
+) -> None:
     tokenizer.save_pretrained(tmp_path)
     changed = load_tokenizer(str(tmp_path))
     changed.add_tokens([added])

@@ -1,0 +1,301 @@
+"""The contract that every file in ``pretrain/objectives`` keeps. A new objective is tested by being there."""
+
+from __future__ import annotations
+
+import json
+import math
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForPreTraining
+
+import pretrain.objectives
+from engine.batch import PackedBatch
+from engine.config import ConfigError
+from engine.evaluate import HeldOut
+from engine.export import export_model
+from engine.loop import DivergedError, StepInfo, training_steps
+from engine.objective import Objective, objective_module
+from engine.optim import OptimSection, build_optimizer, learning_rate
+from engine.order import Phase, Steps
+from pretrain.model import ModelSection
+from tests.corpora import learnable_tokens, random_tokens, tiny_tokenizer
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+OBJECTIVES = sorted(module.name for module in pkgutil.iter_modules(pretrain.objectives.__path__))
+TINY = ModelSection(num_hidden_layers=2, hidden_size=32, num_attention_heads=2, max_position_embeddings=64)
+STILL = TINY.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+
+
+@pytest.fixture(params=OBJECTIVES)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return objective_module("pretrain.objectives", {"type": request.param})
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(True)
+    return Accelerator(cpu=True)
+
+
+def make(kind: Any, sizes: ModelSection = STILL, *, num_documents: int = 64, length: int = 32) -> tuple[Objective, Any]:
+    tokenizer, config = tiny_tokenizer(), kind.Config()
+    torch.manual_seed(0)
+    tokens = learnable_tokens(num_documents)
+    return kind.build(config, sizes, tokenizer), kind.source(config, tokens, tokenizer, sequence_length=length, seed=1)
+
+
+def train(
+    accelerator: Accelerator,
+    objective: Objective,
+    source: Any,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    micro_batch_tokens: int = 10**6,
+    rate: float = 1e-3,
+    seed: int = 5,
+) -> list[StepInfo]:
+    section = OptimSection.model_validate({"learning_rate": rate, "schedule": "linear", "warmup": 2})
+    data = Steps(
+        [source], [Phase(batch_size=batch_size)], total_steps=steps, seed=seed, micro_batch_tokens=micro_batch_tokens
+    )
+    objective.train()
+    return list(
+        training_steps(
+            accelerator,
+            objective,
+            build_optimizer(section, objective),
+            (data[step] for step in range(steps)),
+            learning_rate=learning_rate(section, steps),
+            max_gradient_norm=1.0,
+            seed=seed,
+        )
+    )
+
+
+def batch_of(source: Any, number: int = 16) -> PackedBatch:
+    return source.collate(source.plan(0, 0)[:number])
+
+
+def loss(objective: Objective, batch: PackedBatch) -> Tensor:
+    terms = objective(batch).values()
+    return torch.stack([term.weight * term.total / batch.counts[term.count] for term in terms if term.weight]).sum()
+
+
+def weights(objective: Objective) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in objective.parameters()])
+
+
+def test_counts_are_known_before_the_forward_pass(kind: Any) -> None:
+    objective, source = make(kind)
+    batch = batch_of(source)
+    for name, term in objective(batch).items():
+        assert term.total.ndim == 0, name
+        assert batch.counts[term.count] > 0, name
+    assert batch.counts["masked"] == len(batch.targets["masked_ids"])
+
+
+def test_the_head_sees_masked_rows_only(kind: Any) -> None:
+    objective, source = make(kind)
+    batch, rows = batch_of(source), []
+    decoder = objective.exported().get_output_embeddings()
+    decoder.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
+    objective(batch)
+    assert rows == [batch.counts["masked"]]
+
+
+def test_initial_loss_is_that_of_guessing(kind: Any) -> None:
+    """ln V for masked words and ln 2 for the pair, at the size of BERT's vocabulary 11.02."""
+    objective, source = make(kind)
+    objective.eval()
+    batch = batch_of(source, 64)
+    expected = math.log(512) + (math.log(2) if "pairs" in batch.counts else 0)
+    assert loss(objective, batch).item() == pytest.approx(expected, abs=0.3)
+
+
+def test_everything_trainable_gets_a_gradient(kind: Any) -> None:
+    objective, source = make(kind)
+    loss(objective, batch_of(source)).backward()
+    missing = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_a_step_lowers_the_loss(kind: Any, accelerator: Accelerator) -> None:
+    objective, source = make(kind)
+    batch = batch_of(source, 64)
+    before = loss(objective.eval(), batch).item()
+    train(accelerator, objective, source, steps=8, batch_size=64)
+    assert loss(objective.eval(), batch).item() < before - 0.05
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [40, 150])
+def test_micro_batches_change_only_rounding(kind: Any, accelerator: Accelerator, micro_batch_tokens: int) -> None:
+    """20 steps in pieces equal 20 whole steps to 1e-5, without dropout."""
+    results = []
+    for size in (10**6, micro_batch_tokens):
+        objective, source = make(kind)
+        infos = train(accelerator, objective, source, steps=20, micro_batch_tokens=size)
+        assert (len(infos[0].terms) == 1) == (size == 10**6)
+        results.append((weights(objective), torch.tensor([_mean(info, "mlm") for info in infos])))
+    (whole, whole_losses), (parts, part_losses) = results
+    torch.testing.assert_close(part_losses, whole_losses, atol=1e-5, rtol=1e-5)
+    assert (parts - whole).abs().max() < 1e-4
+    assert (parts - whole).norm() / whole.norm() < 1e-5
+
+
+def _mean(info: StepInfo, name: str) -> float:
+    total = sum(terms[name].total.item() for terms, _ in info.terms)
+    return total / sum(counts[terms[name].count] for terms, counts in info.terms)
+
+
+def test_dropout_follows_seed_and_step(kind: Any, accelerator: Accelerator) -> None:
+    """The same run twice is the same bit for bit; what else was drawn from torch in between does not matter."""
+    results = []
+    for extra in (0, 3):
+        objective, source = make(kind, TINY)
+        torch.rand(extra)
+        train(accelerator, objective, source, steps=3)
+        results.append(weights(objective))
+    assert torch.equal(*results)
+    objective, source = make(kind, TINY)
+    train(accelerator, objective, source, steps=3, seed=6)
+    assert not torch.equal(weights(objective), results[0])
+
+
+def test_flops_equal_torchs_count(kind: Any) -> None:
+    objective, source = make(kind)
+    batch = batch_of(source)
+    # In bfloat16 attention is plain matrix products, which torch's counter sees; it also sees their padding.
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        loss(objective, batch).backward()
+    assert objective.flops(batch) == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_export_reloads_with_equal_outputs(kind: Any, tmp_path: Any) -> None:
+    objective, source = make(kind)
+    objective.eval()
+    folder = export_model(objective.exported(), tiny_tokenizer(), tmp_path / "export", card="# test\n")
+    stock = AutoModelForPreTraining.from_pretrained(folder)
+    assert (
+        type(stock) is type(objective.exported()) or stock.config.model_type == objective.exported().config.model_type
+    )
+    reloaded = type(objective.exported()).from_pretrained(folder).eval()
+    assert reloaded.config._attn_implementation == "sdpa"
+    assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
+    batch = batch_of(source, 1)
+    inputs = {"input_ids": batch.input_ids[None], "token_type_ids": batch.token_type_ids[None]}
+    with torch.no_grad():
+        ours, theirs = objective.exported()(**batch.model_inputs()), reloaded(**inputs)
+    torch.testing.assert_close(theirs[0], ours[0], atol=1e-5, rtol=0)
+
+
+def test_held_out_numbers_do_not_depend_on_the_split(kind: Any, accelerator: Accelerator) -> None:
+    objective, source = make(kind)
+    values = [
+        HeldOut(source, num_examples=50, micro_batch_tokens=tokens).evaluate(accelerator, objective)
+        for tokens in (60, 10**6)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert objective.training
+    assert values[0]["loss"] == pytest.approx(values[0]["mlm"] + values[0].get("nsp", 0), rel=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(kind: Any, accelerator: Accelerator) -> None:
+    objective, source = make(kind)
+    bias = objective.exported().get_output_embeddings().bias
+    with torch.no_grad():
+        bias[7] = float("nan")
+    before = weights(objective)
+    with pytest.raises(DivergedError, match=r"step 1: the loss mlm is not finite .* were not updated"):
+        train(accelerator, objective, source, steps=2)
+    assert torch.equal(weights(objective).nan_to_num(), before.nan_to_num())
+
+
+def golden_losses(kind: Any, accelerator: Accelerator) -> dict[str, list[float]]:
+    """Losses of 20 steps with dropout, in float32."""
+    objective, source = make(kind, TINY)
+    infos = train(accelerator, objective, source, steps=20)
+    names = [name for name, term in infos[0].terms[0][0].items() if term.weight]
+    return {name: [round(_mean(info, name), 6) for info in infos] for name in names}
+
+
+def test_golden_losses(kind: Any, accelerator: Accelerator) -> None:
+    """Losses as they were; a change that moves them on purpose rewrites the file with `make golden`."""
+    expected = json.loads((GOLDEN / f"{kind.Config().type}.json").read_text())
+    losses = golden_losses(kind, accelerator)
+    assert losses.keys() == expected.keys()
+    for name, values in losses.items():
+        assert values == pytest.approx(expected[name], abs=2e-3), name
+
+
+def test_overfits_32_examples(kind: Any, accelerator: Accelerator) -> None:
+    """Within 500 steps every accuracy reaches 1, which a wrong label, mask or shift would prevent."""
+    objective, source = make(kind, num_documents=32)
+    rows = source.plan(0, 0)[:32]
+    source.plan = lambda epoch, block: rows
+    source.num_blocks = 1
+    train(accelerator, objective, source, steps=400, batch_size=32, rate=3e-3)
+    batch = source.collate(rows)
+    objective.eval()
+    accuracies = {n: t.total.item() / batch.counts[t.count] for n, t in objective(batch).items() if "accuracy" in n}
+    assert accuracies == dict.fromkeys(accuracies, pytest.approx(1.0, abs=0.02))
+
+
+def test_bert_refuses_corpora_without_next_sentences() -> None:
+    kind = objective_module("pretrain.objectives", {"type": "bert"})
+    for documents, sentences, said in ((1, (5, 5), "has one document"), (9, (1, 1), "have a single sentence")):
+        tokens = random_tokens(documents, sentences=sentences)
+        with pytest.raises(ConfigError, match=rf"{said}.*objective.type=mlm"):
+            kind.source(kind.Config(), tokens, tiny_tokenizer(), sequence_length=32, seed=1)
+
+
+def test_published_sizes() -> None:
+    """Parameters with both heads, and with the masked-word head alone, to the unit (fidelity, 1.2)."""
+    sizes = {
+        "tiny": (2, 128, 30522, 4_433_468, 4_416_698),
+        "mini": (4, 256, 30522, 11_267_900, 11_201_594),
+        "small": (4, 512, 30522, 29_058_876, 28_795_194),
+        "medium": (8, 512, 30522, 41_668_412, 41_404_730),
+        "base": (12, 768, 30522, 110_106_428, 109_514_298),
+        "base cased": (12, 768, 28996, 108_932_934, None),
+        "large": (24, 1024, 30522, 336_226_108, 335_174_458),
+        "large cased": (24, 1024, 28996, 334_661_958, None),
+    }
+    from transformers import BertForMaskedLM, BertForPreTraining
+
+    from pretrain.objectives.mlm import bert_config
+
+    class OfSize:
+        pad_token_id = 0
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def __len__(self) -> int:
+            return self.size
+
+    for name, (layers, width, vocabulary, both, masked) in sizes.items():
+        section = ModelSection(num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64)
+        config = bert_config(section, OfSize(vocabulary))  # type: ignore[arg-type]
+        with torch.device("meta"):
+            count = sum(p.numel() for p in BertForPreTraining(config).parameters())
+            assert count == both, name
+            if masked is not None:
+                assert sum(p.numel() for p in BertForMaskedLM(config).parameters()) == masked, name
+
+
+def test_initialisation_is_truncated(kind: Any) -> None:
+    objective, _ = make(kind)
+    table = objective.exported().get_input_embeddings().weight.detach()
+    assert table.abs().max() <= 0.04
+    assert table.std().item() == pytest.approx(0.02 * 0.8796, rel=0.03)  # deviation of a normal cut at two
+    assert np.isclose(table[0].std().item(), 0.0176, rtol=0.3)  # [PAD] is a row like any other

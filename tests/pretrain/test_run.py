@@ -1,0 +1,254 @@
+"""Whole runs of the command, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
+
+from pretrain.__main__ import main
+from tests.corpora import write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+model: {num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 2, max_position_embeddings: 64}
+tokenizer: {vocab_size: 200}
+data: {holdout: 0.2}
+objective: {type: bert}
+optim: {learning_rate: 3.0e-3, warmup: 2 steps}
+train:
+  steps: 12
+  phases: [{batch_size: 8, sequence_length: 32}]
+  log_every: 1
+  save_every: 4
+  evaluate_every: 6
+tracking: {wandb: "off"}
+"""
+STILL = ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "run.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, a configuration and, after the first run, the prepared corpus."""
+    path = tmp_path_factory.mktemp("pretrain")
+    write_text(path / "text.txt")
+    (path / "tiny.yaml").write_text(CONFIG)
+    return path
+
+
+def command(folder: Path, name: str, *arguments: str, processes: int = 1) -> list[str]:
+    launch = ["-m"]
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    places = [
+        f"run.name={name}",
+        f"run.dir={folder}/runs",
+        f"run.data_dir={folder}/data",
+        f"data.path={folder}/text.txt",
+    ]
+    return [sys.executable, *launch, "pretrain", str(folder / "tiny.yaml"), *places, *arguments]
+
+
+def run(folder: Path, name: str, *arguments: str, processes: int = 1, status: int = 0) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command(folder, name, *arguments, processes=processes),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def rows(folder: Path, name: str) -> dict[int, dict[str, Any]]:
+    result: dict[int, dict[str, Any]] = {}
+    for line in (folder / "runs/pretrain" / name / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        result.setdefault(row["step"], {}).update(row)
+    return result
+
+
+def exported(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / "runs/pretrain" / name / "export" / "model.safetensors")
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    return [row[f"train/{term}"] for _, row in sorted(rows(folder, name).items()) for term in ("mlm", "nsp")]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> str:
+    """One uninterrupted run, with dropout; its output."""
+    return run(folder, "whole")
+
+
+def test_a_run_shows_what_it_does(folder: Path, whole: str) -> None:
+    for part in (
+        "read ", "dropped", "train ", "held out", "parameters", "first example", "[CLS]", "label: ",
+        "step 12/12", "tokens/s", "min left", "unigram entropy", "majority class", "fill-mask",
+        "export", "curves.png", "next ",
+    ):  # fmt: skip
+        assert part in whole, part
+    path = folder / "runs/pretrain/whole"
+    assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((path / "finished.json").read_text())
+    assert results["steps"] == 12
+    assert set(results["held_out"]) == {"loss", "mlm", "mlm_accuracy", "nsp", "nsp_accuracy"}
+    expected = {"train/mlm", "train/nsp", "learning_rate", "gradient_norm", "tokens_per_second", "examples_per_second"}
+    assert expected <= set(rows(folder, "whole")[3])
+    assert {"held_out/mlm", "held_out/nsp_accuracy"} <= set(rows(folder, "whole")[6])
+
+
+def test_the_export_is_a_stock_directory(folder: Path, whole: str) -> None:
+    path = folder / "runs/pretrain/whole/export"
+    for kind in (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining):
+        _, report = kind.from_pretrained(path, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["mismatched_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert tokenizer("The old river opens.")["input_ids"][0] == tokenizer.cls_token_id
+    assert len(pipeline("fill-mask", model=str(path))("The old [MASK] opens.")) == 5
+    assert "| MLM accuracy" in (path / "README.md").read_text()
+
+
+def test_a_finished_run_is_left_alone(folder: Path, whole: str) -> None:
+    path = folder / "runs/pretrain/whole"
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
+    assert "is finished and left alone" in run(folder, "whole")
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_another_configuration_is_refused(folder: Path, whole: str) -> None:
+    said = run(folder, "whole", "optim.learning_rate=1e-3", status=2)
+    assert "optim.learning_rate: 0.003 there, 0.001 given" in said
+
+
+def test_the_resolved_configuration_reruns_the_run(folder: Path, whole: str) -> None:
+    config = folder / "runs/pretrain/whole/config.yaml"
+    arguments = [sys.executable, "-m", "pretrain", str(config), "run.name=again"]
+    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    assert losses(folder, "again") == losses(folder, "whole")
+
+
+def test_sigterm_saves_and_the_resumed_run_is_bit_exact(folder: Path, whole: str) -> None:
+    """Stopped by a signal in the middle of an epoch, resumed with data workers: weights and metrics are the same."""
+    process = subprocess.Popen(
+        command(folder, "stopped"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step 3/12"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, said
+    assert any("SIGTERM: saved step" in line for line in said)
+    assert not (folder / "runs/pretrain/stopped/export").exists()
+    assert "resuming at step" in run(folder, "stopped", "train.workers=2")
+    assert losses(folder, "stopped") == losses(folder, "whole")
+    expected = exported(folder, "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, "stopped").items())
+
+
+def test_a_killed_run_resumes_from_the_newest_whole_checkpoint(folder: Path, whole: str) -> None:
+    process = subprocess.Popen(
+        command(folder, "killed"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 9/12"):
+            process.kill()
+    process.wait()
+    checkpoints = folder / "runs/pretrain/killed/checkpoints"
+    newest = max(path for path in checkpoints.iterdir() if path.is_dir())
+    with (newest / "model.safetensors").open("r+b") as file:  # as if the disk had torn it
+        file.truncate(100)
+    said = run(folder, "killed")
+    assert "is not whole" in said
+    assert "resuming at step" in said
+    assert losses(folder, "killed") == losses(folder, "whole")
+    expected = exported(folder, "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, "killed").items())
+
+
+def test_two_processes_equal_one(folder: Path, whole: str) -> None:
+    """20 steps in float32 without dropout: losses to 1e-5, whatever processes and micro-batches."""
+    settings = [*STILL, "train.steps=20"]
+    run(folder, "one", *settings)
+    run(folder, "two", *settings, "train.micro_batch_tokens=64", processes=2)
+    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=1e-5)
+    rate = [row["learning_rate"] for row in rows(folder, "two").values()]
+    assert rate == [row["learning_rate"] for row in rows(folder, "one").values()]
+    one, two = exported(folder, "one"), exported(folder, "two")
+    difference = torch.cat([(one[name] - two[name]).flatten() for name in one])
+    assert difference.norm() / torch.cat([tensor.flatten() for tensor in one.values()]).norm() < 1e-5
+    held_out = [
+        json.loads((folder / f"runs/pretrain/{n}/finished.json").read_text())["held_out"] for n in ("one", "two")
+    ]
+    assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
+
+
+def test_length_phases(folder: Path, whole: str) -> None:
+    phases = "train.phases=[{share: 0.9, batch_size: 8, sequence_length: 16}, {share: 0.1, batch_size: 4, sequence_length: 64}]"
+    run(folder, "phases", phases, "train.steps=10")
+    per_step = [
+        row["examples_per_second"] * row["seconds_per_step"] for _, row in sorted(rows(folder, "phases").items())
+    ]
+    assert [round(number) for number in per_step] == [8] * 9 + [4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["optim.learning_rte=1"], "optim.learning_rte: unknown key (from argument 'optim.learning_rte=1'); did you mean 'learning_rate'"),
+        (["train.steps=soon", "model.hiden_size=3"], "2 problems in the configuration"),
+        (["train.phases=[{sequence_length: 512}]"], "a sequence_length of 512 is above model.max_position_embeddings 64"),
+        (["model.num_attention_heads=5"], "hidden_size 32 is not a multiple of num_attention_heads 5"),
+        (["objective.type=brt"], "objective.type: given 'brt'; there are: bert, mlm"),
+        (["tokenizer.vocab_size=30000"], "the corpus supports"),
+        (["data.path=/nowhere/at/all.txt"], "/nowhere/at/all.txt"),
+        (["optim.warmup=100"], "optim.warmup: 100 steps are more than the run's 12"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_the_first_step(
+    folder: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AcceleratorState._reset_state(True)
+    status = main(command(folder, "refused", *arguments)[3:])
+    assert (status, said in capsys.readouterr().err) == (2, True)
+    assert not (folder / "runs/pretrain/refused").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(folder: Path, whole: str) -> None:
+    """Files above a size cannot be written from the second checkpoint on; with room again the run goes on."""
+    program = """
+import resource, sys
+from engine import fit
+from pretrain.__main__ import main
+save = fit.save_checkpoint
+def limited(*arguments, step, **named):
+    if step == 8:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    return save(*arguments, step=step, **named)
+fit.save_checkpoint = limited
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = [sys.executable, "-c", program, *command(folder, "full")[3:]]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "the newest whole checkpoint is" in done.stderr
+    assert "step-0000000006" in done.stderr
+    assert "resuming at step 6" in run(folder, "full")
+    assert losses(folder, "full") == losses(folder, "whole")
