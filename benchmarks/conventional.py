@@ -1,7 +1,7 @@
 """The baseline: one training step as the official example scripts make it, from stock parts only.
 
-Examples padded to the maximum, ``DataCollatorForLanguageModeling``, SDPA attention, the vocabulary head on every position
-with -100 for what is not predicted, torch's plain AdamW, gradients clipped to 1.
+Examples padded to the maximum, ``DataCollatorForLanguageModeling``, SDPA attention, the vocabulary head on every
+position with -100 for what is not predicted, torch's plain AdamW, gradients clipped to 1.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def stock_model(config: BertConfig, *, pairs: bool) -> nn.Module:
 
 
 def padded_examples(flat: FlatExamples, sequence_length: int, pad_id: int, *, pairs: bool) -> list[Example]:
-    """What a tokenized data set of the example scripts holds, ``padding="max_length"``: one dictionary of lists each."""
+    """What a tokenized data set of the example scripts holds, padded to the maximum: one dictionary of lists each."""
     examples = []
     ends = np.cumsum(flat.lengths)
     for end, length, label in zip(ends, flat.lengths, flat.labels, strict=True):

@@ -26,6 +26,8 @@ class ModelSection(Section):
     """Dropout of embeddings and layer outputs; 0 trains faster and is what many pretrain small encoders with."""
     attention_probs_dropout_prob: float = 0.1
     """Dropout of attention probabilities."""
+    initializer_range: float = 0.02
+    """Deviation of the weights at the start; 0.02 is BERT's at any width."""
     max_position_embeddings: int = 512
     """Rows of the position table: the longest sequence the model can ever read."""
 
@@ -42,7 +44,7 @@ class ModelSection(Section):
         return self.model_dump() | {"intermediate_size": self.intermediate_size or 4 * self.hidden_size}
 
 
-def initialize(model: nn.Module, std: float = 0.02) -> None:
+def initialize(model: nn.Module, std: float) -> None:
     """Truncated normal weights (cut at two deviations) and zero biases, as BERT's code has it.
 
     Transformers draws from the untruncated normal. LayerNorms keep 1 and 0.

@@ -74,7 +74,7 @@ class Bert(Objective):
     def __init__(self, sizes: ModelSection, model: BertForPreTraining) -> None:
         super().__init__()
         self.sizes, self.model = sizes, model
-        initialize(model)
+        initialize(model, sizes.initializer_range)
         use_cheap_dropout(model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:

@@ -116,7 +116,7 @@ class Mlm(Objective):
     def __init__(self, sizes: ModelSection, model: BertForMaskedLM) -> None:
         super().__init__()
         self.sizes, self.model = sizes, model
-        initialize(model)
+        initialize(model, sizes.initializer_range)
         use_cheap_dropout(model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:

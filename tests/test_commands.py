@@ -1,0 +1,65 @@
+"""The Makefile's and the README's commands: that they exist, and what they would run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def would_run(*arguments: str) -> str:
+    """What make would execute, installed or not."""
+    command = ["make", "-n", "-o", ".venv/.installed", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.replace("\\\n", " ").split())
+
+
+def test_readme_commands_are_targets_and_configurations() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    commands = [line.split("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
+    assert ["make", "pretrain"] in commands
+    assert ["make", "test"] in commands
+    for _, target, *variables in commands:
+        assert would_run(target, *(v for v in variables if v.startswith("CONFIG=")))
+        for variable in variables:
+            if variable.startswith("CONFIG="):
+                assert (ROOT / f"configs/pretrain/{variable.removeprefix('CONFIG=')}.yaml").is_file()
+
+
+def test_one_process_is_plain_python() -> None:
+    assert would_run("pretrain") == ".venv/bin/python -m pretrain configs/pretrain/bert_docs.yaml"
+
+
+def test_data_becomes_a_list() -> None:
+    said = would_run("pretrain", "CONFIG=bert_mini", "DATA=a.txt b/*.jsonl")
+    assert said.endswith("configs/pretrain/bert_mini.yaml 'data.path=[a.txt, b/*.jsonl]'")
+
+
+def test_cpu_processes_go_through_torchrun() -> None:
+    """accelerate launch --cpu would start one process only."""
+    said = would_run("pretrain", "PROCESSES=2")
+    assert "torchrun --nproc-per-node 2 --nnodes 1" in said
+    assert said.endswith("run.device=cpu")
+
+
+@pytest.mark.parametrize(("machines", "total"), [(1, 8), (4, 32)])
+def test_gpus_go_through_accelerate_with_every_flag(machines: int, total: int) -> None:
+    said = would_run("pretrain", "GPUS=8", f"MACHINES={machines}", "RANK=0", "HEAD=10.0.0.1")
+    for flag in (
+        f"--num_processes $(( 8 * {machines} ))", f"--num_machines {machines}", "--machine_rank 0",
+        "--main_process_ip 10.0.0.1", "--mixed_precision no", "--dynamo_backend no", "--multi_gpu",
+    ):  # fmt: skip
+        assert flag in said, flag
+    assert 8 * machines == total
+
+
+def test_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^\.PHONY: (\S+)", makefile, flags=re.M))
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in said.splitlines() if line.startswith("make ")} == targets
