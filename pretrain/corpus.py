@@ -48,6 +48,8 @@ class ReadReport:
     documents: int = 0
     paragraphs: int = 0
     characters: int = 0
+    repeated: int = 0
+    """Paragraphs that the embedded corpus left out because it had them already."""
     undecodable: int = 0
     """Lines (or rows) in which bytes were replaced."""
 
@@ -60,7 +62,8 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
     for source in resolve(paths):
         report.files += 1
         if source == "python-docs":
-            documents = pydocs.read_documents()
+            documents, repeated = pydocs.read_documents()
+            report.repeated += repeated
         elif isinstance(source, str):
             documents = map(str.splitlines, _read_hub(source, section.text))
         else:

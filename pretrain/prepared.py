@@ -99,7 +99,7 @@ def corpus_report(prepared: PreparedCorpus) -> str:
     rows = [
         ("read", f"{read['files']:,} files, {read['documents']:,} documents, {read['paragraphs']:,} paragraphs, "
                  f"{read['characters']:,} characters"),
-        ("dropped", f"{dropped['documents']:,} repeated documents, {dropped['paragraphs']:,} repeated paragraphs"),
+        ("dropped", f"{dropped['documents']:,} repeated documents, {dropped['paragraphs'] + read['repeated']:,} repeated paragraphs"),
         ("undecodable", f"{read['undecodable']:,} lines with replaced bytes"),
     ]  # fmt: skip
     for name, part in (("train", prepared.train), ("held out", prepared.valid)):

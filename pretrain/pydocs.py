@@ -17,6 +17,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -26,24 +27,21 @@ _MIN_DOCUMENT = 200
 """Characters; below it a module says hardly more than its name."""
 
 
-def read_documents() -> Iterator[list[str]]:
-    """Yield the documents of the embedded corpus, each a list of prose paragraphs; a paragraph is given once only."""
-    seen: set[bytes] = set()
+@cache  # about ten megabytes, read once for the tokenizer and once for the corpus
+def read_documents() -> tuple[list[list[str]], int]:
+    """The documents of the embedded corpus, each a list of prose paragraphs, and how many repeated ones were dropped."""
+    seen: set[str] = set()
+    documents, repeated = [], 0
     # Syntax trees hold no cycles, and the collector's walks through them are a tenth of the time.
-    pool = ProcessPoolExecutor(os.cpu_count(), initializer=gc.disable)
-    try:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=gc.disable) as pool:
         modules = pool.map(_read_module, [str(path) for _, path in _modules()], chunksize=64)
         for paragraphs in chain(_read_topics(), modules):
-            fresh = []
-            for paragraph in paragraphs:
-                key = hashlib.blake2b(paragraph.encode(), digest_size=16).digest()
-                if key not in seen:
-                    seen.add(key)
-                    fresh.append(paragraph)
+            fresh = [text for text in dict.fromkeys(paragraphs) if text not in seen]
+            seen.update(fresh)
+            repeated += len(paragraphs) - len(fresh)
             if sum(map(len, fresh)) >= _MIN_DOCUMENT:
-                yield fresh
-    finally:
-        pool.shutdown(cancel_futures=True)
+                documents.append(fresh)
+    return documents, repeated
 
 
 def fingerprint() -> str:

@@ -81,11 +81,15 @@ def test_documents_are_the_same_every_time_and_paragraphs_come_once(
     (tmp_path / "tests" / "d.py").write_text((tmp_path / "a.py").read_text())
     monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(pydocs, "_MIN_DOCUMENT", 50)
-    documents = list(pydocs.read_documents())
+    pydocs.read_documents.cache_clear()
+    documents, repeated = pydocs.read_documents()
     assert [document[-1][-2] for document in documents] == list("abcdefghijkl")
     assert len(documents[0]) == len(PROSE)
     assert len(documents[1]) == 1
-    assert documents == list(pydocs.read_documents())
+    assert repeated == 11 * (len(PROSE) - 1)
+    pydocs.read_documents.cache_clear()
+    assert (documents, repeated) == pydocs.read_documents()
+    pydocs.read_documents.cache_clear()
 
 
 def test_fingerprint_follows_the_installed_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
