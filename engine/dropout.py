@@ -25,21 +25,33 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     return _Dropout.apply(x, probability)
 
 
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers as wide as the floats, by bytes."""
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
         threshold = round(probability * _LEVELS)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = bits >= threshold - _LEVELS // 2
+        # All ones where a value is kept: integers in place are several times faster than booleans and torch.where.
+        keep = bits.ge_(threshold - _LEVELS // 2).neg_()
         ctx.scale = _LEVELS / (_LEVELS - threshold)
         ctx.save_for_backward(keep)
-        return torch.where(keep, x * ctx.scale, 0.0)
+        return _masked(x * ctx.scale, keep)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return torch.where(keep, grads[0] * ctx.scale, 0.0), None
+        return _masked(grads[0] * ctx.scale, keep), None
+
+
+def _masked(x: Tensor, keep: Tensor) -> Tensor:
+    """Zero the bits of what is not kept, in place."""
+    words = x.view(_WORDS[x.element_size()])
+    words &= keep.to(words.dtype)
+    return x
 
 
 class Dropout(nn.Dropout):

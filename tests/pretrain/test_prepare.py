@@ -90,7 +90,7 @@ def test_manifest_and_report_state_the_numbers(tmp_path: Path) -> None:
     manifest = prepared.manifest
     assert manifest["read"] == {
         "files": 1, "documents": 60, "paragraphs": sum(map(len, docs)),
-        "characters": sum(len(text) for doc in docs for text in doc), "undecodable": 0,
+        "characters": sum(len(text) for doc in docs for text in doc), "repeated": 0, "undecodable": 0,
     }  # fmt: skip
     assert manifest["train"]["documents"] + manifest["valid"]["documents"] == 60
     assert manifest["train"]["tokens"] == prepared.train.num_tokens
