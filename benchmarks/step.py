@@ -246,9 +246,9 @@ def _config(workload: Workload, tokenizer: PreTrainedTokenizerBase, dropout: flo
 
 def _theirs(workload: Workload, tokenizer: PreTrainedTokenizerBase, source: DocumentSource, bf16: bool) -> Step:
     torch.manual_seed(_SEED)
-    side = Conventional(
-        _config(workload, tokenizer), tokenizer, pairs=workload.pairs, bf16=bf16, learning_rate=LEARNING_RATE
-    )
+    config = _config(workload, tokenizer)
+    config.hidden_act = "gelu"  # what a stock configuration has; on a CPU faster than the original's tanh form
+    side = Conventional(config, tokenizer, pairs=workload.pairs, bf16=bf16, learning_rate=LEARNING_RATE)
 
     pad_id = cast(int, tokenizer.pad_token_id)
 
