@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -58,6 +58,9 @@ class BertAdam(torch.optim.AdamW):
                 }
 
 
+_torch = cast(Any, torch)  # the _foreach functions are what torch's own optimizers call, but not in its type hints
+
+
 class Lamb(torch.optim.Optimizer):
     """LAMB as ALBERT's code has it (You et al. 2020, algorithm 2, without bias correction and without bounds).
 
@@ -75,7 +78,7 @@ class Lamb(torch.optim.Optimizer):
                 }
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -85,19 +88,19 @@ class Lamb(torch.optim.Optimizer):
             first = [self.state[parameter]["exp_avg"] for parameter in parameters]
             second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
             beta1, beta2 = group["betas"]
-            torch._foreach_lerp_(first, gradients, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-            scale = torch._foreach_sqrt(second)
-            torch._foreach_add_(scale, group["eps"])
-            update = torch._foreach_div(first, scale)
-            torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
+            _torch._foreach_lerp_(first, gradients, 1 - beta1)
+            _torch._foreach_mul_(second, beta2)
+            _torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+            scale = _torch._foreach_sqrt(second)
+            _torch._foreach_add_(scale, group["eps"])
+            update = _torch._foreach_div(first, scale)
+            _torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
             if group["adapted"]:
-                norms = torch.stack(torch._foreach_norm(parameters))
-                lengths = torch.stack(torch._foreach_norm(update))
+                norms = torch.stack(_torch._foreach_norm(parameters))
+                lengths = torch.stack(_torch._foreach_norm(update))
                 ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
-                torch._foreach_mul_(update, list(ratios.unbind()))
-            torch._foreach_add_(parameters, update, alpha=-group["lr"])
+                _torch._foreach_mul_(update, list(ratios.unbind()))
+            _torch._foreach_add_(parameters, update, alpha=-group["lr"])
 
 
 _EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")

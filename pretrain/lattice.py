@@ -79,7 +79,9 @@ class Lattice:
             # Nothing longer is more frequent than what it begins with.
             positions = positions[often[piece] & (room[positions] > size)]
             hashes[positions] = key(hashes[positions], points[positions + size])
-        self._hash, self._first, self._length, self._value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        self._hash, self._first, self._length, self._value = (
+            np.concatenate(parts) for parts in zip(*found, strict=True)
+        )
         self._fixed = (self._length == 1) & np.isin(points[self._first], symbols)
         unknown = self._edges[0] < 0
         self._edges[self._edges < 0] = total

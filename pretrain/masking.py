@@ -128,7 +128,7 @@ def _choose(
     return chosen
 
 
-_MARKS = frozenset("!\"#$%&()*+,-./:;?@[\\]^_`{|}~–£€")
+_MARKS = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~–£€')
 _PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
@@ -136,7 +136,8 @@ def word_starts(pieces: list[str]) -> np.ndarray:
     """Which pieces of a vocabulary open a word, (V,) bool, for WordPiece and SentencePiece vocabularies.
 
     SentencePiece, after ALBERT's code: a piece that begins with "▁" or "<", a punctuation mark by itself, and every
-    piece with a character that is neither an English letter nor such a mark: digits and other scripts are words each.
+    piece with a character that is neither an English letter nor such a mark (the apostrophe is none): digits and other
+    scripts are words each.
     """
     if not any(piece.startswith("▁") for piece in pieces):
         return np.array([not piece.startswith("##") for piece in pieces])

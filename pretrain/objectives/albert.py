@@ -47,7 +47,7 @@ class Config(Section):
     """Chunks of one sentence, which have no order: ``original`` pairs them with another document's sentences and calls
     that swapped, as the released code does; ``drop`` leaves them out."""
     embedding_size: Annotated[int, Field(gt=0)] | None = None
-    """Width of the embeddings, projected to the model's; ALBERT's 128 where not given, in a narrower model its width."""
+    """Width of the embeddings, projected to the model's; ALBERT's 128 where not given, or less in a narrow model."""
     sharing: Sharing = "all"
     """What the layers share: everything, their attention or their feed-forward parts only, or nothing (Table 4)."""
 
@@ -137,7 +137,8 @@ class Albert(Objective):
 
     def __init__(self, sizes: ModelSection, sharing: Sharing, model: AlbertForPreTraining) -> None:
         super().__init__()
-        self.sizes, self.sharing, self.model = sizes, sharing, model
+        self.sizes, self.model = sizes, model
+        self.sharing: Sharing = sharing
         share(model, sharing)
         initialize(model)
         use_cheap_dropout(model)

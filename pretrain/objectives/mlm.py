@@ -50,7 +50,7 @@ def masked_batch(
     labels: str = "pair_labels",
 ) -> Any:
     """The function that masks flat examples and packs them, with pair ``labels`` where the objective has pairs."""
-    starts_word = word_starts(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    starts_word = word_starts([*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
     maximum = section.max_predictions or int(np.ceil(section.rate * sequence_length))
 
     def finish(examples: FlatExamples) -> PackedBatch:
