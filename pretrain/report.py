@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
 
-_LABELS = {"pair_labels": ("IsNext", "NotNext (random)")}
+_LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
+_PANELS = ("mlm", "mlm_accuracy", "nsp", "nsp_accuracy", "sop", "sop_accuracy")
+_PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
 
 
 def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> str:
@@ -43,8 +45,8 @@ def baselines(held_out: HeldOut, unigrams: np.ndarray) -> dict[str, float]:
     """What guessing without a model reaches on the same held-out examples.
 
     ``mlm``: cross-entropy of the masked tokens under the training text's unigram distribution (add-one smoothed);
-    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy``: always the more frequent label; ``nsp``: the
-    labels' entropy.
+    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy`` or ``sop_accuracy``: always the more frequent
+    label; ``nsp`` or ``sop``: the labels' entropy.
     """
     batches = held_out.batches()
     masked = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
@@ -53,10 +55,10 @@ def baselines(held_out: HeldOut, unigrams: np.ndarray) -> dict[str, float]:
         "mlm": float(-log_share[masked].mean()),
         "mlm_accuracy": float((masked == int(np.argmax(unigrams))).mean()),
     }
-    if "pair_labels" in batches[0].targets:
-        share = float(np.concatenate([batch.targets["pair_labels"].numpy() for batch in batches]).mean())
-        values["nsp_accuracy"] = max(share, 1 - share)
-        values["nsp"] = float(-sum(p * np.log(p) for p in (share, 1 - share) if p > 0))
+    for name in _PAIR_TASKS.keys() & batches[0].targets.keys():
+        share = float(np.concatenate([batch.targets[name].numpy() for batch in batches]).mean())
+        values[f"{_PAIR_TASKS[name]}_accuracy"] = max(share, 1 - share)
+        values[_PAIR_TASKS[name]] = float(-sum(p * np.log(p) for p in (share, 1 - share) if p > 0))
     return values
 
 
@@ -67,6 +69,8 @@ def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
         "mlm_accuracy": ("MLM accuracy", "most frequent token"),
         "nsp": ("NSP loss (nats)", "label entropy"),
         "nsp_accuracy": ("NSP accuracy", "majority class"),
+        "sop": ("SOP loss (nats)", "label entropy"),
+        "sop_accuracy": ("SOP accuracy", "majority class"),
     }
     rows = [
         (title, f"{values[name]:.4f}", f"{baseline[name]:.4f}", what)
@@ -91,7 +95,7 @@ def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, t
         row = json.loads(line)
         for name, value in row.items():
             series[name].append((row["step"], value))
-    panels = [name for name in ("mlm", "mlm_accuracy", "nsp", "nsp_accuracy") if f"train/{name}" in series]
+    panels = [name for name in _PANELS if f"train/{name}" in series]
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained"
     )
