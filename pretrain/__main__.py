@@ -194,7 +194,7 @@ class Pretraining:
             "baselines": baseline,
             "tokens_per_second": ended.tokens_per_second,
             "table": table,
-            "fill_mask": fill_masks(export / fills, _SENTENCES),
+            "fill_mask": f"fill-mask with {export / fills}\n{fill_masks(export / fills, _SENTENCES)}",
         }
         tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baseline.items()}})
         tracker.image("curves", picture, ended.step)
@@ -205,7 +205,7 @@ class Pretraining:
 def _ending(path: Path, results: dict[str, Any]) -> str:
     """What was produced, where, and what to type next."""
     return (
-        f"\n{results['table']}\n\nfill-mask with the exported model\n{results['fill_mask']}\n\n"
+        f"\n{results['table']}\n\n{results['fill_mask']}\n\n"
         f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\nmetrics     {path / 'metrics.jsonl'}\n\n"
         f"next        make finetune MODEL={path / 'export'}"
     )
