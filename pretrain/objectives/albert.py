@@ -140,7 +140,7 @@ class Albert(Objective):
         self.sizes, self.model = sizes, model
         self.sharing: Sharing = sharing
         share(model, sharing)
-        initialize(model)
+        initialize(model, sizes.initializer_range)
         use_cheap_dropout(model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:

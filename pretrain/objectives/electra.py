@@ -140,7 +140,7 @@ class Electra(Objective):
         self.generator.electra.embeddings = self.discriminator.electra.embeddings
         self.generator.tie_weights()
         assert self.generator.generator_lm_head.weight is self.discriminator.get_input_embeddings().weight
-        initialize(self)
+        initialize(self, sizes.initializer_range)
         # These the original leaves to TensorFlow's default.
         glorot = [net.electra.embeddings_project for net in self.networks if hasattr(net.electra, "embeddings_project")]
         for layer in [*glorot, self.discriminator.discriminator_predictions.dense_prediction]:
