@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ class Sums:
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
-        self._terms: dict[str, tuple[str, float]] = {}
+        self._terms: dict[str, tuple[str, float, Callable[[list[float], float], float]]] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, terms: dict[str, Term], counts: dict[str, int]) -> None:
@@ -24,20 +26,25 @@ class Sums:
         for name, term in terms.items():
             total = term.total.detach().double()
             self._totals[name] = self._totals[name] + total if name in self._totals else total
-            self._terms[name] = (term.count, term.weight)
+            self._terms[name] = (term.count, term.weight, term.value)
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Total over count of every term over all ranks, and their weighted sum ``loss``; one fetch from the device."""
+        """Value of every term over all ranks, and the weighted sum ``loss``; one fetch from the device."""
         names, kinds = sorted(self._totals), sorted(self._counts)
+        totals = [self._totals[name].flatten() for name in names]
         counts = torch.tensor([self._counts[kind] for kind in kinds], dtype=torch.float64, device=accelerator.device)
-        sums = accelerator.reduce(torch.cat([torch.stack([self._totals[name] for name in names]), counts]), "sum")
-        assert isinstance(sums, Tensor)
-        values = dict(zip([*names, *(f"#{kind}" for kind in kinds)], sums.tolist(), strict=True))
-        means = {name: values[name] / max(1.0, values[f"#{self._terms[name][0]}"]) for name in names}
-        loss = sum(self._terms[name][1] * means[name] for name in names)
-        return {"loss": loss, **means}
+        fetched = accelerator.reduce(torch.cat([*totals, counts]), "sum")
+        assert isinstance(fetched, Tensor)
+        *sums, counted = fetched.cpu().split([*map(len, totals), len(kinds)])
+        count = dict(zip(kinds, counted.tolist(), strict=True))
+        values, loss = {}, 0.0
+        for name, parts in zip(names, sums, strict=True):
+            kind, weight, value = self._terms[name]
+            values[name] = value(parts.tolist(), count[kind])
+            loss += weight * values[name]
+        return {"loss": loss, **values}
 
 
 class HeldOut:

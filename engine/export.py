@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,32 @@ from transformers.utils import logging as transformers_logging
 from engine.files import publish, remove
 
 
-def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str) -> Path:
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    card: str,
+    companions: Mapping[str, PreTrainedModel] | None = None,
+) -> Path:
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
-    The folder appears only after it was read back by the model's own class without a warning and every tensor was found
-    equal bit by bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
+    ``companions`` are written whole, with the tokenizer, to folders of their names within it. The folder appears only
+    after everything was read back by each model's own class without a warning and every tensor was found equal bit by
+    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
     """
-    dtypes = {str(parameter.dtype) for parameter in model.parameters()}
-    assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
+    models = {".": model, **(companions or {})}
+    problems = []
     with _warnings_of_transformers() as warnings:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        for name, each in models.items():
+            dtypes = {str(parameter.dtype) for parameter in each.parameters()}
+            assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
+            each.save_pretrained(partial / name)
+            tokenizer.save_pretrained(partial / name)
+            problems += _differences(each, tokenizer, partial / name)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        problems = _differences(model, tokenizer, partial)
     if problems or warnings:
         listing = "\n".join(f"  - {problem}" for problem in [*problems, *warnings])
         raise RuntimeError(f"what was read back from {partial} is not what was to be exported:\n{listing}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -90,7 +90,7 @@ def training_steps(
             with nullcontext() if last else accelerator.no_sync(objective):
                 terms = objective(batch.to(accelerator.device))
                 accelerator.backward(_loss(terms, counts) * accelerator.num_processes)
-            done.append(({n: Term(t.total.detach(), t.count, t.weight) for n, t in terms.items()}, batch.counts))
+            done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)
         norm = nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True)
         rate = learning_rate(item.step)
@@ -128,7 +128,7 @@ def _loss(terms: dict[str, Term], counts: dict[str, int]) -> Tensor:
 
 
 def _diverged(step: int, rate: float, norm: Tensor, done: list[tuple[dict[str, Term], dict[str, int]]]) -> str:
-    broken = sorted({name for terms, _ in done for name, term in terms.items() if not torch.isfinite(term.total)})
+    broken = sorted({name for terms, _ in done for name, term in terms.items() if not torch.isfinite(term.total).all()})
     what = f"the loss {', '.join(broken)}" if broken else "the gradient"
     return (
         f"step {step + 1}: {what} is not finite (gradient norm {norm.item()}, learning rate {rate:.3g}); "

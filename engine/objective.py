@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,16 +17,24 @@ from engine.batch import PackedBatch
 from engine.config import ConfigError
 
 
+def mean(sums: list[float], count: float) -> float:
+    """The value of most terms; 0 where nothing was counted."""
+    return sums[0] / max(1.0, count)
+
+
 @dataclass(frozen=True)
 class Term:
     """One sum over a micro-batch."""
 
     total: Tensor
-    """Scalar sum, never a mean."""
+    """Sum, never a mean: a scalar, or, for what is only reported, a vector of sums."""
     count: str
     """Name in ``PackedBatch.counts`` of what the total is divided by, over all micro-batches and ranks."""
     weight: float = 1.0
     """Share in the loss; 0 for what is only reported, such as an accuracy."""
+    value: Callable[[list[float], float], float] = mean
+    """The number to report, from the sums and the count of all micro-batches and ranks: for what is no mean, such as a
+    precision. What is in the loss is a mean."""
 
 
 class Objective(nn.Module, ABC):
@@ -39,6 +47,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def exported(self) -> PreTrainedModel:
         """The stock model that leaves the run."""
+
+    def companions(self) -> dict[str, PreTrainedModel]:
+        """Further stock models that leave the run, by the folder within the export they go to."""
+        return {}
 
     @abstractmethod
     def flops(self, batch: PackedBatch) -> float:

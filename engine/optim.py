@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -16,8 +17,8 @@ from engine.config import ConfigError, Duration, Section
 class OptimSection(Section):
     """The optimizer and its learning rate."""
 
-    algorithm: Literal["bert_adam", "adamw"] = "bert_adam"
-    """``bert_adam``: BERT's own, without bias correction; ``adamw``: torch's."""
+    algorithm: Literal["bert_adam", "adamw", "lamb"] = "bert_adam"
+    """``bert_adam``: BERT's own, without bias correction; ``adamw``: torch's; ``lamb``: ALBERT's, for large batches."""
     learning_rate: float = 1e-4
     """Peak."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -57,21 +58,66 @@ class BertAdam(torch.optim.AdamW):
                 }
 
 
+_torch = cast(Any, torch)  # the _foreach functions are what torch's own optimizers call, but not in its type hints
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB as ALBERT's code has it (You et al. 2020, algorithm 2, without bias correction and without bounds).
+
+    The update of BERT's Adam, ``u = m / (sqrt(v) + eps) + wd * p``, is scaled for each tensor by the norm of the tensor
+    over the norm of ``u`` (1 if either is 0). Groups with ``adapted=False``, LayerNorms and biases, are not scaled.
+    """
+
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "adapted": True})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = [parameter.grad for parameter in parameters]
+            first = [self.state[parameter]["exp_avg"] for parameter in parameters]
+            second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+            beta1, beta2 = group["betas"]
+            _torch._foreach_lerp_(first, gradients, 1 - beta1)
+            _torch._foreach_mul_(second, beta2)
+            _torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+            scale = _torch._foreach_sqrt(second)
+            _torch._foreach_add_(scale, group["eps"])
+            update = _torch._foreach_div(first, scale)
+            _torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
+            if group["adapted"]:
+                norms = torch.stack(_torch._foreach_norm(parameters))
+                lengths = torch.stack(_torch._foreach_norm(update))
+                ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
+                _torch._foreach_mul_(update, list(ratios.unbind()))
+            _torch._foreach_add_(parameters, update, alpha=-group["lr"])
+
+
 _EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
 
-    Embeddings are decayed, as in the original.
+    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[_EXEMPT.search(name) is None].append(parameter)
     return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+        {"params": groups[True], "weight_decay": weight_decay, "adapted": True},
+        {"params": groups[False], "weight_decay": 0.0, "adapted": False},
     ]
 
 
@@ -79,9 +125,8 @@ def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Opti
     """The configured optimizer over all trainable parameters of a model."""
     groups = parameter_groups(model, section.weight_decay)
     settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
-    if section.algorithm == "bert_adam":
-        return BertAdam(groups, **settings)
-    return torch.optim.AdamW(groups, **settings, fused=True)
+    algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
+    return algorithms[section.algorithm](groups, **settings)
 
 
 def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], float]:

@@ -156,11 +156,14 @@ class Pretraining:
         rows, _ = Stream(trainer.sources[0], self.config.run.seed).take(Cursor(), 1)
         example = show_example(trainer.sources[0].collate(rows), self.tokenizer)
         objective = self.accelerator.unwrap_model(trainer.objective)
-        size = sum(parameter.numel() for parameter in objective.exported().parameters())
+        size = sum(parameter.numel() for parameter in objective.parameters())
+        models = " and ".join(
+            type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
+        )
         batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
         return (
-            f"\nmodel       {type(objective.exported()).__name__}, {size:,} parameters\n"
+            f"\nmodel       {models}, {size:,} parameters\n"
             f"training    {begins}, {trainer.rhythm.total:,} steps, examples a step x longest example: {batches}\n\n"
             f"first example\n{example}\n"
         )
@@ -168,7 +171,7 @@ class Pretraining:
     def _finish(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
         """Export, plot and report."""
         path, processes = self.directory.path, self.accelerator.num_processes
-        baseline = baselines(trainer.held_out, self.corpus.unigrams)
+        baseline = baselines(trainer.held_out, self.corpus.unigrams, ended.held_out)
         table = results_table(ended.held_out, baseline)
         picture = path / "curves.png"
         plot_curves(self.directory.metrics_file, baseline, picture, self.name)
@@ -178,16 +181,20 @@ class Pretraining:
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
-        model = self.accelerator.unwrap_model(trainer.objective).exported()
-        card = model_card(self.name, table, facts, self.text, "")
-        export_model(model, self.tokenizer, self.directory.export, card=card)
+        objective = self.accelerator.unwrap_model(trainer.objective)
+        models = {".": objective.exported(), **objective.companions()}
+        fills = next(name for name, model in models.items() if model.get_output_embeddings() is not None)
+        facts |= {f"in `{name}/`": type(model).__name__ for name, model in objective.companions().items()}
+        card = model_card(self.name, table, facts, self.text, "", fills_masks=fills == ".")
+        export = self.directory.export
+        export_model(models["."], self.tokenizer, export, card=card, companions=objective.companions())
         results = {
             "steps": ended.step,
             "held_out": ended.held_out,
             "baselines": baseline,
             "tokens_per_second": ended.tokens_per_second,
             "table": table,
-            "fill_mask": fill_masks(self.directory.export, _SENTENCES),
+            "fill_mask": f"fill-mask with {export / fills}\n{fill_masks(export / fills, _SENTENCES)}",
         }
         tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baseline.items()}})
         tracker.image("curves", picture, ended.step)
@@ -198,7 +205,7 @@ class Pretraining:
 def _ending(path: Path, results: dict[str, Any]) -> str:
     """What was produced, where, and what to type next."""
     return (
-        f"\n{results['table']}\n\nfill-mask with the exported model\n{results['fill_mask']}\n\n"
+        f"\n{results['table']}\n\n{results['fill_mask']}\n\n"
         f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\nmetrics     {path / 'metrics.jsonl'}\n\n"
         f"next        make finetune MODEL={path / 'export'}"
     )

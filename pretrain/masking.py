@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.keyed import integers, key, uniform
 
-_ORDER, _ACTION, _WORD = 101, 102, 103
+_ORDER, _ACTION, _WORD, _NGRAM = 101, 102, 103, 104
 """What a draw is for; part of its key."""
 
 
@@ -47,6 +47,7 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
     starts_word: np.ndarray | None = None,
+    longest_ngram: int = 1,
 ) -> Masked:
     """BERT's masking (Devlin et al. 2019, 3.1) of a flat batch.
 
@@ -54,6 +55,10 @@ def mask_tokens(
     :func:`num_predictions` are, in a random order; each of them independently becomes [MASK] (80 %), stays (10 %) or
     becomes a uniform row of the vocabulary, special rows and the token itself included (10 %). With ``starts_word``
     (T,), false for tokens that continue a word, whole words are chosen; one that would overshoot is passed over.
+
+    With ``longest_ngram`` N, runs of up to N words are (ALBERT's code; Lan et al. 2020, 4.1): at every word, in random
+    order, a length n is drawn with a probability proportional to 1/n, shortened until it fits, and passed over where it
+    meets what is chosen already. Special tokens are left out before, so that a run may reach across [SEP].
     """
     examples = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.arange(len(input_ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -61,7 +66,9 @@ def mask_tokens(
     rows = np.flatnonzero(candidates)
     heads = rows if starts_word is None else rows[_opens_unit(rows, examples, starts_word)]
     sizes = np.diff(np.append(np.searchsorted(rows, heads), len(rows)))
-    chosen = _choose(examples[heads], sizes, uniform(keys[examples[heads]], _ORDER, offsets[heads]), wanted)
+    unit_keys = key(keys[examples[heads]], offsets[heads]) if longest_ngram > 1 else np.empty(0, np.uint64)
+    spans = draw_ngrams(unit_keys, longest_ngram) if longest_ngram > 1 else np.ones(len(heads), np.int64)
+    chosen = _choose(examples[heads], sizes, spans, uniform(keys[examples[heads]], _ORDER, offsets[heads]), wanted)
     positions = rows[np.repeat(chosen, sizes)]
     labels = input_ids[positions].astype(np.int64)
     corrupted = input_ids.astype(np.int64)
@@ -79,23 +86,61 @@ def _opens_unit(rows: np.ndarray, examples: np.ndarray, starts_word: np.ndarray)
     return starts_word[rows] | first_of_example
 
 
-def _choose(examples: np.ndarray, sizes: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Walk through each example's units in the given order and take what still fits: bool (U,)."""
+def draw_ngrams(keys: np.ndarray, longest: int) -> np.ndarray:
+    """A length from 1 to ``longest`` for each key, with a probability proportional to 1/length (6/11, 3/11, 2/11)."""
+    shares = 1 / np.arange(1, longest + 1)
+    return 1 + np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform(keys, _NGRAM), side="right")
+
+
+def _choose(
+    examples: np.ndarray, sizes: np.ndarray, spans: np.ndarray, order: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Walk through each example's units in the given order and take what still fits: bool (U,).
+
+    From each unit on, ``spans`` (U,) units are taken together: fewer at the end of the example or where the budget is
+    short, none where one of them is taken already.
+    """
     ranked = np.lexsort((order, examples))
     first = np.searchsorted(examples, np.arange(len(wanted)))
     number = np.diff(np.append(first, len(examples)))
     chosen = np.zeros(len(examples), dtype=bool)
-    if (sizes == 1).all():
+    if (sizes == 1).all() and (spans == 1).all():
         rank = np.arange(len(ranked)) - np.repeat(first, number)
         chosen[ranked] = rank < wanted[examples[ranked]]
         return chosen
+    before = np.concatenate(([0], np.cumsum(sizes)))
     left = wanted.copy()
     for rank in range(int(number.max())):
         active = np.flatnonzero((rank < number) & (left > 0))
         if not len(active):
             break
         unit = ranked[first[active] + rank]
-        fits = sizes[unit] <= left[active]
-        chosen[unit[fits]] = True
-        left[active[fits]] -= sizes[unit[fits]]
+        end = np.minimum(unit + spans[unit], first[active] + number[active])
+        for _ in range(int(spans.max())):
+            end = np.where((end > unit) & (before[end] - before[unit] > left[active]), end - 1, end)
+        free = np.ones(len(unit), dtype=bool)
+        for step in range(int(spans.max())):
+            free &= (unit + step >= end) | ~chosen[np.minimum(unit + step, len(chosen) - 1)]
+        unit, end, active = unit[free], end[free], active[free]
+        for step in range(int(spans.max())):
+            chosen[(unit + step)[unit + step < end]] = True
+        left[active] -= before[end] - before[unit]
     return chosen
+
+
+_MARKS = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~–£€')
+_PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
+
+
+def word_starts(pieces: list[str]) -> np.ndarray:
+    """Which pieces of a vocabulary open a word, (V,) bool, for WordPiece and SentencePiece vocabularies.
+
+    SentencePiece, after ALBERT's code: a piece that begins with "▁" or "<", a punctuation mark by itself, and every
+    piece with a character that is neither an English letter nor such a mark (the apostrophe is none): digits and other
+    scripts are words each.
+    """
+    if not any(piece.startswith("▁") for piece in pieces):
+        return np.array([not piece.startswith("##") for piece in pieces])
+    return np.array(
+        [piece.startswith(("▁", "<")) or piece in _MARKS or not _PLAIN.issuperset(piece.lower()) for piece in pieces]
+    )

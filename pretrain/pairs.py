@@ -11,7 +11,7 @@ Positions in ``sentences`` and ``ids`` are those of :class:`pretrain.prepare.Tok
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -61,9 +61,8 @@ def next_sentence_pairs(
     parts = []
     for walk, here, target, last, k in _walks(tokens, documents, budget, short_probability, seed, epoch):
         end = _fill(sentences, here, target, last)
-        size = end - here
-        split = here + np.where(size == 1, 1, 1 + integers(np.maximum(size - 1, 1), k, _SPLIT))
-        is_random = (size == 1) | (uniform(k, _RANDOM) < 0.5)
+        split = _split(here, end, k)
+        is_random = (end - here == 1) | (uniform(k, _RANDOM) < 0.5)
         a_start, a_end = sentences[here], sentences[split]
         b_first, b_last = _random_next(tokens, documents[walk.index], target - (a_end - a_start), k)
         b_start = sentences[np.where(is_random, b_first, np.minimum(split, end))]
@@ -71,6 +70,49 @@ def next_sentence_pairs(
         parts.append(_truncate(a_start, a_end, b_start, b_end, is_random, budget, k))
         walk.advance(np.where(is_random, split, end))
     return np.concatenate(parts) if parts else np.empty(0, ROW)
+
+
+def sentence_order_pairs(
+    tokens: Tokens,
+    documents: np.ndarray,
+    *,
+    sequence_length: int,
+    short_probability: float,
+    single_segment: Literal["original", "drop"],
+    seed: int,
+    epoch: int,
+) -> np.ndarray:
+    """ALBERT's sentence pairs of some documents (its ``create_pretraining_data.py``; Lan et al. 2020, 3.1).
+
+    Chunks and splits are those of :func:`next_sentence_pairs`; A and B are the two parts of the chunk, in order (label
+    0) or, for half of the pairs, swapped (label 1). A chunk of one sentence has no order: ``original`` gives it
+    sentences from a random place of another document and label 1, as the released code does; ``drop`` leaves it out.
+    Such a chunk has no sentence that B displaced, so unlike in BERT a walk never goes back. Returns rows of ``ROW``.
+    """
+    budget = sequence_length - 3
+    sentences = tokens.sentences
+    parts = []
+    for walk, here, target, last, k in _walks(tokens, documents, budget, short_probability, seed, epoch):
+        end = _fill(sentences, here, target, last)
+        split = _split(here, end, k)
+        single = end - here == 1
+        swapped = ~single & (uniform(k, _RANDOM) < 0.5)
+        start, middle, stop = sentences[here], sentences[split], sentences[end]
+        a_start, a_end = np.where(swapped, middle, start), np.where(swapped, stop, middle)
+        b_start, b_end = np.where(swapped, start, middle), np.where(swapped, middle, stop)
+        if single_segment == "original":
+            first, after = _random_next(tokens, documents[walk.index], target - (middle - start), k)
+            b_start, b_end = np.where(single, sentences[first], b_start), np.where(single, sentences[after], b_end)
+        rows = _truncate(a_start, a_end, b_start, b_end, swapped | single, budget, k)
+        parts.append(rows if single_segment == "original" else rows[~single])
+        walk.advance(end)
+    return np.concatenate(parts) if parts else np.empty(0, ROW)
+
+
+def _split(here: np.ndarray, end: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Where a chunk's first part ends: uniform over the inner boundaries; a single sentence is all first part."""
+    size = end - here
+    return here + np.where(size == 1, 1, 1 + integers(np.maximum(size - 1, 1), k, _SPLIT))
 
 
 class _Walk:

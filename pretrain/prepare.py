@@ -33,6 +33,7 @@ from pretrain.encode import Document, append, batched, document_key, encode_batc
 from pretrain.ledger import Ledger
 from pretrain.prepared import FORMAT, PreparedCorpus, corpus_report
 from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer, train_wordpiece
+from pretrain.unigram import train_unigram
 
 _COMMIT_CHARACTERS = 16_000_000
 
@@ -96,7 +97,8 @@ def _build(
             _say("prepare: sampling text for the tokenizer")
             sample = _sample(_progress(_documents(data, ReadReport())), section.sample_bytes)
             _say(f"prepare: training {section.vocab_size} pieces on {len(sample)} documents")
-            tokenizer = train_wordpiece(sample, section)
+            train = train_unigram if section.type == "unigram" else train_wordpiece
+            tokenizer = train(sample, section)
         shutil.rmtree(partial / "tokenizer", ignore_errors=True)
         tokenizer.save_pretrained(partial / "tokenizer")
         corpus.mkdir(exist_ok=True)

@@ -96,10 +96,11 @@ def corpus_report(prepared: PreparedCorpus) -> str:
     """The corpus in a few aligned lines."""
     manifest = prepared.manifest
     read, dropped = manifest["read"], manifest["duplicates"]
+    repeated = dropped["paragraphs"] + read["repeated"]
     rows = [
         ("read", f"{read['files']:,} files, {read['documents']:,} documents, {read['paragraphs']:,} paragraphs, "
                  f"{read['characters']:,} characters"),
-        ("dropped", f"{dropped['documents']:,} repeated documents, {dropped['paragraphs'] + read['repeated']:,} repeated paragraphs"),
+        ("dropped", f"{dropped['documents']:,} repeated documents, {repeated:,} repeated paragraphs"),
         ("undecodable", f"{read['undecodable']:,} lines with replaced bytes"),
     ]  # fmt: skip
     for name, part in (("train", prepared.train), ("held out", prepared.valid)):

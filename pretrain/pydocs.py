@@ -29,7 +29,7 @@ _MIN_DOCUMENT = 200
 
 @cache  # about ten megabytes, read once for the tokenizer and once for the corpus
 def read_documents() -> tuple[list[list[str]], int]:
-    """The documents of the embedded corpus, each a list of prose paragraphs, and how many repeated ones were dropped."""
+    """Documents of the embedded corpus, each a list of prose paragraphs, and how many repeated ones were dropped."""
     seen: set[str] = set()
     documents, repeated = [], 0
     # Syntax trees hold no cycles, and the collector's walks through them are a tenth of the time.

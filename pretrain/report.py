@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
 
-_LABELS = {"pair_labels": ("IsNext", "NotNext (random)")}
+_LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
+_PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
 
 
 def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> str:
@@ -39,38 +41,58 @@ def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: 
     return f"  {' '.join(words)}\n  {end - start} tokens, {len(masked)} predicted{label}"
 
 
-def baselines(held_out: HeldOut, unigrams: np.ndarray) -> dict[str, float]:
-    """What guessing without a model reaches on the same held-out examples.
+_ROWS = {
+    "mlm": ("MLM loss (nats)", "unigram entropy"),
+    "mlm_accuracy": ("MLM accuracy", "most frequent token"),
+    "nsp": ("NSP loss (nats)", "label entropy"),
+    "nsp_accuracy": ("NSP accuracy", "majority class"),
+    "sop": ("SOP loss (nats)", "label entropy"),
+    "sop_accuracy": ("SOP accuracy", "majority class"),
+    "generator": ("generator's MLM loss (nats)", "unigram entropy"),
+    "generator_accuracy": ("generator's MLM accuracy", "most frequent token"),
+    "sampled_accuracy": ("sampled tokens that are right", "a draw from the unigrams"),
+    "discriminator": ("detection loss (nats)", "label entropy"),
+    "auc": ("detection AUC", "chance"),
+    "discriminator_accuracy": ("detection accuracy", "calling all tokens original"),
+    "precision": ("detection precision", "share of replaced tokens"),
+    "recall": ("detection recall", "calling all tokens original"),
+}
+"""What a term is called in the results, and what its baseline is; also the order of the panels of the plot."""
+
+
+def baselines(held_out: HeldOut, unigrams: np.ndarray, values: dict[str, float]) -> dict[str, float]:
+    """What guessing without a model reaches on the same held-out examples; ``values`` are the model's.
 
     ``mlm``: cross-entropy of the masked tokens under the training text's unigram distribution (add-one smoothed);
-    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy``: always the more frequent label; ``nsp``: the
-    labels' entropy.
+    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy`` or ``sop_accuracy``: always the more frequent
+    label; ``nsp`` or ``sop``: the labels' entropy. The same of ELECTRA's generator and discriminator; what share of
+    tokens is replaced is up to the generator, so the discriminator's baselines follow from the measured one.
     """
     batches = held_out.batches()
     masked = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
-    log_share = np.log((unigrams + 1) / (unigrams + 1).sum())
-    values = {
-        "mlm": float(-log_share[masked].mean()),
-        "mlm_accuracy": float((masked == int(np.argmax(unigrams))).mean()),
-    }
-    if "pair_labels" in batches[0].targets:
-        share = float(np.concatenate([batch.targets["pair_labels"].numpy() for batch in batches]).mean())
-        values["nsp_accuracy"] = max(share, 1 - share)
-        values["nsp"] = float(-sum(p * np.log(p) for p in (share, 1 - share) if p > 0))
-    return values
+    share = (unigrams + 1) / (unigrams + 1).sum()
+    loss, accuracy = float(-np.log(share[masked]).mean()), float((masked == int(np.argmax(unigrams))).mean())
+    found = {"mlm": loss, "mlm_accuracy": accuracy}
+    for name in _PAIR_TASKS.keys() & batches[0].targets.keys():
+        second = float(np.concatenate([batch.targets[name].numpy() for batch in batches]).mean())
+        found |= {f"{_PAIR_TASKS[name]}_accuracy": max(second, 1 - second), _PAIR_TASKS[name]: _entropy(second)}
+    if "replaced" in values:
+        replaced = values["replaced"]
+        found |= {"generator": loss, "generator_accuracy": accuracy, "sampled_accuracy": float(share[masked].mean())}
+        found |= {"discriminator": _entropy(replaced), "auc": 0.5, "precision": replaced, "recall": 0.0}
+        found["discriminator_accuracy"] = 1 - replaced
+    return {name: value for name, value in found.items() if name in values}
+
+
+def _entropy(share: float) -> float:
+    return float(-sum(p * np.log(p) for p in (share, 1 - share) if p > 0))
 
 
 def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
     """Held-out numbers beside their baselines, as a Markdown table."""
-    names = {
-        "mlm": ("MLM loss (nats)", "unigram entropy"),
-        "mlm_accuracy": ("MLM accuracy", "most frequent token"),
-        "nsp": ("NSP loss (nats)", "label entropy"),
-        "nsp_accuracy": ("NSP accuracy", "majority class"),
-    }
     rows = [
         (title, f"{values[name]:.4f}", f"{baseline[name]:.4f}", what)
-        for name, (title, what) in names.items()
+        for name, (title, what) in _ROWS.items()
         if name in values
     ]
     rows = [("held-out", "model", "baseline", "baseline is"), *rows]
@@ -91,11 +113,15 @@ def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, t
         row = json.loads(line)
         for name, value in row.items():
             series[name].append((row["step"], value))
-    panels = [name for name in ("mlm", "mlm_accuracy", "nsp", "nsp_accuracy") if f"train/{name}" in series]
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout="constrained"
-    )
-    for axis, name in zip(axes[0], panels, strict=True):
+    panels = [name for name in _ROWS if f"train/{name}" in series]
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    size = (4.2 * columns, 3.4 * lines)
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis, name in zip_longest(axes.flat, panels):
+        if name is None:
+            axis.axis("off")
+            continue
         axis.plot(
             *zip(*series[f"train/{name}"], strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training"
         )
@@ -124,11 +150,12 @@ def fill_masks(export: Path, sentences: list[str]) -> str:
     return "\n".join(lines)
 
 
-def model_card(name: str, table: str, facts: dict[str, str], config: str, picture: str) -> str:
+def model_card(name: str, table: str, facts: dict[str, str], config: str, picture: str, fills_masks: bool) -> str:
     """The export's README.md: what it is, how it was measured, and the configuration that makes it again."""
+    tags = "- bertillery\n" + "- fill-mask\n" * fills_masks
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
-        f"---\nlibrary_name: transformers\ntags:\n- bertillery\n- fill-mask\n---\n\n# {name}\n\n"
+        f"---\nlibrary_name: transformers\ntags:\n{tags}---\n\n# {name}\n\n"
         f"Pretrained from scratch with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
         f"## Configuration\n\n```yaml\n{config}```\n"
     )

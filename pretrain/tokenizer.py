@@ -1,11 +1,15 @@
-"""WordPiece tokenizers: training that gives the same vocabulary every time, loading, and fast exact encoding."""
+"""Tokenizers: WordPiece training that gives the same vocabulary every time, loading, and fast exact encoding.
+
+Unigram training is in :mod:`pretrain.unigram`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -23,14 +27,16 @@ _CACHED_WORDS = 400_000
 class TokenizerSection(Section):
     """Which tokenizer: an existing one, or one trained on the corpus."""
 
+    type: Literal["wordpiece", "unigram"] = "wordpiece"
+    """What is trained: BERT's kind, or ALBERT's (SentencePiece's Unigram)."""
     path: str | None = None
     """Directory or Hub name of an existing tokenizer; none is trained then."""
     vocab_size: int = Field(default=30522, ge=64)
     """Pieces of a trained vocabulary, special tokens included."""
     lowercase: bool = True
-    """Lowercase and strip accents, as BERT uncased does."""
+    """Lowercase and strip accents, as BERT uncased and ALBERT do; this also takes Hangul syllables apart."""
     min_frequency: int = Field(default=2, ge=1)
-    """How often two pieces must meet before they are merged."""
+    """How often two pieces must meet before they are merged (wordpiece), or a piece must occur (unigram)."""
     sample_bytes: int = Field(default=64_000_000, ge=1)
     """Text to train on; of a larger corpus, a sample of its documents."""
 
@@ -104,8 +110,9 @@ def _alphabet(texts: Sequence[str], normalizer: Any, limit: int) -> list[str]:
 class WordEncoder:
     """Text to ids, exactly as the tokenizer does without special tokens, several times as fast.
 
-    Text repeats itself: what stands between two spaces is encoded once and looked up afterwards. BERT's normalizer and
-    pre-tokenizer never look across a space, so this is exact for them; to any other tokenizer every text is handed.
+    Text repeats itself: what stands between two spaces is encoded once and looked up afterwards. BERT's and ALBERT's
+    normalizers and pre-tokenizers never look across a space, so this is exact for them; to any other tokenizer every
+    text is handed.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -116,13 +123,16 @@ class WordEncoder:
         self.dtype = np.dtype(np.uint16 if len(cast(Any, tokenizer)) <= 65536 else np.uint32)
         """The type that holds every id."""
         added = list(backend.get_added_tokens_decoder().values())
-        exact = (
-            isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-            and isinstance(backend.normalizer, normalizers.BertNormalizer)
-            # Added tokens are found before anything else; within a word that is exact too, across words it is not.
-            and not any(token.normalized or " " in token.content for token in added)
+        is_bert = isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer) and isinstance(
+            backend.normalizer, normalizers.BertNormalizer
         )
-        self._words = _Words(backend, self.dtype, [token.content for token in added]) if exact else None
+        # Added tokens are found before anything else; within a word that is exact too, across words it is not.
+        separable = not any(token.normalized or " " in token.content for token in added)
+        self._words: _Words | None = None
+        if separable and is_bert:
+            self._words = _BertWords(backend, self.dtype, [token.content for token in added])
+        elif separable and _is_alberts(backend):
+            self._words = _Words(backend, self.dtype)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
@@ -137,29 +147,49 @@ class WordEncoder:
         return [b"".join(map(lookup, text.split(" "))) for text in texts]
 
 
+def _is_alberts(backend: Tokenizer) -> bool:
+    """Whether text is cut at white space first, by the steps of transformers' ``AlbertTokenizer``."""
+    parts = json.loads(backend.to_str())
+    steps = (parts["pre_tokenizer"] or {}).get("pretokenizers", [])
+    kinds = {step["type"] for step in (parts["normalizer"] or {}).get("normalizers", [])}
+    return (
+        [step["type"] for step in steps] == ["WhitespaceSplit", "Metaspace"]
+        and steps[1]["prepend_scheme"] == "always"
+        and kinds <= {"Replace", "NFKD", "StripAccents", "Lowercase"}
+    )
+
+
 class _Words(dict[str, bytes]):
     """Ids of words, filled by asking for them; emptied when full, the frequent ones are back at once."""
+
+    def __init__(self, backend: Tokenizer, dtype: np.dtype) -> None:
+        super().__init__()
+        self._backend, self._char = backend, dtype.char
+
+    def __missing__(self, word: str) -> bytes:
+        return self._keep(word, self._backend.encode(word, add_special_tokens=False).ids)
+
+    def _keep(self, word: str, ids: Sequence[int]) -> bytes:
+        if len(self) >= _CACHED_WORDS:
+            self.clear()
+        self[word] = value = array(self._char, ids).tobytes()
+        return value
+
+
+class _BertWords(_Words):
+    """The same for BERT, to whom printable ASCII is runs of letters and digits, and single marks: no need to ask."""
 
     _pieces = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 
     def __init__(self, backend: Tokenizer, dtype: np.dtype, added: list[str]) -> None:
-        super().__init__()
-        self._backend, self._model, self._char, self._added = backend, backend.model, dtype.char, added
+        super().__init__(backend, dtype)
+        self._model, self._added = backend.model, added
         self._lowercase = cast(normalizers.BertNormalizer, backend.normalizer).lowercase
 
     def __missing__(self, word: str) -> bytes:
-        if word.isascii() and word.isprintable() and not any(token in word for token in self._added):
-            # To BERT, printable ASCII is runs of letters and digits, and single marks: no need to ask for them.
-            pieces = self._pieces.findall(word)
-            if len(pieces) != 1:
-                return self._keep(word, b"".join(map(self.__getitem__, pieces)))
-            ids = [token.id for token in self._model.tokenize(word.lower() if self._lowercase else word)]
-        else:
-            ids = self._backend.encode(word, add_special_tokens=False).ids
-        return self._keep(word, array(self._char, ids).tobytes())
-
-    def _keep(self, word: str, ids: bytes) -> bytes:
-        if len(self) >= _CACHED_WORDS:
-            self.clear()
-        self[word] = ids
-        return ids
+        if not word.isascii() or not word.isprintable() or any(token in word for token in self._added):
+            return super().__missing__(word)
+        pieces = self._pieces.findall(word)
+        if len(pieces) == 1:
+            return self._keep(word, [t.id for t in self._model.tokenize(word.lower() if self._lowercase else word)])
+        return self._keep(word, array(self._char, b"".join(map(self.__getitem__, pieces))))

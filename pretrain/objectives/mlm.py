@@ -17,7 +17,7 @@ from engine.config import Section
 from engine.dropout import use_cheap_dropout
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource, FlatExamples
-from pretrain.masking import mask_tokens
+from pretrain.masking import mask_tokens, word_starts
 from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
 from pretrain.pairs import Tokens, full_segments
 
@@ -31,6 +31,8 @@ class MaskingSection(Section):
     """Most predictions in an example; where not given, the rate's share of a full sequence, rounded up (20, 77)."""
     whole_words: bool = False
     """Choose words, not tokens."""
+    longest_ngram: Annotated[int, Field(ge=1, le=10)] = 1
+    """Choose runs of up to so many words (or tokens), short ones more often; ALBERT's is 3."""
 
 
 class Config(Section):
@@ -40,10 +42,15 @@ class Config(Section):
     masking: MaskingSection = MaskingSection()
 
 
-def masked_batch(section: MaskingSection, tokenizer: PreTrainedTokenizerBase, sequence_length: int, pairs: bool) -> Any:
-    """The function that masks flat examples and packs them, with pair labels where the objective has pairs."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    starts_word = np.array([not piece.startswith("##") for piece in pieces])
+def masked_batch(
+    section: MaskingSection,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    pairs: bool,
+    labels: str = "pair_labels",
+) -> Any:
+    """The function that masks flat examples and packs them, with pair ``labels`` where the objective has pairs."""
+    starts_word = word_starts([*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
     maximum = section.max_predictions or int(np.ceil(section.rate * sequence_length))
 
     def finish(examples: FlatExamples) -> PackedBatch:
@@ -57,11 +64,12 @@ def masked_batch(section: MaskingSection, tokenizer: PreTrainedTokenizerBase, se
             mask_id=cast(int, tokenizer.mask_token_id),
             vocab_size=len(tokenizer),
             starts_word=starts_word[examples.input_ids] if section.whole_words else None,
+            longest_ngram=section.longest_ngram,
         )
         targets = {"masked_positions": masked.positions, "masked_ids": masked.labels}
         counts = {"masked": len(masked.positions)}
         if pairs:
-            targets["pair_labels"] = examples.labels
+            targets[labels] = examples.labels
             counts["pairs"] = len(examples.labels)
         return pack(masked.input_ids, examples.token_type_ids, examples.lengths, targets=targets, counts=counts)
 

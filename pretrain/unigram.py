@@ -1,0 +1,91 @@
+"""Training of a Unigram tokenizer (Kudo 2018, as SentencePiece does it for ALBERT), the same every time.
+
+The tokenizers library's own trainer adds floating-point numbers in the order of a hash table, so that scores and, at a
+tie, pieces differ from run to run. Here the words are sorted and everything is counted in integers
+(:mod:`pretrain.lattice`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, cast
+
+import numpy as np
+from transformers import AlbertTokenizer, PreTrainedTokenizerBase
+
+from engine.config import ConfigError
+from pretrain.lattice import Lattice
+from pretrain.tokenizer import TokenizerSection
+
+SPECIALS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+"""Special tokens of a trained vocabulary, at ids 0 to 4, as in the published ones."""
+SYMBOLS = '()".-–£€'
+"""Characters that are always pieces of their own (README of the ALBERT repository)."""
+_COVERAGE = 0.99995
+_LONGEST_WORD, _MOST_WORDS = 64, 300_000
+_SEEDS_PER_PIECE, _KEPT = 10, 0.75
+
+
+def train_unigram(texts: Iterable[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
+    """Train an ALBERT tokenizer; the same texts in any order give the same vocabulary and scores.
+
+    Lower-casing also strips accents and decomposes characters (NFKD), as in ALBERT; a cased tokenizer does neither.
+    Raises ``ConfigError`` when the texts do not support a vocabulary of the size asked for.
+    """
+    words, counts = _count_words(texts, _tokenizer([], section))
+    wanted = section.vocab_size - len(SPECIALS) - len(SYMBOLS)
+    # A small vocabulary keeps half its pieces for what is longer than a character.
+    alphabet = _alphabet(words, counts, wanted // 2)
+    lattice = Lattice(words, counts, alphabet, SYMBOLS, section.min_frequency, _SEEDS_PER_PIECE * wanted)
+    if lattice.num_pieces < wanted:
+        supported = lattice.num_pieces + len(SPECIALS) + len(SYMBOLS)
+        raise ConfigError(
+            f"tokenizer.vocab_size: asked {section.vocab_size} pieces, the corpus supports {supported}; "
+            f"set tokenizer.vocab_size to {supported} or less"
+        )
+    lattice.estimate()
+    while lattice.num_pieces > wanted:
+        lattice.prune(max(wanted, int(lattice.num_pieces * _KEPT)))
+        lattice.estimate()
+    return _tokenizer(sorted(lattice.scored(), key=lambda pair: (-pair[1], pair[0])), section)
+
+
+def _tokenizer(scored: list[tuple[str, float]], section: TokenizerSection) -> PreTrainedTokenizerBase:
+    # A score of 0 beats all others, so a symbol is never swallowed by a longer piece.
+    vocabulary = [(piece, 0.0) for piece in [*SPECIALS, *SYMBOLS]] + scored
+    return AlbertTokenizer(
+        vocab=vocabulary,
+        do_lower_case=section.lowercase,
+        keep_accents=not section.lowercase,
+        model_max_length=512,
+        # By default this class keeps the segments of a pair to itself.
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def _count_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], np.ndarray]:
+    """The normalised words, each opened by "▁", in the order of their code points, and how often they occur."""
+    normalizer = cast(Any, tokenizer).backend_tokenizer.normalizer
+    raw: Counter[str] = Counter()
+    for text in texts:
+        raw.update(text.split())
+    words: Counter[str] = Counter()
+    for word, count in raw.items():
+        for part in normalizer.normalize_str(word).split():
+            words["▁" + part] += count
+    frequent = sorted((word for word in words if len(word) <= _LONGEST_WORD), key=lambda word: (-words[word], word))
+    kept = sorted(frequent[:_MOST_WORDS])
+    return kept, np.array([words[word] for word in kept], np.int64)
+
+
+def _alphabet(words: list[str], counts: np.ndarray, limit: int) -> list[str]:
+    """The most frequent characters that make up nearly all text, ties by code point; never more than ``limit``."""
+    occurrences: Counter[str] = Counter()
+    for word, count in zip(words, counts.tolist(), strict=True):
+        for character in word:
+            occurrences[character] += count
+    order = sorted((c for c in occurrences if c not in SYMBOLS), key=lambda c: (-occurrences[c], c))
+    covered = np.cumsum([occurrences[character] for character in order])
+    enough = int(np.searchsorted(covered, _COVERAGE * covered[-1])) + 1
+    return sorted(order[: min(enough, limit)])
