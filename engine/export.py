@@ -33,7 +33,7 @@ def export_model(
     remove(partial)
     models = {".": model, **(companions or {})}
     problems = []
-    with _warnings_of_transformers() as warnings:
+    with warnings_of_transformers() as warnings:
         for name, each in models.items():
             dtypes = {str(parameter.dtype) for parameter in each.parameters()}
             assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
@@ -71,7 +71,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _warnings_of_transformers() -> Iterator[list[str]]:
+def warnings_of_transformers() -> Iterator[list[str]]:
     """Collect what the library warns of, such as its load report, and hide its progress bars."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)

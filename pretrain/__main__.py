@@ -51,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     except (InputError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 class Pretraining:
@@ -207,7 +210,7 @@ def _ending(path: Path, results: dict[str, Any]) -> str:
     return (
         f"\n{results['table']}\n\n{results['fill_mask']}\n\n"
         f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\nmetrics     {path / 'metrics.jsonl'}\n\n"
-        f"next        make finetune MODEL={path / 'export'}"
+        "next        make pretrain CONFIG=bert_mini DATA=<your text>      (make help lists the configurations)"
     )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, pipeline
 
 from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
+from engine.export import warnings_of_transformers
 
 _LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
 _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
@@ -141,7 +142,8 @@ def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, t
 
 def fill_masks(export: Path, sentences: list[str]) -> str:
     """The exported model's three best guesses for [MASK] in each sentence, through transformers' own pipeline."""
-    fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
+    with warnings_of_transformers():  # the pipeline's model has no use for the pooler and says so
+        fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
     lines = []
     with torch.no_grad():
         for sentence in sentences:
