@@ -76,7 +76,7 @@ golden: .venv/.installed ## rewrite the golden losses that the tests compare wit
 
 .PHONY: check
 check: .venv/.installed ## lint and type-check
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright
 
 .PHONY: fix
 fix: .venv/.installed ## format, and fix what lint can fix
