@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from transformers import AlbertForPreTraining
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
@@ -241,7 +240,6 @@ def test_layer_norms_and_biases_are_exempt() -> None:
 
 
 def train(objective: Objective, source: Any, optimizer: Any, steps: range) -> None:
-    AcceleratorState._reset_state(True)
     data = Steps([source], [Phase(batch_size=16)], total_steps=20, seed=5, micro_batch_tokens=300)
     objective.train()
     for _ in training_steps(

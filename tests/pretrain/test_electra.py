@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import AutoModelForPreTraining, ElectraForMaskedLM, ElectraForPreTraining
 
@@ -65,7 +64,6 @@ def share(term: str, objective: Electra, batch: PackedBatch) -> float:
 
 @pytest.fixture
 def accelerator() -> Accelerator:
-    AcceleratorState._reset_state(True)
     return Accelerator(cpu=True)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForPreTraining
@@ -42,7 +41,6 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def accelerator() -> Accelerator:
-    AcceleratorState._reset_state(True)
     return Accelerator(cpu=True)
 
 

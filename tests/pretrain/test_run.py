@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
 
@@ -231,6 +230,30 @@ def test_electra_resumes_bit_exactly_and_two_processes_equal_one(folder: Path, w
     assert difference.norm() / torch.cat([tensor.flatten() for tensor in expected.values()]).norm() < 1e-5
 
 
+def test_a_signal_stops_all_processes_and_one_goes_on(folder: Path, whole: str) -> None:
+    """Two processes stop after the same step; one process resumes them and ends where two would have."""
+    settings = [*STILL, "train.steps=20"]
+    if not (folder / "runs/pretrain/one/finished.json").exists():
+        run(folder, "one", *settings)
+    process = subprocess.Popen(
+        command(folder, "both", *settings, processes=2),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step 5/20"):
+            process.terminate()
+    process.wait()
+    assert any("SIGTERM: saved step" in line for line in said), said
+    assert "resuming at step" in run(folder, "both", *settings)
+    assert losses(folder, "both") == pytest.approx(losses(folder, "one"), abs=1e-5)
+
+
 def test_length_phases(folder: Path, whole: str) -> None:
     short, long = "batch_size: 8, sequence_length: 16", "batch_size: 4, sequence_length: 64"
     phases = f"train.phases=[{{share: 0.9, {short}}}, {{share: 0.1, {long}}}]"
@@ -256,7 +279,6 @@ def test_length_phases(folder: Path, whole: str) -> None:
 def test_bad_input_is_refused_before_the_first_step(
     folder: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    AcceleratorState._reset_state(True)
     status = main(command(folder, "refused", *arguments)[3:])
     assert (status, said in capsys.readouterr().err) == (2, True)
     assert not (folder / "runs/pretrain/refused").exists()
