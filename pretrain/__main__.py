@@ -135,8 +135,13 @@ class Pretraining:
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
         objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
         prepared = accelerator.prepare_model(objective)
+        try:
+            valid = self._source(self.corpus.valid, phases[-1].sequence_length)
+        except ConfigError as error:
+            remedy = "hold out more (data.holdout), or name held-out files (data.valid)"
+            raise ConfigError(f"the held-out text: {error}; or {remedy}") from None
         held_out = HeldOut(
-            self._source(self.corpus.valid, phases[-1].sequence_length),
+            valid,
             num_examples=config.train.evaluate_examples,
             micro_batch_tokens=config.train.micro_batch_tokens,
         )
