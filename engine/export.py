@@ -72,17 +72,18 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @contextmanager
 def warnings_of_transformers() -> Iterator[list[str]]:
-    """Collect what the library warns of, such as its load report, and hide its progress bars."""
+    """Collect what the library warns of, such as its load report, instead of showing it; no progress bars."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
     library = logging.getLogger("transformers")
     bars = transformers_logging.is_progress_bar_enabled()
-    library.addHandler(handler)
+    handlers, library.handlers = library.handlers, [handler]
+    propagate, library.propagate = library.propagate, False
     transformers_logging.disable_progress_bar()
     try:
         yield messages
     finally:
-        library.removeHandler(handler)
+        library.handlers, library.propagate = handlers, propagate
         if bars:
             transformers_logging.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
+"""The environment as it was before the make that runs the tests."""
 
 
 def would_run(*arguments: str) -> str:
     """What make would execute, installed or not."""
-    command = ["make", "-n", "-o", ".venv/.installed", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=OUTSIDE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return " ".join(done.stdout.replace("\\\n", " ").split())
 
@@ -61,5 +64,5 @@ def test_gpus_go_through_accelerate_with_every_flag(machines: int, total: int) -
 def test_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^\.PHONY: (\S+)", makefile, flags=re.M))
-    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["make", "help"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in said.splitlines() if line.startswith("make ")} == targets
