@@ -59,13 +59,11 @@ def next_sentence_pairs(
     budget = sequence_length - 3
     sentences = tokens.sentences
     parts = []
-    for walk, here, target, last, k in _walks(tokens, documents, budget, short_probability, seed, epoch):
-        end = _fill(sentences, here, target, last)
-        split = _split(here, end, k)
+    for walk, here, split, end, target, k in _chunks(tokens, documents, budget, short_probability, seed, epoch):
         is_random = (end - here == 1) | (uniform(k, _RANDOM) < 0.5)
         a_start, a_end = sentences[here], sentences[split]
         b_first, b_last = _random_next(tokens, documents[walk.index], target - (a_end - a_start), k)
-        b_start = sentences[np.where(is_random, b_first, np.minimum(split, end))]
+        b_start = sentences[np.where(is_random, b_first, split)]
         b_end = sentences[np.where(is_random, b_last, end)]
         parts.append(_truncate(a_start, a_end, b_start, b_end, is_random, budget, k))
         walk.advance(np.where(is_random, split, end))
@@ -92,9 +90,7 @@ def sentence_order_pairs(
     budget = sequence_length - 3
     sentences = tokens.sentences
     parts = []
-    for walk, here, target, last, k in _walks(tokens, documents, budget, short_probability, seed, epoch):
-        end = _fill(sentences, here, target, last)
-        split = _split(here, end, k)
+    for walk, here, split, end, target, k in _chunks(tokens, documents, budget, short_probability, seed, epoch):
         single = end - here == 1
         swapped = ~single & (uniform(k, _RANDOM) < 0.5)
         start, middle, stop = sentences[here], sentences[split], sentences[end]
@@ -107,12 +103,6 @@ def sentence_order_pairs(
         parts.append(rows if single_segment == "original" else rows[~single])
         walk.advance(end)
     return np.concatenate(parts) if parts else np.empty(0, ROW)
-
-
-def _split(here: np.ndarray, end: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """Where a chunk's first part ends: uniform over the inner boundaries; a single sentence is all first part."""
-    size = end - here
-    return here + np.where(size == 1, 1, 1 + integers(np.maximum(size - 1, 1), k, _SPLIT))
 
 
 class _Walk:
@@ -129,10 +119,13 @@ class _Walk:
         self.index, self.here = self.index[going], self.here[going]
 
 
-def _walks(
+_Chunks = tuple[_Walk, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _chunks(
     tokens: Tokens, documents: np.ndarray, budget: int, short_probability: float, seed: int, epoch: int
-) -> Iterator[tuple[_Walk, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Turn by turn: the walks, where they stand, target lengths, ends of their documents, and keys of the turn."""
+) -> Iterator[_Chunks]:
+    """Turn by turn: the walks, and of each the first sentence, split and end of its chunk, target length and key."""
     first, last = tokens.documents[documents], tokens.documents[documents + 1]
     pass_key = key(seed, epoch, documents)
     short = uniform(pass_key, _TARGET) < short_probability
@@ -140,8 +133,12 @@ def _walks(
     targets = np.where(short, 2 + integers(budget - 1, pass_key, _TARGET_LENGTH), budget)
     walk, turn = _Walk(first, last), 0
     while len(walk.index):
-        index = walk.index
-        yield walk, walk.here, targets[index], last[index], key(pass_key[index], turn)
+        here, target, k = walk.here, targets[walk.index], key(pass_key[walk.index], turn)
+        end = _fill(tokens.sentences, here, target, last[walk.index])
+        size = end - here
+        # Uniform over the inner boundaries; a single sentence is all first part.
+        split = here + np.where(size == 1, 1, 1 + integers(np.maximum(size - 1, 1), k, _SPLIT))
+        yield walk, here, split, end, target, k
         turn += 1
 
 
