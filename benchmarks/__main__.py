@@ -21,7 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from benchmarks import prepare as text_to_ids
-from benchmarks.step import WORKLOADS, Ratio, measure, same_losses
+from benchmarks.same import same_losses
+from benchmarks.step import Ratio, measure
+from benchmarks.workload import WORKLOADS
 from engine.environment import environment
 from pretrain.corpus import CorpusSection
 from pretrain.pairs import Tokens

@@ -11,7 +11,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -19,53 +19,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from benchmarks.conventional import Conventional, pad, padded_examples, stock_model
+from benchmarks import workload as work
+from benchmarks.conventional import Conventional, padded_examples
+from benchmarks.workload import LEARNING_RATE, SEED, WORKLOADS, Workload
 from engine.loop import training_steps
 from engine.optim import OptimSection, build_optimizer
 from engine.order import Cursor, StepData, shares
 from engine.run import RunSection, start_accelerator
 from pretrain.examples import DocumentSource
-from pretrain.model import ModelSection
-from pretrain.objectives import bert, mlm
-from pretrain.pairs import ROW, Tokens
-
-LEARNING_RATE = 1e-4
-_SEED = 1
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model, its examples and how many of them a step takes."""
-
-    pairs: bool
-    layers: int
-    width: int
-    sequence_length: int
-    batch_size: int
-    steps: int
-    """Steps of each side in a round."""
-    dropouts: tuple[float, ...] = (0.0, 0.1)
-    """Ours is measured without dropout, and with it as the baseline has it."""
-
-    def model(self, dropout: float) -> ModelSection:
-        """The encoder's size."""
-        return ModelSection(
-            num_hidden_layers=self.layers,
-            hidden_size=self.width,
-            num_attention_heads=self.width // 64,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
-
-
-WORKLOADS = {
-    "mlm_4x256_s128": Workload(False, 4, 256, 128, batch_size=16, steps=1),
-    "mlm_12x768_s128": Workload(False, 12, 768, 128, batch_size=16, steps=1, dropouts=(0.0,)),
-    "nsp_4x256_s512": Workload(True, 4, 256, 512, batch_size=8, steps=1),
-    "nsp_4x256_s128": Workload(True, 4, 256, 128, batch_size=16, steps=1),
-}
+from pretrain.pairs import Tokens
 
 
 @dataclass(frozen=True)
@@ -93,7 +57,7 @@ class Ratio:
 def measure(name: str, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, rounds: int) -> list[Ratio]:
     """All of ours against all baselines on one workload."""
     workload = WORKLOADS[name]
-    source = _source(workload, tokens, tokenizer)
+    source = work.source(workload, tokens, tokenizer)
     ours = {
         f"dropout {dropout or 'off'}": _Side(partial(_ours, workload, tokenizer, source, dropout))
         for dropout in workload.dropouts
@@ -103,7 +67,7 @@ def measure(name: str, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, round
         for label, bf16 in (("fp32", False), ("bf16", True))
     }
     sides = [*ours.values(), *theirs.values()]
-    stream = _rows(workload, source)
+    stream = work.rows(workload, source)
     # Ours holds on to memory, so its first two steps pay for all pages; the baseline pays for large blocks in each.
     for side in sides:
         side.turn(
@@ -170,37 +134,6 @@ def _serve(build: Callable[[], Step], connection: Connection) -> None:
         connection.send(time.process_time() - started)
 
 
-def _source(workload: Workload, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> DocumentSource:
-    length = workload.sequence_length
-    if workload.pairs:
-        return bert.source(bert.Config(), tokens, tokenizer, sequence_length=length, seed=_SEED)
-    return mlm.source(mlm.Config(), tokens, tokenizer, sequence_length=length, seed=_SEED)
-
-
-def _rows(workload: Workload, source: DocumentSource) -> Iterator[np.ndarray]:
-    """Batches of rows without end. Pairs are BERT's, drawn from the text; the others are full blocks, without padding.
-
-    Full blocks are what ``run_mlm`` makes by concatenating, and kinder to the baseline than padded segments.
-    """
-    if workload.pairs:
-        plan = source.plan(0, 0)
-    else:
-        body = workload.sequence_length - 2
-        plan = np.zeros(len(source.tokens.ids) // body, ROW)
-        plan["a_start"], plan["a_length"], plan["length"] = np.arange(len(plan)) * body, body, workload.sequence_length
-        plan["key"] = np.arange(len(plan))
-    order = np.random.default_rng(_SEED).permutation(len(plan))
-    while True:
-        for start in range(0, len(order) - workload.batch_size, workload.batch_size):
-            yield plan[order[start : start + workload.batch_size]]
-
-
-def _objective(workload: Workload, tokenizer: PreTrainedTokenizerBase, dropout: float) -> bert.Bert | mlm.Mlm:
-    torch.manual_seed(_SEED)
-    model = workload.model(dropout)
-    return bert.build(bert.Config(), model, tokenizer) if workload.pairs else mlm.build(mlm.Config(), model, tokenizer)
-
-
 def _ours(
     workload: Workload,
     tokenizer: PreTrainedTokenizerBase,
@@ -210,7 +143,7 @@ def _ours(
 ) -> Step:
     """The loop as it is, fed with given rows; collation is part of it."""
     accelerator = start_accelerator(RunSection(threads=1, device="cpu"))
-    objective: nn.Module = accelerator.prepare_model(_objective(workload, tokenizer, dropout).train())
+    objective: nn.Module = accelerator.prepare_model(work.objective(workload, tokenizer, dropout).train())
     waiting: list[np.ndarray] = []
 
     def data() -> Iterator[StepData]:
@@ -227,7 +160,7 @@ def _ours(
         data(),
         learning_rate=lambda _: LEARNING_RATE,
         max_gradient_norm=1.0,
-        seed=_SEED,
+        seed=SEED,
     )
 
     def prepare(rows: np.ndarray) -> Callable[[], Any]:
@@ -240,13 +173,9 @@ def _ours(
     return prepare
 
 
-def _config(workload: Workload, tokenizer: PreTrainedTokenizerBase, dropout: float = 0.1) -> BertConfig:
-    return mlm.bert_config(workload.model(dropout), tokenizer)
-
-
 def _theirs(workload: Workload, tokenizer: PreTrainedTokenizerBase, source: DocumentSource, bf16: bool) -> Step:
-    torch.manual_seed(_SEED)
-    config = _config(workload, tokenizer)
+    torch.manual_seed(SEED)
+    config = work.config(workload, tokenizer)
     config.hidden_act = "gelu"  # what a stock configuration has; on a CPU faster than the original's tanh form
     side = Conventional(config, tokenizer, pairs=workload.pairs, bf16=bf16, learning_rate=LEARNING_RATE)
 
@@ -257,43 +186,3 @@ def _theirs(workload: Workload, tokenizer: PreTrainedTokenizerBase, source: Docu
         return lambda: side.step(examples)
 
     return prepare
-
-
-def same_losses(
-    tokens: Tokens, tokenizer: PreTrainedTokenizerBase, steps: int = 5, tolerance: float = 1e-5
-) -> list[tuple[float, float]]:
-    """Train both ways on the same masked pairs from the same weights, in float32 without dropout; ours and theirs.
-
-    Raises ``AssertionError`` where they part by more than the tolerance: a faster step that learns something else.
-    """
-    workload = replace(WORKLOADS["nsp_4x256_s128"], layers=2, width=128, batch_size=16)
-    source = _source(workload, tokens, tokenizer)
-    objective = _objective(workload, tokenizer, 0.0)
-    stock = stock_model(_config(workload, tokenizer, 0.0), pairs=True)
-    stock.load_state_dict(objective.exported().state_dict())
-    pad_id = cast(int, tokenizer.pad_token_id)
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE) for model in (objective, stock)]
-    losses = []
-    for rows in itertools.islice(_rows(workload, source), steps):
-        batch = source.collate(rows)
-        terms = objective(batch)
-        means = [term.total * term.weight / batch.counts[term.count] for term in terms.values() if term.weight]
-        ours = torch.stack(means).sum()
-        lengths = batch.cu_seqlens.diff().tolist()
-        labels = torch.full_like(batch.input_ids, -100)
-        labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
-        theirs = stock(
-            input_ids=pad(batch.input_ids, lengths, workload.sequence_length, pad_id),
-            token_type_ids=pad(batch.token_type_ids, lengths, workload.sequence_length, 0),
-            attention_mask=pad(torch.ones_like(labels), lengths, workload.sequence_length, 0),
-            labels=pad(labels, lengths, workload.sequence_length, -100),
-            next_sentence_label=batch.targets["pair_labels"],
-        ).loss
-        for loss, optimizer in zip((ours, theirs), optimizers, strict=True):
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append((ours.item(), theirs.item()))
-    worst = max(abs(a / b - 1) for a, b in losses)
-    assert worst <= tolerance, f"the losses part by {worst:.1e}, more than {tolerance:.0e}: {losses}"
-    return losses
