@@ -50,15 +50,14 @@ def test_cpu_processes_go_through_torchrun() -> None:
     assert said.endswith("run.device=cpu")
 
 
-@pytest.mark.parametrize(("machines", "total"), [(1, 8), (4, 32)])
-def test_gpus_go_through_accelerate_with_every_flag(machines: int, total: int) -> None:
+@pytest.mark.parametrize("machines", [1, 4])
+def test_gpus_go_through_accelerate_with_every_flag(machines: int) -> None:
     said = would_run("pretrain", "GPUS=8", f"MACHINES={machines}", "RANK=0", "HEAD=10.0.0.1")
     for flag in (
         f"--num_processes $(( 8 * {machines} ))", f"--num_machines {machines}", "--machine_rank 0",
         "--main_process_ip 10.0.0.1", "--mixed_precision no", "--dynamo_backend no", "--multi_gpu",
     ):  # fmt: skip
         assert flag in said, flag
-    assert 8 * machines == total
 
 
 def test_help_lists_every_target() -> None:

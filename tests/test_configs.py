@@ -22,7 +22,6 @@ def test_configuration_is_valid_and_round_trips(path: Path) -> None:
     assert config.run.name == path.stem
     assert validate(type(config), yaml.safe_load(dump(config))) == config
     learning_rate(config.optim, config.train.steps.to_steps())
-    assert config.train.phases
     assert hasattr(objective_of(config), "build")
 
 
