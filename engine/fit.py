@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,11 +57,13 @@ class Rhythm:
     evaluate: int
 
     @classmethod
-    def of(cls, section: TrainSection, steps_per_epoch: float | None) -> Rhythm:
-        """Convert every duration once."""
+    def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], float]) -> Rhythm:
+        """Convert every duration once; an epoch is counted only where one is given in epochs."""
+        durations = [section.steps, section.log_every, section.save_every, section.evaluate_every]
+        steps_per_epoch = count_steps_per_epoch() if any(d.unit == "epochs" for d in durations) else None
         total = max(1, section.steps.to_steps(steps_per_epoch=steps_per_epoch))
-        every = [section.log_every, section.save_every, section.evaluate_every]
-        return cls(total, *(max(1, d.to_steps(total_steps=total, steps_per_epoch=steps_per_epoch)) for d in every))
+        every = [d.to_steps(total_steps=total, steps_per_epoch=steps_per_epoch) for d in durations[1:]]
+        return cls(total, *(max(1, steps) for steps in every))
 
     def due(self, step: int, every: int) -> bool:
         """Every so many steps, and at the end."""

@@ -125,7 +125,7 @@ class Pretraining:
         config, accelerator = self.config, self.accelerator
         phases = config.train.phases
         sources = [self._source(self.corpus.train, phase.sequence_length) for phase in phases]
-        rhythm = Rhythm.of(config.train, steps_per_epoch(sources[0], phases[0].batch_size))
+        rhythm = Rhythm.of(config.train, lambda: steps_per_epoch(sources[0], phases[0].batch_size))
         learning_rate(config.optim, rhythm.total)  # raises for a warm-up that does not fit
         small = [phase.batch_size for phase in phases if phase.batch_size < accelerator.num_processes]
         if small:

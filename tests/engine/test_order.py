@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.batch import PackedBatch, pack
+from engine.fit import Rhythm, TrainSection
 from engine.order import Cursor, Phase, Steps, Stream, load, shares
 
 ROW = np.dtype([("length", np.int32), ("key", np.uint64), ("id", np.int64)])
@@ -122,3 +123,13 @@ def test_seed_and_epoch_change_the_order() -> None:
     orders = [a.rows(0, 0)["id"] % 10_000, a.rows(1, 0)["id"] % 10_000, b.rows(0, 0)["id"] % 10_000]
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0], orders[2])
+
+
+def test_epochs_are_counted_only_where_they_are_asked_for() -> None:
+    def refuse() -> float:
+        raise AssertionError("planned an epoch for nothing")
+
+    section = TrainSection.model_validate({"steps": 200, "save_every": "5%"})
+    assert Rhythm.of(section, refuse) == Rhythm(total=200, log=50, save=10, evaluate=20)
+    section = TrainSection.model_validate({"steps": "3 epochs", "save_every": "1 epoch"})
+    assert Rhythm.of(section, lambda: 40.4) == Rhythm(total=121, log=50, save=40, evaluate=12)
