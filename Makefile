@@ -47,8 +47,9 @@ help: ## list the targets
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo 'installing pinned versions into .venv (a minute or more, once)'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .PHONY: install
