@@ -95,6 +95,11 @@ def keep_large_blocks() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
 
 
+RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "tracking", "train.micro_batch_tokens",
+             "train.workers", "train.log_every", "train.save_every", "train.keep")  # fmt: skip
+"""Keys that may change when a run is resumed: they change nothing but rounding, speed and what is written."""
+
+
 class RunDirectory:
     """The folder of one run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``export/``, ``finished.json``."""
 
@@ -110,7 +115,7 @@ class RunDirectory:
         path: Path,
         config_text: str,
         *,
-        ignore: Sequence[str] = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "tracking"),
+        ignore: Sequence[str] = RESUMABLE,
         is_main: bool = True,
     ) -> RunDirectory:
         """Open the folder of the run with this configuration (YAML), to start it or to resume it.

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
 from engine.config import Section, read_values, validate
-from engine.fit import TrainSection
 from engine.objective import objective_module
-from engine.optim import OptimSection
-from engine.run import RunSection
-from engine.tracking import TrackingSection
+from engine.stage import StageConfig, run_name
 from pretrain.corpus import CorpusSection
 from pretrain.model import ModelSection
 from pretrain.tokenizer import TokenizerSection
 
-RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "tracking", "train.micro_batch_tokens",
-             "train.workers", "train.log_every", "train.save_every", "train.keep")  # fmt: skip
-"""Keys that may change when a run is resumed: they change nothing but rounding, speed and what is written."""
 
-
-class PretrainConfig(Section):
+class PretrainConfig(StageConfig):
     """Everything a pretraining run is made from. Defaults are BERT-Base, uncased, as published."""
 
-    run: RunSection = RunSection()
     data: CorpusSection = CorpusSection()
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection = ModelSection()
     objective: SerializeAsAny[Section]
     """``type`` names a file in ``pretrain/objectives``; the other keys are that file's ``Config``."""
-    optim: OptimSection = OptimSection()
-    train: TrainSection = TrainSection()
-    tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")
     def _sequences_fit(self) -> PretrainConfig:
@@ -60,9 +48,8 @@ def load_config(arguments: Sequence[str]) -> PretrainConfig:
     schema = create_model("PretrainConfig", __base__=PretrainConfig, objective=(module.Config, ...))
     config = validate(cast(type[PretrainConfig], schema), values, sources)
     if config.run.name is None:
-        names = [Path(argument).stem for argument in arguments if argument.endswith((".yaml", ".yml"))]
-        run = config.run.model_copy(update={"name": "-".join(names) or config.objective.model_dump()["type"]})
-        config = config.model_copy(update={"run": run})
+        name = run_name(arguments, otherwise=config.objective.model_dump()["type"])
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     return config
 
 

@@ -1,0 +1,193 @@
+"""What pretraining, fine-tuning and distillation have in common: a command, and the life of a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from engine.config import ConfigError, InputError, Section, describe, dump
+from engine.environment import environment
+from engine.evaluate import HeldOut
+from engine.fit import Fit, Rhythm, Trainer, TrainSection
+from engine.keyed import key
+from engine.loop import DivergedError
+from engine.objective import Objective, Source
+from engine.optim import OptimSection, build_optimizer, learning_rate
+from engine.run import RunDirectory, RunSection, start_accelerator
+from engine.tracking import Tracker, TrackingSection
+
+
+class StageConfig(Section):
+    """The sections that every stage has."""
+
+    run: RunSection = RunSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    tracking: TrackingSection = TrackingSection()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a stage gives to be trained."""
+
+    sources: list[Source]
+    """One for each phase of training."""
+    steps_per_epoch: Callable[[], float]
+    """Asked only where a duration is given in epochs."""
+    objective: Callable[[], Objective]
+    """Builds what is trained, after torch's generator was seeded."""
+    held_out: HeldOut
+
+
+class Stage(ABC):
+    """One run, from its configuration to its report.
+
+    A subclass says what is trained (``prepare``), what to show before (``plan``) and what to make of it after
+    (``report``, ``ending``). How a run resumes, stops on a signal, is recorded and finished is the same for all.
+    """
+
+    folder: ClassVar[str]
+    """Below ``run.dir``."""
+
+    def __init__(self, config: StageConfig) -> None:
+        assert config.run.name is not None
+        self.config, self.name, self.text = config, config.run.name, dump(config)
+        self.path = config.run.dir / self.folder / self.name
+
+    @abstractmethod
+    def prepare(self) -> Parts:
+        """Read the data and open the model; every problem that can be known is raised here, before the first step."""
+
+    @abstractmethod
+    def plan(self, trainer: Trainer) -> str:
+        """What is about to be trained on what, with an example."""
+
+    @abstractmethod
+    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
+        """Export and measure; what it returns is kept in ``finished.json``. All processes call it."""
+
+    @abstractmethod
+    def ending(self, results: dict[str, Any]) -> str:
+        """What was produced, where, and what to type next."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Facts about the data, to be recorded beside the configuration."""
+        return {}
+
+    def run(self, accelerator: Accelerator | None = None) -> int:
+        """Prepare, train, report; a finished run is only reported. Returns the exit status."""
+        # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
+        directory = self.directory = RunDirectory.open(self.path, self.text, is_main=False)
+        if directory.finished:
+            print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
+            print(self.ending(directory.results))
+            return 0
+        accelerator = self.accelerator = accelerator or start_accelerator(self.config.run)
+        trainer = self._trainer(self.prepare())
+        RunDirectory.open(self.path, self.text, is_main=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+        resumed = trainer.resume()
+        begins = f"resuming at step {resumed:,}" if resumed else "starting"
+        self.say(f"\n{self.plan(trainer)}\n\n{begins}, {trainer.rhythm.total:,} steps\n")
+        tracker = Tracker(
+            self.config.tracking,
+            self.path,
+            name=self.name,
+            config={**self.config.model_dump(mode="json"), "environment": environment(), **self.recorded()},
+            is_main=accelerator.is_main_process,
+            resume_step=resumed or None,
+        )
+        ended, status = None, 1
+        try:
+            ended = trainer.run(tracker)
+            status = 0 if ended.stopped_by is None else 128 + {"SIGINT": 2}.get(ended.stopped_by, 15)
+            if ended.stopped_by:
+                self.say(f"{ended.stopped_by}: saved step {ended.step:,} and left; type the same command to go on.")
+            else:
+                results = self.report(trainer, ended, tracker)
+                if accelerator.is_main_process:
+                    directory.finish(results)
+                    print(self.ending(results))
+            accelerator.wait_for_everyone()
+        finally:
+            tracker.close(status, preempted=ended is not None and ended.stopped_by is not None)
+        accelerator.end_training()
+        return status
+
+    def say(self, text: str) -> None:
+        """Print, on the main process."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+    def _trainer(self, parts: Parts) -> Trainer:
+        config, accelerator = self.config, self.accelerator
+        rhythm = Rhythm.of(config.train, parts.steps_per_epoch)
+        learning_rate(config.optim, rhythm.total)  # raises for a warm-up that does not fit
+        small = [phase.batch_size for phase in config.train.phases if phase.batch_size < accelerator.num_processes]
+        if small:
+            raise ConfigError(
+                f"train.phases: batch_size {small[0]} is less than the {accelerator.num_processes} processes"
+            )
+        torch.manual_seed(int(key(config.run.seed, 0) >> 1))
+        objective = parts.objective()
+        return Trainer(
+            accelerator,
+            accelerator.prepare_model(objective),
+            build_optimizer(config.optim, objective),
+            run=self.directory,
+            config=self.text,
+            section=config.train,
+            optim=config.optim,
+            rhythm=rhythm,
+            seed=config.run.seed,
+            sources=parts.sources,
+            held_out=parts.held_out,
+        )
+
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def command(
+    arguments: Sequence[str],
+    *,
+    help: str | None,
+    schema: type[C],
+    load: Callable[[Sequence[str]], C],
+    run: Callable[[C], int],
+) -> int:
+    """Run a stage's command line: ``--help``, ``--print-config``, or the run itself; returns the exit status.
+
+    What a user can do something about is one line on standard error and status 2, not a traceback.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        print(help, describe(schema), sep="\n\n")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for package in ("engine", "pretrain", "finetune", "distill"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        config = load([argument for argument in arguments if argument != "--print-config"])
+        if "--print-config" in arguments:
+            print(dump(config), end="")
+            return 0
+        return run(config)
+    except (InputError, DivergedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def run_name(arguments: Sequence[str], otherwise: str) -> str:
+    """A run without a name is called after its configuration files."""
+    return "-".join(Path(argument).stem for argument in arguments if argument.endswith((".yaml", ".yml"))) or otherwise
