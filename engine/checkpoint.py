@@ -35,6 +35,11 @@ class CheckpointError(OSError):
     """A checkpoint could not be written; the older ones are as they were."""
 
 
+def checkpoint_name(step: int) -> str:
+    """Name of a step's folder."""
+    return f"step-{step:010d}"
+
+
 def save_checkpoint(
     folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], config: str
 ) -> Path:
@@ -43,7 +48,7 @@ def save_checkpoint(
     ``state`` is what JSON can hold, ``config`` the resolved configuration as YAML. If it cannot be written, nothing
     of it is left behind and ``CheckpointError`` says how much room was needed and which checkpoint is the newest.
     """
-    path = folder / f"step-{step:010d}"
+    path = folder / checkpoint_name(step)
     partial = path.with_name(f"{path.name}.partial")
     moments = _by_name(model, optimizer)
     try:

@@ -53,11 +53,15 @@ class HeldOut:
     _seed = 20181011
     """Evaluation examples do not change with the run's seed, so that runs can be compared."""
 
-    def __init__(self, source: Source, *, num_examples: int, micro_batch_tokens: int) -> None:
+    def __init__(self, source: Source, *, num_examples: int | None, micro_batch_tokens: int) -> None:
         stream = Stream(source, self._seed)
         available = len(stream.rows(0, 0))
         self._source, self._micro_batch_tokens = source, micro_batch_tokens
-        self.rows, _ = stream.take(Cursor(), min(num_examples, available))
+        self.rows, _ = stream.take(Cursor(), min(num_examples or available, available))
+
+    def score(self, values: dict[str, float]) -> float:
+        """What makes one evaluation better than another: the larger, the better."""
+        return -values["loss"]
 
     def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
         """One rank's part of the examples."""

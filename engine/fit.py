@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
-from engine.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from engine.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.config import Duration, Section
 from engine.evaluate import HeldOut
 from engine.loop import training_steps
@@ -41,10 +41,14 @@ class TrainSection(Section):
     """How often a checkpoint is written."""
     evaluate_every: Duration = Duration("10%")
     """How often held-out numbers are taken (a checkpoint is written before)."""
-    evaluate_examples: PositiveInt = 2048
-    """Held-out examples, at most."""
+    evaluate_examples: PositiveInt | None = 2048
+    """Held-out examples, at most; null takes all."""
     keep: PositiveInt = 2
     """Newest checkpoints kept, beside the best."""
+    patience: PositiveInt | None = None
+    """Training ends after so many evaluations in a row that were not the best; without it, at its full length."""
+    export: Literal["last", "best"] = "last"
+    """Weights that leave the run: the last ones, or those of the best evaluation."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ class Fit:
     """How a training ended."""
 
     step: int
+    """Of the weights that leave the run."""
     stopped_by: str | None
     """Name of the signal that ended it early."""
     held_out: dict[str, float]
-    """The last evaluation."""
+    """The evaluation of the weights that leave the run."""
     tokens_per_second: float
 
 
@@ -104,7 +109,8 @@ class Trainer:
         self.run_directory, self.config, self.section, self.optim = run, config, section, optim
         self.rhythm, self.seed, self.sources, self.held_out = rhythm, seed, sources, held_out
         self.step, self.cursor = 0, Cursor()
-        self.last_evaluation: dict[str, float] = {}
+        self.evaluations: dict[int, dict[str, float]] = {}
+        """Held-out numbers by step."""
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, where there is one; returns the step it is from."""
@@ -112,6 +118,7 @@ class Trainer:
         if path is not None:
             state = load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
             self.step, self.cursor = state["step"], Cursor(**state["cursor"])
+            self.evaluations = _evaluations(self.run_directory.metrics_file, self.step)
         return self.step
 
     def run(self, tracker: Tracker) -> Fit:
@@ -121,9 +128,9 @@ class Trainer:
             Progress(self.rhythm.total, self.step, self.accelerator.is_main_process) as progress,
         ):
             meter, stopped = Meter(self.accelerator), False
-            if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and not self._evaluated(self.step):
+            if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
                 self._evaluate(tracker, progress)  # stopped between saving and evaluating
-            for info in self._steps(signal):
+            for info in [] if self._out_of_patience else self._steps(signal):
                 self.step, self.cursor = info.step, info.cursor
                 meter.add(info)
                 progress.advance(info)
@@ -138,11 +145,32 @@ class Trainer:
                 if evaluation_due:
                     self._evaluate(tracker, progress)
                 meter.resume_clock()
-                if stopped:
+                if stopped or self._out_of_patience:
                     break
-            return Fit(
-                self.step, (signal.requested or "signal") if stopped else None, self.last_evaluation, meter.overall
-            )
+            if stopped:
+                return Fit(self.step, signal.requested or "signal", {}, meter.overall)
+            step = self._choose(progress)
+            return Fit(step, None, self.evaluations[step], meter.overall)
+
+    @property
+    def best(self) -> int:
+        """Step of the best evaluation so far, the earliest of equals."""
+        return max(self.evaluations, key=lambda step: (self.held_out.score(self.evaluations[step]), -step))
+
+    @property
+    def _out_of_patience(self) -> bool:
+        if self.section.patience is None or not self.evaluations:
+            return False
+        return sum(step > self.best for step in self.evaluations) >= self.section.patience
+
+    def _choose(self, progress: Progress) -> int:
+        """Leave the weights to be exported in the objective; returns the step that they are from."""
+        if self.section.export == "last" or self.best == self.step:
+            return self.step
+        path = self.run_directory.checkpoints / checkpoint_name(self.best)
+        load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
+        progress.note(f"the best evaluation was that of step {self.best:,}: its weights are taken")
+        return self.best
 
     @property
     def _plain(self) -> nn.Module:
@@ -185,30 +213,25 @@ class Trainer:
             save_checkpoint(
                 folder, step=self.step, model=self._plain, optimizer=self.optimizer, state=state, config=self.config
             )
-            prune_checkpoints(folder, keep=self.section.keep, best=self._best())
+            best = checkpoint_name(self.best) if self.evaluations else None
+            prune_checkpoints(folder, keep=self.section.keep, best=best)
         self.accelerator.wait_for_everyone()
-
-    def _best(self) -> str | None:
-        """Name of the checkpoint with the lowest held-out loss so far."""
-        scored = [(row["held_out/loss"], row["step"]) for row in self._held_out_rows()]
-        return f"step-{min(scored)[1]:010d}" if scored else None
-
-    def _evaluated(self, step: int) -> bool:
-        """Whether the step's held-out numbers are recorded; if so they are the last ones."""
-        rows = [row for row in self._held_out_rows() if row["step"] == step]
-        prefix = "held_out/"
-        for row in rows:
-            self.last_evaluation = {n.removeprefix(prefix): v for n, v in row.items() if n.startswith(prefix)}
-        return bool(rows)
-
-    def _held_out_rows(self) -> list[dict[str, Any]]:
-        path: Path = self.run_directory.metrics_file
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        return [row for row in rows if "held_out/loss" in row]
 
     def _evaluate(self, tracker: Tracker, progress: Progress) -> None:
         values = self.held_out.evaluate(self.accelerator, self.objective)
-        self.last_evaluation = values
-        named = {f"held_out/{name}": value for name, value in values.items()}
+        self.evaluations[self.step] = values
+        named = {f"{_HELD_OUT}{name}": value for name, value in values.items()}
         tracker.log(self.step, named)
         progress.note(f"step {self.step:,}: held-out " + "  ".join(f"{n} {v:.4g}" for n, v in values.items()))
+
+
+_HELD_OUT = "held_out/"
+
+
+def _evaluations(metrics_file: Path, last: int) -> dict[int, dict[str, float]]:
+    """The held-out numbers that are on record, up to a step."""
+    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    named = [
+        (row["step"], {n.removeprefix(_HELD_OUT): v for n, v in row.items() if n.startswith(_HELD_OUT)}) for row in rows
+    ]
+    return {step: values for step, values in named if values and step <= last}

@@ -97,7 +97,7 @@ def training_steps(
         if not torch.isfinite(norm):
             raise DivergedError(_diverged(item.step, rate, norm, done))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_share"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield StepInfo(

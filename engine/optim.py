@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from engine.config import ConfigError, Duration, Section
@@ -27,6 +28,8 @@ class OptimSection(Section):
     """Added to the root of the second moment."""
     weight_decay: float = 0.01
     """Decoupled; LayerNorms and biases are exempt."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"] = "bert"
@@ -106,24 +109,44 @@ class Lamb(torch.optim.Optimizer):
 _EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
+_LAYER = re.compile(r"\b(?:layer|albert_layer_groups)\.(\d+)\.")
 
-    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone.
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
+
+    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone; ``rate_share``, read by the loop, is the
+    group's share of the learning rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n layers, where
+    the embeddings and their projection have depth 0, layer i, counted from 0, i + 1, and what comes after them n + 2
+    (ELECTRA's ``_get_layer_lrs``).
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[_EXEMPT.search(name) is None].append(parameter)
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    layers = [int(match[1]) + 1 for name, _ in named if (match := _LAYER.search(name))]
+    head = max(layers, default=0) + 2
+
+    def depth(name: str) -> int:
+        if layer_decay == 1:
+            return head
+        match = _LAYER.search(name)
+        return int(match[1]) + 1 if match else 0 if "embedding" in name else head
+
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in sorted(named, key=lambda item: (-depth(item[0]), _EXEMPT.search(item[0]) is not None)):
+        groups.setdefault((depth(name), _EXEMPT.search(name) is None), []).append(parameter)
     return [
-        {"params": groups[True], "weight_decay": weight_decay, "adapted": True},
-        {"params": groups[False], "weight_decay": 0.0, "adapted": False},
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "adapted": decayed,
+            "rate_share": layer_decay ** (head - level),
+        }
+        for (level, decayed), parameters in groups.items()
     ]
 
 
 def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer over all trainable parameters of a model."""
-    groups = parameter_groups(model, section.weight_decay)
+    groups = parameter_groups(model, section.weight_decay, section.layer_decay)
     settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
     algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
     return algorithms[section.algorithm](groups, **settings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining, ElectraConfig, ElectraForSequenceClassification
 
 from engine.optim import BertAdam, OptimSection, build_optimizer, learning_rate, parameter_groups
 
@@ -117,3 +118,26 @@ def test_constant_gradient_multipliers() -> None:
         optimizer.step()
         moved.append(before - parameter.item())
     assert [moved[t - 1] for t in (1, 10, 12, 20, 100)] == pytest.approx([3.162, 6.528, 6.569, 6.241, 3.241], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "decay", "expected"),
+    [
+        (12, 0.8, {"embeddings": 0.043980, "layer.0.": 0.054976, "layer.11.": 0.64, "classifier": 1.0}),
+        (24, 0.9, {"embeddings": 0.064611, "layer.0.": 0.071790, "layer.23.": 0.81, "classifier": 1.0}),
+    ],
+)
+def test_layerwise_learning_rates_are_electras(layers: int, decay: float, expected: dict[str, float]) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 4, "embedding_size": 2}
+    model = ElectraForSequenceClassification(ElectraConfig(vocab_size=8, num_hidden_layers=layers, **sizes))
+    groups = parameter_groups(model, 0.01, decay)
+    share = {id(parameter): group["rate_share"] for group in groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(share) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        wanted = next((value for part, value in expected.items() if part in name), None)
+        if wanted is not None:
+            assert share[id(parameter)] == pytest.approx(wanted, rel=2e-5), name
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    exempt = {id(parameter) for name, parameter in model.named_parameters() if "bias" in name or "LayerNorm" in name}
+    assert decayed.isdisjoint(exempt)
+    assert decayed | exempt == share.keys()

@@ -1,0 +1,120 @@
+"""Which evaluation ends a training, and which weights leave it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.batch import PackedBatch, pack
+from engine.config import validate
+from engine.evaluate import HeldOut
+from engine.fit import Fit, Rhythm, Trainer, TrainSection
+from engine.objective import Objective, Term
+from engine.optim import OptimSection, build_optimizer
+from engine.run import RunDirectory, RunSection, start_accelerator
+from engine.tracking import Tracker, TrackingSection
+
+SCORES = [0.1, 0.5, 0.4, 0.5, 0.3, 0.2]
+
+
+class Examples:
+    num_blocks = 1
+
+    def plan(self, epoch: int, block: int) -> np.ndarray:
+        rows = np.zeros(8, np.dtype([("length", np.int64), ("key", np.uint64)]))
+        rows["length"] = 2
+        return rows
+
+    def collate(self, rows: np.ndarray) -> PackedBatch:
+        ids = np.zeros(2 * len(rows), np.int64)
+        return pack(ids, ids, rows["length"], targets={}, counts={"examples": len(rows)})
+
+
+class Weight(Objective):
+    """Its weight falls a little with every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        return {"weight": Term(self.weight.sum() * batch.num_sequences, "examples")}
+
+    def exported(self) -> Any:
+        raise NotImplementedError
+
+    def flops(self, batch: PackedBatch) -> float:
+        return 1.0
+
+
+class Scripted(HeldOut):
+    """Evaluations come from a list."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__(Examples(), num_examples=None, micro_batch_tokens=64)
+        self.scores = iter(scores)
+
+    def evaluate(self, accelerator: Any, objective: nn.Module) -> dict[str, float]:
+        return {"loss": 0.0, "score": next(self.scores), **super().evaluate(accelerator, objective)}
+
+    def score(self, values: dict[str, float]) -> float:
+        return values["score"]
+
+
+def train(folder: Path, scores: list[float], **section: Any) -> tuple[Fit, Trainer, Tracker]:
+    accelerator = start_accelerator(RunSection(threads=1, precision="fp32"))
+    settings = {"steps": 12, "phases": [{"batch_size": 4}], "evaluate_every": 2, "save_every": 2, "log_every": 4}
+    train_section = validate(TrainSection, {**settings, **section})
+    objective = Weight()
+    optim = OptimSection(learning_rate=1e-2)
+    trainer = Trainer(
+        accelerator,
+        objective,
+        build_optimizer(optim, objective),
+        run=RunDirectory.open(folder, "a: 1\n"),
+        config="a: 1\n",
+        section=train_section,
+        optim=optim,
+        rhythm=Rhythm.of(train_section, lambda: 2.0),
+        seed=1,
+        sources=[Examples()],
+        held_out=Scripted(scores),
+    )
+    resumed = trainer.resume()
+    tracking = TrackingSection(wandb="off")
+    tracker = Tracker(tracking, folder, name="a", config={}, is_main=True, resume_step=resumed or None)
+    ended = trainer.run(tracker)
+    tracker.close()
+    return ended, trainer, tracker
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 6), (2, 8), (3, 10), (None, 12)])
+def test_training_ends_after_so_many_evaluations_that_were_not_the_best(
+    tmp_path: Path, patience: int | None, last: int
+) -> None:
+    ended, trainer, _ = train(tmp_path / "a", SCORES, patience=patience)
+    assert (ended.step, trainer.step, ended.stopped_by) == (last, last, None)
+    assert trainer.best == 4, "the earliest of equals"
+
+
+def test_the_best_weights_leave_the_run(tmp_path: Path) -> None:
+    ended, trainer, _ = train(tmp_path / "a", SCORES, export="best")
+    last, other, _ = train(tmp_path / "b", SCORES)
+    assert (ended.step, ended.held_out["score"]) == (4, 0.5)
+    assert (last.step, last.held_out["score"]) == (12, 0.2)
+    assert trainer.objective.weight.item() == pytest.approx(ended.held_out["weight"])
+    assert other.objective.weight.item() == pytest.approx(last.held_out["weight"])
+    assert ended.held_out["weight"] > last.held_out["weight"]
+
+
+def test_a_resumed_run_remembers_its_evaluations(tmp_path: Path) -> None:
+    """Its patience goes on where it was, and a run that had lost it does not train on."""
+    train(tmp_path / "a", SCORES, patience=2)
+    ended, trainer, _ = train(tmp_path / "a", [9.9], patience=2, export="best")
+    assert sorted(trainer.evaluations) == [2, 4, 6, 8]
+    assert (ended.step, trainer.best) == (4, 4)
