@@ -115,9 +115,9 @@ _LAYER = re.compile(r"\b(?:layer|albert_layer_groups)\.(\d+)\.")
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
 
-    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone; ``rate_share``, read by the loop, is the
-    group's share of the learning rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n layers, where
-    the embeddings and their projection have depth 0, layer i, counted from 0, i + 1, and what comes after them n + 2
+    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone; ``rate_share``, read by the
+    loop, is the group's share of the learning rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n
+    layers, where the embeddings and their projection have depth 0, layer i, counted from 0, i + 1, and the rest n + 2
     (ELECTRA's ``_get_layer_lrs``).
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
