@@ -99,14 +99,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_values(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge ``*.yaml`` files and ``dotted.key=value`` overrides, left to right.
+def read_values(
+    arguments: Sequence[str], under: dict[str, Any] | None = None, called: str = ""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge ``*.yaml`` files and ``dotted.key=value`` overrides, left to right, over the values ``under`` them.
 
-    Returns the merged values and, for each dotted key, the file or argument that set it last. Raises ``ConfigError``
-    for a missing or malformed file or argument.
+    ``called`` is what messages call those. Returns the merged values and, for each dotted key, the file or argument
+    that set it last. Raises ``ConfigError`` for a missing or malformed file or argument.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    _merge(values, under or {}, sources, called)
     for argument in arguments:
         if "=" in argument and not argument.endswith((".yaml", ".yml")):
             key, text = argument.split("=", 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
 from engine.export import warnings_of_transformers
+from engine.plot import figure, save
 
 _LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
 _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
@@ -104,25 +104,14 @@ def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
 
 def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, title: str) -> None:
     """Loss and accuracy over steps, training and held-out, with the baselines as lines."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in metrics_file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         for name, value in row.items():
             series[name].append((row["step"], value))
     panels = [name for name in _ROWS if f"train/{name}" in series]
-    columns = min(len(panels), 4)
-    lines = -(-len(panels) // columns)
-    size = (4.2 * columns, 3.4 * lines)
-    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis, name in zip_longest(axes.flat, panels):
-        if name is None:
-            axis.axis("off")
-            continue
+    axes = figure(len(panels), title)
+    for axis, name in zip(axes, panels, strict=True):
         axis.plot(
             *zip(*series[f"train/{name}"], strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training"
         )
@@ -135,9 +124,7 @@ def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, t
         axis.set(title=name, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(picture, dpi=110)
-    pyplot.close(figure)
+    save(axes, picture)
 
 
 def fill_masks(export: Path, sentences: list[str]) -> str:

@@ -1,0 +1,32 @@
+"""Pictures of runs: panels side by side, written whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def figure(panels: int, title: str, *, panel: tuple[float, float] = (4.2, 3.4), columns: int = 4) -> list[Any]:
+    """Axes of a new figure, one for each panel; ``panel`` is width and height in inches."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    columns = min(panels, columns)
+    lines = -(-panels // columns)
+    size = (panel[0] * columns, panel[1] * lines)
+    drawn, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    drawn.suptitle(title, fontsize=10)
+    for axis in axes.flat[panels:]:
+        axis.axis("off")
+    return list(axes.flat[:panels])
+
+
+def save(axes: list[Any], picture: Path) -> None:
+    """Write the figure of these axes and let go of it."""
+    from matplotlib import pyplot
+
+    drawn = axes[0].figure
+    drawn.savefig(picture, dpi=110)
+    pyplot.close(drawn)

@@ -1,0 +1,137 @@
+"""Configuration of a fine-tuning run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.load import read_config
+from pydantic import Field
+
+from engine.config import ConfigError, Duration, Section, read_values, validate
+from engine.fit import TrainSection
+from engine.optim import OptimSection
+from engine.order import Phase
+from engine.stage import StageConfig
+from finetune.task import TaskSection
+
+RECIPES = Path(__file__).resolve().parents[1] / "configs" / "finetune" / "recipes"
+
+
+class EncoderSection(Section):
+    """The encoder to start from."""
+
+    from_: str = Field(alias="from")
+    """Directory of a model, such as the ``export`` of a run, or its id on the Hub."""
+    hidden_dropout: float | None = None
+    """Dropout of embeddings and layer outputs; the model's own where not given."""
+    attention_dropout: float | None = None
+    """Dropout of attention probabilities; the model's own where not given."""
+    classifier_dropout: float | None = None
+    """Dropout before the classifier; the model's own where not given."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """``random`` draws all weights anew: the baseline that says what pretraining was worth."""
+
+
+class FinetuneTrainSection(TrainSection):
+    """Length and rhythm of fine-tuning."""
+
+    steps: Duration = Duration("3 epochs")
+    """Length of the run: steps or epochs."""
+    phases: list[Phase] = Field(default=[Phase(batch_size=32, sequence_length=128)], min_length=1, max_length=1)
+    """Batch size and sequence length; longer examples are cut."""
+    save_every: Duration = Duration("1 epoch")
+    """How often a checkpoint is written."""
+    evaluate_every: Duration = Duration("1 epoch")
+    """How often the validation splits are scored (a checkpoint is written before)."""
+    evaluate_examples: int | None = Field(default=None, gt=0)
+    """Examples of each validation split, at most; null takes all."""
+    log_every: Duration = Duration("5%")
+    """How often metrics are fetched and written."""
+    keep: int = Field(default=1, gt=0)
+    """Newest checkpoints kept, beside the best."""
+    both_orders: bool = False
+    """Train on every pair in both orders (ELECTRA's ``double_unordered``): only where the task has no order."""
+
+
+class FinetuneConfig(StageConfig):
+    """Everything a fine-tuning run is made from. Defaults are BERT's."""
+
+    task: TaskSection
+    model: EncoderSection
+    recipe: str = "auto"
+    """Settings that a paper gives for the task: a file in ``configs/finetune/recipes``. ``auto`` takes the one of the
+    model's family and size, ``none`` leaves the defaults. What is given beside it wins."""
+    optim: OptimSection = OptimSection(learning_rate=5e-5, warmup=Duration("10%"))
+    train: FinetuneTrainSection = FinetuneTrainSection()
+
+
+def load_config(arguments: Sequence[str]) -> FinetuneConfig:
+    """Read ``*.yaml`` files and overrides over the recipe; raises ``ConfigError`` with all problems at once.
+
+    A run without a name is called ``<task>/<model>/seed-<seed>``.
+    """
+    values, sources = read_values(arguments)
+    start = values.get("model", {}).get("from")
+    task = values.get("task", {}).get("name")
+    if start is None or task is None:
+        raise ConfigError(
+            "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
+            "MODEL=<directory or Hub id>"
+        )
+    name = recipe_for(start, values.get("recipe", "auto"))
+    values, sources = read_values(arguments, under=recipe_values(name, str(task)), called=f"recipe {name}")
+    values["recipe"] = name
+    config = validate(FinetuneConfig, values, sources)
+    if config.run.name is None:
+        random = "-random" * (config.model.weights == "random")
+        run = f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}"
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": run})})
+    return config
+
+
+def model_name(start: str) -> str:
+    """What a model is called: the run of an export directory (and the task, if it is of a fine-tuning run), or the last
+    part of a path or id."""
+    parts = [part for part in Path(start).parts if part not in ("export", "/", ".", "..")]
+    if len(parts) > 2 and parts[-1].startswith("seed-"):
+        return f"{parts[-2]}+{parts[-3]}"
+    return parts[-1] if parts else "model"
+
+
+def recipe_for(start: str, name: str) -> str:
+    """The recipe to use: the one named, if it is meant for the model's family, or the family's own.
+
+    Raises ``ConfigError`` that lists the recipes there are for the family.
+    """
+    if name == "none":
+        return name
+    found = read_config(start)
+    family, width = found.model_type, found.hidden_size
+    recipes = {path.stem: _read(path) for path in sorted(RECIPES.glob("*.yaml"))}
+    fitting = {stem: recipe for stem, recipe in recipes.items() if family in recipe["families"]}
+    if name == "auto":
+        widths = [(abs(recipe.get("width", width) - width), stem) for stem, recipe in fitting.items()]
+        return min(widths)[1] if widths else "none"
+    if name not in fitting:
+        there = "; ".join(f"{stem} for {', '.join(recipe['families'])}" for stem, recipe in recipes.items())
+        what = f"is not meant for the {family} model" if name in recipes else "does not exist; it was asked for with"
+        raise ConfigError(f"recipe: {name!r} {what} {start}; there are: {there}; or recipe=none")
+    return name
+
+
+def recipe_values(name: str, task: str) -> dict[str, Any]:
+    """What a recipe sets for a task: its ``all``, and over it what it has for the task alone."""
+    if name == "none":
+        return {}
+    recipe = _read(RECIPES / f"{name}.yaml")
+    merged: dict[str, Any] = {}
+    for layer in (recipe.get("all", {}), recipe.get("tasks", {}).get(task, {})):
+        for section, settings in layer.items():
+            merged[section] = {**merged.get(section, {}), **settings}
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_values([str(path)])[0]

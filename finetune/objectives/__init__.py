@@ -1,0 +1,1 @@
+"""One file for each kind of task; ``task.type`` is the file's name."""

@@ -1,0 +1,197 @@
+"""What a fine-tuning run shows: an example, scores beside baselines, curves, confusions, and the hardest examples."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from engine.files import publish, remove
+from engine.plot import figure, save
+from finetune.config import FinetuneConfig
+from finetune.data import Split, Task
+from finetune.task import TaskSection
+
+
+def show_example(source: Any, split: Split, section: TaskSection, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first example as the model sees it, with its label."""
+    ids, _ = source.lay_out(source.plan(0, 0)[:1])
+    assert split.labels is not None
+    return f"  {tokenizer.decode(ids)}\n  {len(ids)} tokens, label: {label_in_words(split.labels[0], section)}"
+
+
+def label_in_words(label: Any, section: TaskSection) -> str:
+    """A label of the split, or a prediction, as a person would write it."""
+    if section.type == "classification":
+        return section.labels[int(label)]
+    if section.type == "multilabel":
+        return ",".join(name for name, on in zip(section.labels, label, strict=True) if on) or "none"
+    return f"{float(label):.3f}"
+
+
+def results_table(
+    values: dict[str, dict[str, float]],
+    baselines: dict[str, dict[str, dict[str, float]]],
+    warnings: dict[str, str],
+) -> str:
+    """Metrics of each validation split beside its baselines, as a Markdown table; then what is wrong with them."""
+    names = list(next(iter(baselines.values())))
+    rows = [["", "model", *(name.replace("_", " ") for name in names)]]
+    for split, found in values.items():
+        for metric, value in found.items():
+            base = [baselines[split][name].get(metric, float("nan")) for name in names]
+            rows.append([f"{split} {metric}", *(f"{100 * number:.2f}" for number in [value, *base])])
+    notes = [f"\nNote: on {split} the model {warning}." for split, warning in warnings.items()]
+    return "\n".join([markdown(rows), *notes])
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows, the first being the head, as an aligned Markdown table."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def write_predictions(
+    folder: Path, outputs: dict[str, np.ndarray], task: Task, decide: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the outputs.
+
+    The folder appears when all of it is written.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    remove(partial)
+    partial.mkdir(parents=True)
+    section = task.section
+    names = [f"p({name})" for name in section.labels] or ["score"]
+    for name, values in outputs.items():
+        split = task.split(name)
+        labels = (
+            [""] * split.num_examples if split.labels is None else [label_in_words(x, section) for x in split.labels]
+        )
+        lines = ["\t".join(["index", "prediction", "label", *names])]
+        for index, decided, label, row in zip(split.index, decide(values), labels, values, strict=True):
+            # Nine digits give every float32 back, so that an ensemble of files is one of the models.
+            cells = [str(index), label_in_words(decided, section), label, *(f"{value:.9g}" for value in row)]
+            lines.append("\t".join(cells))
+        (partial / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    publish(partial, folder)
+
+
+def read_outputs(path: Path) -> np.ndarray:
+    """The outputs (N, K) in a file that :func:`write_predictions` wrote."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return np.array([line.split("\t")[3:] for line in lines], dtype=np.float32)
+
+
+def plot_curves(
+    metrics_file: Path, metrics: list[str], baselines: dict[str, dict[str, float]], picture: Path, title: str
+) -> None:
+    """Loss and the metrics over steps, with the baselines as lines."""
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            series[name].append((row["step"], value))
+    axes = figure(1 + len(metrics), title)
+    for axis, name in zip(axes, ["loss", *metrics], strict=True):
+        for part, style in (("train", "-"), ("held_out", "o-")):
+            if points := series.get(f"{part}/{name}"):
+                axis.plot(*zip(*points, strict=True), style, label=part.replace("_", " "), markersize=4)
+        for baseline, style in zip(baselines, ("--", ":"), strict=False):
+            if name in baselines[baseline]:
+                label = baseline.replace("_", " ")
+                axis.axhline(baselines[baseline][name], color="grey", linestyle=style, linewidth=1, label=label)
+        axis.set(title=name.replace("_", " "), xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    save(axes, picture)
+
+
+def plot_confusion(predictions: np.ndarray, split: Split, section: TaskSection, picture: Path) -> None:
+    """Shares of each label's examples that were predicted as each label."""
+    size, names = len(section.labels), section.labels
+    counts = np.zeros((size, size), dtype=np.int64)
+    np.add.at(counts, (split.labels, predictions), 1)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    side = 3.0 + 0.5 * size
+    (axis,) = axes = figure(1, f"{section.name}, {split.name}", panel=(side + 0.8, side))
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(size), names, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(size), names, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="label")
+    for row, column in np.ndindex(size, size):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    save(axes, picture)
+
+
+def hardest_examples(outputs: np.ndarray, split: Split, section: TaskSection, path: Path, shown: int = 3) -> str:
+    """Write all examples to ``path``, those first on which the model is furthest off; returns the first few as text."""
+    assert split.labels is not None
+    if section.type == "classification":
+        distance = 1 - outputs[np.arange(len(outputs)), split.labels]
+    else:
+        labels = split.labels if split.labels.ndim == 2 else split.labels[:, None]
+        distance = np.abs(outputs - labels).max(-1)
+    lines, told = ["\t".join(["index", "distance", "label", *section.text])], []
+    for i in np.argsort(-distance, kind="stable"):
+        texts = [" ".join(column[i].split()) for column in split.texts]
+        label = label_in_words(split.labels[i], section)
+        lines.append("\t".join([str(split.index[i]), f"{distance[i]:.4f}", label, *texts]))
+        if len(told) < shown:
+            told.append(f"  {label}, off by {distance[i]:.2f}: {' | '.join(texts)[:160]}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(told)
+
+
+_TAGS = {
+    "classification": "text-classification",
+    "multilabel": "text-classification",
+    "regression": "text-classification",
+}
+_HUB_METRICS = {
+    "matthews_correlation": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "macro_f1": "f1",
+}
+
+
+def model_card(name: str, table: str, values: dict[str, dict[str, float]], config: FinetuneConfig, text: str) -> str:
+    """The export's README.md, with the measured results as metadata that the Hub reads."""
+    section = config.task
+    results = [
+        {
+            "task": {"type": _TAGS[section.type]},
+            "dataset": {
+                "name": section.name,
+                "type": section.hub.dataset if section.hub else section.name,
+                "split": split,
+            },
+            "metrics": [
+                {"type": _HUB_METRICS.get(metric, metric), "name": metric, "value": round(value, 6)}
+                for metric, value in found.items()
+            ],
+        }
+        for split, found in values.items()
+    ]
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": _TAGS[section.type],
+        "tags": ["bertillery", section.name],
+        "model-index": [{"name": name.replace("/", "-"), "results": results}],
+    }
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"
+        f"`{config.model.from_}` fine-tuned on {section.name} with Bertillery, seed {config.run.seed} (on small sets "
+        f"another seed gives a score some points away).\n\n{table}\n\n## Configuration\n\n```yaml\n{text}```\n"
+    )
