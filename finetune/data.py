@@ -90,6 +90,34 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     return Task(section, splits, missing, source.where)
 
 
+def report(task: Task) -> str:
+    """What was read, a line each: sizes, shares of the labels, and how many examples training has as well."""
+    section = task.section
+    kind = f"{section.type}{' of pairs' * (len(section.text) == 2)}, scored by {', '.join(section.metrics)}"
+    lines = {"task": f"{section.name}: {kind}", "data": task.where}
+    train = set(zip(*task.splits["train"].texts, strict=True)) if "train" in task.splits else set()
+    for name, split in task.splits.items():
+        shared = sum(texts in train for texts in zip(*split.texts, strict=True)) if name != "train" else 0
+        parts = [f"{split.num_examples:,} examples", _labels_in_words(section, split.labels)]
+        parts += [f"{split.left_out:,} incomplete rows left out"] if split.left_out else []
+        parts += [f"{shared:,} of them also in train"] if shared else []
+        lines[name] = ", ".join(parts)
+    lines |= {name: f"missing: {why}" for name, why in task.missing.items()}
+    width = max(11, *map(len, lines))
+    return "\n".join(f"{name:<{width}} {text}" for name, text in lines.items())
+
+
+def _labels_in_words(section: TaskSection, labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "not labelled"
+    if section.type == "regression":
+        return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
+    shares = (
+        labels.mean(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(section.labels)) / len(labels)
+    )
+    return ", ".join(f"{name} {share:.1%}" for name, share in zip(section.labels, shares, strict=True))
+
+
 def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
     head = f"{what}: {len(problems):,} of {num_rows:,} rows cannot be used:"
     more = [f"... and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
@@ -169,7 +197,7 @@ class _SplitReader:
         return self.is_test
 
     def split(self) -> Split:
-        """All that was read; ``InputError`` for a split of which one part is labelled, or an order that is not official."""
+        """All that was read; ``InputError`` if only a part is labelled, or a submission's order is not official."""
         section = self.section
         if self.num_unlabelled and self.labels:
             raise InputError(f"{section.name} {self.name}: some of its files have labels and some have none")
@@ -182,7 +210,8 @@ class _SplitReader:
         index = np.array(self.index, dtype=np.int64)
         if self.name in section.submission and (index != np.arange(len(index))).any():
             raise InputError(
-                f"{section.name} {self.name}: the column {section.index!r} does not count from 0; a submission is in the official order"
+                f"{section.name} {self.name}: the column {section.index!r} does not count from 0; "
+                "a submission is in the official order"
             )
         labels = np.array(self.labels, dtype=np.int64 if section.type == "classification" else np.float32)
         left_out = 0 if self.is_test else len(self.left_out)

@@ -35,9 +35,7 @@ def converter(section: TaskSection, source: Source, table: Table, column: str) -
         cell = cell if names is not None else str(cell).lower() if isinstance(cell, bool) else str(cell).strip()
         if cell in written:
             return written[cell]
-        hint = ""
-        if str(cell).isdigit() and not source.values and names is None:
-            hint = "; if the file holds ids in the order of task.labels, say so with task.values=[0, 1, ...]"
+        hint = "" if source.values or names is not None else "; task.values says how a file writes them, in that order"
         raise ValueError(f"{column!r} holds {cell!r}, which is none of {', '.join(map(str, written))}{hint}")
 
     def several(cell: Any) -> np.ndarray:
@@ -56,7 +54,8 @@ def _labels_wanted(section: TaskSection, table: Table, column: str, names: Seque
     )
     offer = ", ".join(names or sorted(found)[:20])
     return (
-        f"{section.name}: task.labels is empty; give the labels in the order of their ids, e.g. task.labels='[{offer}]'. "
+        f"{section.name}: task.labels is empty; give the labels in the order of their ids, e.g. "
+        f"task.labels='[{offer}]'. "
         f"{table.where} holds in {column!r}: {listed}"
     )
 

@@ -98,7 +98,7 @@ def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the labels of an example with several, else over the classes that are labelled or predicted, of their F1."""
+    """Mean F1 of the labels where there may be several, else of the classes that are labelled or predicted."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, average="macro", zero_division=0))
@@ -128,7 +128,7 @@ def _spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def _correlation(function: Callable[..., Any], predictions: np.ndarray, labels: np.ndarray) -> float:
     sides = predictions.astype(np.float64), labels.astype(np.float64)
-    if any(np.ptp(side) == 0 or not np.isfinite(side).all() for side in sides):
+    if any(not np.isfinite(side).all() or np.ptp(side) == 0 for side in sides):
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nearly constant, which degenerate() reports

@@ -66,8 +66,8 @@ def find_source(task: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> 
         tried.append(f"{task.hub.dataset} on the Hub: {unreachable}")
     layout = f" that holds {task.folder.name}/{next(iter(task.folder.files.values()))}" if task.folder else ""
     raise InputError(
-        f"no data for {task.name}: {'; '.join(tried)}. Set GLUE_DIR=<folder>{layout}, or let the Hub be asked "
-        "(HF_HUB_OFFLINE=0, in make HUB=1), or name files of your own (task.files.train=...)"
+        f"no data for {task.name}: {'; '.join(tried)}. Set GLUE_DIR=<folder>{layout}, or give the Hub a way "
+        "(a network, and HUB=1 to make), or name files of your own (task.files.train=...)"
     )
 
 
@@ -166,5 +166,5 @@ def _unreachable(dataset: str) -> str | None:
     except HfHubHTTPError as error:
         return str(error).strip().splitlines()[0]
     except Exception as error:  # of the library's transport, which may be another one tomorrow
-        return f"cannot be reached ({error}); what is in the cache already is used with HF_HUB_OFFLINE=1"
+        return f"cannot be reached ({error})"
     return None

@@ -27,13 +27,13 @@ class FolderSection(Section):
 
     name: str
     """The folder."""
-    files: dict[str, str] = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+    files: dict[str, str] = Field(default={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"})
     """The file of each split."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """What the files call our columns, where they call them otherwise."""
-    header: Words = []
+    header: Words = Field(default=[])
     """Columns of a file whose first line does not name them."""
-    values: Words = []
+    values: Words = Field(default=[])
     """How the labels are written, in the order of `labels`; without it as in `labels`."""
 
 
@@ -44,11 +44,11 @@ class HubSection(Section):
     """Its id, `owner/name`."""
     subset: str | None = None
     """The configuration of the data set."""
-    splits: dict[str, str] = {}
+    splits: dict[str, str] = Field(default={})
     """What the Hub calls a split, where it calls it otherwise; `subset/split` for one of another subset."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """What the Hub calls our columns, where it calls them otherwise."""
-    values: Words = []
+    values: Words = Field(default=[])
     """How the labels are written where the Hub does not name them, in the order of `labels`."""
 
 
@@ -63,7 +63,7 @@ class TaskSection(Section):
     """Column of the text, or the two columns of a pair."""
     label: str = "label"
     """Column of the label. Of several labels: a list, or in csv and tsv their names with commas between."""
-    labels: Words = []
+    labels: Words = Field(default=[])
     """Names of the labels, in the order of their ids; none for a score."""
     range: tuple[float, float] | None = None
     """Lowest and highest score there can be."""
@@ -71,29 +71,29 @@ class TaskSection(Section):
     """What it is scored by; the first decides which checkpoint is the best."""
     validation: Words = Field(default=["validation"], min_length=1)
     """Labelled splits to evaluate on; the first decides."""
-    test: Words = ["test"]
+    test: Words = Field(default=["test"])
     """Splits to predict, labelled or not."""
-    files: dict[str, Words] = {}
+    files: dict[str, Words] = Field(default={})
     """Your own data: for each split its files or globs, csv, tsv, jsonl or parquet, also .gz, .xz, .zst. The splits are
     `train` and those named in `validation` and `test`. Where it is given, no other source is asked."""
     root: Path = Path()
     """Folder that `files` are relative to."""
-    header: Words = []
+    header: Words = Field(default=[])
     """Columns of a file of yours whose first line does not name them."""
-    values: Words = []
+    values: Words = Field(default=[])
     """How your files write the labels, in the order of `labels`; without it as in `labels`."""
     embedded: Literal["package", "pairs"] | None = None
     """A task made of the documentation that is installed with Python."""
     folder: FolderSection | None = None
     """Where it lies below the folder `GLUE_DIR`."""
     hub: HubSection | None = None
-    """Where it lies on the Hub; also in a folder `GLUE_DIR` that is laid out as the Hub, `<subset>/<split>-*.parquet`."""
+    """Where it lies on the Hub, or in a folder `GLUE_DIR` that is laid out as the Hub, `<subset>/<split>-*.parquet`."""
     index: str | None = None
     """Column with the number of an example, where a split has it; otherwise the row's number from 0."""
     incomplete: Literal["fail", "skip"] = "fail"
     """Rows without text or with missing fields: an error, or, with `skip`, left out and counted. A test split leaves
     out nothing, since every row needs a prediction; a text that is missing there is empty."""
-    submission: dict[str, str] = {}
+    submission: dict[str, str] = Field(default={})
     """File in a submission to GLUE for each test split that belongs there."""
 
     @property
