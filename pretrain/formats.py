@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
-import lzma
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
-
-import zstandard
+from typing import IO, TYPE_CHECKING, Any
 
 from engine.config import InputError
+from engine.packed import DAMAGED, PACKED, open_packed
 
 if TYPE_CHECKING:
     from pretrain.corpus import CorpusSection, ReadReport
@@ -24,8 +19,7 @@ MAX_PARAGRAPH = 1_000_000
 MAX_ROW = 64_000_000
 """Bytes of a row of a table, and characters of a document."""
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
-_PACKED = ("", ".gz", ".xz", ".zst")
-SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in _PACKED), ".parquet")
+SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in PACKED), ".parquet")
 """What a file's name may end with."""
 
 
@@ -36,7 +30,7 @@ def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterato
         yield from map(str.splitlines, _read_parquet(path, section.text))
         return
     try:
-        with _open(path) as stream:
+        with open_packed(path) as stream:
             if kind == ".txt":
                 lines = _lines(path, stream, MAX_PARAGRAPH, section, report)
                 yield from _split_documents(path, lines, section.documents)
@@ -46,20 +40,8 @@ def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterato
             else:
                 lines = _lines(path, stream, MAX_ROW, section, report)
                 yield from map(str.splitlines, _read_json(path, lines, section, report))
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: damaged or cut short: {error}; fetch or compress the file again") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if suffix == ".xz":
-        return lzma.open(path, "rb")
-    if suffix == ".zst":
-        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)
-    return path.open("rb")
 
 
 def _lines(path: Path, stream: IO[bytes], limit: int, section: CorpusSection, report: ReadReport) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
 
 def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    opened = formats._open
+    opened = formats.open_packed
 
     class Watched:
         def __init__(self, path: Path) -> None:
@@ -103,7 +103,7 @@ def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, mon
         def __exit__(self, *_: object) -> None:
             self.stream.close()
 
-    monkeypatch.setattr(formats, "_open", Watched)
+    monkeypatch.setattr(formats, "open_packed", Watched)
     path = write(tmp_path / "a.txt", "fine\n" + "x" * 12_000_000)
     with pytest.raises(ValueError, match=r"a.txt:2: .*at most 1,000,000.*one paragraph on a line"):
         read(path)

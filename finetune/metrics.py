@@ -1,0 +1,170 @@
+"""Metrics by name, as ``evaluate`` metrics that need no network, and a word about predictions that only look like some.
+
+Definitions are those of the published scores: scikit-learn's accuracy, F1 and Matthews correlation, scipy's Pearson and
+Spearman correlation. A correlation that is not defined, because one side is constant or not a number, is reported as 0;
+``degenerate`` then says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.config import InputError
+
+if TYPE_CHECKING:
+    import evaluate
+
+METRICS_OF = {
+    "classification": ("accuracy", "f1", "macro_f1", "matthews_correlation"),
+    "multilabel": ("macro_f1", "accuracy"),
+    "regression": ("pearson", "spearman"),
+}
+"""What can be asked of each type of task."""
+_NARROW = 1e-3
+"""Scores that span less than this share of what the labels span are taken for one score."""
+
+
+def scores(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The named metrics, in that order.
+
+    ``predictions`` and ``labels`` are class ids ``(N,)``, scores ``(N,)`` or 0/1 per label ``(N, L)``. Raises
+    ``InputError`` for an unknown name, nothing to score or shapes that differ.
+    """
+    if predictions.shape != labels.shape or not len(labels):
+        raise InputError(
+            f"{predictions.shape} predictions for {labels.shape} labels; give one for each, and at least one"
+        )
+    return {name: metric(name).compute(predictions=predictions, references=labels)[name] for name in names}  # pyright: ignore
+
+
+def metric(name: str) -> evaluate.Metric:
+    """The metric of that name; its ``compute(predictions=, references=)`` returns ``{name: value}``.
+
+    Raises ``InputError`` that lists the names there are.
+    """
+    if name not in _FUNCTIONS:
+        raise InputError(f"metrics: given {name!r}; there are: {', '.join(_FUNCTIONS)}")
+    return _metric_class()(config_name=name, keep_in_memory=True)
+
+
+def degenerate(type: str, predictions: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> str | None:
+    """What is wrong with predictions that do not depend on the example, or None.
+
+    Shapes as for ``scores``; ``label_names`` in the order of ids, empty for regression.
+    """
+    if not np.isfinite(predictions).all():
+        bad = int((~np.isfinite(predictions)).sum())
+        return f"{bad:,} of {predictions.size:,} predictions are not a number: the training diverged"
+    if type == "regression":
+        return _one_score(predictions, labels)
+    if len(predictions) < 2 or (labels == labels[0]).all() or (predictions != predictions[0]).any():
+        return None
+    if type == "multilabel":
+        chosen = [repr(name) for name, on in zip(label_names, predictions[0], strict=True) if on]
+        return f"predicts {' and '.join(chosen) or 'no label'} for every example"
+    majority = np.bincount(labels.astype(np.int64)).argmax()
+    kind = "the majority class" if predictions[0] == majority else "the class"
+    return f"predicts {kind} {label_names[int(predictions[0])]!r} for every example"
+
+
+def _one_score(predictions: np.ndarray, labels: np.ndarray) -> str | None:
+    span, wanted = float(np.ptp(predictions)), float(np.ptp(labels))
+    if len(predictions) < 2 or wanted == 0 or span >= _NARROW * wanted:
+        return None
+    mean = float(np.mean(predictions, dtype=np.float64))
+    if span == 0:
+        return f"predicts the score {mean:.4g} for every example"
+    return f"predicts nearly the score {mean:.4g} for every example (they span {span:.2g}, the labels {wanted:.2g})"
+
+
+def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of examples that are right; one with several labels is right if all of them are."""
+    right = predictions == labels
+    return float(np.mean(right.all(axis=1) if right.ndim == 2 else right))
+
+
+def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Harmonic mean of precision and recall of class 1, as GLUE scores MRPC and QQP."""
+    from sklearn.metrics import f1_score
+
+    if not np.isin(np.unique(np.append(predictions, labels)), (0, 1)).all():
+        raise InputError("f1 is the F1 of class 1 of two; for more classes use macro_f1")
+    return float(f1_score(labels, predictions, zero_division=0))
+
+
+def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Mean F1 of the labels where there may be several, else of the classes that are labelled or predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews 1975; for more than two classes Gorodkin 2004. 0 where all are one class."""
+    from sklearn.metrics import matthews_corrcoef
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a single class, which degenerate() reports
+        return float(matthews_corrcoef(labels, predictions))
+
+
+def _pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predictions, labels)
+
+
+def _spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson correlation of the ranks; those that tie share the mean of their ranks."""
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, predictions, labels)
+
+
+def _correlation(function: Callable[..., Any], predictions: np.ndarray, labels: np.ndarray) -> float:
+    sides = predictions.astype(np.float64), labels.astype(np.float64)
+    if any(not np.isfinite(side).all() or np.ptp(side) == 0 for side in sides):
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nearly constant, which degenerate() reports
+        return float(np.nan_to_num(function(*sides).statistic))
+
+
+_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "macro_f1": _macro_f1,
+    "matthews_correlation": _matthews_correlation,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
+
+
+@cache
+def _metric_class() -> type[evaluate.Metric]:
+    """Made when first needed: importing ``evaluate`` takes seconds."""
+    import datasets
+    import evaluate
+
+    class NamedMetric(evaluate.Metric):
+        """One of ``_FUNCTIONS``, named by the configuration's name."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            value = datasets.Value("float64" if self.config_name in METRICS_OF["regression"] else "int64")
+            kinds = [value, datasets.Sequence(value)] if self.config_name in METRICS_OF["multilabel"] else [value]
+            return evaluate.MetricInfo(
+                description=_FUNCTIONS[self.config_name].__doc__ or f"{self.config_name} correlation",
+                citation="",
+                features=[datasets.Features({"predictions": kind, "references": kind}) for kind in kinds],
+            )
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:  # pyright: ignore
+            function = _FUNCTIONS[self.config_name]
+            return {self.config_name: function(np.asarray(predictions), np.asarray(references))}
+
+    return NamedMetric

@@ -1,0 +1,148 @@
+"""Tables: csv, tsv, jsonl, parquet and data sets of the Hub, as columns that remember which line a row was on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import InputError
+from engine.packed import DAMAGED, PACKED, open_packed
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_FORMATS = (".csv", ".tsv", ".jsonl", ".json")
+SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in PACKED), ".parquet")
+"""What a table's name may end with."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, by column."""
+
+    where: str
+    """File, or data set of the Hub."""
+    columns: dict[str, list[Any]]
+    lines: Sequence[int]
+    """Line of each row in the file, or its number from 1."""
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    """What the numbers of a column stand for, where the table says so."""
+    incomplete: dict[int, str] = field(default_factory=dict)
+    """Rows whose fields are not as many as the columns, and what is wrong with them; their cells are all None."""
+
+
+def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> Table:
+    """Read one file.
+
+    A csv or tsv file has ``header`` for its columns, if that is given, unless its first line holds all of ``needed``.
+    Quoting is csv's; in a tsv file a quotation mark is an ordinary character. Raises ``InputError`` with file and line
+    where the file cannot be read.
+    """
+    kind = next((suffix for suffix in path.suffixes[::-1] if suffix.lower() in (*_FORMATS, ".parquet")), "").lower()
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{path}: unknown kind of file; a table ends with one of {', '.join(SUFFIXES)}")
+    if kind == ".parquet":
+        return _read_parquet(path)
+    try:
+        lines = _lines(path)
+        if kind in (".jsonl", ".json"):
+            return _read_json(path, lines)
+        rows = _csv_rows(path, lines) if kind == ".csv" else _tsv_rows(lines)
+        return _from_rows(path, rows, header, needed)
+    except DAMAGED as error:
+        raise InputError(f"{path}: damaged or cut short: {error}; fetch or compress the file again") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Decoded lines with their ends; only a line feed ends one."""
+    with open_packed(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise InputError(f"{path}:{number}: not UTF-8; re-encode the file (iconv -t utf-8)") from None
+
+
+def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        if text:
+            yield number, text.split("\t")
+
+
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(lines, strict=True)
+    first = 1
+    try:
+        for row in reader:
+            if row:
+                yield first, row
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{first}: {error}; is a quotation mark left open?") from None
+
+
+def _from_rows(
+    path: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str], needed: Sequence[str]
+) -> Table:
+    start = next(rows, None)
+    if start is None:
+        raise InputError(f"{path}: empty file")
+    names, bodies = start[1], []
+    if header and not set(needed) <= set(names):
+        names, bodies = list(header), [start]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: two columns of the same name in the first line: {', '.join(map(repr, names))}")
+    bodies += rows
+    wrong = f"fields where there are {len(names)} columns"
+    incomplete = {at: f"{len(row)} {wrong}" for at, (_, row) in enumerate(bodies) if len(row) != len(names)}
+    blank = [None] * len(names)
+    cells = list(zip(*(blank if at in incomplete else row for at, (_, row) in enumerate(bodies)), strict=True))
+    columns = {name: list(column) for name, column in zip(names, cells or [()] * len(names), strict=True)}
+    return Table(str(path), columns, [number for number, _ in bodies], incomplete=incomplete)
+
+
+def _read_json(path: Path, lines: Iterable[str]) -> Table:
+    rows, numbers = [], []
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
+        if not isinstance(row, dict):
+            remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""
+            raise InputError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
+        rows.append(row)
+        numbers.append(number)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, numbers)
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file: {error}") from error
+    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return from_arrow(str(path), table, described.get("info", {}).get("features", {}))
+
+
+def from_arrow(where: str, table: pyarrow.Table, features: Mapping[str, Any]) -> Table:
+    """A table of ``pyarrow``; ``features`` describes its columns as a data set's ``features.to_dict()`` does."""
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    names = {}
+    for column, feature in features.items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            names[column] = list(inner["names"])
+    return Table(where, columns, range(1, table.num_rows + 1), names)

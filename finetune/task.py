@@ -1,0 +1,147 @@
+"""What one task is: the section ``task`` of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from engine.config import Section
+from finetune.metrics import METRICS_OF
+
+
+def _word(value: Any) -> Any:
+    """Labels are words, also where YAML reads a number or a truth value."""
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int | float) else value
+
+
+Words = Annotated[list[Annotated[str, BeforeValidator(_word)]], BeforeValidator(
+    lambda value: [value] if isinstance(value, str | int | float) else value
+)]  # fmt: skip
+"""A list of strings; one alone stands for a list of one."""
+
+
+class FolderSection(Section):
+    """Where a task lies in the archives of the GLUE benchmark: tab-separated files in a folder below ``GLUE_DIR``."""
+
+    name: str
+    """The folder."""
+    files: dict[str, str] = Field(default={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"})
+    """The file of each split."""
+    columns: dict[str, str] = Field(default={})
+    """What the files call our columns, where they call them otherwise."""
+    header: Words = Field(default=[])
+    """Columns of a file whose first line does not name them."""
+    values: Words = Field(default=[])
+    """How the labels are written, in the order of `labels`; without it as in `labels`."""
+
+
+class HubSection(Section):
+    """Where a task lies on the Hub."""
+
+    dataset: str
+    """Its id, `owner/name`."""
+    subset: str | None = None
+    """The configuration of the data set."""
+    splits: dict[str, str] = Field(default={})
+    """What the Hub calls a split, where it calls it otherwise; `subset/split` for one of another subset."""
+    columns: dict[str, str] = Field(default={})
+    """What the Hub calls our columns, where it calls them otherwise."""
+    values: Words = Field(default=[])
+    """How the labels are written where the Hub does not name them, in the order of `labels`."""
+
+
+class TaskSection(Section):
+    """One task: its columns, its labels, where its data is and what it is scored by."""
+
+    name: str
+    """What it is called in reports."""
+    type: Literal["classification", "multilabel", "regression"]
+    """One label, several labels, or a score for each example."""
+    text: Words = Field(default=["text"], min_length=1, max_length=2)
+    """Column of the text, or the two columns of a pair."""
+    label: str = "label"
+    """Column of the label. Of several labels: a list, or in csv and tsv their names with commas between."""
+    labels: Words = Field(default=[])
+    """Names of the labels, in the order of their ids; none for a score."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest score there can be."""
+    metrics: Words = Field(min_length=1)
+    """What it is scored by; the first decides which checkpoint is the best."""
+    validation: Words = Field(default=["validation"], min_length=1)
+    """Labelled splits to evaluate on; the first decides."""
+    test: Words = Field(default=["test"])
+    """Splits to predict, labelled or not."""
+    files: dict[str, Words] = Field(default={})
+    """Your own data: for each split its files or globs, csv, tsv, jsonl or parquet, also .gz, .xz, .zst. The splits are
+    `train` and those named in `validation` and `test`. Where it is given, no other source is asked."""
+    root: Path = Path()
+    """Folder that `files` are relative to."""
+    header: Words = Field(default=[])
+    """Columns of a file of yours whose first line does not name them."""
+    values: Words = Field(default=[])
+    """How your files write the labels, in the order of `labels`; without it as in `labels`."""
+    embedded: Literal["package", "pairs"] | None = None
+    """A task made of the documentation that is installed with Python."""
+    folder: FolderSection | None = None
+    """Where it lies below the folder `GLUE_DIR`."""
+    hub: HubSection | None = None
+    """Where it lies on the Hub, or in a folder `GLUE_DIR` that is laid out as the Hub, `<subset>/<split>-*.parquet`."""
+    index: str | None = None
+    """Column with the number of an example, where a split has it; otherwise the row's number from 0."""
+    incomplete: Literal["fail", "skip"] = "fail"
+    """Rows without text or with missing fields: an error, or, with `skip`, left out and counted. A test split leaves
+    out nothing, since every row needs a prediction; a text that is missing there is empty."""
+    submission: dict[str, str] = Field(default={})
+    """File in a submission to GLUE for each test split that belongs there."""
+
+    @property
+    def splits(self) -> list[str]:
+        """All splits there may be, ``train`` first."""
+        return ["train", *self.validation, *self.test]
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskSection:
+        problems = [*self._label_problems(), *self._source_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _label_problems(self) -> list[str]:
+        problems = []
+        allowed = METRICS_OF[self.type]
+        wrong = [name for name in self.metrics if name not in allowed]
+        if wrong:
+            problems.append(f"metrics {', '.join(wrong)}: for {self.type} there are {', '.join(allowed)}")
+        if "f1" in self.metrics and len(self.labels) not in (0, 2):
+            problems.append(f"f1 is that of the second of two labels, and there are {len(self.labels)}; use macro_f1")
+        if self.type == "regression" and (self.labels or self.values):
+            problems.append("a regression has no labels and no values; leave them out, or set type=classification")
+        if self.range and (self.type != "regression" or self.range[0] >= self.range[1]):
+            problems.append("range is the lowest and the highest score of a regression, in this order")
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
+            problems.append("labels are two or more different names")
+        for where in (self, self.folder, self.hub):
+            if where and where.values and len(set(where.values)) != len(self.labels):
+                problems.append(
+                    f"values {where.values} do not give one way of writing for each of labels {self.labels}"
+                )
+        return problems
+
+    def _source_problems(self) -> list[str]:
+        problems = []
+        if len(set(self.splits)) < len(self.splits):
+            problems.append("validation and test name different splits, none of them train")
+        named = {"files": self.files, "submission": self.submission}
+        named |= {"folder.files": self.folder.files} if self.folder else {}
+        named |= {"hub.splits": self.hub.splits} if self.hub else {}
+        for key, value in named.items():
+            unknown = [split for split in value if split not in self.splits]
+            if unknown:
+                problems.append(f"{key}: unknown split {', '.join(unknown)}; there are {', '.join(self.splits)}")
+        if not (self.files or self.embedded or self.folder or self.hub):
+            problems.append(
+                "no data: give files.train=... and files.validation=..., or a data set of the Hub (hub.dataset=...)"
+            )
+        return problems

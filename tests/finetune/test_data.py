@@ -1,0 +1,498 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+import lzma
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.config import ConfigError, InputError, read_values, validate
+from finetune import sources
+from finetune.data import Task, read_task, report
+from finetune.task import TaskSection
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("BERTILLERY_DATA", ROOT / "../shared/data"))
+CONFIGS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
+
+
+def section(name: str, **changes: Any) -> TaskSection:
+    values, names = read_values([str(ROOT / f"configs/finetune/{name}.yaml")])
+    return validate(TaskSection, values["task"] | changes, names)
+
+
+def own(tmp_path: Path, **settings: Any) -> Task:
+    """A task of one's own; its splits are those of ``files``."""
+    plain = {"name": "own", "type": "classification", "labels": ["no", "yes"], "metrics": "accuracy"}
+    return read_task(validate(TaskSection, {**plain, "root": tmp_path, **settings}), data_dir=tmp_path, glue_dir=None)
+
+
+def lines(*rows: str) -> str:
+    return "\n".join(row.replace("|", "\t") for row in rows) + "\n"
+
+
+GLUE_FILES = {
+    "CoLA/train.tsv": lines("x99|1||The cat sat.", 'x99|0|*|The "cat sat.', "x99|1||Quotes\" don't matter."),
+    "CoLA/dev.tsv": lines("x99|0|*|Sat cat the."),
+    "CoLA/test.tsv": lines("index|sentence", "0|A cat.", '1|"A dog.'),
+    "SST-2/train.tsv": lines("sentence|label", "good |1", "bad |0"),
+    "SST-2/dev.tsv": lines("sentence|label", "it 's fine . |1"),
+    "SST-2/test.tsv": lines("index|sentence", "0|dull"),
+    "MRPC/train.tsv": "\ufeff" + lines("Quality|#1 ID|#2 ID|#1 String|#2 String", '1|7|8|He said "so.|"So, he said.'),
+    "MRPC/dev.tsv": "\ufeff" + lines("Quality|#1 ID|#2 ID|#1 String|#2 String", "0|7|9|One.|Two."),
+    "MRPC/test.tsv": "\ufeff" + lines("index|#1 ID|#2 ID|#1 String|#2 String", "0|7|9|Three.|Four."),
+    "MRPC/dev_ids.tsv": lines("7|9"),
+    "STS-B/train.tsv": lines("index|genre|sentence1|sentence2|score", "0|news|A.|B.|3.800", "1|news|C.|D.|0.000"),
+    "STS-B/dev.tsv": lines("index|genre|sentence1|sentence2|score", "0|news|A.|B.|5.000"),
+    "STS-B/test.tsv": lines("index|genre|sentence1|sentence2", "0|news|A.|B."),
+    "QQP/train.tsv": lines(
+        "id|qid1|qid2|question1|question2|is_duplicate",
+        "5|1|2|Why?|How come?|1", "6|3|4|What is", "torn?|When?|0", "7|5|6||Who?|0", "8|7|8|Where?|Who?|0",
+    ),
+    "QQP/dev.tsv": lines("id|qid1|qid2|question1|question2|is_duplicate", "9|1|9|Why?|Who?|0"),
+    "QQP/test.tsv": lines("id|question1|question2", "0|Is it?|Was it?", "1||Will it?"),
+    "MNLI/train.tsv": lines("index|sentence1|sentence2|label1|gold_label", "0|P.|H.|neutral|contradiction"),
+    "MNLI/dev_matched.tsv": lines("index|sentence1|sentence2|label1|label2|gold_label", "0|P.|H.|x|x|entailment"),
+    "MNLI/dev_mismatched.tsv": lines("index|sentence1|sentence2|label1|label2|gold_label", "0|P.|H.|x|x|neutral"),
+    "MNLI/test_matched.tsv": lines("index|sentence1|sentence2", "0|P.|H."),
+    "MNLI/test_mismatched.tsv": lines("index|sentence1|sentence2", "0|P.|H."),
+    "diagnostic/diagnostic.tsv": lines("index|sentence1|sentence2", "0|P.|H."),
+    "QNLI/train.tsv": lines("index|question|sentence|label", "0|Q?|S.|not_entailment"),
+    "QNLI/dev.tsv": lines("index|question|sentence|label", "0|Q?|S.|entailment"),
+    "RTE/train.tsv": lines("index|sentence1|sentence2|label", "0|P.|H.|entailment"),
+    "RTE/dev.tsv": lines("index|sentence1|sentence2|label", "0|P.|H.|not_entailment"),
+    "RTE/test.tsv": lines("index|sentence1|sentence2", "0|P.|H.").replace("\n", "\r\n"),
+    "WNLI/train.tsv": lines("index|sentence1|sentence2|label", "0|P.|H.|1"),
+    "WNLI/dev.tsv": lines("index|sentence1|sentence2|label", "0|P.|H.|0"),
+    "WNLI/test.tsv": lines("index|sentence1|sentence2", "0|P.|H."),
+}  # fmt: skip
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    for name, text in GLUE_FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(text.encode())
+    return tmp_path
+
+
+def read_glue(name: str, folder: Path, **changes: Any) -> Task:
+    return read_task(section(name, **changes), data_dir=folder, glue_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("cola", [[1, 0, 1], [0]]),
+        ("sst2", [[1, 0], [1]]),
+        ("mrpc", [[1], [0]]),
+        ("stsb", [[3.8, 0], [5]]),
+        ("qqp", [[1, 0], [0]]),
+        ("mnli", [[2], [0], [1]]),
+        ("qnli", [[1], [0]]),
+        ("rte", [[0], [1]]),
+        ("wnli", [[1], [0]]),
+    ],
+)
+def test_official_layout(glue: Path, name: str, labels: list[list[float]]) -> None:
+    task = read_glue(name, glue)
+    for wanted, split in zip(labels, ["train", *task.section.validation], strict=True):
+        got = task.split(split).labels
+        assert got is not None
+        np.testing.assert_allclose(got, wanted)
+        assert got.dtype == (np.float32 if name == "stsb" else np.int64)
+    for split in task.section.test:
+        if split in task.splits:
+            assert task.split(split).labels is None
+    assert sorted(task.missing) == (["test"] if name == "qnli" else [])
+
+
+def test_quotes_are_ordinary_characters_and_text_is_left_as_it_is(glue: Path) -> None:
+    assert read_glue("cola", glue).split("train").texts == (
+        ["The cat sat.", 'The "cat sat.', "Quotes\" don't matter."],
+    )
+    assert read_glue("cola", glue).split("test").texts == (["A cat.", '"A dog.'],)
+    assert read_glue("sst2", glue).split("train").texts == (["good ", "bad "],)
+    assert read_glue("mrpc", glue).split("train").texts == (['He said "so.'], ['"So, he said.'])
+    assert read_glue("rte", glue).split("test").texts == (["P."], ["H."])
+
+
+def test_torn_rows_of_qqp_are_left_out_of_train_alone(glue: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        task = read_glue("qqp", glue)
+    assert task.split("train").texts == (["Why?", "Where?"], ["How come?", "Who?"])
+    assert task.split("train").index.tolist() == [0, 4]
+    assert task.split("test").texts == (["Is it?", ""], ["Was it?", "Will it?"])
+    assert "qqp train: 3 of 5 rows left out, the first is" in caplog.text
+    assert "QQP/train.tsv:3: 4 fields where there are 6 columns" in caplog.text
+    assert "qqp test: 1 of 2 rows kept, without the text" in caplog.text
+    assert "3 incomplete rows left out" in report(task)
+    with pytest.raises(
+        InputError, match=r"qqp train: 3 of 5 rows cannot be used:(.|\n)*train.tsv:5: nothing in 'quest"
+    ):
+        read_glue("qqp", glue, incomplete="fail")
+    (glue / "QQP/test.tsv").write_text(lines("id|question1|question2", "0|torn"))
+    with pytest.raises(InputError, match="qqp test: 1 of 1 rows cannot be used"):
+        read_glue("qqp", glue)
+
+
+def test_missing_splits_are_named_when_they_are_asked_for(glue: Path) -> None:
+    (glue / "MNLI/train.tsv").unlink()
+    task = read_glue("mnli", glue)
+    assert list(task.splits) == ["validation_matched", "validation_mismatched", "test_matched", "test_mismatched", "ax"]
+    with pytest.raises(InputError, match=r"mnli has no train split: .*MNLI/train.tsv is not there; there are: valid"):
+        task.split("train")
+    with pytest.raises(InputError, match="no split 'dev'; there are: train, validation_matched"):
+        task.split("dev")
+    assert "missing: " in report(task)
+
+
+def test_report(glue: Path) -> None:
+    (glue / "SST-2/dev.tsv").write_text(lines("sentence|label", "good |1", "new|1", "bad |0", "newer|1"))
+    said = report(read_glue("sst2", glue))
+    assert "sst2: classification, scored by accuracy" in said
+    assert "4 examples, negative 25.0%, positive 75.0%, 2 of them also in train" in said
+    assert "scores 0 to 3.8, mean 1.9" in report(read_glue("stsb", glue))
+
+
+def hub_features(names: list[str]) -> datasets.Features:
+    text = datasets.Value("string")
+    label = datasets.ClassLabel(names=names)
+    return datasets.Features({"sentence1": text, "sentence2": text, "label": label, "idx": datasets.Value("int32")})
+
+
+def hub_rows(labels: list[int], names: list[str]) -> datasets.Dataset:
+    rows = {"sentence1": [f"P{i}." for i in range(len(labels))], "sentence2": ["H."] * len(labels), "label": labels}
+    return datasets.Dataset.from_dict(rows | {"idx": list(range(len(labels)))}, features=hub_features(names))
+
+
+RTE = ["entailment", "not_entailment"]
+
+
+def test_parquet_in_the_layout_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "rte").mkdir()
+    hub_rows([1, 0], RTE).to_parquet(tmp_path / "rte/train-00000-of-00002.parquet")
+    hub_rows([1], RTE).to_parquet(tmp_path / "rte/train-00001-of-00002.parquet")
+    (tmp_path / "rte/validation").mkdir()
+    hub_rows([0], RTE).to_parquet(tmp_path / "rte/validation/0000.parquet")
+    hub_rows([-1, -1], RTE).to_parquet(tmp_path / "rte/test-00000-of-00001.parquet")
+    task = read_glue("rte", tmp_path)
+    assert [split.labels.tolist() if split.labels is not None else None for split in task.splits.values()] == [
+        [1, 0, 1], [0], None
+    ]  # fmt: skip
+    assert task.split("train").index.tolist() == [0, 1, 2]
+
+
+def test_labels_of_the_hub_go_by_name(tmp_path: Path) -> None:
+    (tmp_path / "rte").mkdir()
+    hub_rows([1, 0, 0], RTE[::-1]).to_parquet(tmp_path / "rte/train-00000-of-00001.parquet")
+    labels = read_glue("rte", tmp_path).split("train").labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 1]
+    hub_rows([1], ["yes", "no"]).to_parquet(tmp_path / "rte/train-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"'label' has the labels \['yes', 'no'\], and task.labels is \['entailment'"):
+        read_glue("rte", tmp_path)
+    numbers = pa.table({"sentence1": ["P."], "sentence2": ["H."], "label": [1]})
+    pq.write_table(numbers, tmp_path / "rte/train-00000-of-00001.parquet")
+    with pytest.raises(
+        InputError, match=r"'label' holds '1', which is none of entailment, not_entailment; task.values"
+    ):
+        read_glue("rte", tmp_path)
+
+
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def load(dataset: str, subset: str | None, split: str) -> datasets.Dataset:
+        asked.append((dataset, subset, split))
+        if split == "test_mismatched":
+            raise ValueError('Unknown split "test_mismatched". Should be one of [...]')
+        return hub_rows([-1] if "test" in split else [2], ["entailment", "neutral", "contradiction"]).rename_columns(
+            {"sentence1": "premise", "sentence2": "hypothesis"}
+        )
+
+    monkeypatch.setattr(sources, "_unreachable", lambda dataset: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = read_task(section("mnli"), data_dir=tmp_path, glue_dir=None)
+    labels = task.split("train").labels
+    assert labels is not None
+    assert labels.tolist() == [2]
+    assert task.split("ax").labels is None
+    assert ("nyu-mll/glue", "mnli", "validation_matched") in asked
+    assert ("nyu-mll/glue", "ax", "test") in asked
+    assert "Unknown split" in task.missing["test_mismatched"]
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_folder_and_network_both_ways_are_named_at_once(
+    offline: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked without a probe"))
+    monkeypatch.setattr(datasets, "get_dataset_config_names", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    why = "HF_HUB_OFFLINE is set" if offline else r"cannot be reached \(no route\)"
+    with pytest.raises(InputError, match=rf"GLUE_DIR is not set; nyu-mll/glue on the Hub: {why}.*GLUE_DIR=<folder>"):
+        read_task(section("rte"), data_dir=tmp_path, glue_dir=None)
+    with pytest.raises(InputError, match=r"has no folder RTE or rte; nyu-mll/glue on the Hub"):
+        read_task(section("rte"), data_dir=tmp_path, glue_dir=tmp_path)
+
+
+def test_glue_dir_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    assert sources.glue_dir_from_environment() is None
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path))
+    assert sources.glue_dir_from_environment() == tmp_path
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no such folder"):
+        sources.glue_dir_from_environment()
+
+
+ROWS = [{"text": 'a "b", c', "label": "yes"}, {"text": "d\te", "label": "no"}]
+
+
+def as_csv(path: Path, rows: list[dict[str, str]] = ROWS) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_every_format_of_your_own_gives_the_same(tmp_path: Path) -> None:
+    as_csv(tmp_path / "a.csv")
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.csv.xz").write_bytes(lzma.compress((tmp_path / "a.csv").read_bytes()))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.jsonl", "a.jsonl.gz", "a.csv.xz", "a.parquet"):
+        split = own(tmp_path, files={"train": name}).split("train")
+        assert split.texts == ([row["text"] for row in ROWS],), name
+        assert split.labels is not None
+        assert split.labels.tolist() == [1, 0], name
+
+
+def test_globs_join_files_in_order_and_rows_are_numbered_through(tmp_path: Path) -> None:
+    for name in ("p2.csv", "p1.csv"):
+        as_csv(tmp_path / name, [{"text": name, "label": "no"}])
+    split = own(tmp_path, files={"train": "p*.csv"}).split("train")
+    assert split.texts == (["p1.csv", "p2.csv"],)
+    assert split.index.tolist() == [0, 1]
+    with pytest.raises(InputError, match=r"q\*\.csv: no such file"):
+        own(tmp_path, files={"train": "q*.csv"})
+
+
+def test_own_files_come_before_glue_dir(glue: Path) -> None:
+    as_csv(glue / "a.csv", [{"sentence": "s", "label": "acceptable"}])
+    task = read_glue("cola", glue, files={"train": ["a.csv"]}, root=glue)
+    assert task.split("train").texts == (["s"],)
+    assert list(task.splits) == ["train"]
+
+
+def test_labels_written_otherwise(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": value} for value in (1, 0, True)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    labels = own(tmp_path, files={"train": "a.jsonl"}, values=[0, 1]).split("train").labels
+    assert labels is not None
+    assert labels.tolist() == [1, 0]
+    with pytest.raises(
+        InputError, match=r"a.jsonl:1: 'label' holds '1', which is none of no, yes; task.values says how"
+    ):
+        own(tmp_path, files={"train": "a.jsonl"})
+    (tmp_path / "b.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    labels = own(tmp_path, files={"train": "b.jsonl"}, values=[False, True]).split("train").labels
+    assert labels is not None
+    assert labels.tolist() == [1]
+    with pytest.raises(InputError, match=r"task.labels is empty.*e.g. task.labels='\[0, 1\]'. .*'1' \(1\), '0' \(1\)"):
+        own(tmp_path, files={"train": "a.jsonl"}, labels=[])
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"type": "multilabel", "metrics": "macro_f1", "labels": ["a", "b", "c"]}
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": ["c", "a"]}\n{"text": "y", "label": []}\n')
+    as_csv(tmp_path / "a.csv", [{"text": "x", "label": "c, a"}, {"text": "y", "label": ""}])
+    for name in ("a.jsonl", "a.csv"):
+        labels = own(tmp_path, files={"train": name}, **settings).split("train").labels
+        assert labels is not None
+        assert labels.dtype == np.float32
+        assert labels.tolist() == [[1, 0, 1], [0, 0, 0]]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.List(datasets.ClassLabel(names=["c", "b", "a"]))}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["x"], "label": [[0, 1]]}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    labels = own(tmp_path, files={"train": "a.parquet"}, **settings).split("train").labels
+    assert labels is not None
+    assert labels.tolist() == [[0, 1, 1]]
+    as_csv(tmp_path / "a.csv", [{"text": "x", "label": "c,d"}])
+    with pytest.raises(InputError, match=r"a.csv:2: 'label' holds 'd', which is none of a, b, c"):
+        own(tmp_path, files={"train": "a.csv"}, **settings)
+
+
+def test_bad_rows_are_counted_and_named_for_all_splits_at_once(tmp_path: Path) -> None:
+    rows = ["text|label", "a|yes", "|no", "b|maybe", "c", "d|no"] + ["e|?"] * 6
+    (tmp_path / "a.tsv").write_text(lines(*rows))
+    (tmp_path / "b.jsonl").write_text('{"text": null, "label": "no"}\n{"text": 3, "label": "no"}\n{"text": "t"}\n')
+    with pytest.raises(InputError) as error:
+        own(tmp_path, files={"train": "a.tsv", "validation": "b.jsonl"})
+    said = str(error.value)
+    assert "own train: 9 of 11 rows cannot be used:" in said
+    assert f"{tmp_path}/a.tsv:3: nothing in 'text'" in said
+    assert "a.tsv:4: 'label' holds 'maybe', which is none of no, yes" in said
+    assert "a.tsv:5: 1 fields where there are 2 columns" in said
+    assert "... and 4 more" in said
+    assert "own validation: 3 of 3 rows cannot be used:" in said
+    assert "b.jsonl:1: nothing in 'text'" in said
+    assert "b.jsonl:2: a int where a text is expected: 3" in said
+    assert "b.jsonl:3: nothing in 'label'" in said
+
+
+def test_a_line_number_is_that_of_the_file_in_spite_of_quoted_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,label\n"two\nlines",yes\n\nb,maybe\n')
+    with pytest.raises(InputError, match=r"a.csv:5: 'label' holds 'maybe'"):
+        own(tmp_path, files={"train": "a.csv"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label": "class"}, r"no column 'class'; there are: 'text', 'label'; name the column with task.label=class"),
+        (
+            {"text": ["a", "text"]},
+            r"no column 'a'; there are: 'text', 'label'; name the column with task.text=\[a, text\]",
+        ),
+        ({"index": "label"}, r"a.csv:2: invalid literal for int"),
+    ],
+)
+def test_wrong_columns(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    as_csv(tmp_path / "a.csv")
+    with pytest.raises(InputError, match=message):
+        own(tmp_path, files={"train": "a.csv"}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", b"", "empty file"),
+        ("a.tsv", b"text\tlabel\n\xff\tyes\n", r"a.tsv:2: not UTF-8; re-encode"),
+        ("a.csv", b'text,label\n"open,yes\n', "quotation mark left open"),
+        ("a.csv", b"text,text\na,b\n", "two columns of the same name"),
+        ("a.jsonl", b'{"text": "a", "label": "no"}\n{"text"\n', r"a.jsonl:2: not JSON"),
+        ("a.json", b'[{"text": "a"}]\n', r"not a list; turn an array into lines with: jq"),
+        ("a.parquet", b"PAR", "not a readable parquet file"),
+        ("a.csv.gz", gzip.compress(b"text,label\n" * 999)[:-9], "damaged or cut short"),
+        ("a.xlsx", b"", r"unknown kind of file; a table ends with one of .csv"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        own(tmp_path, files={"train": name})
+
+
+def test_scores_are_numbers_in_range(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"type": "regression", "metrics": "pearson", "labels": [], "range": [0, 5]}
+    as_csv(tmp_path / "a.csv", [{"text": "x", "label": value} for value in ("2.5", "six", "5.1", "nan", "")])
+    with pytest.raises(InputError) as error:
+        own(tmp_path, files={"train": "a.csv"}, **settings)
+    for message in (
+        "a.csv:3: 'six' is no number",
+        "4: '5.1' is no score from 0 to 5",
+        "5: 'nan'",
+        "6: nothing in 'lab",
+    ):
+        assert message in str(error.value)
+
+
+def test_a_test_split_may_have_labels_but_not_here_and_there(tmp_path: Path) -> None:
+    as_csv(tmp_path / "a.csv")
+    as_csv(tmp_path / "b.csv", [{"text": "x", "label": ""}])
+    assert own(tmp_path, files={"test": "a.csv"}).split("test").labels is not None
+    assert own(tmp_path, files={"test": "b.csv"}).split("test").labels is None
+    with pytest.raises(InputError, match="some of its files have labels and some have none"):
+        own(tmp_path, files={"test": ["a.csv", "b.csv"]})
+    with pytest.raises(InputError, match="nothing in 'label'"):
+        own(tmp_path, files={"validation": "b.csv"})
+
+
+def test_a_split_to_submit_is_in_the_official_order(glue: Path) -> None:
+    (glue / "RTE/test.tsv").write_text(lines("index|sentence1|sentence2", "1|P.|H.", "0|P.|H."))
+    with pytest.raises(InputError, match="does not count from 0; a submission is in the official order"):
+        read_glue("rte", glue)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": "pearson"}, "metrics pearson: for classification there are accuracy, f1"),
+        ({"metrics": "f1", "labels": ["a", "b", "c"]}, "f1 is that of the second of two labels, and there are 3"),
+        ({"labels": ["a", "a"]}, "labels are two or more different names"),
+        ({"labels": ["a"]}, "labels are two or more different names"),
+        ({"values": ["0"]}, "do not give one way of writing for each"),
+        ({"type": "regression", "metrics": "pearson"}, "a regression has no labels"),
+        ({"range": [0, 1]}, "range is the lowest and the highest score of a regression"),
+        ({"files": {"dev": "a.csv"}}, "files: unknown split dev; there are train, validation, test"),
+        ({"files": {}}, "no data: give files.train"),
+        ({"validation": ["train"]}, "validation and test name different splits, none of them train"),
+    ],
+)
+def test_a_section_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    plain = {"name": "own", "type": "classification", "labels": ["no", "yes"], "metrics": "accuracy"}
+    with pytest.raises(ConfigError, match=message):
+        validate(TaskSection, {**plain, "files": {"train": "a.csv"}, **changes})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations(path: Path) -> None:
+    text = path.read_text()
+    values, names = read_values([str(path)])
+    task = validate(TaskSection, values["task"], names)
+    assert task.name == path.stem
+    assert f"TASK={path.stem}" in text
+    assert len(text.splitlines()) <= 40
+    assert validate(TaskSection, task.model_dump(mode="json")) == task
+
+
+COUNTS = {
+    "cola": (8551, 1043, 1063),
+    "sst2": (67349, 872, 1821),
+    "mrpc": (3668, 408, 1725),
+    "stsb": (5749, 1500, 1379),
+    "qnli": (None, 5463, 5463),
+    "rte": (2490, 277, 3000),
+    "wnli": (635, 71, 146),
+}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real tasks in {DATA}; set BERTILLERY_DATA")
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_counts(name: str) -> None:
+    task = read_glue(name, DATA / "glue")
+    got = [task.splits[split].num_examples if split in task.splits else None for split in task.section.splits]
+    assert got == list(COUNTS[name])
+    named = (ROOT / f"configs/finetune/{name}.yaml").read_text()
+    assert all(f"{count:,}" in named for count in COUNTS[name] if count)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real tasks in {DATA}; set BERTILLERY_DATA")
+def test_real_files_of_ones_own() -> None:
+    task = read_task(section("sick_entailment", root=DATA / "sick"), data_dir=DATA, glue_dir=None)
+    assert [split.num_examples for split in task.splits.values()] == [4500, 500, 4927]
+    labels = task.split("train").labels
+    assert labels is not None
+    assert np.bincount(labels).tolist() == [1299, 2536, 665]
+    assert task.split("train").index[:3].tolist() == [1, 2, 3]
