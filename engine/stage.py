@@ -164,22 +164,28 @@ def command(
     load: Callable[[Sequence[str]], C],
     run: Callable[[C], int],
 ) -> int:
-    """Run a stage's command line: ``--help``, ``--print-config``, or the run itself; returns the exit status.
-
-    What a user can do something about is one line on standard error and status 2, not a traceback.
-    """
+    """Run a stage's command line: ``--help``, ``--print-config``, or the run itself; returns the exit status."""
     if "--help" in arguments or "-h" in arguments:
         print(help, describe(schema), sep="\n\n")
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for package in ("engine", "pretrain", "finetune", "distill"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    try:
+
+    def action() -> int:
         config = load([argument for argument in arguments if argument != "--print-config"])
         if "--print-config" in arguments:
             print(dump(config), end="")
             return 0
         return run(config)
+
+    return guarded(action)
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Do what a command does and return its status: 2, and one message, for what a user can do something about."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for package in ("engine", "pretrain", "finetune", "distill"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        return action()
     except (InputError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,6 @@ from queue import SimpleQueue
 
 import torch
 
-from engine.config import InputError
 from engine.environment import num_cores
 
 
@@ -30,10 +29,6 @@ class Job:
     """Where its output goes."""
 
 
-class JobsFailed(InputError):
-    """Some runs did not end well; the others did, and are not run again by the same command."""
-
-
 def places(side_by_side: int | None) -> list[dict[str, str]]:
     """The environment of each place where a job can run: a GPU each, or an equal share of the CPU's cores.
 
@@ -47,8 +42,8 @@ def places(side_by_side: int | None) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(max(1, cores // number))}] * number
 
 
-def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> None:
-    """Run all, a line for each that ends; ``JobsFailed`` after the last one, with the end of each failed one's log."""
+def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
+    """Run all, a line for each that ends; returns what went wrong, with the end of each failed one's log."""
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     around = places(side_by_side)
     for place in around:
@@ -77,8 +72,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> None:
             print(f"{done}/{len(jobs)} {job.name}: {said}, about {left:.1f} min left", flush=True)
             if status:
                 failed.append(job)
-    if failed:
-        raise JobsFailed("\n".join(f"{job.name} failed ({job.log}):\n{_end(job.log)}" for job in failed))
+    return [f"{job.name} failed ({job.log}):\n{_end(job.log)}" for job in failed]
 
 
 def _end(log: Path) -> str:

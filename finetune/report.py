@@ -32,7 +32,16 @@ def label_in_words(label: Any, section: TaskSection) -> str:
         return section.labels[int(label)]
     if section.type == "multilabel":
         return ",".join(name for name, on in zip(section.labels, label, strict=True) if on) or "none"
-    return f"{float(label):.3f}"
+    return f"{float(label):.9g}"
+
+
+def label_from_words(text: str, section: TaskSection) -> Any:
+    """What :func:`label_in_words` wrote, as a number or a row of them."""
+    if section.type == "classification":
+        return section.labels.index(text)
+    if section.type == "multilabel":
+        return [float(name in text.split(",")) for name in section.labels]
+    return float(text)
 
 
 def results_table(
@@ -86,10 +95,12 @@ def write_predictions(
     publish(partial, folder)
 
 
-def read_outputs(path: Path) -> np.ndarray:
-    """The outputs (N, K) in a file that :func:`write_predictions` wrote."""
-    lines = path.read_text(encoding="utf-8").splitlines()[1:]
-    return np.array([line.split("\t")[3:] for line in lines], dtype=np.float32)
+def read_predictions(path: Path, section: TaskSection) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (N, K) and labels of a labelled split, from a file that :func:`write_predictions` wrote."""
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return np.array([row[3:] for row in rows], dtype=np.float32), np.array(
+        [label_from_words(row[2], section) for row in rows]
+    )
 
 
 def plot_curves(

@@ -1,0 +1,207 @@
+"""``python -m finetune.seeds tasks=[sst2,rte] seeds=5 model.from=... key.sub=value``: tasks, each with several seeds.
+
+Every run is one of ``python -m finetune``, in its own process and its own folder; what is finished is not run again.
+Then a table: one seed says little, so median, mean, spread and best are given, beside what the average of the seeds'
+probabilities (an ensemble) and the baselines reach.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from engine.config import ConfigError, InputError, Section, describe, read_values, validate
+from engine.files import write_text
+from engine.objective import objective_module
+from engine.plot import figure, save
+from engine.run import RunDirectory
+from engine.stage import guarded
+from finetune.__main__ import Finetuning
+from finetune.config import load_config, model_name
+from finetune.data import read_task
+from finetune.jobs import Job, run_jobs
+from finetune.metrics import scores
+from finetune.report import markdown, read_predictions
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
+GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
+
+
+class SeedsSection(Section):
+    """What is run; all other keys are those of ``python -m finetune``."""
+
+    tasks: list[str] = GLUE
+    """Names in ``configs/finetune``, or YAML files; all of GLUE where not given."""
+    seeds: int = Field(default=1, gt=0)
+    """Runs of each task, with the seeds 1, 2, 3, ..."""
+    side_by_side: int | None = Field(default=None, gt=0)
+    """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
+    after_mnli: list[str] = Field(default=[])
+    """Tasks that start from the model fine-tuned on MNLI with the same seed; in ALBERT's paper rte, stsb and mrpc."""
+
+
+class Runs:
+    """The runs of one task."""
+
+    def __init__(self, task: str, arguments: Sequence[Sequence[str]]) -> None:
+        """``arguments`` are those of each seed, beside the task's file."""
+        file = task if task.endswith((".yaml", ".yml")) else str(CONFIGS / f"{task}.yaml")
+        self.arguments = [(file, *given, f"run.seed={seed}") for seed, given in enumerate(arguments, 1)]
+        self.stages = [Finetuning(load_config(given)) for given in self.arguments]
+        self.section = self.stages[0].config.task
+        self.paths = [stage.path for stage in self.stages]
+
+    def jobs(self) -> list[Job]:
+        """Those that are not finished; raises what would keep one from starting."""
+        found = []
+        for given, stage in zip(self.arguments, self.stages, strict=True):
+            if not RunDirectory.open(stage.path, stage.text, is_main=False).finished:
+                found.append(Job(stage.name, given, stage.path.with_name(f"{stage.path.name}.log")))
+        return found
+
+    def check_data(self) -> None:
+        """``InputError`` where a split that is needed is not there."""
+        glue_dir, config = os.environ.get("GLUE_DIR"), self.stages[0].config
+        task = read_task(self.section, data_dir=config.run.data_dir, glue_dir=Path(glue_dir) if glue_dir else None)
+        for name in ["train", *self.section.validation]:
+            task.split(name)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Scores by validation split and metric, over the seeds that are finished; None if there is none."""
+        done = [path for path in self.paths if (path / "finished.json").exists()]
+        results = [json.loads((path / "finished.json").read_text(encoding="utf-8")) for path in done]
+        if not results:
+            return None
+        best = max(
+            zip(results, done, strict=True),
+            key=lambda run: run[0]["scores"][self.section.validation[0]][self.section.metrics[0]],
+        )
+        return {
+            "scores": {
+                split: {metric: [result["scores"][split][metric] for result in results] for metric in found}
+                for split, found in results[0]["scores"].items()
+            },
+            "ensemble": self._ensemble(done) if len(done) > 1 else {},
+            "baselines": results[0]["baselines"],
+            "warnings": [warning for result in results for warning in result["warnings"].values()],
+            "best": str(best[1] / "export"),
+        }
+
+    def _ensemble(self, paths: Sequence[Path]) -> dict[str, dict[str, float]]:
+        """What the mean of the outputs reaches."""
+        decide = objective_module("finetune.objectives", {"type": self.section.type}).Objective.decide
+        found = {}
+        for split in self.section.validation:
+            read = [read_predictions(path / "predictions" / f"{split}.tsv", self.section) for path in paths]
+            outputs = np.mean([outputs for outputs, _ in read], axis=0)
+            found[split] = scores(self.section.metrics, decide(outputs), read[0][1])
+        return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is missing and print the table; returns the exit status."""
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__, describe(SeedsSection), sep="\n\n")
+        return 0
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    own = [given for given in arguments if given.split("=")[0] in SeedsSection.model_fields]
+    rest = [given for given in arguments if given not in own]
+    section = validate(SeedsSection, *read_values(own))
+    fixed = [given for given in rest if given.startswith(("run.seed=", "run.name="))]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={section.seeds}")
+    start = read_values(rest)[0].get("model", {}).get("from")
+    later = [task for task in section.tasks if task in section.after_mnli]
+    if later and "mnli" not in section.tasks:
+        raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
+    runs = {task: Runs(task, [rest] * section.seeds) for task in section.tasks if task not in later}
+    problems = _problems(runs.values())
+    if problems:
+        raise InputError("\n".join([*problems, "give the tasks whose data is there: tasks=[...]"]))
+    failed = run_jobs([job for task in runs.values() for job in task.jobs()], section.side_by_side)
+    if later:
+        others = [given for given in rest if not given.startswith("model.from=")]
+        starts = [[*others, f"model.from={path / 'export'}"] for path in runs["mnli"].paths]
+        after = {task: Runs(task, starts) for task in later}
+        failed += run_jobs([job for task in after.values() for job in task.jobs()], section.side_by_side)
+        runs |= after
+    summaries = {task: summary for task, each in runs.items() if (summary := each.summary())}
+    config = next(iter(runs.values())).stages[0].config
+    folder = config.run.dir / "finetune" / "tables" / model_name(str(start))
+    print(write_table(summaries, folder, str(start)))
+    print("\n".join(failed), end="\n" * bool(failed))
+    return 2 if failed else 0
+
+
+def _problems(runs: Any) -> list[str]:
+    found = []
+    for task in runs:
+        try:
+            task.check_data()
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:
+    """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns what to print."""
+    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", "majority", "bag of words"]]
+    averages = []
+    for task, summary in summaries.items():
+        averages.append(
+            np.mean([np.median(values) for found in summary["scores"].values() for values in found.values()])
+        )
+        for split, found in summary["scores"].items():
+            label = f"{task} {split.removeprefix('validation').lstrip('_')}".strip()
+            for metric, values in found.items():
+                spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
+                base = [summary["baselines"][split].get(name, {}).get(metric) for name in ("majority", "bag_of_words")]
+                ensemble = summary["ensemble"].get(split, {}).get(metric)
+                numbers = [np.median(values), np.mean(values), spread, max(values), ensemble, *base]
+                cells = ["-" if x is None or np.isnan(x) else f"{100 * x:.2f}" for x in numbers]
+                rows.append([label, metric, str(len(values)), *cells])
+    if len(summaries) > 1:
+        rows.append(["mean of tasks", "", "", f"{100 * np.mean(averages):.2f}", *[""] * 6])
+    notes = [
+        f"{task}: {len(summary['warnings'])} times a model {summary['warnings'][0]}."
+        for task, summary in summaries.items()
+        if summary["warnings"]
+    ]
+    table = markdown(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", "\n\n".join([f"`{start}`", table, *notes]) + "\n")
+    write_text(folder / "table.json", json.dumps(summaries, indent=1))
+    _plot(summaries, folder / "seeds.png", start)
+    best = "\n".join(f"  {task}: {summary['best']}" for task, summary in summaries.items())
+    return "\n\n".join([f"\n{table}", *notes, f"best of the seeds\n{best}", f"table and plot in {folder}"])
+
+
+def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> None:
+    """Every seed a point, beside the baselines."""
+    axes = figure(1, title, panel=(2.5 + 0.8 * len(summaries), 4.0))
+    for place, summary in enumerate(summaries.values()):
+        split, found = next(iter(summary["scores"].items()))
+        metric, values = next(iter(found.items()))
+        axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="seeds" * (not place))
+        for name, style in (("majority", "_"), ("bag_of_words", "x")):
+            value = summary["baselines"][split].get(name, {}).get(metric)
+            if value is not None:
+                axes[0].plot(place, value, style, color="grey", label=name.replace("_", " ") * (not place))
+    axes[0].set_xticks(range(len(summaries)), list(summaries), rotation=30, ha="right")
+    axes[0].grid(alpha=0.3, axis="y")
+    axes[0].legend(fontsize=8)
+    save(axes, picture)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
