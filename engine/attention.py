@@ -43,6 +43,20 @@ class AttentionPlan:
         return len(self.shapes) == 1 and self.biases[0] is None
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What the attention of one layer saw: the rows of the flat batch, before any score."""
+
+    query: Tensor
+    """(T, H, D)."""
+    key: Tensor
+    """(T, H, D)."""
+    value: Tensor
+    """(T, H, D)."""
+    scale: float
+    """What the products of queries and keys are multiplied with."""
+
+
 def plan_attention(lengths: np.ndarray) -> AttentionPlan:
     """Bucket the sequences of a batch, of ``lengths`` (B,), by length rounded up to a sixteenth of the longest."""
     starts = np.concatenate(([0], np.cumsum(lengths)))
@@ -107,17 +121,20 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     plan: AttentionPlan | None = None,
+    record: list[Recorded] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Self-attention of every sequence with itself alone.
 
     ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``plan`` reaches this
-    function as a keyword argument of the model's ``forward``.
+    function as a keyword argument of the model's ``forward``, and so does ``record``, to which each layer appends.
     """
     assert plan is not None, "call the model with plan=batch.attention"
     assert attention_mask is None, "a packed batch has no mask"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
+    if record is not None:
+        record.append(Recorded(*flat, scale))
     num_heads, size = flat[0].shape[1:]
     if not plan.identity:
         flat = [_gather(x, plan) for x in flat]

@@ -63,8 +63,8 @@ class Dropout(nn.Dropout):
 
 
 def use_cheap_dropout(model: nn.Module) -> None:
-    """Replace every ``nn.Dropout`` of a model in place; parameters, names and what is exported stay the same."""
+    """Replace every ``nn.Dropout`` of a model in place; parameters, names, mode and what is exported stay the same."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))
+                setattr(module, name, Dropout(child.p).train(child.training))

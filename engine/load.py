@@ -1,0 +1,143 @@
+"""A stock model of transformers from a directory or the Hub, ready for packed batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_session
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from engine.attention import NAME
+from engine.config import ConfigError
+from engine.dropout import use_cheap_dropout
+from engine.encoders import family
+from engine.export import warnings_of_transformers
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a checkpoint and the model asked for differ."""
+
+    fresh: tuple[str, ...]
+    """Parameters that the checkpoint lacks, drawn anew from torch's global generator: the head, a pooler."""
+    unused: tuple[str, ...]
+    """Tensors of the checkpoint that the model has no place for, such as another head."""
+    warnings: tuple[str, ...]
+    """Whatever else transformers warned of."""
+
+
+def load(
+    model_class: Any,
+    name: str | Path,
+    *,
+    hidden_dropout: float | None = None,
+    attention_dropout: float | None = None,
+    classifier_dropout: float | None = None,
+    **settings: Any,
+) -> tuple[PreTrainedModel, LoadReport]:
+    """Load ``AutoModelFor...`` or a model class, in float32 and in evaluation mode, with the packed attention.
+
+    ``name`` is a directory that ``save_pretrained`` wrote or a name on the Hub. The dropouts replace those of the
+    model's configuration under the names of its family, and ``settings`` (``num_labels=3``) what they name.
+
+    Raises ``ConfigError`` where there is no such model, it is of no family of ``engine.encoders.FAMILIES``, weights of
+    the encoder are missing or of another shape, or a setting is unknown.
+    """
+    name = str(name)
+    where = {"local_files_only": _is_folder(name) or not _hub_answers()}
+    config = _configuration(name, where, settings)
+    if hasattr(model_class, "base_model_prefix") and not isinstance(config, model_class.config_class):
+        raise ConfigError(f"{name}: a model of type {config.model_type!r}, which {model_class.__name__} is not for")
+    dropouts = {
+        "hidden_dropout": hidden_dropout,
+        "attention_dropout": attention_dropout,
+        "classifier_dropout": classifier_dropout,
+    }
+    for dropout, probability in dropouts.items():
+        for key in getattr(family(config), dropout) if probability is not None else ():
+            setattr(config, key, probability)
+    options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True, **where}
+    with warnings_of_transformers() as warnings:
+        try:
+            model, info = model_class.from_pretrained(name, config=config, output_loading_info=True, **options)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"{name}: its weights cannot be read: {_first_line(error)}") from error
+    report = LoadReport(
+        fresh=tuple(sorted(info["missing_keys"])),
+        unused=tuple(sorted(info["unexpected_keys"])),
+        warnings=tuple(warning for warning in warnings if "LOAD REPORT" not in warning),
+    )
+    _check(name, model, report, info["mismatched_keys"])
+    use_cheap_dropout(model)
+    return model, report
+
+
+def _is_folder(name: str) -> bool:
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{name}: no config.json in this folder; give one that save_pretrained wrote, as export/ is")
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ConfigError(f"{name}: no such folder; give one that save_pretrained wrote, or a name on the Hub")
+    return folder.is_dir()
+
+
+def _hub_answers() -> bool:
+    """Ask once: the library itself would try for half a minute, for each file anew."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the network or the library's offline mode has to say, it comes down to no
+        return False
+    return True
+
+
+def _configuration(name: str, where: dict[str, bool], settings: dict[str, Any]) -> PreTrainedConfig:
+    with warnings_of_transformers():
+        try:
+            config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **where, **settings)
+        except (OSError, ValueError, KeyError) as error:
+            if where["local_files_only"] and not Path(name).is_dir():
+                reason = "no such folder, no model downloaded before, and the Hub cannot be reached"
+            else:
+                reason = _first_line(error)
+            raise ConfigError(
+                f"{name}: {reason}; give a folder that save_pretrained wrote, as export/ is, or a name on the Hub "
+                "(offline: one already downloaded)"
+            ) from error
+    try:
+        family(config)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    unknown = sorted({*unknown} & {*settings})
+    if unknown:
+        raise ConfigError(f"{name}: {type(config).__name__} knows no {', '.join(unknown)}")
+    return config
+
+
+def _check(name: str, model: PreTrainedModel, report: LoadReport, mismatched: Any) -> None:
+    """Heads may be new, and BERT's pooler, which a masked language model lacks; the rest of the encoder may not."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = [key for key in report.fresh if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
+    if missing:
+        raise ConfigError(
+            f"{name}: weights and configuration do not fit: the weights lack {_some(missing)} of a "
+            f"{model.config.model_type} model and hold {_some(report.unused) or 'nothing else'}; "
+            "give a folder whose config.json and weights belong together"
+        )
+    if mismatched:
+        shapes = [f"{key} is {tuple(a)}, not {tuple(b)}" for key, a, b in sorted(mismatched)]
+        raise ConfigError(
+            f"{name}: weights of another shape than asked for: {_some(shapes)}; leave sizes and num_labels as "
+            "its config.json has them, or start from the encoder alone (AutoModel's save_pretrained)"
+        )
+
+
+def _some(names: Any) -> str:
+    return ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
