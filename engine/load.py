@@ -29,6 +29,16 @@ class LoadReport:
     warnings: tuple[str, ...]
     """Whatever else transformers warned of."""
 
+    def __str__(self) -> str:
+        parts = [f"drawn anew: {_some(self.fresh)}"] if self.fresh else []
+        parts += [f"left behind: {_some(self.unused)}"] if self.unused else []
+        return "; ".join(parts) or "all weights are the checkpoint's"
+
+
+def read_config(name: str | Path) -> PreTrainedConfig:
+    """The configuration of a model in a directory or on the Hub; raises what :func:`load` does."""
+    return _configuration(str(name), _where(str(name)), {})
+
 
 def load(
     model_class: Any,
@@ -37,18 +47,20 @@ def load(
     hidden_dropout: float | None = None,
     attention_dropout: float | None = None,
     classifier_dropout: float | None = None,
+    random: bool = False,
     **settings: Any,
 ) -> tuple[PreTrainedModel, LoadReport]:
     """Load ``AutoModelFor...`` or a model class, in float32 and in evaluation mode, with the packed attention.
 
     ``name`` is a directory that ``save_pretrained`` wrote or a name on the Hub. The dropouts replace those of the
-    model's configuration under the names of its family, and ``settings`` (``num_labels=3``) what they name.
+    model's configuration under the names of its family, and ``settings`` (``num_labels=3``) what they name. A head of
+    another shape is drawn anew; with ``random`` all is.
 
     Raises ``ConfigError`` where there is no such model, it is of no family of ``engine.encoders.FAMILIES``, weights of
     the encoder are missing or of another shape, or a setting is unknown.
     """
     name = str(name)
-    where = {"local_files_only": _is_folder(name) or not _hub_answers()}
+    where = _where(name)
     config = _configuration(name, where, settings)
     if hasattr(model_class, "base_model_prefix") and not isinstance(config, model_class.config_class):
         raise ConfigError(f"{name}: a model of type {config.model_type!r}, which {model_class.__name__} is not for")
@@ -60,6 +72,10 @@ def load(
     for dropout, probability in dropouts.items():
         for key in getattr(family(config), dropout) if probability is not None else ():
             setattr(config, key, probability)
+    if random:
+        model = model_class.from_config(config, attn_implementation=NAME, dtype=torch.float32).eval()
+        use_cheap_dropout(model)
+        return model, LoadReport(fresh=tuple(name for name, _ in model.named_parameters()), unused=(), warnings=())
     options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True, **where}
     with warnings_of_transformers() as warnings:
         try:
@@ -67,13 +83,17 @@ def load(
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{name}: its weights cannot be read: {_first_line(error)}") from error
     report = LoadReport(
-        fresh=tuple(sorted(info["missing_keys"])),
+        fresh=tuple(sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})),
         unused=tuple(sorted(info["unexpected_keys"])),
         warnings=tuple(warning for warning in warnings if "LOAD REPORT" not in warning),
     )
     _check(name, model, report, info["mismatched_keys"])
     use_cheap_dropout(model)
     return model, report
+
+
+def _where(name: str) -> dict[str, bool]:
+    return {"local_files_only": _is_folder(name) or not _hub_answers()}
 
 
 def _is_folder(name: str) -> bool:
@@ -120,18 +140,19 @@ def _configuration(name: str, where: dict[str, bool], settings: dict[str, Any]) 
 def _check(name: str, model: PreTrainedModel, report: LoadReport, mismatched: Any) -> None:
     """Heads may be new, and BERT's pooler, which a masked language model lacks; the rest of the encoder may not."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    mismatched = [(key, a, b) for key, a, b in sorted(mismatched) if key.startswith(prefix)]
+    if mismatched:
+        shapes = [f"{key} is {tuple(a)}, not {tuple(b)}" for key, a, b in mismatched]
+        raise ConfigError(
+            f"{name}: weights of another shape than config.json says: {_some(shapes)}; "
+            "give a folder whose config.json and weights belong together"
+        )
     missing = [key for key in report.fresh if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
     if missing:
         raise ConfigError(
             f"{name}: weights and configuration do not fit: the weights lack {_some(missing)} of a "
             f"{model.config.model_type} model and hold {_some(report.unused) or 'nothing else'}; "
             "give a folder whose config.json and weights belong together"
-        )
-    if mismatched:
-        shapes = [f"{key} is {tuple(a)}, not {tuple(b)}" for key, a, b in sorted(mismatched)]
-        raise ConfigError(
-            f"{name}: weights of another shape than asked for: {_some(shapes)}; leave sizes and num_labels as "
-            "its config.json has them, or start from the encoder alone (AutoModel's save_pretrained)"
         )
 
 

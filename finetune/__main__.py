@@ -5,25 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine.load import load
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from engine.config import ConfigError
 from engine.export import export_model
 from engine.fit import Fit, Trainer
+from engine.load import load, read_config
 from engine.objective import objective_module
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
-from finetune.baselines import cached_baselines
+from finetune.baselines import baselines
 from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task, report
 from finetune.evaluate import Scored, predict
 from finetune.examples import TextExamples
 from finetune.metrics import degenerate, scores
+from finetune.model import draw_head, head_parameters
 from finetune.report import (
     hardest_examples,
     model_card,
@@ -100,6 +102,11 @@ class Finetuning(Stage):
             random=section.weights == "random",
             **settings,
         )
+        # A head that was trained for other labels is a start no better than another, and one nobody asked for.
+        same = section.weights == "pretrained" and [*read_config(section.from_).id2label.values()] == names
+        fresh = sorted({*self.loaded.fresh, *([] if same else head_parameters(model))})
+        draw_head(model, fresh)
+        self.loaded = replace(self.loaded, fresh=tuple(fresh))
         return self.kind.Objective(model)
 
     def recorded(self) -> dict[str, Any]:
@@ -127,7 +134,7 @@ class Finetuning(Stage):
         if not self.accelerator.is_main_process:
             return {}
         write_predictions(self.path / "predictions", outputs, self.task, self.kind.Objective.decide)
-        baselines = cached_baselines(self.task, self.config.run.data_dir)
+        beside = {name: baselines(self.task, name) for name in section.validation}
         values, warnings, decided = {}, {}, {}
         for name in section.validation:
             labels = self.task.split(name).labels
@@ -136,10 +143,10 @@ class Finetuning(Stage):
             values[name] = scores(section.metrics, decided[name], labels)
             warning = degenerate(section.type, decided[name], labels, section.labels)
             warnings |= {name: warning} if warning else {}
-        table = results_table(values, baselines, warnings)
+        table = results_table(values, beside, warnings)
         first = section.validation[0]
         pictures = [self.path / "curves.png", self.path / "confusion.png"]
-        plot_curves(self.directory.metrics_file, section.metrics, baselines[first], pictures[0], self.name)
+        plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
         if section.type == "classification":
             plot_confusion(decided[first], self.task.split(first), section, pictures[1])
         hard = hardest_examples(outputs[first], self.task.split(first), section, self.path / "hardest.tsv")
@@ -153,7 +160,7 @@ class Finetuning(Stage):
         return {
             "steps": ended.step,
             "scores": values,
-            "baselines": baselines,
+            "baselines": beside,
             "warnings": warnings,
             "tokens_per_second": ended.tokens_per_second,
             "table": table,

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from engine.encoders import model_flops, sequence_logits
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
+from engine.encoders import sequence_logits
+from engine.flops import encoder_flops
 from engine.objective import Objective, Term
+
+
+def draw_head(model: PreTrainedModel, fresh: Sequence[str]) -> None:
+    """Draw the parameters named ``fresh`` as BERT's ``run_classifier.py`` does: truncated normal, biases 0."""
+    std, parameters = model.config.initializer_range, dict(model.named_parameters())
+    for name in fresh:
+        if name in parameters and "LayerNorm" not in name:
+            if name.endswith("bias"):
+                nn.init.zeros_(parameters[name])
+            else:
+                nn.init.trunc_normal_(parameters[name], std=std, a=-2 * std, b=2 * std)
+
+
+def head_parameters(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters outside the encoder."""
+    return [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
 
 
 class Predictor(Objective):
@@ -49,7 +67,7 @@ class Predictor(Objective):
     @torch.no_grad()
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass of the encoder; the head's few rows are left out."""
-        return 3 * model_flops(self.model, batch)
+        return 3 * encoder_flops(self.model.config, batch)
 
 
 class SequencePredictor(Predictor):

@@ -165,7 +165,7 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
             label = f"{task} {split.removeprefix('validation').lstrip('_')}".strip()
             for metric, values in found.items():
                 spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-                base = [summary["baselines"][split].get(name, {}).get(metric) for name in ("majority", "bag_of_words")]
+                base = [found[metric] for found in summary["baselines"][split].values()]
                 ensemble = summary["ensemble"].get(split, {}).get(metric)
                 numbers = [np.median(values), np.mean(values), spread, max(values), ensemble, *base]
                 cells = ["-" if x is None or np.isnan(x) else f"{100 * x:.2f}" for x in numbers]
@@ -193,10 +193,8 @@ def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> No
         split, found = next(iter(summary["scores"].items()))
         metric, values = next(iter(found.items()))
         axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="seeds" * (not place))
-        for name, style in (("majority", "_"), ("bag_of_words", "x")):
-            value = summary["baselines"][split].get(name, {}).get(metric)
-            if value is not None:
-                axes[0].plot(place, value, style, color="grey", label=name.replace("_", " ") * (not place))
+        for (name, baseline), style in zip(summary["baselines"][split].items(), ("_", "x"), strict=True):
+            axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
     axes[0].set_xticks(range(len(summaries)), list(summaries), rotation=30, ha="right")
     axes[0].grid(alpha=0.3, axis="y")
     axes[0].legend(fontsize=8)
