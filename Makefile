@@ -5,6 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 CONFIG ?= bert_docs
+TASK ?= docs_package
+TASKS ?=
+MODEL ?= runs/pretrain/bert_docs/export
+SEEDS ?= 1
+TRIALS ?= 20
 DATA ?=
 ARGS ?=
 PROCESSES ?= 1
@@ -62,6 +67,24 @@ data: .venv/.installed ## prepare corpus and tokenizer alone: CONFIG, DATA
 .PHONY: pretrain
 pretrain: .venv/.installed ## pretrain an encoder: CONFIG, DATA, PROCESSES or GPUS
 	@$(LAUNCH) pretrain $(CONFIGS) $(OVERRIDES) $(DEVICE)
+
+TASK_FILE := $(if $(filter %.yaml,$(TASK)),$(TASK),configs/finetune/$(TASK).yaml)
+
+.PHONY: finetune
+finetune: .venv/.installed ## fine-tune an encoder: TASK, MODEL, SEEDS, PROCESSES or GPUS
+ifeq ($(SEEDS),1)
+	@$(LAUNCH) finetune $(TASK_FILE) model.from=$(MODEL) $(ARGS) $(DEVICE)
+else
+	@$(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) model.from=$(MODEL) $(ARGS)
+endif
+
+.PHONY: glue
+glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; GLUE_DIR=<folder> without a network
+	@$(BIN)/python -m finetune.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) model.from=$(MODEL) $(ARGS)
+
+.PHONY: submission
+submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
+	@$(BIN)/python -m finetune.submit runs/finetune/tables/$(MODEL) $(ARGS)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step

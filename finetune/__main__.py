@@ -103,10 +103,11 @@ class Finetuning(Stage):
             **settings,
         )
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
-        same = section.weights == "pretrained" and [*read_config(section.from_).id2label.values()] == names
-        fresh = sorted({*self.loaded.fresh, *([] if same else head_parameters(model))})
+        known = read_config(section.from_).id2label or {}
+        same = section.weights == "pretrained" and [*known.values()] == names
+        fresh = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
-        self.loaded = replace(self.loaded, fresh=tuple(fresh))
+        self.loaded = replace(self.loaded, fresh=fresh)
         return self.kind.Objective(model)
 
     def recorded(self) -> dict[str, Any]:

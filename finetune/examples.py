@@ -37,7 +37,7 @@ class Template:
 
 def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
     """Read off what the tokenizer puts around texts, whatever its family."""
-    encoded = tokenizer(*["a"] * num_texts, return_token_type_ids=True)
+    encoded = tokenizer("a", "a" if num_texts == 2 else None, return_token_type_ids=True)
     ids, types = np.array(encoded["input_ids"]), np.array(encoded["token_type_ids"])
     owner = np.array([num_texts * 2 if o is None else o for o in encoded.sequence_ids(0)])
     cuts = [0]
@@ -102,8 +102,9 @@ class TextExamples:
                 f"tokens; give at least {self.template.size + len(texts)}"
             )
         self.turns = 2 if both_orders and len(texts) == 2 else 1
-        kept = truncated([column.lengths for column in self.columns], self.room)
-        self.num_truncated = int((sum(kept) < sum(column.lengths for column in self.columns)).sum())
+        lengths = [column.lengths for column in self.columns]
+        self.num_truncated = int(np.any(np.array(truncated(lengths, self.room)) < np.array(lengths), axis=0).sum())
+        """Examples of the split that are cut."""
 
     @property
     def num_examples(self) -> int:

@@ -95,12 +95,18 @@ def write_predictions(
     publish(partial, folder)
 
 
-def read_predictions(path: Path, section: TaskSection) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs (N, K) and labels of a labelled split, from a file that :func:`write_predictions` wrote."""
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    return np.array([row[3:] for row in rows], dtype=np.float32), np.array(
-        [label_from_words(row[2], section) for row in rows]
-    )
+def read_outputs(path: Path) -> np.ndarray:
+    """The outputs (N, K) in a file that :func:`write_predictions` wrote."""
+    return np.array([row[3:] for row in _rows(path)], dtype=np.float32)
+
+
+def read_labels(path: Path, section: TaskSection) -> np.ndarray:
+    """The labels in it, (N,) or (N, L)."""
+    return np.array([label_from_words(row[2], section) for row in _rows(path)])
+
+
+def _rows(path: Path) -> list[list[str]]:
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
 def plot_curves(
@@ -129,6 +135,7 @@ def plot_curves(
 
 def plot_confusion(predictions: np.ndarray, split: Split, section: TaskSection, picture: Path) -> None:
     """Shares of each label's examples that were predicted as each label."""
+    assert split.labels is not None
     size, names = len(section.labels), section.labels
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (split.labels, predictions), 1)

@@ -28,7 +28,7 @@ from finetune.config import load_config, model_name
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.metrics import scores
-from finetune.report import markdown, read_predictions
+from finetune.report import markdown, read_labels, read_outputs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -91,7 +91,8 @@ class Runs:
             "ensemble": self._ensemble(done) if len(done) > 1 else {},
             "baselines": results[0]["baselines"],
             "warnings": [warning for result in results for warning in result["warnings"].values()],
-            "best": str(best[1] / "export"),
+            "runs": [str(path) for path in done],
+            "best": str(best[1]),
         }
 
     def _ensemble(self, paths: Sequence[Path]) -> dict[str, dict[str, float]]:
@@ -99,9 +100,9 @@ class Runs:
         decide = objective_module("finetune.objectives", {"type": self.section.type}).Objective.decide
         found = {}
         for split in self.section.validation:
-            read = [read_predictions(path / "predictions" / f"{split}.tsv", self.section) for path in paths]
-            outputs = np.mean([outputs for outputs, _ in read], axis=0)
-            found[split] = scores(self.section.metrics, decide(outputs), read[0][1])
+            files = [path / "predictions" / f"{split}.tsv" for path in paths]
+            outputs = np.mean([read_outputs(file) for file in files], axis=0)
+            found[split] = scores(self.section.metrics, decide(outputs), read_labels(files[0], self.section))
         return found
 
 
@@ -182,7 +183,7 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
     write_text(folder / "table.md", "\n\n".join([f"`{start}`", table, *notes]) + "\n")
     write_text(folder / "table.json", json.dumps(summaries, indent=1))
     _plot(summaries, folder / "seeds.png", start)
-    best = "\n".join(f"  {task}: {summary['best']}" for task, summary in summaries.items())
+    best = "\n".join(f"  {task}: {summary['best']}/export" for task, summary in summaries.items())
     return "\n\n".join([f"\n{table}", *notes, f"best of the seeds\n{best}", f"table and plot in {folder}"])
 
 

@@ -1,0 +1,71 @@
+"""``python -m finetune.submit <folder of a table> [ensemble=true] [fill=true]``: a submission to GLUE.
+
+The folder is what ``make glue`` printed last. Of each task the best seed on the validation split predicts, or, with
+``ensemble``, the mean of all seeds' probabilities. What is missing has to be predicted, or, with ``fill``, gets the
+majority class, which is said.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from engine.config import InputError, Section, read_values, validate
+from engine.objective import objective_module
+from engine.stage import guarded
+from finetune.report import label_in_words, read_outputs
+from finetune.submission import write_submission
+from finetune.task import TaskSection
+
+
+class SubmitSection(Section):
+    """How predictions are chosen."""
+
+    ensemble: bool = False
+    """Average the seeds instead of taking the best."""
+    fill: bool = False
+    """Give files without predictions the majority class."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write and check the submission; returns the exit status."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0 if arguments else 2
+    return guarded(lambda: _run(Path(arguments[0]), validate(SubmitSection, *read_values(arguments[1:]))))
+
+
+def _run(folder: Path, section: SubmitSection) -> int:
+    table = folder / "table.json"
+    if not table.is_file():
+        raise InputError(f"{folder}: no table.json in it; give the folder that `make glue` names at its end")
+    predictions: dict[str, list[str] | np.ndarray] = {}
+    for summary in json.loads(table.read_text(encoding="utf-8")).values():
+        runs = [Path(run) for run in (summary["runs"] if section.ensemble else [summary["best"]])]
+        predictions |= _predictions(runs)
+    archive = write_submission(folder / "submission", predictions, fill=section.fill)
+    print(f"{archive}: eleven files, checked; predicted: {', '.join(predictions)}")
+    return 0
+
+
+def _predictions(runs: Sequence[Path]) -> dict[str, list[str] | np.ndarray]:
+    """Names of labels, or scores, for each file of the submission that the task of these runs has."""
+    task = validate(TaskSection, yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))["task"])
+    decide = objective_module("finetune.objectives", {"type": task.type}).Objective.decide
+    found: dict[str, list[str] | np.ndarray] = {}
+    for split, name in task.submission.items():
+        files = [run / "predictions" / f"{split}.tsv" for run in runs]
+        if all(file.exists() for file in files):
+            decided = decide(np.mean([read_outputs(file) for file in files], axis=0))
+            words = [label_in_words(each, task) for each in decided]
+            found[name] = decided if task.type == "regression" else words
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
