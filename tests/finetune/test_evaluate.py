@@ -1,0 +1,76 @@
+"""Metrics of a split are over every example once, whatever the number of processes and of micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from engine.load import load
+from engine.run import RunSection, start_accelerator
+from finetune import evaluate
+from finetune.evaluate import predict
+from finetune.examples import TextExamples
+from finetune.metrics import scores
+from finetune.objectives.classification import Objective
+from tests.corpora import tiny_tokenizer
+from tests.finetune.tasks import sentences, write_encoder
+
+
+@pytest.fixture(scope="module")
+def objective(tmp_path_factory: pytest.TempPathFactory) -> Objective:
+    encoder = write_encoder(tmp_path_factory.mktemp("encoder"))
+    torch.manual_seed(1)
+    model, _ = load(AutoModelForSequenceClassification, encoder, num_labels=2)
+    return Objective(model)
+
+
+class Rank:
+    """An accelerator's part of a group: it notes what would be gathered."""
+
+    def __init__(self, accelerator: Any, index: int, number: int) -> None:
+        self._accelerator, self.process_index, self.num_processes = accelerator, index, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
+def test_three_processes_give_the_f1_of_one(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    """408 examples, as many as MRPC's development set has, are 136 each; 409 are not a multiple of three."""
+    accelerator = start_accelerator(RunSection(threads=1, precision="fp32"))
+    for number in (408, 409):
+        labels = np.random.default_rng(0).integers(0, 2, number)
+        source = TextExamples((sentences(number, 0),), labels, tiny_tokenizer(64), max_length=64, seed=1)
+        rows = source.plan(0, 0)
+        whole, means = predict(accelerator, objective, source, rows, micro_batch_tokens=100_000)
+        parts: list[Any] = []
+        monkeypatch.setattr(evaluate, "gather_object", lambda mine, parts=parts: [*parts, *mine])
+        for index in range(3):
+            rank: Any = Rank(accelerator, index, 3)
+            mine: list[Any] = []
+            monkeypatch.setattr(
+                evaluate, "gather_object", lambda given, mine=mine, parts=parts: mine.extend(given) or [*parts, *given]
+            )
+            outputs, _ = predict(rank, objective, source, rows, micro_batch_tokens=300)
+            parts += mine
+        monkeypatch.undo()
+        seen = np.concatenate([part for part, _ in parts])
+        assert sorted(seen.tolist()) == list(range(number)), "every example once"
+        np.testing.assert_allclose(outputs, whole, atol=1e-6)
+        decided = Objective.decide
+        found = [scores(["f1", "accuracy"], decided(each), labels) for each in (whole, outputs)]
+        assert found[0] == found[1]
+        assert means["right"] == pytest.approx(found[0]["accuracy"])
+
+
+def test_a_process_without_examples_takes_part(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = start_accelerator(RunSection(threads=1, precision="fp32"))
+    source = TextExamples((sentences(2, 0),), None, tiny_tokenizer(64), max_length=64, seed=1)
+    rank: Any = Rank(accelerator, 2, 3)
+    others = [(np.array([0, 1]), np.zeros((2, 2), np.float32))]
+    monkeypatch.setattr(evaluate, "gather_object", lambda mine: [*others, *mine])
+    outputs, _ = predict(rank, objective, source, source.plan(0, 0), micro_batch_tokens=64)
+    assert outputs.shape == (2, 2)
