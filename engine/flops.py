@@ -1,0 +1,24 @@
+"""The arithmetic of encoders and heads: twice the multiply-adds of a forward pass, matrix products only."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from engine.batch import PackedBatch
+from engine.encoders import family
+
+
+def encoder_flops(config: PreTrainedConfig, batch: PackedBatch) -> float:
+    """The layers (projections, feed-forward, scores and values) and what projects narrower embeddings."""
+    width, kind = config.hidden_size, family(config)
+    inner, embedding_size = getattr(config, kind.intermediate_size), getattr(config, "embedding_size", width)
+    per_token = 2 * (4 * width**2 + 2 * width * inner)
+    layers = config.num_hidden_layers * (per_token * batch.num_tokens + 4 * width * batch.squared_lengths)
+    projected = embedding_size != width or kind.square_projection
+    return layers + projected * 2.0 * batch.num_tokens * embedding_size * width
+
+
+def head_flops(width: int, vocab_size: int, rows: int, embedding_size: int | None = None) -> float:
+    """The masked-word head over ``rows`` positions: one dense layer and the vocabulary projection."""
+    embedding_size = embedding_size or width
+    return 2.0 * rows * (width * embedding_size + embedding_size * vocab_size)
