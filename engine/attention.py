@@ -134,26 +134,25 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
     if record is not None:
-        record.append(Recorded(*flat, scale))
-    num_heads, size = flat[0].shape[1:]
-    if not plan.identity:
-        flat = [_gather(x, plan) for x in flat]
-    outputs, offset = [], 0
-    for (b, s), bias in zip(plan.shapes, plan.biases, strict=True):
-        q, k, v = (x[offset : offset + b * s].view(b, s, num_heads, size).transpose(1, 2) for x in flat)
-        outputs.append(_attend(q, k, v, bias, scale, dropout).transpose(1, 2).reshape(b * s, num_heads * size))
-        offset += b * s
+        record.append(Recorded(flat[0], flat[1], flat[2], scale))
+    outputs = []
+    for q, k, v, bias in zip(*(rectangles(x, plan) for x in flat), plan.biases, strict=True):
+        heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout)
+        outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1))
     cells = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     rows = cells if plan.identity else _apply(_Scatter, cells, plan)
-    return rows.view(1, -1, num_heads, size), None
+    return rows.view(1, *flat[0].shape), None
+
+
+def rectangles(rows: Tensor, plan: AttentionPlan) -> list[Tensor]:
+    """Flat rows (T, ...) as rectangles (b, s, ...), of which padding repeats row 0; with gradient."""
+    cells = rows if plan.identity else _apply(_Gather, rows.flatten(1), plan)
+    parts = cells.split([b * s for b, s in plan.shapes])
+    return [part.view(*shape, *rows.shape[1:]) for part, shape in zip(parts, plan.shapes, strict=True)]
 
 
 def _apply(function: Any, x: Tensor, plan: AttentionPlan) -> Tensor:
     return function.apply(x, plan.gather, plan.scatter)
-
-
-def _gather(x: Tensor, plan: AttentionPlan) -> Tensor:
-    return _apply(_Gather, x.reshape(len(x), -1), plan).view(-1, *x.shape[1:])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:

@@ -115,6 +115,7 @@ def _hub_answers() -> bool:
 
 
 def _configuration(name: str, where: dict[str, bool], settings: dict[str, Any]) -> PreTrainedConfig:
+    config: Any
     with warnings_of_transformers():
         try:
             config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **where, **settings)

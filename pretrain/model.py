@@ -1,11 +1,10 @@
-"""The size of an encoder, its initialisation and its arithmetic."""
+"""The size of an encoder and its initialisation."""
 
 from __future__ import annotations
 
 from pydantic import model_validator
 from torch import nn
 
-from engine.batch import PackedBatch
 from engine.config import Section
 
 
@@ -54,16 +53,3 @@ def initialize(model: nn.Module, std: float) -> None:
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def encoder_flops(sizes: ModelSection, batch: PackedBatch) -> float:
-    """Twice the multiply-adds of a forward pass through the layers: projections, feed-forward, scores and values."""
-    width, inner = sizes.hidden_size, sizes.intermediate_size or 4 * sizes.hidden_size
-    per_token = 2 * (4 * width**2 + 2 * width * inner)
-    return sizes.num_hidden_layers * (per_token * batch.num_tokens + 4 * width * batch.squared_lengths)
-
-
-def head_flops(width: int, vocab_size: int, rows: int, embedding_size: int | None = None) -> float:
-    """The same for the masked-word head over ``rows`` positions: one dense layer and the vocabulary projection."""
-    embedding_size = embedding_size or width
-    return 2.0 * rows * (width * embedding_size + embedding_size * vocab_size)

@@ -18,9 +18,10 @@ from engine.attention import NAME
 from engine.batch import PackedBatch
 from engine.config import ConfigError, Section
 from engine.dropout import use_cheap_dropout
+from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource
-from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
+from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, sentence_order_pairs
 
@@ -137,7 +138,7 @@ class Albert(Objective):
 
     def __init__(self, sizes: ModelSection, sharing: Sharing, model: AlbertForPreTraining) -> None:
         super().__init__()
-        self.sizes, self.model = sizes, model
+        self.model = model
         self.sharing: Sharing = sharing
         share(model, sharing)
         initialize(model, sizes.initializer_range)
@@ -170,8 +171,7 @@ class Albert(Objective):
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: encoder with its projection, masked-word head, pooler and order head."""
-        width, config = self.sizes.hidden_size, self.model.config
-        projection = 2.0 * batch.num_tokens * width * config.embedding_size
+        config, width = self.model.config, self.model.config.hidden_size
         pooler = 2.0 * batch.num_sequences * (width**2 + 2 * width)
         head = head_flops(width, config.vocab_size, batch.counts["masked"], config.embedding_size)
-        return 3 * (encoder_flops(self.sizes, batch) + projection + head + pooler)
+        return 3 * (encoder_flops(config, batch) + head + pooler)

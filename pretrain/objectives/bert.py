@@ -16,9 +16,10 @@ from transformers import BertForPreTraining, PreTrainedTokenizerBase
 from engine.batch import PackedBatch
 from engine.config import ConfigError, Section
 from engine.dropout import use_cheap_dropout
+from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource
-from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
+from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, bert_config, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, next_sentence_pairs
 
@@ -73,7 +74,7 @@ class Bert(Objective):
 
     def __init__(self, sizes: ModelSection, model: BertForPreTraining) -> None:
         super().__init__()
-        self.sizes, self.model = sizes, model
+        self.model = model
         initialize(model, sizes.initializer_range)
         use_cheap_dropout(model)
 
@@ -97,7 +98,7 @@ class Bert(Objective):
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: encoder, masked-word head, pooler and pair head."""
-        width = self.sizes.hidden_size
+        config, width = self.model.config, self.model.config.hidden_size
         pooler = 2.0 * batch.num_sequences * (width**2 + 2 * width)
-        head = head_flops(width, self.model.config.vocab_size, batch.counts["masked"])
-        return 3 * (encoder_flops(self.sizes, batch) + head + pooler)
+        head = head_flops(width, config.vocab_size, batch.counts["masked"])
+        return 3 * (encoder_flops(config, batch) + head + pooler)

@@ -21,11 +21,12 @@ from engine.attention import NAME
 from engine.batch import PackedBatch, pack
 from engine.config import ConfigError, Section
 from engine.dropout import use_cheap_dropout
+from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
 from pretrain.detection import detection_terms
 from pretrain.electra_examples import mask_slots, segment_pairs
 from pretrain.examples import DocumentSource, FlatExamples
-from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
+from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -132,11 +133,11 @@ class Electra(Objective):
 
     def __init__(self, config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.sizes, self.generator_sizes = sizes, generator_sizes(config, sizes)
-        self.embedding_size = config.embedding_size or sizes.hidden_size
+        embedding_size = config.embedding_size or sizes.hidden_size
         self.discriminator_weight = config.discriminator_weight
-        self.discriminator = ElectraForPreTraining(electra_config(sizes, self.embedding_size, tokenizer))
-        self.generator = ElectraForMaskedLM(electra_config(self.generator_sizes, self.embedding_size, tokenizer))
+        self.discriminator = ElectraForPreTraining(electra_config(sizes, embedding_size, tokenizer))
+        smaller = generator_sizes(config, sizes)
+        self.generator = ElectraForMaskedLM(electra_config(smaller, embedding_size, tokenizer))
         self.generator.electra.embeddings = self.discriminator.electra.embeddings
         self.generator.tie_weights()
         assert self.generator.generator_lm_head.weight is self.discriminator.get_input_embeddings().weight
@@ -182,14 +183,10 @@ class Electra(Objective):
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: both encoders with their projections, both heads."""
-        vocab_size, width = self.discriminator.config.vocab_size, self.sizes.hidden_size
-        total = head_flops(self.generator_sizes.hidden_size, vocab_size, batch.counts["masked"], self.embedding_size)
-        total += 2.0 * batch.num_tokens * (width**2 + width)
-        for sizes in (self.sizes, self.generator_sizes):
-            total += encoder_flops(sizes, batch)
-            if sizes.hidden_size != self.embedding_size:
-                total += 2.0 * batch.num_tokens * self.embedding_size * sizes.hidden_size
-        return 3 * total
+        config, width = self.generator.config, self.discriminator.config.hidden_size
+        words = head_flops(config.hidden_size, config.vocab_size, batch.counts["masked"], config.embedding_size)
+        detection = 2.0 * batch.num_tokens * (width**2 + width)
+        return 3 * (sum(encoder_flops(net.config, batch) for net in self.networks) + words + detection)
 
 
 _CHUNK = 128

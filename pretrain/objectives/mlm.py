@@ -15,10 +15,11 @@ from engine.attention import NAME
 from engine.batch import PackedBatch, pack
 from engine.config import Section
 from engine.dropout import use_cheap_dropout
+from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import mask_tokens, word_starts
-from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
+from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens, full_segments
 
 
@@ -123,7 +124,7 @@ class Mlm(Objective):
 
     def __init__(self, sizes: ModelSection, model: BertForMaskedLM) -> None:
         super().__init__()
-        self.sizes, self.model = sizes, model
+        self.model = model
         initialize(model, sizes.initializer_range)
         use_cheap_dropout(model)
 
@@ -139,5 +140,6 @@ class Mlm(Objective):
     @torch.no_grad()
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: encoder and head."""
-        head = head_flops(self.sizes.hidden_size, self.model.config.vocab_size, batch.counts["masked"])
-        return 3 * (encoder_flops(self.sizes, batch) + head)
+        config = self.model.config
+        head = head_flops(config.hidden_size, config.vocab_size, batch.counts["masked"])
+        return 3 * (encoder_flops(config, batch) + head)
