@@ -13,6 +13,7 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from engine.config import ConfigError
+from engine.encoders import longest_sequence
 from engine.export import export_model
 from engine.fit import Fit, Trainer
 from engine.load import load, read_config
@@ -53,6 +54,11 @@ class Finetuning(Stage):
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
+        longest, asked = longest_sequence(read_config(config.model.from_)), config.train.phases[0].sequence_length
+        if asked > longest:
+            raise ConfigError(
+                f"train.phases: a sequence_length of {asked} is above the {longest} that {config.model.from_} reads"
+            )
         self.kind = objective_module("finetune.objectives", {"type": section.type})
         glue_dir = os.environ.get("GLUE_DIR")
         with self.accelerator.main_process_first():

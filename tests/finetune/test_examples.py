@@ -14,7 +14,7 @@ from tests.finetune.tasks import sentences
 
 def roberta_like() -> PreTrainedTokenizerBase:
     """Two separators between the texts and no token types."""
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "w", *"0123456789", "Ġ", "Ġw"]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "w", *"0123456789", "Ġ", "Ġw"]
     return RobertaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("Ġ", "w")])
 
 

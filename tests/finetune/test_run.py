@@ -1,0 +1,201 @@
+"""Whole runs of the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    get_linear_schedule_with_warmup,
+    pipeline,
+)
+
+from engine.export import warnings_of_transformers
+from engine.order import Cursor, Stream
+from finetune.__main__ import Finetuning, main
+from finetune.config import load_config
+from finetune.report import read_labels, read_outputs
+from tests.finetune.tasks import write_encoder, write_task
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finetune")
+    write_encoder(path / "encoder")
+    write_task(path / "toy")
+    return path
+
+
+def arguments(folder: Path, name: str, *more: str) -> list[str]:
+    places = [f"run.name={name}", f"run.dir={folder}/runs", f"model.from={folder}/encoder", "run.threads=1"]
+    return [str(folder / "toy" / "task.yaml"), *places, "run.precision=fp32", *more]
+
+
+def results(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "runs/finetune" / name / "finished.json").read_text())
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    lines = (folder / "runs/finetune" / name / "metrics.jsonl").read_text().splitlines()
+    return [row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A finished run."""
+    assert main(arguments(folder, "whole")) == 0
+    return folder / "runs/finetune/whole"
+
+
+def test_what_a_run_leaves(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = load_config(arguments(folder, "whole")).task
+    with warnings_of_transformers() as warnings:
+        classify: Any = pipeline("text-classification", model=str(whole / "export"), device="cpu", top_k=None)
+    assert not warnings
+    texts = [json.loads(line) for line in (folder / "toy/validation.jsonl").read_text().splitlines()]
+    outputs = read_outputs(whole / "predictions/validation.tsv")
+    labels = read_labels(whole / "predictions/validation.tsv", section)
+    for row, text in zip(outputs[:8], texts[:8], strict=True):
+        said = classify({"text": text["first"], "text_pair": text["second"]})
+        assert {each["label"]: each["score"] for each in said} == pytest.approx(
+            dict(zip(section.labels, map(float, row), strict=True)), abs=1e-4
+        )
+    found = results(folder, "whole")["scores"]["validation"]
+    assert found["accuracy"] == pytest.approx((outputs.argmax(-1) == labels).mean())
+    assert sorted(path.name for path in (whole / "predictions").iterdir()) == ["test.tsv", "validation.tsv"]
+    assert {"curves.png", "confusion.png", "hardest.tsv", "export"} <= {path.name for path in whole.iterdir()}
+    assert "model-index" in (whole / "export/README.md").read_text()
+    assert main(arguments(folder, "whole")) == 0
+    assert "is finished and left alone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel"])
+def test_scores_and_several_labels(folder: Path, kind: str) -> None:
+    task = write_task(folder / kind, kind)
+    given = [str(task), f"run.dir={folder}/runs", f"model.from={folder}/encoder", "train.steps=60", "run.name=" + kind]
+    assert main([*given, "run.threads=1", "train.log_every=20", "train.evaluate_every=30"]) == 0
+    found = results(folder, kind)
+    metric = {"regression": "pearson", "multilabel": "macro_f1"}[kind]
+    baseline = max(
+        values[metric] for name, values in found["baselines"]["validation"].items() if name != "bag of words"
+    )
+    assert found["scores"]["validation"][metric] > baseline + 0.2, found
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "runs/finetune" / kind / "export")
+    assert model.config.problem_type == {"regression": "regression", "multilabel": "multi_label_classification"}[kind]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, whole: Path) -> None:
+    again = whole.with_name("again")
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints/step-0000000012")
+    shutil.rmtree(again / "export")
+    shutil.rmtree(again / "predictions")
+    (again / "finished.json").unlink()
+    assert main(arguments(folder, "again")) == 0
+    assert losses(folder, "again") == losses(folder, "whole")
+    assert (again / "predictions/test.tsv").read_text() == (whole / "predictions/test.tsv").read_text()
+
+
+def test_two_processes_equal_one(folder: Path, whole: Path) -> None:
+    """The same scores and losses; 41 validation examples do not divide by two."""
+    still = ["model.hidden_dropout=0", "model.attention_dropout=0", "model.classifier_dropout=0"]
+    assert main(arguments(folder, "one", *still)) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune"]
+    given = arguments(folder, "two", *still, "run.device=cpu", "train.micro_batch_tokens=64")
+    done = subprocess.run([*launch, *given], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=1e-5)
+    one, two = (results(folder, name)["scores"]["validation"] for name in ("one", "two"))
+    assert one == pytest.approx(two, abs=1e-6)
+    files = [folder / "runs/finetune" / name / "predictions/validation.tsv" for name in ("one", "two")]
+    np.testing.assert_allclose(*map(read_outputs, files), atol=1e-5)
+
+
+def test_losses_are_those_of_the_plain_library(folder: Path) -> None:
+    """A stock model, padded batches of the same examples, torch's AdamW and transformers' schedule: losses to 1e-4."""
+    still = ["model.hidden_dropout=0", "model.attention_dropout=0", "model.classifier_dropout=0"]
+    recipe = ["optim.algorithm=adamw", "optim.schedule=linear", "optim.warmup=3", "optim.epsilon=1e-8"]
+    stage = Finetuning(load_config(arguments(folder, "ours", *still, *recipe)))
+    saved = folder / "start"
+    original = stage._objective
+
+    def objective() -> Any:
+        made = original()
+        made.model.save_pretrained(saved)
+        AutoTokenizer.from_pretrained(folder / "encoder").save_pretrained(saved)
+        return made
+
+    stage._objective = objective  # type: ignore[method-assign]
+    assert stage.run() == 0
+
+    config = stage.config
+    model: Any = AutoModelForSequenceClassification.from_pretrained(saved, attn_implementation="eager").train()
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    decayed = [p for n, p in model.named_parameters() if "bias" not in n and "LayerNorm" not in n]
+    others = [p for n, p in model.named_parameters() if "bias" in n or "LayerNorm" in n]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.optim.learning_rate, eps=1e-8)
+    schedule = get_linear_schedule_with_warmup(optimizer, 3, 12)
+    split, source = stage.task.split("train"), stage._examples("train")
+    stream, cursor, seen = Stream(source, config.run.seed), Cursor(), []
+    for _ in range(12):
+        rows, cursor = stream.take(cursor, 8)
+        texts = [[column[i] for i in rows["index"]] for column in split.texts]
+        batch = tokenizer(*texts, truncation=True, max_length=24, padding=True, return_tensors="pt")
+        assert split.labels is not None
+        loss = F.cross_entropy(model(**batch).logits, torch.from_numpy(split.labels[rows["index"]]))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seen.append(loss.item())
+    assert losses(folder, "ours") == pytest.approx(seen, abs=1e-4)
+    assert max(seen) - min(seen) > 0.05, "it learned, so equal losses are equal updates"
+
+
+def test_a_head_is_kept_only_for_the_same_labels(folder: Path, whole: Path) -> None:
+    def loaded(*more: str) -> Finetuning:
+        given = [each for each in arguments(folder, "head", *more) if not each.startswith("model.from=")]
+        stage = Finetuning(load_config([*given, f"model.from={whole / 'export'}"]))
+        stage.run()
+        return stage
+
+    assert loaded("train.steps=1").loaded.fresh == ()
+    other = "task.labels=[green, red, blue]"
+    assert loaded("train.steps=1", other, "run.name=other").loaded.fresh == ("classifier.bias", "classifier.weight")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["model.from=nowhere/at/all"], "nowhere/at/all: no such folder"),
+        (["recipe=electra_small"], "is not meant for the bert model"),
+        (["recipe=bret"], "'bret' does not exist"),
+        (["task.metrics=bleu"], "for classification there are accuracy"),
+        (["task.label=lable"], "no column 'lable'; there are: 'first', 'second', 'label'"),
+        (["task.labels=[red, green]"], "'blue'"),
+        (["train.phases=[{batch_size: 8, sequence_length: 4}]"], "leaves no room"),
+        (["train.phases=[{batch_size: 8, sequence_length: 128}]"], "64"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_step(
+    folder: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, "wrong", *more)) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "step 1/" not in said.out
+    assert not (folder / "runs/finetune/wrong").exists()
