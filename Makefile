@@ -48,8 +48,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
+	@echo "TASK=<name in configs/finetune or a .yaml>  MODEL=<directory or Hub id>  SEEDS=<n>  (HUB=1 lets it use the Hub)"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
+	@echo "tasks: $(basename $(notdir $(wildcard configs/finetune/*.yaml)))"
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo 'installing pinned versions into .venv (a minute or more, once)'

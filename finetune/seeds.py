@@ -174,7 +174,7 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
     if len(summaries) > 1:
         rows.append(["mean of tasks", "", "", f"{100 * np.mean(averages):.2f}", *[""] * 6])
     notes = [
-        f"{task}: {len(summary['warnings'])} times a model {summary['warnings'][0]}."
+        f"{task}: {len(summary['warnings'])} of {len(summary['runs'])} models: {summary['warnings'][0]}."
         for task, summary in summaries.items()
         if summary["warnings"]
     ]

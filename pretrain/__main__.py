@@ -129,7 +129,7 @@ class Pretraining(Stage):
             f"\n{results['table']}\n\n{results['fill_mask']}\n\n"
             f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\n"
             f"metrics     {path / 'metrics.jsonl'}\n\n"
-            "next        make pretrain CONFIG=bert_mini DATA=<your text>      (make help lists the configurations)"
+            f"next        make finetune MODEL={path / 'export'}      (TASK=sst2 and others: make help)"
         )
 
 

@@ -1,0 +1,144 @@
+"""Several seeds: which runs are made, what the table says, and the submission that follows from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.stage import guarded
+from finetune import jobs, seeds, submit
+from finetune.__main__ import main as finetune
+from finetune.jobs import Job, run_jobs
+from finetune.report import read_labels, read_outputs
+from finetune.seeds import main, write_table
+from finetune.submission import FILES
+from finetune.task import TaskSection
+from tests.finetune.tasks import write_encoder, write_task
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs in this process; returns their names as they are run."""
+    names: list[str] = []
+
+    def run(given: list[Job], side_by_side: int | None = None) -> list[str]:
+        names.extend(job.name for job in given)
+        return [job.name for job in given if finetune([*job.arguments])]
+
+    monkeypatch.setattr(seeds, "run_jobs", run)
+    return names
+
+
+def test_seeds_are_run_once_and_told_together(
+    tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, task = write_encoder(tmp_path / "tiny"), write_task(tmp_path / "toy")
+    given = [f"tasks=[{task}]", f"model.from={encoder}", f"run.dir={tmp_path}/runs", "run.threads=1"]
+    assert main([*given, "seeds=2"]) == 0
+    assert main([*given, "seeds=3"]) == 0
+    path = "classification_toy/tiny/seed-"
+    assert in_process == [f"{path}{seed}" for seed in (1, 2, 3)], "what is finished is not run again"
+    summary = json.loads((tmp_path / "runs/finetune/tables/tiny/table.json").read_text())[str(task)]
+    found = [
+        json.loads((tmp_path / f"runs/finetune/{path}{seed}/finished.json").read_text())["scores"]["validation"]
+        for seed in (1, 2, 3)
+    ]
+    values = summary["scores"]["validation"]["accuracy"]
+    assert values == [each["accuracy"] for each in found]
+    assert len({*values}) > 1, "a seed changes the head, the order and the dropout"
+    assert summary["best"].endswith(f"seed-{int(np.argmax(values)) + 1}")
+    files = [tmp_path / f"runs/finetune/{path}{seed}/predictions/validation.tsv" for seed in (1, 2, 3)]
+    section = TaskSection.model_validate({"name": "a", "type": "classification", "labels": ["red", "green", "blue"],
+                                          "metrics": "accuracy", "files": {"train": "x"}})  # fmt: skip
+    together = np.mean([read_outputs(file) for file in files], axis=0).argmax(-1)
+    assert summary["ensemble"]["validation"]["accuracy"] == (together == read_labels(files[0], section)).mean()
+    told = capsys.readouterr().out
+    assert f"{100 * np.median(values):.2f}" in told
+    assert f"{100 * np.std(values, ddof=1):.2f}" in told
+
+
+def test_an_error_in_a_run_is_told_and_the_others_are_run(tmp_path: Path) -> None:
+    """In processes of their own: one that cannot start, and two that only print what they are."""
+    names = ["good", "bad", "fine"]
+    given = {"good": ("--help",), "bad": ("nothing",), "fine": ("--help",)}
+    failed = run_jobs([Job(name, given[name], tmp_path / f"{name}.log") for name in names], side_by_side=2)
+    assert len(failed) == 1
+    assert "bad failed" in failed[0]
+    assert "argument 'nothing' is neither" in failed[0]
+    assert "one task, one seed" in (tmp_path / "fine.log").read_text()
+
+
+def test_missing_data_is_said_for_all_tasks_at_once(
+    tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = write_encoder(tmp_path / "tiny")
+    (tmp_path / "glue").mkdir()
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path / "glue"))
+    assert main(["tasks=[rte,cola]", f"model.from={encoder}", f"run.dir={tmp_path}/runs"]) == 2
+    said = capsys.readouterr().err
+    assert "rte" in said
+    assert "cola" in said
+    assert not in_process
+    assert main(["tasks=[rte]", f"model.from={encoder}", "run.seed=3"]) == 2
+    assert "follow from seeds=" in capsys.readouterr().err
+
+
+def test_places_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "num_cores", lambda: 8)
+    monkeypatch.setattr(jobs.torch.cuda, "device_count", lambda: 0)
+    assert jobs.places(None) == [{"OMP_NUM_THREADS": "1"}] * 8
+    assert jobs.places(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setattr(jobs.torch.cuda, "device_count", lambda: 2)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(4)] == ["0", "1", "0", "1"]
+
+
+def test_the_table_names_models_that_learned_nothing(tmp_path: Path) -> None:
+    summary: dict[str, Any] = {
+        "scores": {"validation": {"accuracy": [0.5, 0.7, 0.9]}},
+        "ensemble": {},
+        "baselines": {"validation": {"majority": {"accuracy": 0.5}, "bag of words": {"accuracy": 0.6}}},
+        "warnings": ["predicts the majority class 'a' for every example"],
+        "runs": ["x", "y", "z"],
+        "best": "x",
+    }
+    table = write_table({"toy": summary}, tmp_path / "t", "model")
+    (row,) = [line for line in table.splitlines() if line.startswith("| toy")]
+    assert [cell.strip() for cell in row.split("|")[4:-1]] == [
+        "70.00",
+        "70.00",
+        "20.00",
+        "90.00",
+        "-",
+        "50.00",
+        "60.00",
+    ]
+    assert "1 of 3 models predict" in table or "1 times" in table
+    assert (tmp_path / "t/seeds.png").stat().st_size > 5000
+
+
+def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two seeds of RTE whose mean is another answer than either's; the rest is filled only if asked."""
+    number = FILES["RTE.tsv"].num_rows
+    runs = []
+    for seed, probability in enumerate((0.9, 0.2), 1):
+        run = tmp_path / f"seed-{seed}"
+        (run / "predictions").mkdir(parents=True)
+        row = f"\tx\t\t{probability}\t{1 - probability}"
+        lines = ["index\tprediction\tlabel\tp(entailment)\tp(not_entailment)", *(f"{i}{row}" for i in range(number))]
+        (run / "predictions/test.tsv").write_text("\n".join(lines) + "\n")
+        (run / "config.yaml").write_text(
+            "task: {name: rte, type: classification, labels: [entailment, not_entailment], metrics: accuracy,"
+            " hub: {dataset: x}, submission: {test: RTE.tsv}}\n"
+        )
+        runs.append(str(run))
+    (tmp_path / "table.json").write_text(json.dumps({"rte": {"runs": runs, "best": runs[1]}}))
+    assert submit.main([str(tmp_path)]) == 2
+    assert "no predictions for CoLA.tsv" in capsys.readouterr().err
+    for given, answer in (("ensemble=false", "not_entailment"), ("ensemble=true", "entailment")):
+        assert submit.main([str(tmp_path), given, "fill=true"]) == 0
+        assert (tmp_path / "submission/RTE.tsv").read_text().splitlines()[1] == f"0\t{answer}"
+    assert guarded(lambda: submit.main([str(tmp_path / "nothing")])) == 2
