@@ -25,6 +25,7 @@ from pretrain.config import RESUMABLE, PretrainConfig, load_config, objective_of
 from pretrain.examples import steps_per_epoch
 from pretrain.prepare import PreparedCorpus, corpus_report, prepare
 from pretrain.report import baselines, fill_masks, model_card, plot_curves, results_table, show_example
+from pretrain.weights import load_weights
 
 _SENTENCES = [
     "The function returns a [MASK] of strings.",
@@ -134,6 +135,7 @@ class Pretraining:
             )
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
         objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
+        self.start = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
         prepared = accelerator.prepare_model(objective)
         try:
             valid = self._source(self.corpus.valid, phases[-1].sequence_length)
@@ -169,9 +171,11 @@ class Pretraining:
             type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
         )
         batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
+        start = f"\n{'':<12}".join(self.start)
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
         return (
             f"\nmodel       {models}, {size:,} parameters\n"
+            f"weights     {start}\n"
             f"training    {begins}, {trainer.rhythm.total:,} steps, examples a step x longest example: {batches}\n\n"
             f"first example\n{example}\n"
         )
@@ -186,6 +190,7 @@ class Pretraining:
         train = self.corpus.train
         facts = {
             "training": f"{ended.step:,} steps",
+            "weights at the start": "; ".join(self.start),
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }

@@ -16,6 +16,7 @@ from engine.run import RunSection
 from engine.tracking import TrackingSection
 from pretrain.corpus import CorpusSection
 from pretrain.model import ModelSection
+from pretrain.start import adopt
 from pretrain.tokenizer import TokenizerSection
 
 RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "tracking", "train.micro_batch_tokens",
@@ -52,11 +53,13 @@ class PretrainConfig(Section):
 def load_config(arguments: Sequence[str]) -> PretrainConfig:
     """Read ``*.yaml`` files and ``key.sub=value`` overrides; raises ``ConfigError`` with all problems at once.
 
-    A run without a name is called after the configuration files.
+    A run without a name is called after the configuration files; what the weights of ``model.from`` decide is filled
+    in.
     """
     values, sources = read_values(arguments)
     values.setdefault("objective", {}).setdefault("type", "bert")
     module = objective_module("pretrain.objectives", values["objective"])
+    adopt(values, sources, module.Config)
     schema = create_model("PretrainConfig", __base__=PretrainConfig, objective=(module.Config, ...))
     config = validate(cast(type[PretrainConfig], schema), values, sources)
     if config.run.name is None:

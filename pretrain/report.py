@@ -158,6 +158,6 @@ def model_card(name: str, table: str, facts: dict[str, str], config: str, pictur
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
         f"---\nlibrary_name: transformers\ntags:\n{tags}---\n\n# {name}\n\n"
-        f"Pretrained from scratch with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
+        f"Pretrained with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
         f"## Configuration\n\n```yaml\n{config}```\n"
     )

@@ -41,23 +41,26 @@ class TokenizerSection(Section):
     """Text to train on; of a larger corpus, a sample of its documents."""
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not for masked training."""
+def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not for masked training.
+
+    ``key`` is the configuration's that names the path.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"tokenizer.path: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
+            f"{key}: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
             "give a directory that save_pretrained wrote, or a name on the Hub (offline: one already downloaded)"
         ) from error
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise ConfigError(
-            f"tokenizer.path: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
+            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
             "with cls, sep, mask and pad"
         )
     if not tokenizer.is_fast:
-        raise ConfigError(f"tokenizer.path: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
+        raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
     return tokenizer
 
 

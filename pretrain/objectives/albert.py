@@ -8,21 +8,24 @@ masked tokens plus mean cross-entropy of the order (0: as in the text, 1: swappe
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
+import torch
 from pydantic import Field
 from torch.nn import functional as F
 from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizerBase
 
 from engine.attention import NAME
 from engine.batch import PackedBatch
-from engine.config import ConfigError, Section
+from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource
 from pretrain.model import ModelSection, encoder_flops, head_flops, initialize
 from pretrain.objectives.mlm import MaskingSection, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, sentence_order_pairs
+from pretrain.start import ObjectiveSection
+from pretrain.weights import Weights
 
 Sharing = Literal["all", "attention", "ffn", "none"]
 
@@ -36,9 +39,10 @@ class NgramMaskingSection(MaskingSection):
     longest_ngram: Annotated[int, Field(ge=1, le=10)] = 3
 
 
-class Config(Section):
+class Config(ObjectiveSection):
     """Section of this objective."""
 
+    family: ClassVar[str] = "albert"
     type: Literal["albert"] = "albert"
     masking: NgramMaskingSection = NgramMaskingSection()
     short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -50,6 +54,11 @@ class Config(Section):
     """Width of the embeddings, projected to the model's; ALBERT's 128 where not given, or less in a narrow model."""
     sharing: Sharing = "all"
     """What the layers share: everything, their attention or their feed-forward parts only, or nothing (Table 4)."""
+
+    @classmethod
+    def decided_by(cls, weights: Weights) -> dict[str, Any]:
+        """The width of the embeddings, and what the layers share."""
+        return {"embedding_size": weights.config.embedding_size, "sharing": sharing_of(weights)}
 
 
 def source(
@@ -120,11 +129,38 @@ _PARTS: dict[Sharing, tuple[str, ...]] = {
 
 def share(model: AlbertForPreTraining, sharing: Sharing, *, untie: bool = False) -> None:
     """Give all layers the first one's modules for the shared parts, or, with ``untie``, copies of them."""
-    first, *others = [group.albert_layers[0] for group in cast(Any, model.albert.encoder).albert_layer_groups]
+    first, *others = _layers(model)
     for layer in others:
         for part in _PARTS[sharing]:
             module = getattr(first, part)
             setattr(layer, part, copy.deepcopy(module) if untie else module)
+
+
+def sharing_of(weights: Weights) -> Sharing:
+    """What the layers of existing weights share; ``ConfigError`` for groups of layers, which we do not train.
+
+    Sharing a part of each layer has no word in a stock config.json: there the layers' copies are equal.
+    """
+    config = weights.config
+    if (config.num_hidden_groups, config.inner_group_num) == (1, 1):
+        return "all"
+    if (config.num_hidden_groups, config.inner_group_num) != (config.num_hidden_layers, 1):
+        raise ConfigError(
+            f"model.from: {weights.path!r} has {config.num_hidden_layers} layers in {config.num_hidden_groups} groups "
+            f"of {config.inner_group_num}; give weights with one group for all layers (objective.sharing: all) or a "
+            "group for each (attention, ffn, none)"
+        )
+    first, *others = (layer.state_dict() for layer in _layers(weights.read(AlbertForPreTraining, config)[0]))
+    kinds: list[Sharing] = ["attention", "ffn"]
+    for kind in kinds:
+        shared = [name for name in first if name.startswith(tuple(f"{part}." for part in _PARTS[kind]))]
+        if all(torch.equal(first[name], layer[name]) for layer in others for name in shared):
+            return kind
+    return "none"
+
+
+def _layers(model: AlbertForPreTraining) -> list[Any]:
+    return [group.albert_layers[0] for group in cast(Any, model.albert.encoder).albert_layer_groups]
 
 
 def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Albert:

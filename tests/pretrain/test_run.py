@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
 
+from pretrain import prepare
 from pretrain.__main__ import main
 from tests.corpora import write_text
 
@@ -252,6 +254,42 @@ def test_a_signal_stops_all_processes_and_one_goes_on(folder: Path, whole: str) 
     assert any("SIGTERM: saved step" in line for line in said), said
     assert "resuming at step" in run(folder, "both", *settings)
     assert losses(folder, "both") == pytest.approx(losses(folder, "one"), abs=1e-5)
+
+
+def test_it_goes_on_from_an_export_on_another_text(
+    folder: Path, whole: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes and tokenizer are the export's, and so is the loss it begins with; resuming needs it where it was."""
+    run(folder, "general", "train.steps=200", "train.save_every=200", "train.evaluate_every=200")
+    export = folder / "runs/pretrain/general/export"
+    write_text(folder / "other.txt", seed=1)
+    further = [f"model.from={export}", f"data.path={folder}/other.txt"]
+    said = run(folder, "further", *further)
+    assert f"weights     {export}: 46 tensors" in said
+    assert "new: nothing; dropped: nothing" in said
+    assert "LOAD REPORT" not in said
+    first, fresh = losses(folder, "further", ("mlm",)), losses(folder, "whole", ("mlm",))
+    assert first[0] < fresh[0] - 1
+    path = folder / "runs/pretrain/further"
+    assert f"weights at the start: {export}" in (path / "export/README.md").read_text()
+    resolved = yaml.safe_load((path / "config.yaml").read_text())
+    assert (resolved["model"]["from"], resolved["tokenizer"]["path"]) == (str(export), str(export))
+    assert (path / "export/tokenizer.json").read_text() == (export / "tokenizer.json").read_text()
+
+    prepare.main(command(folder, "further", *further)[3:])  # as `make data` does
+    assert Path(capsys.readouterr().out.splitlines()[0]).name in (path / "export/README.md").read_text()
+
+    shutil.copytree(path, folder / "runs/pretrain/further-killed")  # as it was after step 8
+    killed = folder / "runs/pretrain/further-killed"
+    (killed / "finished.json").unlink()
+    shutil.rmtree(killed / "export")
+    shutil.rmtree(killed / "checkpoints/step-0000000012")
+    export.rename(export.with_name("gone"))
+    assert main(command(folder, "further-killed", *further)[3:]) == 2
+    assert "needs it to be resumed" in capsys.readouterr().err
+    export.with_name("gone").rename(export)
+    assert "resuming at step 8" in run(folder, "further-killed", *further)
+    assert losses(folder, "further-killed") == losses(folder, "further")
 
 
 def test_length_phases(folder: Path, whole: str) -> None:
