@@ -28,7 +28,13 @@ class ConfigError(InputError):
 class Section(BaseModel):
     """Base of every configuration section: frozen, unknown keys refused, field docstrings kept for ``--help``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        serialize_by_alias=True,  # a key that Python keeps for itself, such as "from", is an alias
+    )
 
 
 class Duration(str):
@@ -195,7 +201,7 @@ def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
         annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else current
         options = [annotation, *get_args(annotation)]
         current = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), current)
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def dump(section: Section) -> str:
@@ -220,5 +226,5 @@ def describe(schema: type[Section], prefix: str = "") -> str:
             )
             default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
             text = " ".join((field.description or "").split())
-            lines.append(f"{prefix}{name} ({kind}, {default})\n    {text}")
+            lines.append(f"{prefix}{field.alias or name} ({kind}, {default})\n    {text}")
     return "\n".join(lines)

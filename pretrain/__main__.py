@@ -17,6 +17,7 @@ from pretrain.config import PretrainConfig, load_config, objective_of
 from pretrain.examples import steps_per_epoch
 from pretrain.prepare import corpus_report, prepare
 from pretrain.report import baselines, fill_masks, model_card, plot_curves, results_table, show_example
+from pretrain.weights import load_weights
 
 _SENTENCES = [
     "The function returns a [MASK] of strings.",
@@ -57,7 +58,7 @@ class Pretraining(Stage):
         return Parts(
             sources,
             steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
-            objective=lambda: self.objective_module.build(config.objective, config.model, self.tokenizer),
+            objective=self._objective,
             held_out=HeldOut(
                 valid,
                 num_examples=config.train.evaluate_examples,
@@ -74,6 +75,12 @@ class Pretraining(Stage):
         """The corpus's manifest."""
         return {"corpus": self.corpus.manifest}
 
+    def _objective(self) -> Any:
+        config = self.config
+        objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
+        self.start = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
+        return objective
+
     def plan(self, trainer: Trainer) -> str:
         """Model, sizes of the batches and one example."""
         rows, _ = Stream(trainer.sources[0], self.config.run.seed).take(Cursor(), 1)
@@ -84,8 +91,10 @@ class Pretraining(Stage):
             type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
         )
         batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
+        start = f"\n{'':<12}".join(self.start)
         return (
             f"model       {models}, {size:,} parameters\n"
+            f"weights     {start}\n"
             f"training    examples a step x longest example: {batches}\n\n"
             f"first example\n{example}"
         )
@@ -101,6 +110,7 @@ class Pretraining(Stage):
         train, processes = self.corpus.train, self.accelerator.num_processes
         facts = {
             "training": f"{ended.step:,} steps",
+            "weights at the start": "; ".join(self.start),
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }

@@ -12,6 +12,7 @@ from engine.objective import objective_module
 from engine.stage import StageConfig, run_name
 from pretrain.corpus import CorpusSection
 from pretrain.model import ModelSection
+from pretrain.start import adopt
 from pretrain.tokenizer import TokenizerSection
 
 
@@ -40,11 +41,13 @@ class PretrainConfig(StageConfig):
 def load_config(arguments: Sequence[str]) -> PretrainConfig:
     """Read ``*.yaml`` files and ``key.sub=value`` overrides; raises ``ConfigError`` with all problems at once.
 
-    A run without a name is called after the configuration files.
+    A run without a name is called after the configuration files; what the weights of ``model.from`` decide is filled
+    in.
     """
     values, sources = read_values(arguments)
     values.setdefault("objective", {}).setdefault("type", "bert")
     module = objective_module("pretrain.objectives", values["objective"])
+    adopt(values, sources, module.Config)
     schema = create_model("PretrainConfig", __base__=PretrainConfig, objective=(module.Config, ...))
     config = validate(cast(type[PretrainConfig], schema), values, sources)
     if config.run.name is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from engine.config import Section
@@ -11,6 +11,8 @@ from engine.config import Section
 class ModelSection(Section):
     """Size of the encoder, in the terms of transformers' configurations. Defaults are BERT-Base."""
 
+    from_: str | None = Field(default=None, alias="from")
+    """Existing weights to go on from, a directory or a Hub name; what they decide (sizes, tokenizer) is then theirs."""
     num_hidden_layers: int = 12
     """Transformer layers."""
     hidden_size: int = 768
@@ -27,6 +29,8 @@ class ModelSection(Section):
     """Dropout of attention probabilities."""
     initializer_range: float = 0.02
     """Deviation of the weights at the start; 0.02 is BERT's at any width."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in every LayerNorm."""
     max_position_embeddings: int = 512
     """Rows of the position table: the longest sequence the model can ever read."""
 
@@ -40,7 +44,9 @@ class ModelSection(Section):
 
     def sizes(self) -> dict[str, int | float | str]:
         """Keyword arguments for a transformers configuration."""
-        return self.model_dump() | {"intermediate_size": self.intermediate_size or 4 * self.hidden_size}
+        return self.model_dump(exclude={"from_"}) | {
+            "intermediate_size": self.intermediate_size or 4 * self.hidden_size
+        }
 
 
 def initialize(model: nn.Module, std: float) -> None:

@@ -67,9 +67,11 @@ def prepare(
 
 
 def _name(data: CorpusSection, tokenizer: TokenizerSection, existing: PreTrainedTokenizerBase | None) -> str:
-    parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump(), tokenizer.model_dump()]
-    if existing is not None:
-        parts.append(cast(Any, existing).backend_tokenizer.to_str())
+    parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump()]
+    if existing is None:
+        parts.append(tokenizer.model_dump())
+    else:  # what it is, not where: its directory may come to hold another one, and another directory the same one
+        parts += [type(existing).__name__, cast(Any, existing).backend_tokenizer.to_str(), existing.special_tokens_map]
     for source in resolve([*data.valid, *data.path]):
         if isinstance(source, Path):
             stat = source.stat()

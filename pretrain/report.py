@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,25 +22,36 @@ _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
 
 
 def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> str:
-    """One example decoded, with its masks as ``[MASK<-original]`` and its pair label."""
+    """One example decoded, its masks as ``[MASK]<-original``, and its pair label; ``##`` is what continues a word."""
     start, end = batch.cu_seqlens[index : index + 2].tolist()
-    tokens = tokenizer.convert_ids_to_tokens(batch.input_ids[start:end].tolist())
+    tokens = _pieces(tokenizer, batch.input_ids[start:end])
     positions = batch.targets["masked_positions"].tolist()
-    originals = tokenizer.convert_ids_to_tokens(batch.targets["masked_ids"].tolist())
+    originals = _pieces(tokenizer, batch.targets["masked_ids"])
+    alone = {place for place, token in enumerate(tokens) if token in tokenizer.all_special_tokens}
     masked = {p - start: original for p, original in zip(positions, originals, strict=True) if start <= p < end}
     words: list[str] = []
     for place, token in enumerate(tokens):
         if place in masked:
             words.append(f"{token}<-{masked[place]}" if token != masked[place] else f"{token}<-kept")
-        elif token.startswith("##") and words and place - 1 not in masked:
-            words[-1] += token[2:]
+        elif token.startswith("##") and place - 1 not in alone | masked.keys():
+            words[-1] = words[-1].removeprefix("▁") + token[2:]
         else:
             words.append(token)
     label = ""
     for name, meanings in _LABELS.items():
         if name in batch.targets:
             label = f"\n  label: {meanings[int(batch.targets[name][index])]}"
-    return f"  {' '.join(words)}\n  {end - start} tokens, {len(masked)} predicted{label}"
+    text = unicodedata.normalize("NFC", " ".join(words))  # an uncased vocabulary has its Hangul in parts
+    return f"  {text}\n  {end - start} tokens, {len(masked)} predicted{label}"
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
+    """The tokens as WordPiece writes them, who marks what continues a word; Unigram marks what begins one."""
+    tokens = list(tokenizer.convert_ids_to_tokens(ids.tolist()))
+    if not any(piece.startswith("▁") for piece in tokenizer.get_vocab()):
+        return tokens
+    special = set(tokenizer.all_special_tokens)
+    return [t if t in special else t[1:] or t if t.startswith("▁") else f"##{t}" for t in tokens]
 
 
 _ROWS = {
@@ -145,6 +157,6 @@ def model_card(name: str, table: str, facts: dict[str, str], config: str, pictur
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
         f"---\nlibrary_name: transformers\ntags:\n{tags}---\n\n# {name}\n\n"
-        f"Pretrained from scratch with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
+        f"Pretrained with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
         f"## Configuration\n\n```yaml\n{config}```\n"
     )

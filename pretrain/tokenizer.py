@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,6 +23,7 @@ from engine.config import ConfigError, Section
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4."""
 _ALPHABET = 1000
+_SMALLEST = 64
 _CACHED_WORDS = 400_000
 
 
@@ -31,7 +34,7 @@ class TokenizerSection(Section):
     """What is trained: BERT's kind, or ALBERT's (SentencePiece's Unigram)."""
     path: str | None = None
     """Directory or Hub name of an existing tokenizer; none is trained then."""
-    vocab_size: int = Field(default=30522, ge=64)
+    vocab_size: int = Field(default=30522, ge=_SMALLEST)
     """Pieces of a trained vocabulary, special tokens included."""
     lowercase: bool = True
     """Lowercase and strip accents, as BERT uncased and ALBERT do; this also takes Hangul syllables apart."""
@@ -41,37 +44,76 @@ class TokenizerSection(Section):
     """Text to train on; of a larger corpus, a sample of its documents."""
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not for masked training."""
+def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not for masked training.
+
+    ``key`` is the configuration's that names the path.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"tokenizer.path: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
+            f"{key}: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
             "give a directory that save_pretrained wrote, or a name on the Hub (offline: one already downloaded)"
         ) from error
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise ConfigError(
-            f"tokenizer.path: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
+            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
             "with cls, sep, mask and pad"
         )
     if not tokenizer.is_fast:
-        raise ConfigError(f"tokenizer.path: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
+        raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
     return tokenizer
 
 
 def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
     """Train a BERT tokenizer; the same texts in any order give the same vocabulary.
 
-    The trainer numbers the alphabet in the order of a hash table, and merges of equal count go by these numbers; given
-    its alphabet and the continuation pieces in a fixed order it is deterministic. Raises ``ConfigError`` when the texts
-    do not support a vocabulary of the size asked for.
+    Raises ``ConfigError`` when the texts do not support a vocabulary of the size asked for.
     """
-    texts = list(texts)
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=section.lowercase), pre_tokenizers.BertPreTokenizer()
+    texts, size = list(texts), section.vocab_size
+    normalizer = normalizers.BertNormalizer(lowercase=section.lowercase)
+    characters = _characters(texts, normalizer)[:_ALPHABET]
+    vocabulary_of = cache(lambda number: _wordpieces(texts, normalizer, sorted(characters[:number]), section))
     # A small vocabulary keeps half its pieces for what is longer than a character.
-    alphabet = _alphabet(texts, normalizer, min(_ALPHABET, (section.vocab_size - len(SPECIALS)) // 4))
+    least = min(len(characters), (size - len(SPECIALS)) // 4)
+    vocabulary = vocabulary_of(fewest(least, len(characters), lambda number: len(vocabulary_of(number)) >= size))
+    if len(vocabulary) < size:
+        raise too_few_pieces(section, len(vocabulary))
+    # One character more can be two pieces more, of which one was still wanted.
+    vocabulary = {piece: number for piece, number in vocabulary.items() if number < size}
+    # A fresh tokenizer, because to the trained one all its special tokens are added tokens.
+    return BertTokenizer(vocab=vocabulary, do_lower_case=section.lowercase, model_max_length=512)
+
+
+def fewest(least: int, most: int, suffices: Callable[[int], bool]) -> int:
+    """The smallest number from ``least`` to ``most`` that suffices, as all larger ones then do; ``most`` if none does.
+
+    For the characters of a vocabulary: with more of them a text is cut into more different pieces.
+    """
+    if suffices(least):
+        return least
+    return bisect_left(range(most), True, min(least + 1, most), key=suffices) if suffices(most) else most
+
+
+def too_few_pieces(section: TokenizerSection, supported: int) -> ConfigError:
+    """The error of a text that has only so many pieces; a vocabulary of the size it names can be trained."""
+    possible = f"set tokenizer.vocab_size to {supported} or less" if supported >= _SMALLEST else "give more text"
+    return ConfigError(
+        f"tokenizer.vocab_size: asked {section.vocab_size} pieces, the corpus supports {supported}; {possible}"
+    )
+
+
+def _wordpieces(
+    texts: Sequence[str], normalizer: Any, alphabet: list[str], section: TokenizerSection
+) -> dict[str, int]:
+    """A trained vocabulary over an alphabet, numbered; smaller than asked where the texts have no more.
+
+    The trainer numbers the alphabet in the order of a hash table, and merges of equal count go by these numbers; given
+    its alphabet and the continuation pieces in a fixed order it is deterministic.
+    """
+    splitter = pre_tokenizers.BertPreTokenizer()
     # Punctuation and ideographs stand alone; they continue nothing.
     within = [normalizer.normalize_str(f"a{character}a") for character in alphabet]
     continuing = [alphabet[i] for i, word in enumerate(within) if len(splitter.pre_tokenize_str(word)) == 1]
@@ -87,24 +129,17 @@ def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrain
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) != section.vocab_size:
-        raise ConfigError(
-            f"tokenizer.vocab_size: asked {section.vocab_size} pieces, the corpus supports {len(vocabulary)}; "
-            f"set tokenizer.vocab_size to {len(vocabulary)} or less"
-        )
-    # A fresh tokenizer, because to the trained one all special tokens above are added tokens.
-    return BertTokenizer(vocab=vocabulary, do_lower_case=section.lowercase, model_max_length=512)
+    return tokenizer.get_vocab()
 
 
-def _alphabet(texts: Sequence[str], normalizer: Any, limit: int) -> list[str]:
-    """The most frequent characters, ties by code point, in the order of their code points."""
+def _characters(texts: Sequence[str], normalizer: Any) -> list[str]:
+    """All characters, the most frequent first, ties by code point."""
     counts = np.zeros(0x110000, np.int64)
     for start in range(0, len(texts), 1000):
         text = normalizer.normalize_str(" ".join(texts[start : start + 1000]))
         counts += np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32), minlength=len(counts))
     points = [int(point) for point in np.flatnonzero(counts) if not chr(point).isspace()]
-    return [chr(point) for point in sorted(sorted(points, key=lambda point: -counts[point])[:limit])]
+    return [chr(point) for point in sorted(points, key=lambda point: -counts[point])]
 
 
 class WordEncoder:

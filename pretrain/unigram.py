@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
 from transformers import AlbertTokenizer, PreTrainedTokenizerBase
 
-from engine.config import ConfigError
 from pretrain.lattice import Lattice
-from pretrain.tokenizer import TokenizerSection
+from pretrain.tokenizer import TokenizerSection, fewest, too_few_pieces
 
 SPECIALS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4, as in the published ones."""
@@ -35,15 +35,13 @@ def train_unigram(texts: Iterable[str], section: TokenizerSection) -> PreTrained
     """
     words, counts = _count_words(texts, _tokenizer([], section))
     wanted = section.vocab_size - len(SPECIALS) - len(SYMBOLS)
+    characters, seeds = _characters(words, counts)[:wanted], _SEEDS_PER_PIECE * wanted
+    over = cache(lambda n: Lattice(words, counts, sorted(characters[:n]), SYMBOLS, section.min_frequency, seeds))
     # A small vocabulary keeps half its pieces for what is longer than a character.
-    alphabet = _alphabet(words, counts, wanted // 2)
-    lattice = Lattice(words, counts, alphabet, SYMBOLS, section.min_frequency, _SEEDS_PER_PIECE * wanted)
+    least = min(len(characters), wanted // 2)
+    lattice = over(fewest(least, len(characters), lambda number: over(number).num_pieces >= wanted))
     if lattice.num_pieces < wanted:
-        supported = lattice.num_pieces + len(SPECIALS) + len(SYMBOLS)
-        raise ConfigError(
-            f"tokenizer.vocab_size: asked {section.vocab_size} pieces, the corpus supports {supported}; "
-            f"set tokenizer.vocab_size to {supported} or less"
-        )
+        raise too_few_pieces(section, lattice.num_pieces + len(SPECIALS) + len(SYMBOLS))
     lattice.estimate()
     while lattice.num_pieces > wanted:
         lattice.prune(max(wanted, int(lattice.num_pieces * _KEPT)))
@@ -79,13 +77,12 @@ def _count_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> tu
     return kept, np.array([words[word] for word in kept], np.int64)
 
 
-def _alphabet(words: list[str], counts: np.ndarray, limit: int) -> list[str]:
-    """The most frequent characters that make up nearly all text, ties by code point; never more than ``limit``."""
+def _characters(words: list[str], counts: np.ndarray) -> list[str]:
+    """The characters that make up nearly all text, the most frequent first, ties by code point."""
     occurrences: Counter[str] = Counter()
     for word, count in zip(words, counts.tolist(), strict=True):
         for character in word:
             occurrences[character] += count
     order = sorted((c for c in occurrences if c not in SYMBOLS), key=lambda c: (-occurrences[c], c))
     covered = np.cumsum([occurrences[character] for character in order])
-    enough = int(np.searchsorted(covered, _COVERAGE * covered[-1])) + 1
-    return sorted(order[: min(enough, limit)])
+    return order[: int(np.searchsorted(covered, _COVERAGE * covered[-1])) + 1]

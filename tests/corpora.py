@@ -75,3 +75,25 @@ def write_text(path: Path, num_documents: int = 40, seed: int = 0) -> Path:
         documents.append("\n".join(lines))
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return path
+
+
+def korean_text(num_documents: int, seed: int = 0) -> list[list[str]]:
+    """Documents of Korean sentences about a topic each, grammatical though of little sense; a sentence an entry."""
+    rng = np.random.default_rng(seed)
+    names = ["강물", "엔진", "정원", "시장", "항구", "도서관", "산길", "부엌", "기차역", "극장", "자전거", "우체국"]
+    verbs = ["열린다", "닫힌다", "자란다", "움직인다", "기다린다", "바뀐다", "돌아온다", "시작된다"]
+    links = ["열리고", "닫히며", "자라서", "움직이면"]
+    kinds = ["오래된", "작은", "조용한", "밝은", "머나먼", "유명한", "텅 빈", "북쪽의"]
+    times = ["아침에", "저녁마다", "비가 오면", "눈이 내리면", "봄이 오기 전에", "겨울이 지나면"]
+
+    def subject(name: str) -> str:
+        return name + ("가" if (ord(name[-1]) - 0xAC00) % 28 == 0 else "이")  # after a vowel, or a consonant
+
+    return [
+        [
+            f"{rng.choice(times)} {rng.choice(kinds)} {subject(names[number % len(names)])} {rng.choice(links)} "
+            f"{rng.choice(kinds)} {subject(rng.choice(names))} {rng.choice(verbs)}."
+            for _ in range(rng.integers(4, 12))
+        ]
+        for number in range(num_documents)
+    ]

@@ -8,15 +8,16 @@ masked tokens plus mean cross-entropy of the order (0: as in the text, 1: swappe
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
+import torch
 from pydantic import Field
 from torch.nn import functional as F
 from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizerBase
 
 from engine.attention import NAME
 from engine.batch import PackedBatch
-from engine.config import ConfigError, Section
+from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
@@ -24,6 +25,8 @@ from pretrain.examples import DocumentSource
 from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, sentence_order_pairs
+from pretrain.start import ObjectiveSection
+from pretrain.weights import Weights
 
 Sharing = Literal["all", "attention", "ffn", "none"]
 
@@ -37,9 +40,10 @@ class NgramMaskingSection(MaskingSection):
     longest_ngram: Annotated[int, Field(ge=1, le=10)] = 3
 
 
-class Config(Section):
+class Config(ObjectiveSection):
     """Section of this objective."""
 
+    family: ClassVar[str] = "albert"
     type: Literal["albert"] = "albert"
     masking: NgramMaskingSection = NgramMaskingSection()
     short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -51,6 +55,11 @@ class Config(Section):
     """Width of the embeddings, projected to the model's; ALBERT's 128 where not given, or less in a narrow model."""
     sharing: Sharing = "all"
     """What the layers share: everything, their attention or their feed-forward parts only, or nothing (Table 4)."""
+
+    @classmethod
+    def decided_by(cls, weights: Weights) -> dict[str, Any]:
+        """The width of the embeddings, and what the layers share."""
+        return {"embedding_size": weights.config.embedding_size, "sharing": sharing_of(weights)}
 
 
 def source(
@@ -95,6 +104,9 @@ def _plans(examples: DocumentSource) -> Any:
 def albert_config(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> AlbertConfig:
     """The transformers configuration of a size, with the packed attention.
 
+    ``classifier_dropout_prob`` stays at transformers' 0.1, of which pretraining has no use: it is what the paper
+    fine-tunes all tasks with, also where the layers have no dropout (Table 14).
+
     Unless all is shared every layer is a group of its own; :func:`share` then ties what is common to them.
     """
     settings: dict[str, Any] = {**model.sizes(), "attn_implementation": NAME}
@@ -121,11 +133,38 @@ _PARTS: dict[Sharing, tuple[str, ...]] = {
 
 def share(model: AlbertForPreTraining, sharing: Sharing, *, untie: bool = False) -> None:
     """Give all layers the first one's modules for the shared parts, or, with ``untie``, copies of them."""
-    first, *others = [group.albert_layers[0] for group in cast(Any, model.albert.encoder).albert_layer_groups]
+    first, *others = _layers(model)
     for layer in others:
         for part in _PARTS[sharing]:
             module = getattr(first, part)
             setattr(layer, part, copy.deepcopy(module) if untie else module)
+
+
+def sharing_of(weights: Weights) -> Sharing:
+    """What the layers of existing weights share; ``ConfigError`` for groups of layers, which we do not train.
+
+    Sharing a part of each layer has no word in a stock config.json: there the layers' copies are equal.
+    """
+    config = weights.config
+    if (config.num_hidden_groups, config.inner_group_num) == (1, 1):
+        return "all"
+    if (config.num_hidden_groups, config.inner_group_num) != (config.num_hidden_layers, 1):
+        raise ConfigError(
+            f"model.from: {weights.path!r} has {config.num_hidden_layers} layers in {config.num_hidden_groups} groups "
+            f"of {config.inner_group_num}; give weights with one group for all layers (objective.sharing: all) or a "
+            "group for each (attention, ffn, none)"
+        )
+    first, *others = (layer.state_dict() for layer in _layers(weights.read(AlbertForPreTraining, config)[0]))
+    kinds: list[Sharing] = ["attention", "ffn"]
+    for kind in kinds:
+        shared = [name for name in first if name.startswith(tuple(f"{part}." for part in _PARTS[kind]))]
+        if all(torch.equal(first[name], layer[name]) for layer in others for name in shared):
+            return kind
+    return "none"
+
+
+def _layers(model: AlbertForPreTraining) -> list[Any]:
+    return [group.albert_layers[0] for group in cast(Any, model.albert.encoder).albert_layer_groups]
 
 
 def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Albert:

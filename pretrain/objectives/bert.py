@@ -7,14 +7,14 @@ tokens plus mean cross-entropy of the pair label (0: B follows A, 1: B is random
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch.nn import functional as F
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch
-from engine.config import ConfigError, Section
+from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
@@ -22,11 +22,13 @@ from pretrain.examples import DocumentSource
 from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, bert_config, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, next_sentence_pairs
+from pretrain.start import ObjectiveSection
 
 
-class Config(Section):
+class Config(ObjectiveSection):
     """Section of this objective."""
 
+    family: ClassVar[str] = "bert"
     type: Literal["bert"] = "bert"
     masking: MaskingSection = MaskingSection()
     short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1

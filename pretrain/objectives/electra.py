@@ -9,7 +9,7 @@ words, positions, segments and LayerNorm.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, PositiveInt
@@ -19,7 +19,7 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 
 from engine.attention import NAME
 from engine.batch import PackedBatch, pack
-from engine.config import ConfigError, Section
+from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
@@ -28,13 +28,16 @@ from pretrain.electra_examples import mask_slots, segment_pairs
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens
+from pretrain.start import ObjectiveSection
+from pretrain.weights import Weights
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class Config(Section):
+class Config(ObjectiveSection):
     """Section of this objective; ``model`` is the discriminator, with ``hidden_act: gelu`` in the original."""
 
+    family: ClassVar[str] = "electra"
     type: Literal["electra"] = "electra"
     embedding_size: PositiveInt | None = None
     """Width of the shared embeddings; the discriminator's where not given. Small has 128."""
@@ -51,6 +54,16 @@ class Config(Section):
     """Share of examples of one segment, beside those too short for two."""
     short_probability: Probability = 0.05
     """Share of examples with a random shorter target length."""
+
+    @classmethod
+    def decided_by(cls, weights: Weights) -> dict[str, Any]:
+        """The width of the embeddings and, where a generator lies beside the discriminator, of that."""
+        config, generator = weights.config, weights.companion("generator")
+        # As many digits as the fractions are given with; the width is rounded.
+        fraction = (
+            {} if generator is None else {"generator_fraction": round(generator.hidden_size / config.hidden_size, 5)}
+        )
+        return {"embedding_size": config.embedding_size, **fraction}
 
 
 def source(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import mask_tokens, word_starts
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens, full_segments
+from pretrain.start import ObjectiveSection
 
 
 class MaskingSection(Section):
@@ -36,9 +37,10 @@ class MaskingSection(Section):
     """Choose runs of up to so many words (or tokens), short ones more often; ALBERT's is 3."""
 
 
-class Config(Section):
+class Config(ObjectiveSection):
     """Section of this objective."""
 
+    family: ClassVar[str] = "bert"
     type: Literal["mlm"] = "mlm"
     masking: MaskingSection = MaskingSection()
 

@@ -6,7 +6,7 @@ import json
 import math
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +25,9 @@ from engine.loop import DivergedError, StepInfo, training_steps
 from engine.objective import Objective, objective_module
 from engine.optim import OptimSection, build_optimizer, learning_rate
 from engine.order import Phase, Steps
+from pretrain.config import load_config
 from pretrain.model import ModelSection
+from pretrain.weights import load_weights, networks
 from tests.corpora import learnable_tokens, random_tokens, tiny_tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -207,6 +209,55 @@ def test_export_reloads_with_equal_outputs(kind: Any, tmp_path: Any) -> None:
     with torch.no_grad():
         ours, theirs = objective.exported()(**batch.model_inputs()), reloaded(**inputs)
     torch.testing.assert_close(theirs[0], ours[0], atol=1e-5, rtol=0)
+
+
+def test_it_goes_on_from_its_export_and_from_the_bare_encoder(kind: Any, tmp_path: Path) -> None:
+    """``model.from``: every tensor is the directory's bit for bit, what is not there is as freshly made, ties are kept.
+
+    The directory alone decides sizes and the keys of the objective that are sizes.
+    """
+    name, tokenizer = kind.Config().type, tiny_tokenizer()
+    before, _ = make(kind)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    whole = export_model(before.exported(), tokenizer, tmp_path / "whole", card="", companions=before.companions())
+    cast(Any, before.exported()).base_model.save_pretrained(tmp_path / "bare")
+    tokenizer.save_pretrained(tmp_path / "bare")
+    for folder in (whole, tmp_path / "bare"):
+        arguments = [f"objective.type={name}", f"model.from={folder}", "train.phases=[{sequence_length: 32}]"]
+        config = load_config(arguments)
+        assert config.model.hidden_size == 32
+        torch.manual_seed(3)
+        fresh = kind.build(config.objective, config.model, tokenizer)
+        torch.manual_seed(3)
+        objective = kind.build(config.objective, config.model, tokenizer)
+        load_weights(objective, str(folder))
+        assert ties(objective) == ties(fresh) == ties(before)
+        there = dict(before.named_parameters())
+        taken = 0
+        for parameter, (path, found), new in zip(there, objective.named_parameters(), fresh.parameters(), strict=True):
+            assert parameter == path
+            assert torch.equal(found, there[path]) or (folder != whole and torch.equal(found, new)), path
+            taken += torch.equal(found, there[path])
+        body = cast(Any, before.exported()).base_model
+        assert taken == len(there) if folder == whole else taken >= len(list(body.parameters())) > 10
+
+
+def ties(objective: Objective) -> list[list[str]]:
+    """Names by which one tensor is known, for every tensor."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in objective.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return sorted(names.values())
+
+
+def test_networks_are_all_that_is_trained(kind: Any) -> None:
+    objective, _ = make(kind)
+    models = networks(objective)
+    assert models.keys() == {"", *objective.companions()}
+    assert type(models[""]) is type(objective.exported())
+    assert {id(p) for model in models.values() for p in model.parameters()} == {id(p) for p in objective.parameters()}
 
 
 def test_held_out_numbers_do_not_depend_on_the_split(kind: Any, accelerator: Accelerator) -> None:

@@ -235,6 +235,20 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
     assert second.manifest["tokenizer"] == first.manifest["tokenizer"]
 
 
+def test_the_folder_follows_the_tokenizer_not_where_it_is(tmp_path: Path) -> None:
+    data = section(write(tmp_path / "a.txt", documents(60)))
+    here, there = tmp_path / "here", tmp_path / "there"
+    trained = prepare(data, TOKENIZER, tmp_path / "cache").tokenizer()
+    trained.save_pretrained(here)
+    trained.save_pretrained(there)
+    one, other = (prepare(data, TokenizerSection(path=str(p)), tmp_path / "cache").path for p in (here, there))
+    assert one == other
+    prepare(data, TokenizerSection(vocab_size=110), tmp_path / "cache").tokenizer().save_pretrained(here)
+    again = prepare(data, TokenizerSection(path=str(here)), tmp_path / "cache")
+    assert again.path != one
+    assert len(again.unigrams) == 110
+
+
 def test_corpora_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text"):
         prepare(section(write(tmp_path / "a.txt", [])), TOKENIZER, tmp_path / "cache")

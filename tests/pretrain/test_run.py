@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
 
+from pretrain import prepare
 from pretrain.__main__ import main
 from tests.corpora import write_text
 
@@ -86,6 +88,16 @@ def exported(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 def losses(folder: Path, name: str, terms: tuple[str, ...] = ("mlm", "nsp")) -> list[float]:
     return [row[f"train/{term}"] for _, row in sorted(rows(folder, name).items()) for term in terms]
+
+
+def after_step_8(folder: Path, name: str) -> str:
+    """Name of a copy of a finished run, as the run was after the second of its three checkpoints."""
+    killed = folder / "runs/pretrain" / f"{name}-killed"
+    shutil.copytree(folder / "runs/pretrain" / name, killed)
+    (killed / "finished.json").unlink()
+    shutil.rmtree(killed / "export")
+    shutil.rmtree(killed / "checkpoints/step-0000000012")
+    return killed.name
 
 
 @pytest.fixture(scope="module")
@@ -200,32 +212,43 @@ def test_two_processes_equal_one(folder: Path, whole: str) -> None:
     assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
 
 
-def test_electra_resumes_bit_exactly_and_two_processes_equal_one(folder: Path, whole: str) -> None:
-    """Two networks under the same loop: the samples between them depend on neither process nor micro-batch."""
-    terms = ("generator", "discriminator", "replaced")
-    settings = ["objective.type=electra", "objective.embedding_size=16", "model.hidden_act=gelu", *STILL]
-    said = run(folder, "electra", *settings)
-    assert "ElectraForPreTraining and ElectraForMaskedLM" in said
-    assert "detection AUC" in said
-    path = folder / "runs/pretrain/electra"
-    for part, kind in ((".", AutoModelForPreTraining), ("generator", AutoModelForMaskedLM)):
-        _, report = kind.from_pretrained(path / "export" / part, output_loading_info=True)
+ALBERT = ["tokenizer.type=unigram", "objective.sharing=attention", "optim.algorithm=lamb"]
+ELECTRA = ["objective.embedding_size=16", "model.hidden_act=gelu"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "terms", "shown"),
+    [
+        ("albert", ALBERT, ("mlm", "sop"), ["AlbertForPreTraining", "SOP accuracy"]),
+        ("electra", ELECTRA, ("generator", "discriminator", "replaced"),
+         ["ElectraForPreTraining and ElectraForMaskedLM", "detection AUC"]),
+    ],
+)  # fmt: skip
+def test_others_resume_bit_exactly_and_two_processes_equal_one(
+    folder: Path, kind: str, settings: list[str], terms: tuple[str, ...], shown: list[str]
+) -> None:
+    """Layers shared in part under LAMB; two networks, where neither process nor micro-batch decides the samples."""
+    settings = [f"objective.type={kind}", *settings, *STILL]
+    said = run(folder, kind, *settings)
+    assert all(part in said for part in shown)
+    path = folder / "runs/pretrain" / kind
+    parts: dict[str, Any] = {".": AutoModelForPreTraining}
+    if kind == "electra":
+        parts["generator"] = AutoModelForMaskedLM
+        assert "in `generator/`: ElectraForMaskedLM" in (path / "export/README.md").read_text()
+    for part, auto in parts.items():
+        _, report = auto.from_pretrained(path / "export" / part, output_loading_info=True)
         assert not report["missing_keys"]
-    assert "in `generator/`: ElectraForMaskedLM" in (path / "export/README.md").read_text()
 
-    shutil.copytree(path, folder / "runs/pretrain/electra-killed")  # as it was after step 8
-    killed = folder / "runs/pretrain/electra-killed"
-    (killed / "finished.json").unlink()
-    shutil.rmtree(killed / "export")
-    shutil.rmtree(killed / "checkpoints/step-0000000012")
-    assert "resuming at step 8" in run(folder, "electra-killed", *settings)
-    assert losses(folder, "electra-killed", terms) == losses(folder, "electra", terms)
-    expected = exported(folder, "electra")
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, "electra-killed").items())
+    killed = after_step_8(folder, kind)
+    assert "resuming at step 8" in run(folder, killed, *settings)
+    assert losses(folder, killed, terms) == losses(folder, kind, terms)
+    expected = exported(folder, kind)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, killed).items())
 
-    run(folder, "electra-two", *settings, "train.micro_batch_tokens=64", processes=2)
-    assert losses(folder, "electra-two", terms) == pytest.approx(losses(folder, "electra", terms), abs=1e-5)
-    found = exported(folder, "electra-two")
+    run(folder, f"{kind}-two", *settings, "train.micro_batch_tokens=64", processes=2)
+    assert losses(folder, f"{kind}-two", terms) == pytest.approx(losses(folder, kind, terms), abs=1e-5)
+    found = exported(folder, f"{kind}-two")
     difference = torch.cat([(found[name] - tensor).flatten() for name, tensor in expected.items()])
     assert difference.norm() / torch.cat([tensor.flatten() for tensor in expected.values()]).norm() < 1e-5
 
@@ -252,6 +275,38 @@ def test_a_signal_stops_all_processes_and_one_goes_on(folder: Path, whole: str) 
     assert any("SIGTERM: saved step" in line for line in said), said
     assert "resuming at step" in run(folder, "both", *settings)
     assert losses(folder, "both") == pytest.approx(losses(folder, "one"), abs=1e-5)
+
+
+def test_it_goes_on_from_an_export_on_another_text(
+    folder: Path, whole: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes and tokenizer are the export's, and so is the loss it begins with; resuming needs it where it was."""
+    run(folder, "general", "train.steps=200", "train.save_every=200", "train.evaluate_every=200")
+    export = folder / "runs/pretrain/general/export"
+    write_text(folder / "other.txt", seed=1)
+    further = [f"model.from={export}", f"data.path={folder}/other.txt"]
+    said = run(folder, "further", *further)
+    assert f"weights     {export}: 46 tensors" in said
+    assert "new: nothing; dropped: nothing" in said
+    assert "LOAD REPORT" not in said
+    first, fresh = losses(folder, "further", ("mlm",)), losses(folder, "whole", ("mlm",))
+    assert first[0] < fresh[0] - 1
+    path = folder / "runs/pretrain/further"
+    assert f"weights at the start: {export}" in (path / "export/README.md").read_text()
+    resolved = yaml.safe_load((path / "config.yaml").read_text())
+    assert (resolved["model"]["from"], resolved["tokenizer"]["path"]) == (str(export), str(export))
+    assert (path / "export/tokenizer.json").read_text() == (export / "tokenizer.json").read_text()
+
+    prepare.main(command(folder, "further", *further)[3:])  # as `make data` does
+    assert Path(capsys.readouterr().out.splitlines()[0]).name in (path / "export/README.md").read_text()
+
+    killed = after_step_8(folder, "further")
+    export.rename(export.with_name("gone"))
+    assert main(command(folder, killed, *further)[3:]) == 2
+    assert "needs it to be resumed" in capsys.readouterr().err
+    export.with_name("gone").rename(export)
+    assert "resuming at step 8" in run(folder, killed, *further)
+    assert losses(folder, killed) == losses(folder, "further")
 
 
 def test_length_phases(folder: Path, whole: str) -> None:

@@ -89,6 +89,11 @@ def test_a_vocabulary_the_corpus_cannot_fill_is_an_error_that_says_how_large_it_
         train_wordpiece(texts[:50], TokenizerSection(vocab_size=supported + 1))
 
 
+def test_a_corpus_too_small_for_any_vocabulary_is_told_so() -> None:
+    with pytest.raises(ConfigError, match=r"the corpus supports \d\d; give more text"):
+        train_wordpiece(["a few words"], TokenizerSection(vocab_size=64))
+
+
 def test_a_small_vocabulary_is_exact_in_spite_of_many_characters() -> None:
     rng = random.Random(0)
     letters = [chr(point) for point in range(0x3B1, 0x590) if chr(point).isalpha() and chr(point).islower()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,17 +18,12 @@ from pretrain.corpus import CorpusSection
 from pretrain.masking import word_starts
 from pretrain.prepare import prepare
 from pretrain.pydocs import _read_topics
-from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer, train_wordpiece
+from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer
 from pretrain.unigram import SPECIALS, SYMBOLS, train_unigram
-from tests.corpora import write_text
+from tests.corpora import korean_text, write_text
 from tests.pretrain.test_tokenizer import TRICKY, random_texts, reference
 
-KOREAN = [
-    "한국어는 한반도와 그 주변에서 쓰이는 언어이다. 한국어의 문자는 한글이다.",
-    "한글은 세종대왕이 만든 문자로, 자음과 모음을 모아 한 글자를 쓴다.",
-    "서울은 대한민국의 수도이며 한강이 서울의 가운데를 흐른다.",
-    "부산은 대한민국의 항구 도시이며 서울 다음으로 큰 도시이다.",
-] * 3
+KOREAN = [" ".join(document) for document in korean_text(5)]
 
 
 def section(vocab_size: int = 2000, **more: Any) -> TokenizerSection:
@@ -120,25 +114,6 @@ def test_word_encoder_hands_over_where_a_word_is_not_cut_alone(texts: list[str])
     encoder = WordEncoder(tokenizer)
     assert encoder._words is None
     assert encoder.encode_batch(texts[:100]) == reference(tokenizer, texts[:100])
-
-
-@pytest.mark.parametrize(("kind", "vocab_size"), [("wordpiece", 600), ("unigram", 600)])
-def test_korean_and_cased_text(kind: str, vocab_size: int) -> None:
-    """Cased, syllables stay whole and come back; lower-cased, both kinds take them apart, as the originals do."""
-    train = train_unigram if kind == "unigram" else train_wordpiece
-    syllables, rng = sorted({c for text in KOREAN for c in text if c.isalpha()}), random.Random(0)
-    words = [" ".join("".join(rng.choices(syllables, k=3)) for _ in range(1000))] * 2
-    texts = [*KOREAN, *words, "Seoul Busan " * 20]
-    settings: dict[str, Any] = {"type": kind, "vocab_size": vocab_size}
-    cased = train(texts, TokenizerSection(lowercase=False, **settings))
-    known = "서울 한국어 Seoul"
-    assert cased.decode(cased(known, add_special_tokens=False)["input_ids"]) == known
-    lower = train(texts, TokenizerSection(lowercase=True, **settings))
-    assert not any("S" in piece for piece in lower.get_vocab() if not piece.startswith("["))
-    ids = lower("서울은 대한민국의 수도", add_special_tokens=False)["input_ids"]
-    assert lower.unk_token_id not in ids
-    for tokenizer in (cased, lower):
-        assert WordEncoder(tokenizer).encode_batch(KOREAN) == reference(tokenizer, KOREAN)
 
 
 def test_a_vocabulary_the_corpus_cannot_fill_is_an_error_that_says_how_large_it_may_be(texts: list[str]) -> None:

@@ -1,0 +1,169 @@
+"""Existing weights to go on from: a model directory or one of the Hub, read and put into a freshly built objective."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from engine.config import ConfigError
+from engine.export import warnings_of_transformers
+from engine.objective import Objective
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What ``model.from`` names."""
+
+    path: str
+    """A directory that ``save_pretrained`` wrote, or a name on the Hub."""
+    config: Any
+    """Its config.json, in transformers' class."""
+
+    @classmethod
+    def find(cls, path: str) -> Weights:
+        """Read the config.json; ``ConfigError`` where there is none.
+
+        A resumed run comes here too, although its weights are its checkpoint's: sizes and tokenizer are read where they
+        are, as the text is, instead of being kept a second time. What a run is made from stays in its place, or the run
+        is refused before anything is computed.
+        """
+        config = _config_of(path)
+        if config is not None:
+            return cls(path, config)
+        if Path(path).is_dir():
+            reason = "the directory holds no config.json of a transformers model"
+            reason += f" (did you mean {Path(path) / 'export'}?)" * (Path(path) / "export").is_dir()
+        else:
+            reason = "there is no such directory, nor a model of that name in the Hub's cache (make's HUB=1 fetches it)"
+        raise ConfigError(
+            f"model.from: given {path!r}: {reason}; give the export of a run, another directory that save_pretrained "
+            "wrote, or a name on the Hub. A run that started from it needs it to be resumed"
+        )
+
+    def companion(self, folder: str) -> Any:
+        """The config.json of a companion, which is in a folder of its own; None where there is none."""
+        config = _config_of(self.path, folder)
+        if config is None and (Path(self.path) / folder).exists():
+            raise ConfigError(f"model.from: {Path(self.path) / folder} holds no config.json that can be read; mend it")
+        return config
+
+    def read(self, kind: type[PreTrainedModel], config: PreTrainedConfig, folder: str = "") -> tuple[Any, Any]:
+        """A model of this kind and configuration with these weights, in float32, and transformers' report of it."""
+        try:
+            with warnings_of_transformers():
+                read: Any = kind.from_pretrained(
+                    self.path,
+                    config=copy.deepcopy(config),
+                    subfolder=folder,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,  # the report lists them
+                    output_loading_info=True,
+                )
+            return read
+        except (OSError, ValueError, SafetensorError) as error:
+            where, reason = Path(self.path) / folder, str(error).splitlines()[0]
+            raise ConfigError(
+                f"model.from: the weights in {where} cannot be read: {reason}; save them again"
+            ) from error
+
+
+def _config_of(path: str, folder: str = "") -> Any:
+    try:
+        return AutoConfig.from_pretrained(path, subfolder=folder)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def networks(objective: Objective) -> dict[str, PreTrainedModel]:
+    """The models that an objective trains, by their folder within an export: a companion's is its attribute's name."""
+    companions = objective.companions()
+    models = {name: child for name, child in objective.named_children() if isinstance(child, PreTrainedModel)}
+    return {name if name in companions else "": model for name, model in models.items()}
+
+
+def load_weights(objective: Objective, path: str) -> list[str]:
+    """Put the weights that ``path`` names into a freshly built ``objective``; returns lines that say what became of it.
+
+    Heads, poolers and companions that are not there keep their initialisation, and what the objective has no use for is
+    dropped. What is one tensor stays one. ``ConfigError`` where any other tensor is missing, has another shape, or is
+    one here but differs there.
+    """
+    weights, models = Weights.find(path), networks(objective)
+    copies: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    problems, dropped = [], []
+    for folder, model in models.items():
+        config = weights.companion(folder) if folder else weights.config
+        if config is None:
+            continue
+        read, report = weights.read(type(model), model.config, folder)
+        problems += _misfits(model, config, report)
+        dropped += [_named(folder, name) for name in report["unexpected_keys"]]
+        absent = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}
+        here, there = model.state_dict(keep_vars=True), read.state_dict()
+        copies += [(_named(folder, name), here[name], there[name]) for name in here if name not in absent]
+    with torch.no_grad():
+        for _, tensor, value in copies:
+            tensor.copy_(value)
+    unequal = [name for name, tensor, value in copies if not torch.equal(tensor, value)]
+    problems += [f"{name}: one tensor with another here, not equal to it there" for name in unequal]
+    if problems:
+        shown = problems[:8] + [f"and {len(problems) - 8} more"] * (len(problems) > 8)
+        raise ConfigError(
+            f"model.from: {path!r} does not hold the model that its config.json describes, with two segments:\n"
+            + "\n".join(f"  - {problem}" for problem in shown)
+            + "\nGive weights that save_pretrained wrote, of such a model."
+        )
+    loaded = {id(tensor) for _, tensor, _ in copies}
+    # Backwards, so that what models share goes by its name in the first.
+    parameters = {
+        id(p): (_named(folder, name), p)
+        for folder, model in reversed(models.items())
+        for name, p in model.named_parameters()
+    }
+    known = [parameter for key, (_, parameter) in parameters.items() if key in loaded]
+    names = [name for key, (name, _) in parameters.items() if key in loaded]
+    new = [name for key, (name, _) in parameters.items() if key not in loaded]
+    return [
+        f"{path}: {len(known):,} tensors, {sum(parameter.numel() for parameter in known):,} parameters",
+        f"new: {_stems(new, names)}; dropped: {_stems(dropped, names)}",
+    ]
+
+
+def _misfits(model: PreTrainedModel, config: Any, report: Mapping[str, Iterable[Any]]) -> list[str]:
+    """What does not fit: a shape, or what the weights lack or have in excess of the body (all but pooler and heads)."""
+    prefix = f"{model.base_model_prefix}."
+    body = {name for name, _ in model.base_model.named_children() if not name.startswith("pooler")}
+
+    def of_body(names: Iterable[str]) -> list[str]:
+        return sorted(name for name in names if name.removeprefix(prefix).split(".")[0] in body)
+
+    there, here = config.num_attention_heads, model.config.num_attention_heads  # which no shape tells
+    return [
+        *([f"{prefix}encoder: {there} attention heads there, {here} here"] if there != here else []),
+        *(f"{name}: {tuple(a)} there, {tuple(b)} here" for name, a, b in sorted(report["mismatched_keys"])),
+        *(f"{name}: missing there" for name in of_body(report["missing_keys"])),
+        *(f"{name}: has no place here" for name in of_body(report["unexpected_keys"])),
+    ]
+
+
+def _named(folder: str, name: str) -> str:
+    return f"{folder}.{name}" if folder else name
+
+
+def _stems(names: Iterable[str], others: Iterable[str]) -> str:
+    """The shortest dotted beginnings that all of ``names`` have and none of ``others``."""
+    taken = {stem for name in others for stem in _beginnings(name)}
+    stems = {next((stem for stem in _beginnings(name) if stem not in taken), name) for name in names}
+    return ", ".join(sorted(stems)) or "nothing"
+
+
+def _beginnings(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]
