@@ -142,3 +142,21 @@ def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert submit.main([str(tmp_path), given, "fill=true"]) == 0
         assert (tmp_path / "submission/RTE.tsv").read_text().splitlines()[1] == f"0\t{answer}"
     assert guarded(lambda: submit.main([str(tmp_path / "nothing")])) == 2
+
+
+def test_tasks_that_start_from_mnli(tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each seed from the model of the same seed, with a new head where the labels are others."""
+    encoder = write_encoder(tmp_path / "tiny")
+    for name in ("mnli", "rte"):
+        text = write_task(tmp_path / name).read_text().replace("name: classification_toy", f"name: {name}")
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(seeds, "CONFIGS", tmp_path)
+    given = ["tasks=[rte,mnli]", "after_mnli=[rte]", "seeds=2", f"model.from={encoder}", "train.steps=2"]
+    assert main([*given, f"run.dir={tmp_path}/runs", "run.threads=1"]) == 0
+    assert in_process == ["mnli/tiny/seed-1", "mnli/tiny/seed-2", "rte/tiny+mnli/seed-1", "rte/tiny+mnli/seed-2"]
+    for seed in (1, 2):
+        config = (tmp_path / f"runs/finetune/rte/tiny+mnli/seed-{seed}/config.yaml").read_text()
+        assert f"runs/finetune/mnli/tiny/seed-{seed}/export" in config
+    table = json.loads((tmp_path / "runs/finetune/tables/tiny/table.json").read_text())
+    assert sorted(table) == ["mnli", "rte"]
+    assert main(["tasks=[rte]", "after_mnli=[rte]", f"model.from={encoder}"]) == 2
