@@ -14,57 +14,50 @@ from finetune.data import Split, Task
 from finetune.metrics import scores
 
 _LARGEST = 100_000
-"""Examples that the bag of words is fitted to; the first ones."""
-_FIT = 10.0
-"""Inverse strength of the logistic regression's penalty; the library's 1 is too strong for most of GLUE."""
+"""Examples that anything is fitted to; the first ones."""
 
 
 def baselines(task: Task, split: str) -> dict[str, dict[str, float]]:
-    """The task's metrics on a labelled split, for ``majority`` (of scores ``mean``) and ``bag of words``.
+    """The task's metrics on a labelled split, for ``majority`` (of scores ``mean``), ``bag of words`` and ``overlap``.
 
-    The first gives every example the training split's most frequent class, the labels that most of its examples have,
-    or its mean score. The second is a logistic or a ridge regression on TF-IDF of words and of neighbouring words; of
-    a pair, on what both texts have, on what only one has, and on how alike they are. Deterministic. Raises
-    ``InputError`` where the training split or the split's labels are missing.
+    ``majority`` gives every example the training split's most frequent class, the labels that most of its examples
+    have, or its mean score. ``bag of words`` is a ridge regression on TF-IDF of words and of neighbouring words; of a
+    pair, on what both texts have, on what only one has, and on how alike they are. ``overlap``, for pairs, knows only
+    how alike they are (the cosine). Deterministic. Raises ``InputError`` where training split or labels are missing.
     """
     train, held_out = task.split("train"), task.split(split)
     if train.labels is None or held_out.labels is None:
         raise InputError(f"{task.section.name} {split}: a baseline needs labels, and this split has none")
     kind = task.section.type
-    constant = _constant(kind, train.labels)
-    same = np.repeat(constant[None], held_out.num_examples, axis=0)
-    words = _bag_of_words(kind, train, held_out)
-    predicted = {"mean" if kind == "regression" else "majority": same, "bag of words": words}
+    predicted = {"mean" if kind == "regression" else "majority": _constant(kind, train.labels, held_out.num_examples)}
+    known, unknown = _features(train, held_out)
+    labels = train.labels[: known.shape[0]]
+    predicted["bag of words"] = _ridge(kind, known, labels, unknown)
+    if len(train.texts) == 2:
+        predicted["overlap"] = _ridge(kind, known[:, -1], labels, unknown[:, -1])
     return {name: scores(task.section.metrics, values, held_out.labels) for name, values in predicted.items()}
 
 
-def _constant(kind: str, labels: np.ndarray) -> np.ndarray:
-    """One prediction for every example: ``()``, or ``(L,)`` of several labels."""
+def _constant(kind: str, labels: np.ndarray, num_examples: int) -> np.ndarray:
+    """The same prediction for every example, ``(N,)`` or ``(N, L)``."""
     if kind == "classification":
-        return np.bincount(labels).argmax()
-    mean = labels.mean(axis=0)
-    return mean if kind == "regression" else np.round(mean)
+        return np.full(num_examples, np.bincount(labels).argmax())
+    mean = labels.mean(axis=0, dtype=np.float64)
+    return np.full(num_examples, mean) if kind == "regression" else np.tile(np.round(mean), (num_examples, 1))
 
 
-def _bag_of_words(kind: str, train: Split, held_out: Split) -> np.ndarray:
-    """Predictions for the held-out split, shaped as its labels."""
-    from sklearn.linear_model import LogisticRegression, Ridge
+def _ridge(kind: str, known: Any, labels: np.ndarray, unknown: Any) -> np.ndarray:
+    """Predictions for ``unknown`` of a model fitted to ``known`` and its labels, shaped as labels are."""
+    from sklearn.linear_model import Ridge, RidgeClassifier
 
-    assert train.labels is not None
-    known, unknown = _features(train, held_out)
-    labels = train.labels[: known.shape[0]]
-
-    def fitted(target: np.ndarray) -> np.ndarray:
-        if np.ptp(target) == 0:  # nothing to separate
-            return np.full(unknown.shape[0], target[0])
-        model = Ridge(solver="sparse_cg") if kind == "regression" else LogisticRegression(C=_FIT, max_iter=1000)
-        return model.fit(known, target).predict(unknown)
-
-    return fitted(labels) if labels.ndim == 1 else np.stack([fitted(column) for column in labels.T], axis=1)
+    if (labels == labels[0]).all():  # nothing to separate
+        return np.repeat(labels[:1], unknown.shape[0], axis=0)
+    model = Ridge(solver="sparse_cg") if kind == "regression" else RidgeClassifier(solver="sparse_cg")
+    return model.fit(known, labels).predict(unknown)
 
 
 def _features(train: Split, held_out: Split) -> tuple[Any, Any]:
-    """Sparse matrices of both splits, a row an example."""
+    """Sparse matrices of both splits, a row an example; the last column of a pair is the cosine."""
     from scipy import sparse
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -1,4 +1,5 @@
-"""Where a task's rows are: your files, a folder in the layout of GLUE's archives or of the Hub, or the Hub itself."""
+"""Where a task's rows are: your files, the installed documentation, a folder in the layout of GLUE's archives or of the
+Hub, or the Hub itself."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import InputError
+from finetune.docs_task import embedded_files
 from finetune.tables import Table, from_arrow, read_table
 from finetune.task import HubSection, TaskSection
 
@@ -41,12 +43,16 @@ def glue_dir_from_environment() -> Path | None:
 
 
 def find_source(task: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> Source:
-    """The first of the task's places that has it: its files, below ``glue_dir``, the Hub.
+    """The first of the task's places that has it: its files, what is embedded, below ``glue_dir``, the Hub.
 
     Raises ``InputError`` that names all of them, and what to set, where none has it; it does not wait for a network.
     """
     if task.files:
         return Source(f"files of {task.name}", _own_files(task), {}, task.values)
+    if task.embedded:
+        files = embedded_files(task.embedded, task.text, task.labels, data_dir)
+        where = f"{files['train'].parent}, made of the documentation that is installed"
+        return Source(where, lambda split: [read_table(files[split], header=(), needed=())], {}, ())
     tried = []
     if glue_dir is not None:
         folder, hub = task.folder, task.hub

@@ -83,7 +83,8 @@ class TaskSection(Section):
     values: Words = Field(default=[])
     """How your files write the labels, in the order of `labels`; without it as in `labels`."""
     embedded: Literal["package", "pairs"] | None = None
-    """A task made of the documentation that is installed with Python."""
+    """A task made of the documentation that is installed: which of the packages in `labels` a docstring is of, or
+    whether two paragraphs belong together."""
     folder: FolderSection | None = None
     """Where it lies below the folder `GLUE_DIR`."""
     hub: HubSection | None = None
@@ -127,6 +128,8 @@ class TaskSection(Section):
                 problems.append(
                     f"values {where.values} do not give one way of writing for each of labels {self.labels}"
                 )
+        if self.embedded and (self.type, len(self.text)) != ("classification", 1 + (self.embedded == "pairs")):
+            problems.append("embedded tasks are classifications, of one text (package) or of two (pairs)")
         return problems
 
     def _source_problems(self) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field
 
+from engine import pydocs
 from engine.config import InputError, Section
-from pretrain import pydocs
 from pretrain.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
 
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]

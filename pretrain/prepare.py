@@ -26,8 +26,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from engine import pydocs
 from engine.config import InputError
-from pretrain import pydocs
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
 from pretrain.ledger import Ledger

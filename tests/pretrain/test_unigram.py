@@ -14,10 +14,10 @@ import pytest
 from transformers import AlbertTokenizer, AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config import ConfigError
+from engine.pydocs import _read_topics
 from pretrain.corpus import CorpusSection
 from pretrain.masking import word_starts
 from pretrain.prepare import prepare
-from pretrain.pydocs import _read_topics
 from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer
 from pretrain.unigram import SPECIALS, SYMBOLS, train_unigram
 from tests.corpora import korean_text, write_text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import pydocs
+from engine import pydocs
 
 DOCSTRING = """
 Computes the :func:`~a.b.mean` of the ``values`` that
@@ -58,8 +58,8 @@ def test_prose_is_what_is_left_of_a_docstring() -> None:
 def test_a_module_is_parsed_not_imported(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(f'raise SystemExit\nclass A:\n    def f(self):\n        """{PROSE[0]}"""\n')
-    assert pydocs._read_module(str(path)) == PROSE[:1]
-    path.write_text('"""Broken"""\nthis is not python')
+    assert pydocs._read_module(str(path)) == [("A.f", PROSE[:1])]
+    path.write_text(f'"""{PROSE[0]}"""\nthis is no python')
     assert pydocs._read_module(str(path)) == []
 
 
@@ -103,4 +103,4 @@ def test_fingerprint_follows_the_installed_modules(tmp_path: Path, monkeypatch: 
 
 def test_docstrings_of_nested_definitions_in_order() -> None:
     tree = ast.parse('"""m"""\nclass A:\n    """a"""\n    async def f():\n        """f"""\ndef g():\n    "g"\n')
-    assert list(pydocs._docstrings(tree)) == ["m", "a", "f", "g"]
+    assert list(pydocs._docstrings(tree)) == [("", "m"), ("A", "a"), ("A.f", "f"), ("g", "g")]

@@ -27,21 +27,32 @@ _MIN_DOCUMENT = 200
 """Characters; below it a module says hardly more than its name."""
 
 
+Definition = tuple[str, list[str]]
+"""Dotted name within its module, empty for the module itself, and the prose of its docstring, a paragraph or more."""
+
+
 @cache  # about ten megabytes, read once for the tokenizer and once for the corpus
 def read_documents() -> tuple[list[list[str]], int]:
     """Documents of the embedded corpus, each a list of prose paragraphs, and how many repeated ones were dropped."""
     seen: set[str] = set()
     documents, repeated = [], 0
+    modules = ([text for _, texts in definitions for text in texts] for _, definitions in read_modules())
+    for paragraphs in chain(_read_topics(), modules):
+        fresh = [text for text in dict.fromkeys(paragraphs) if text not in seen]
+        seen.update(fresh)
+        repeated += len(paragraphs) - len(fresh)
+        if sum(map(len, fresh)) >= _MIN_DOCUMENT:
+            documents.append(fresh)
+    return documents, repeated
+
+
+def read_modules() -> Iterator[tuple[str, list[Definition]]]:
+    """Every module, sorted: ``<root>/<path below it>``, root 0 being the standard library, and its definitions."""
+    modules = _modules()
     # Syntax trees hold no cycles, and the collector's walks through them are a tenth of the time.
     with ProcessPoolExecutor(os.cpu_count(), initializer=gc.disable) as pool:
-        modules = pool.map(_read_module, [str(path) for _, path in _modules()], chunksize=64)
-        for paragraphs in chain(_read_topics(), modules):
-            fresh = [text for text in dict.fromkeys(paragraphs) if text not in seen]
-            seen.update(fresh)
-            repeated += len(paragraphs) - len(fresh)
-            if sum(map(len, fresh)) >= _MIN_DOCUMENT:
-                documents.append(fresh)
-    return documents, repeated
+        found = pool.map(_read_module, [str(path) for _, path in modules], chunksize=64)
+        yield from zip((name for name, _ in modules), found, strict=True)
 
 
 def fingerprint() -> str:
@@ -75,8 +86,8 @@ def _read_topics() -> Iterator[list[str]]:
             yield prose(text)
 
 
-def _read_module(path: str) -> list[str]:
-    """Prose paragraphs of all docstrings of one source file; nothing when it cannot be parsed."""
+def _read_module(path: str) -> list[Definition]:
+    """The documented definitions of one source file, in its order; none when it cannot be parsed."""
     source = Path(path).read_bytes()
     # Generated files repeat the docstrings of the file they were generated from; parsing is what takes the time.
     if b'"""' not in source or b"utomatically generated" in source[:1000] or b"utogenerated" in source[:1000]:
@@ -87,16 +98,19 @@ def _read_module(path: str) -> list[str]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
-    return [paragraph for text in _docstrings(tree) for paragraph in prose(text)]
+    found = [(name, prose(text)) for name, text in _docstrings(tree)]
+    return [(name, paragraphs) for name, paragraphs in found if paragraphs]
 
 
-def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+def _docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str = ""
+) -> Iterator[tuple[str, str]]:
     text = ast.get_docstring(node, clean=False)
     if text:
-        yield inspect.cleandoc(text)
+        yield name, inspect.cleandoc(text)
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _docstrings(child)
+            yield from _docstrings(child, f"{name}.{child.name}".lstrip("."))
 
 
 _MARKUP = [
