@@ -9,28 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from engine.config import ConfigError
 from engine.encoders import longest_sequence
 from engine.export import export_model
 from engine.fit import Fit, Trainer
 from engine.load import load, read_config
-from engine.objective import objective_module
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
-from finetune.baselines import baselines
 from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task, report
 from finetune.evaluate import Scored, predict
-from finetune.examples import TextExamples
-from finetune.metrics import degenerate, scores
+from finetune.examples import Examples
+from finetune.kind import Predicted, kind_of
 from finetune.model import draw_head, head_parameters
 from finetune.report import (
     hardest_examples,
     model_card,
-    plot_confusion,
     plot_curves,
     results_table,
     show_example,
@@ -59,13 +55,13 @@ class Finetuning(Stage):
             raise ConfigError(
                 f"train.phases: a sequence_length of {asked} is above the {longest} that {config.model.from_} reads"
             )
-        self.kind = objective_module("finetune.objectives", {"type": section.type})
+        self.kind = kind_of(section)
         glue_dir = os.environ.get("GLUE_DIR")
         with self.accelerator.main_process_first():
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=Path(glue_dir) if glue_dir else None)
         self.say(report(self.task))
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.from_)
-        train = self._examples("train", both_orders=config.train.both_orders)
+        train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
         batch_size = config.train.phases[0].batch_size
         return Parts(
@@ -74,47 +70,42 @@ class Finetuning(Stage):
             objective=self._objective,
             held_out=Scored(
                 self.validation,
-                metrics=section.metrics,
-                decide=self.kind.Objective.decide,
+                self.kind,
                 num_examples=config.train.evaluate_examples,
                 micro_batch_tokens=config.train.micro_batch_tokens,
             ),
         )
 
-    def _examples(self, name: str, both_orders: bool = False) -> TextExamples:
+    def _examples(self, name: str, training: bool = False) -> Examples:
         split, config = self.task.split(name), self.config
         if split.labels is None and name not in config.task.test:
             raise ConfigError(f"{config.task.name}: the split {name} has no labels to train on or to compare with")
-        return TextExamples(
-            split.texts,
-            split.labels,
+        return self.kind.examples(
+            split,
             self.tokenizer,
             max_length=config.train.phases[0].sequence_length,
             seed=config.run.seed,
-            both_orders=both_orders,
+            training=training,
+            both_orders=config.train.both_orders,
         )
 
     def _objective(self) -> Any:
-        section, names = self.config.model, self.config.task.labels
-        settings = {"num_labels": max(1, len(names)), "problem_type": self.kind.PROBLEM}
-        if names:
-            settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        section = self.config.model
         model, self.loaded = load(
-            AutoModelForSequenceClassification,
+            self.kind.model_class,
             section.from_,
             hidden_dropout=section.hidden_dropout,
             attention_dropout=section.attention_dropout,
             classifier_dropout=section.classifier_dropout,
             random=section.weights == "random",
-            **settings,
+            **self.kind.settings(),
         )
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
-        known = read_config(section.from_).id2label or {}
-        same = section.weights == "pretrained" and [*known.values()] == names
+        same = section.weights == "pretrained" and self.kind.head_fits(read_config(section.from_))
         fresh = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
         self.loaded = replace(self.loaded, fresh=fresh)
-        return self.kind.Objective(model)
+        return self.kind.objective(model)
 
     def recorded(self) -> dict[str, Any]:
         """Where the data came from and how much there is."""
@@ -125,68 +116,62 @@ class Finetuning(Stage):
         """Model, recipe and one example."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
         size, phase = sum(parameter.numel() for parameter in model.parameters()), config.train.phases[0]
-        cut = self.validation[config.task.validation[0]].num_truncated
+        cut = self.validation[config.task.validation[0]].num_cut
         cuts = f"; {cut:,} validation examples are cut" if cut else ""
         return (
             f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
             f"            {self.loaded}\n"
             f"recipe      {config.recipe}: {phase.batch_size} x {phase.sequence_length} tokens a step, "
             f"learning rate {config.optim.learning_rate:g}{cuts}\n\nfirst example\n"
-            f"{show_example(trainer.sources[0], self.task.split('train'), config.task, self.tokenizer)}"
+            f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"
         )
 
     def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
         """Predict all splits, export, and set the metrics beside what guessing and counting words reach."""
-        section, outputs = self.config.task, self._predict(trainer)
+        section, predicted = self.config.task, self._predict(trainer)
         if not self.accelerator.is_main_process:
             return {}
-        write_predictions(self.path / "predictions", outputs, self.task, self.kind.Objective.decide)
-        beside = {name: baselines(self.task, name) for name in section.validation}
-        values, warnings, decided = {}, {}, {}
+        first = section.validation[0]
+        chosen = self.kind.choose(predicted[first])
+        write_predictions(self.path / "predictions", predicted, self.kind)
+        values, beside, warnings = {}, {}, {}
         for name in section.validation:
-            labels = self.task.split(name).labels
-            assert labels is not None
-            decided[name] = self.kind.Objective.decide(outputs[name])
-            values[name] = scores(section.metrics, decided[name], labels)
-            warning = degenerate(section.type, decided[name], labels, section.labels)
+            predictions, labels = predicted[name].predictions, predicted[name].labels
+            values[name] = self.kind.scores(predictions, labels)
+            beside[name] = self.kind.baselines(self.task, name)
+            warning = self.kind.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
         table = results_table(values, beside, warnings)
-        first = section.validation[0]
-        pictures = [self.path / "curves.png", self.path / "confusion.png"]
+        pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
         plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
-        if section.type == "classification":
-            plot_confusion(decided[first], self.task.split(first), section, pictures[1])
-        hard = hardest_examples(outputs[first], self.task.split(first), section, self.path / "hardest.tsv")
+        hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
         objective = self.accelerator.unwrap_model(trainer.objective)
-        card = model_card(self.name, table, values, self.config, self.text)
+        card = model_card(self.name, table, values, self.config, self.text, self.kind.pipeline)
         export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
         tracker.summary({f"{split}/{name}": value for split, found in values.items() for name, value in found.items()})
         for picture in pictures:
-            if picture.exists():
-                tracker.image(picture.stem, picture, ended.step)
+            tracker.image(picture.stem, picture, ended.step)
         return {
             "steps": ended.step,
             "scores": values,
             "baselines": beside,
             "warnings": warnings,
+            "chosen": chosen,
             "tokens_per_second": ended.tokens_per_second,
             "table": table,
             "hardest": hard,
         }
 
-    def _predict(self, trainer: Trainer) -> dict[str, np.ndarray]:
-        """Outputs (N, K) of every validation and test split that there is, in the order of the split."""
-        names = [name for name in [*self.config.task.validation, *self.config.task.test] if name in self.task.splits]
-        found = {}
-        for name in names:
-            source = self._examples(name)
-            found[name], _ = predict(
-                self.accelerator,
-                trainer.objective,
-                source,
-                source.plan(0, 0),
-                micro_batch_tokens=self.config.train.micro_batch_tokens,
-            )
+    def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
+        """Every validation and test split that there is, with its predictions."""
+        tokens, found = self.config.train.micro_batch_tokens, {}
+        for name in [*self.config.task.validation, *self.config.task.test]:
+            if name in self.task.splits:
+                examples = self._examples(name)
+                rows = examples.plan(0, 0)
+                outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
+                predictions = self.kind.decide(outputs, examples, rows["index"])
+                found[name] = Predicted(self.task.split(name), outputs, predictions)
         return found
 
     def ending(self, results: dict[str, Any]) -> str:

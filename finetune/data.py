@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import InputError
-from finetune.labels import NO_LABEL, converter
+from finetune.rows import NO_LABEL, rows_of
 from finetune.sources import Source, find_source
 from finetune.tables import Table
 from finetune.task import TaskSection
@@ -25,12 +25,13 @@ class Split:
     """Examples of one split, in the order of the source."""
 
     name: str
-    texts: tuple[list[str], ...]
-    """One list of texts, or two of a pair."""
+    texts: tuple[list[Any], ...]
+    """One list of texts, or two of a pair; what a text is depends on the kind of task (:mod:`finetune.rows`)."""
     labels: np.ndarray | None
-    """Class ids int64 ``(N,)``, scores float32 ``(N,)``, or 0/1 float32 ``(N, L)``; None where there are none."""
+    """Class ids int64 ``(N,)``, scores float32 ``(N,)``, 0/1 float32 ``(N, L)``, or objects ``(N,)``; None where there
+    are none."""
     index: np.ndarray
-    """Official number of each example, int64 ``(N,)``; the row's number from 0 where there is none."""
+    """Official number or name of each example ``(N,)``; the row's number from 0 where there is none."""
     left_out: int = 0
     """Incomplete rows that are not among the examples."""
 
@@ -95,10 +96,11 @@ def report(task: Task) -> str:
     section = task.section
     kind = f"{section.type}{' of pairs' * (len(section.text) == 2)}, scored by {', '.join(section.metrics)}"
     lines = {"task": f"{section.name}: {kind}", "data": task.where}
-    train = set(zip(*task.splits["train"].texts, strict=True)) if "train" in task.splits else set()
+    train = set(_hashable(task.splits["train"])) if "train" in task.splits else set()
     for name, split in task.splits.items():
-        shared = sum(texts in train for texts in zip(*split.texts, strict=True)) if name != "train" else 0
-        parts = [f"{split.num_examples:,} examples", _labels_in_words(section, split.labels)]
+        shared = sum(texts in train for texts in _hashable(split)) if name != "train" else 0
+        described = "not labelled" if split.labels is None else rows_of(section).describe(split.labels)
+        parts = [f"{split.num_examples:,} examples", described]
         parts += [f"{split.left_out:,} incomplete rows left out"] if split.left_out else []
         parts += [f"{shared:,} of them also in train"] if shared else []
         lines[name] = ", ".join(parts)
@@ -107,15 +109,9 @@ def report(task: Task) -> str:
     return "\n".join(f"{name:<{width}} {text}" for name, text in lines.items())
 
 
-def _labels_in_words(section: TaskSection, labels: np.ndarray | None) -> str:
-    if labels is None:
-        return "not labelled"
-    if section.type == "regression":
-        return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
-    shares = (
-        labels.mean(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(section.labels)) / len(labels)
-    )
-    return ", ".join(f"{name} {share:.1%}" for name, share in zip(section.labels, shares, strict=True))
+def _hashable(split: Split) -> Iterator[tuple[Any, ...]]:
+    for texts in zip(*split.texts, strict=True):
+        yield tuple(tuple(text) if isinstance(text, list) else text for text in texts)
 
 
 def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
@@ -128,11 +124,11 @@ class _SplitReader:
     """Gathers the rows of one split's tables."""
 
     def __init__(self, section: TaskSection, source: Source, name: str) -> None:
-        self.section, self.source, self.name = section, source, name
+        self.section, self.source, self.name, self.rows = section, source, name, rows_of(section)
         self.is_test = name in section.test
-        self.texts: list[list[str]] = [[] for _ in section.text]
+        self.texts: list[tuple[Any, ...]] = []
         self.labels: list[Any] = []
-        self.index: list[int] = []
+        self.index: list[int | str] = []
         self.problems: list[str] = []
         self.left_out: list[str] = []
         self.num_rows = self.num_unlabelled = 0
@@ -140,29 +136,30 @@ class _SplitReader:
     def read(self, table: Table) -> None:
         """Add a table's rows; problems are gathered, wrong columns raise at once."""
         section = self.section
-        texts = {
-            self._called(name): self._column(table, name, f"task.text=[{', '.join(section.text)}]")
-            for name in section.text
-        }
+        texts = {name: self._column(table, name, setting) for name, setting in self.rows.columns.items()}
         labels, label = None, self._called(section.label)
         if label in table.columns or not self.is_test:
             labels = self._column(table, section.label, f"task.label={section.label}")
             if self.is_test and all(cell in NO_LABEL for cell in labels):
                 labels = None
-        convert = None if labels is None else converter(section, self.source, table, label)
+        convert = None if labels is None else self.rows.converter(self.source, table, label)
         numbers = table.columns.get(self._called(section.index)) if section.index else None
+        named = int if self.rows.numbered else str
         for row in range(len(table.lines)):
             try:
                 if not self._complete(table, row, texts, labels):
                     continue
-                if labels is not None and convert is not None:
-                    self.labels.append(convert(labels[row]))
-                self.index.append(self.num_rows + row if numbers is None else int(numbers[row]))
+                cells = tuple(self.rows.text("" if column[row] is None else column[row]) for column in texts.values())
+                given = None if labels is None or convert is None else convert(labels[row])
+                example, given = self.rows.example(cells, given)
+                index = self.num_rows + row if numbers is None else named(numbers[row])
             except ValueError as error:
                 self.problems.append(f"{table.where}:{table.lines[row]}: {error}")
                 continue
-            for column, cells in zip(self.texts, texts.values(), strict=True):
-                column.append(cells[row] or "")
+            self.texts.append(example)
+            self.index.append(index)
+            if given is not None:
+                self.labels.append(given)
         self.num_rows += len(table.lines)
         self.num_unlabelled += labels is None
 
@@ -179,16 +176,15 @@ class _SplitReader:
 
     def _complete(self, table: Table, row: int, texts: Mapping[str, list[Any]], labels: Sequence[Any] | None) -> bool:
         """Whether the row is used; ``ValueError`` for one that may neither be used nor left out."""
-        cells = {name: column[row] for name, column in texts.items()}
-        if labels is not None and self.section.type != "multilabel":
-            cells[self._called(self.section.label)] = labels[row]
+        cells = {name: column[row] for name, column in texts.items() if name in self.section.text}
+        if labels is not None and self.rows.label_needed:
+            cells[self.section.label] = labels[row]
         empty = [
-            repr(name) for name, cell in cells.items() if cell is None or (isinstance(cell, str) and not cell.strip())
+            repr(self._called(name))
+            for name, cell in cells.items()
+            if cell is None or (not cell.strip() if isinstance(cell, str) else cell == [])
         ]
         if row not in table.incomplete and not empty:
-            typed = next((cells[name] for name in texts if not isinstance(cells[name], str)), None)
-            if typed is not None:
-                raise ValueError(f"a {type(typed).__name__} where a text is expected: {typed!r}")
             return True
         wrong = table.incomplete.get(row, f"nothing in {' and '.join(empty)}")
         if self.section.incomplete == "fail" or (self.is_test and row in table.incomplete):
@@ -207,12 +203,13 @@ class _SplitReader:
                 "%s %s: %d of %d rows %s, the first is %s",
                 section.name, self.name, len(self.left_out), self.num_rows, kept, self.left_out[0],
             )  # fmt: skip
-        index = np.array(self.index, dtype=np.int64)
+        index = np.array(self.index, dtype=np.int64 if self.rows.numbered else None)
         if self.name in section.submission and (index != np.arange(len(index))).any():
             raise InputError(
                 f"{section.name} {self.name}: the column {section.index!r} does not count from 0; "
                 "a submission is in the official order"
             )
-        labels = np.array(self.labels, dtype=np.int64 if section.type == "classification" else np.float32)
+        labels = None if self.num_unlabelled else self.rows.labels(self.labels)
         left_out = 0 if self.is_test else len(self.left_out)
-        return Split(self.name, tuple(self.texts), None if self.num_unlabelled else labels, index, left_out)
+        texts = tuple(map(list, zip(*self.texts, strict=True))) or tuple([] for _ in section.text)
+        return Split(self.name, texts, labels, index, left_out)

@@ -6,53 +6,51 @@ is predicted once, by one process, and the metrics see all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from engine.batch import ranges
 from engine.evaluate import HeldOut, Sums
 from engine.order import shares
-from finetune.metrics import scores
+from finetune.examples import Examples
+from finetune.kind import Kind
 from finetune.model import Predictor
 
 
 @torch.no_grad()
 def predict(
-    accelerator: Accelerator, objective: nn.Module, source: Any, rows: np.ndarray, *, micro_batch_tokens: int
+    accelerator: Accelerator, objective: nn.Module, examples: Examples, rows: np.ndarray, *, micro_batch_tokens: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Outputs (N, K) of the rows in their order, float32, and the means of the objective's terms if there are labels.
+    """Outputs (M, K), float32, and the means of the objective's terms if there are labels.
 
-    All processes call it with the same rows and get the same; each predicts its part, no example twice.
+    The outputs of a row, as many as ``examples.num_outputs`` says, follow those of the row before it. All processes
+    call it with the same rows and get the same; each predicts its part, no example twice.
     """
     plain, sums, parts = accelerator.unwrap_model(objective), Sums(), []
     assert isinstance(plain, Predictor)
     training = plain.training
     plain.eval()
     lengths = rows["length"].astype(np.int64)
-    # Processes left without an example take part in what is gathered all the same.
-    ranks = min(accelerator.num_processes, len(rows))
-    mine = (
-        shares(lengths, micro_batch_tokens, ranks, accelerator.process_index)
-        if accelerator.process_index < ranks
-        else []
-    )
-    for part in mine:
-        batch = source.collate(rows[part]).to(accelerator.device)
+    # Of fewer rows than processes, each predicts all: what is gathered is the same several times, and so are the means.
+    enough = len(rows) >= accelerator.num_processes
+    ranks, rank = (accelerator.num_processes, accelerator.process_index) if enough else (1, 0)
+    for part in shares(lengths, micro_batch_tokens, ranks, rank):
+        batch = examples.collate(rows[part]).to(accelerator.device)
         with accelerator.autocast():
             logits = plain.logits(batch)
-        if "labels" in batch.targets:
+        if examples.labels is not None:
             sums.add(plain.terms(logits, batch), batch.counts)
         parts.append((part, plain.outputs(logits).float().cpu().numpy()))
     plain.train(training)
     gathered = gather_object(parts)
-    outputs = np.empty((len(rows), gathered[0][1].shape[1]), np.float32)
+    sizes = examples.num_outputs(rows["index"])
+    starts = np.cumsum(sizes) - sizes
+    outputs = np.empty((int(sizes.sum()), gathered[0][1].shape[1]), np.float32)
     for part, values in gathered:
-        outputs[part] = values
+        outputs[np.repeat(starts[part], sizes[part]) + ranges(sizes[part])] = values
     return outputs, sums.means(accelerator)
 
 
@@ -61,10 +59,9 @@ class Scored(HeldOut):
 
     def __init__(
         self,
-        splits: dict[str, Any],
+        splits: dict[str, Examples],
+        kind: Kind,
         *,
-        metrics: list[str],
-        decide: Callable[[np.ndarray], np.ndarray],
         num_examples: int | None,
         micro_batch_tokens: int,
     ) -> None:
@@ -74,18 +71,20 @@ class Scored(HeldOut):
         }
         first = next(iter(splits.values()))
         super().__init__(first, num_examples=num_examples, micro_batch_tokens=micro_batch_tokens)
-        self._splits, self._metrics, self._decide = splits, metrics, decide
+        self._splits, self._kind = splits, kind
 
     def score(self, values: dict[str, float]) -> float:
         """The task's first metric on its first validation split."""
-        return values[self._metrics[0]]
+        return values[self._kind.section.metrics[0]]
 
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""
         found: dict[str, float] = {}
-        for name, source in self._splits.items():
-            rows = self._sets[name].rows
-            outputs, means = predict(accelerator, objective, source, rows, micro_batch_tokens=self._micro_batch_tokens)
-            values = means | scores(self._metrics, self._decide(outputs), source.labels[rows["index"]])
-            found |= {key if source is self._source else f"{name}/{key}": value for key, value in values.items()}
+        for name, examples in self._splits.items():
+            rows, tokens = self._sets[name].rows, self._micro_batch_tokens
+            assert examples.labels is not None
+            outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=tokens)
+            predictions = self._kind.decide(outputs, examples, rows["index"])
+            values = means | self._kind.scores(predictions, examples.labels[rows["index"]])
+            found |= {key if examples is self._source else f"{name}/{key}": value for key, value in values.items()}
         return found

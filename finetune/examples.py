@@ -1,11 +1,15 @@
-"""Texts of a task as token ids, and the packed batch of some of them.
+"""A split's texts as token ids, its examples as sequences of them, and the packed batch of some examples.
 
-Legend: N examples of the split, B of a batch, T tokens of a batch.
+Legend: N examples, S sequences of all of them, P texts of a sequence, B sequences and T tokens of a batch.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +18,8 @@ from engine.batch import PackedBatch, pack, ranges
 from engine.config import InputError
 from engine.keyed import key
 
-ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64), ("swapped", np.bool_)])
-"""An example: its place in the split, its tokens, what its randomness is keyed by, and whether the pair is turned."""
+ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64)])
+"""An example: its number, its tokens, and what its randomness is keyed by."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,21 @@ class Template:
         """Number of special tokens."""
         return sum(map(len, self.parts))
 
+    def room(self, max_length: int) -> int:
+        """Tokens of text in a sequence of ``max_length``; ``InputError`` where there is none for each text."""
+        texts = len(self.text_types)
+        if max_length - self.size < texts:
+            raise InputError(
+                f"train.phases: a sequence_length of {max_length} leaves no room beside {self.size} special "
+                f"tokens; give at least {self.size + texts}"
+            )
+        return max_length - self.size
+
 
 def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
     """Read off what the tokenizer puts around texts, whatever its family."""
-    encoded = tokenizer("a", "a" if num_texts == 2 else None, return_token_type_ids=True)
+    texts: list[Any] = ["a"] * num_texts
+    encoded = tokenizer(*texts, return_token_type_ids=True)
     ids, types = np.array(encoded["input_ids"]), np.array(encoded["token_type_ids"])
     owner = np.array([num_texts * 2 if o is None else o for o in encoded.sequence_ids(0)])
     cuts = [0]
@@ -50,33 +65,130 @@ def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
     return Template(tuple(ids[a] for a in around), tuple(types[a] for a in around), tuple(inside))
 
 
-class Texts:
-    """A column of texts as ids, end to end."""
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as ids, end to end."""
 
-    def __init__(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        self.lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.ids = np.fromiter((i for ids in encoded for i in ids), np.int64, count=int(self.lengths.sum()))
+    ids: np.ndarray
+    """int32, all of them."""
+    lengths: np.ndarray
+    """int64, of each text."""
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each text begins, int64."""
+        return np.cumsum(self.lengths) - self.lengths
 
 
-def truncated(lengths: list[np.ndarray], room: int) -> list[np.ndarray]:
-    """Tokens kept of each text so that an example has at most ``room``.
+def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Token ids of texts, without special tokens."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    return Tokens(np.fromiter((i for ids in encoded for i in ids), np.int32, count=int(lengths.sum())), lengths)
+
+
+def truncated(lengths: np.ndarray, room: int) -> np.ndarray:
+    """Tokens kept of each text (P, S), so that a sequence has at most ``room`` of them.
 
     Of a pair the longer one loses its last token until both fit, the second one where they are of one length
     (``_truncate_seq_pair`` of BERT's ``run_classifier.py``).
     """
     if len(lengths) == 1:
-        return [np.minimum(lengths[0], room)]
+        return np.minimum(lengths, room)
     first, second = lengths
     first = np.minimum(first, np.maximum(room - second, -(-room // 2)))
-    return [first, np.minimum(second, room - first)]
+    return np.stack([first, np.minimum(second, room - first)])
 
 
-class TextExamples:
-    """A source (:class:`engine.objective.Source`) of one text or a pair with a target each."""
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of one text or two, as ranges of tokens."""
+
+    template: Template
+    ids: np.ndarray
+    """Tokens of all texts."""
+    starts: np.ndarray
+    """Where each text of a sequence begins (P, S)."""
+    sizes: np.ndarray
+    """How many tokens of it are taken (P, S)."""
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence (S,), special tokens included."""
+        return self.sizes.sum(0) + self.template.size
+
+    def lay_out(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and token types of some sequences, special tokens included, end to end: (T,) each."""
+        lengths = self.lengths[which]
+        place = np.cumsum(lengths) - lengths
+        ids, types = np.empty((2, int(lengths.sum())), np.int64)
+        around = zip(self.template.parts, self.template.types, strict=True)
+        for part, (special, special_types) in enumerate(around):
+            cells = place[:, None] + np.arange(len(special))
+            ids[cells], types[cells] = special, special_types
+            place = place + len(special)
+            if part == len(self.starts):
+                break
+            size = self.sizes[part, which]
+            step = ranges(size)
+            cells = np.repeat(place, size) + step
+            types[cells] = self.template.text_types[part]
+            ids[cells] = self.ids[np.repeat(self.starts[part, which], size) + step]
+            place = place + size
+        return ids, types
+
+
+class Examples(ABC):
+    """A source (:class:`engine.objective.Source`) of examples of one sequence or several, with what they are for."""
 
     num_blocks = 1
+
+    def __init__(
+        self, sequences: Sequences, per_example: np.ndarray, labels: np.ndarray | None, *, cut: int, seed: int
+    ) -> None:
+        """Example n has the next ``per_example[n]`` sequences and ``labels[n]``; ``cut`` of them are not whole."""
+        self.sequences, self.labels, self.seed = sequences, labels, seed
+        self.num_cut = cut
+        self.per_example = per_example
+        self._first = np.cumsum(per_example) - per_example
+        self._lengths = np.add.reduceat(sequences.lengths, self._first) if len(per_example) else per_example
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of an epoch."""
+        return len(self.per_example)
+
+    def plan(self, epoch: int, block: int) -> np.ndarray:
+        """Rows of ``ROW`` in the order of the split."""
+        rows = np.zeros(self.num_examples, ROW)
+        rows["index"] = np.arange(len(rows))
+        rows["key"] = key(self.seed, epoch, np.arange(len(rows)))
+        rows["length"] = self._lengths
+        return rows
+
+    def members(self, index: np.ndarray) -> np.ndarray:
+        """The sequences of some examples, one example after the other."""
+        number = self.per_example[index]
+        return np.repeat(self._first[index], number) + ranges(number)
+
+    def collate(self, rows: np.ndarray) -> PackedBatch:
+        """The packed batch of some rows."""
+        which = self.members(rows["index"])
+        ids, types = self.sequences.lay_out(which)
+        targets, counts = self.targets(rows["index"])
+        return pack(ids, types, self.sequences.lengths[which], targets=targets, counts=counts)
+
+    @abstractmethod
+    def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """What the objective needs to know of a batch of these examples, labels only where there are some; counts."""
+
+    @abstractmethod
+    def num_outputs(self, index: np.ndarray) -> np.ndarray:
+        """How many rows of outputs each of these examples has."""
+
+
+class TextExamples(Examples):
+    """One text or a pair with a target each."""
 
     def __init__(
         self,
@@ -92,65 +204,22 @@ class TextExamples:
 
         Raises ``InputError`` where ``max_length`` leaves no room for text.
         """
-        self.columns = [Texts(column, tokenizer) for column in texts]
-        self.labels, self.seed = labels, seed
-        self.template = template(tokenizer, len(texts))
-        self.room = max_length - self.template.size
-        if self.room < len(texts):
-            raise InputError(
-                f"train.phases: a sequence_length of {max_length} leaves no room beside {self.template.size} special "
-                f"tokens; give at least {self.template.size + len(texts)}"
-            )
-        self.turns = 2 if both_orders and len(texts) == 2 else 1
-        lengths = [column.lengths for column in self.columns]
-        self.num_truncated = int(np.any(np.array(truncated(lengths, self.room)) < np.array(lengths), axis=0).sum())
-        """Examples of the split that are cut."""
+        around = template(tokenizer, len(texts))
+        room = around.room(max_length)
+        tokens = tokenize([text for column in texts for text in column], tokenizer)
+        lengths, starts = (flat.reshape(len(texts), -1) for flat in (tokens.lengths, tokens.starts))
+        if both_orders and len(texts) == 2:
+            lengths, starts = (np.concatenate([given, given[::-1]], axis=1) for given in (lengths, starts))
+            labels = None if labels is None else np.concatenate([labels, labels])
+        sizes = truncated(lengths, room)
+        sequences = Sequences(around, tokens.ids, starts, sizes)
+        cut = int((sizes < lengths).any(0).sum())
+        super().__init__(sequences, np.ones(starts.shape[1], np.int64), labels, cut=cut, seed=seed)
 
-    @property
-    def num_examples(self) -> int:
-        """Examples of an epoch."""
-        return self.turns * len(self.columns[0].lengths)
+    def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """``labels`` of the examples."""
+        return {} if self.labels is None else {"labels": self.labels[index]}, {"examples": len(index)}
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
-        """Rows of ``ROW`` in the order of the split."""
-        size = len(self.columns[0].lengths)
-        rows = np.zeros(self.num_examples, ROW)
-        rows["index"] = np.tile(np.arange(size), self.turns)
-        rows["swapped"] = np.arange(len(rows)) >= size
-        rows["key"] = key(self.seed, epoch, np.arange(len(rows)))
-        rows["length"] = sum(self._kept(rows)) + self.template.size
-        return rows
-
-    def _kept(self, rows: np.ndarray) -> list[np.ndarray]:
-        lengths = [column.lengths[rows["index"]] for column in self.columns]
-        if self.turns == 2:
-            lengths = [np.where(rows["swapped"], b, a) for a, b in zip(lengths, lengths[::-1], strict=True)]
-        return truncated(lengths, self.room)
-
-    def collate(self, rows: np.ndarray) -> PackedBatch:
-        """The packed batch of some rows, with ``labels`` where there are some."""
-        ids, types = self.lay_out(rows)
-        targets = {} if self.labels is None else {"labels": self.labels[rows["index"]]}
-        return pack(ids, types, rows["length"].astype(np.int64), targets=targets, counts={"examples": len(rows)})
-
-    def lay_out(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and token types of the rows, special tokens included, end to end: (T,) each."""
-        kept, index = self._kept(rows), rows["index"]
-        ends = np.cumsum(rows["length"].astype(np.int64))
-        place = ends - rows["length"].astype(np.int64)
-        ids, types = np.empty((2, int(ends[-1])), np.int64)
-        for part, (special, special_types) in enumerate(zip(self.template.parts, self.template.types, strict=True)):
-            cells = place[:, None] + np.arange(len(special))
-            ids[cells], types[cells] = special, special_types
-            place = place + len(special)
-            if part == len(kept):
-                break
-            step, size = ranges(kept[part]), kept[part]
-            cells = np.repeat(place, size) + step
-            types[cells] = self.template.text_types[part]
-            for turned in (False, True)[: self.turns]:
-                column = self.columns[part if not turned else 1 - part]
-                mine = np.repeat(rows["swapped"], size) == turned
-                ids[cells[mine]] = column.ids[(np.repeat(column.starts[index], size) + step)[mine]]
-            place = place + size
-        return ids, types
+    def num_outputs(self, index: np.ndarray) -> np.ndarray:
+        """One."""
+        return np.ones(len(index), np.int64)

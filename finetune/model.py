@@ -1,17 +1,18 @@
-"""What every fine-tuned encoder has in common: a stock model whose head sees the rows that it needs."""
+"""What every fine-tuned encoder has in common: a stock model whose head sees the rows that it needs.
+
+Legend: M rows of outputs of a batch, K outputs of a row.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
-from engine.encoders import sequence_logits
 from engine.flops import encoder_flops
 from engine.objective import Objective, Term
 
@@ -33,7 +34,7 @@ def head_parameters(model: PreTrainedModel) -> list[str]:
 
 
 class Predictor(Objective):
-    """An objective that can be asked for its predictions. Legend: B examples of a batch, K outputs of each."""
+    """An objective that can be asked for its predictions."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class Predictor(Objective):
 
     @abstractmethod
     def logits(self, batch: PackedBatch) -> Tensor:
-        """(B, K), in float32."""
+        """(M, K), or (M,), in float32."""
 
     @abstractmethod
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
@@ -49,12 +50,8 @@ class Predictor(Objective):
 
     @abstractmethod
     def outputs(self, logits: Tensor) -> Tensor:
-        """(B, K) numbers that may be averaged over models: probabilities, or scores."""
-
-    @staticmethod
-    @abstractmethod
-    def decide(outputs: np.ndarray) -> np.ndarray:
-        """What is predicted, from (N, K) outputs: as the labels of the task are."""
+        """(M, K) numbers that may be averaged over models: probabilities, or scores. One example's rows follow the
+        other's."""
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """The terms of the batch."""
@@ -68,11 +65,3 @@ class Predictor(Objective):
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass of the encoder; the head's few rows are left out."""
         return 3 * encoder_flops(self.model.config, batch)
-
-
-class SequencePredictor(Predictor):
-    """One vector of outputs for each example, from its [CLS]."""
-
-    def logits(self, batch: PackedBatch) -> Tensor:
-        """The head's outputs, float32 whatever the precision of the model."""
-        return sequence_logits(self.model, batch).float()

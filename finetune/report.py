@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -15,33 +14,19 @@ from transformers import PreTrainedTokenizerBase
 from engine.files import publish, remove
 from engine.plot import figure, save
 from finetune.config import FinetuneConfig
-from finetune.data import Split, Task
-from finetune.task import TaskSection
+from finetune.data import Split
+from finetune.examples import Examples
+from finetune.kind import Kind, Predicted
+from finetune.rows import rows_of
 
 
-def show_example(source: Any, split: Split, section: TaskSection, tokenizer: PreTrainedTokenizerBase) -> str:
+def show_example(examples: Examples, split: Split, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first example as the model sees it, with its label."""
-    ids, _ = source.lay_out(source.plan(0, 0)[:1])
+    laid_out = [examples.sequences.lay_out(which[None])[0] for which in examples.members(np.array([0]))]
+    lines = [f"  {tokenizer.decode(ids)}" for ids in laid_out]
     assert split.labels is not None
-    return f"  {tokenizer.decode(ids)}\n  {len(ids)} tokens, label: {label_in_words(split.labels[0], section)}"
-
-
-def label_in_words(label: Any, section: TaskSection) -> str:
-    """A label of the split, or a prediction, as a person would write it."""
-    if section.type == "classification":
-        return section.labels[int(label)]
-    if section.type == "multilabel":
-        return ",".join(name for name, on in zip(section.labels, label, strict=True) if on) or "none"
-    return f"{float(label):.9g}"
-
-
-def label_from_words(text: str, section: TaskSection) -> Any:
-    """What :func:`label_in_words` wrote, as a number or a row of them."""
-    if section.type == "classification":
-        return section.labels.index(text)
-    if section.type == "multilabel":
-        return [float(name in text.split(",")) for name in section.labels]
-    return float(text)
+    lines.append(f"  {sum(map(len, laid_out))} tokens, label: {kind.label_in_words(split.labels[0])}")
+    return "\n".join(lines)
 
 
 def results_table(
@@ -69,44 +54,25 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def write_predictions(
-    folder: Path, outputs: dict[str, np.ndarray], task: Task, decide: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the outputs.
+def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: Kind) -> None:
+    """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the kind's columns.
 
     The folder appears when all of it is written.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
     partial.mkdir(parents=True)
-    section = task.section
-    names = [f"p({name})" for name in section.labels] or ["score"]
-    for name, values in outputs.items():
-        split = task.split(name)
-        labels = (
-            [""] * split.num_examples if split.labels is None else [label_in_words(x, section) for x in split.labels]
-        )
+    for name, each in predicted.items():
+        split = each.split
+        labels = [""] * split.num_examples if split.labels is None else map(kind.label_in_words, split.labels)
+        names, numbers = kind.columns(each)
         lines = ["\t".join(["index", "prediction", "label", *names])]
-        for index, decided, label, row in zip(split.index, decide(values), labels, values, strict=True):
+        for index, prediction, label, row in zip(split.index, each.predictions, labels, numbers, strict=True):
             # Nine digits give every float32 back, so that an ensemble of files is one of the models.
-            cells = [str(index), label_in_words(decided, section), label, *(f"{value:.9g}" for value in row)]
-            lines.append("\t".join(cells))
+            lines.append("\t".join([str(index), kind.in_words(prediction), label, *(f"{value:.9g}" for value in row)]))
         (partial / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        kind.write(partial, each)
     publish(partial, folder)
-
-
-def read_outputs(path: Path) -> np.ndarray:
-    """The outputs (N, K) in a file that :func:`write_predictions` wrote."""
-    return np.array([row[3:] for row in _rows(path)], dtype=np.float32)
-
-
-def read_labels(path: Path, section: TaskSection) -> np.ndarray:
-    """The labels in it, (N,) or (N, L)."""
-    return np.array([label_from_words(row[2], section) for row in _rows(path)])
-
-
-def _rows(path: Path) -> list[list[str]]:
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
 def plot_curves(
@@ -133,15 +99,16 @@ def plot_curves(
     save(axes, picture)
 
 
-def plot_confusion(predictions: np.ndarray, split: Split, section: TaskSection, picture: Path) -> None:
-    """Shares of each label's examples that were predicted as each label."""
-    assert split.labels is not None
-    size, names = len(section.labels), section.labels
+def plot_confusion(
+    predictions: np.ndarray, labels: np.ndarray, names: Sequence[str], picture: Path, title: str
+) -> None:
+    """Shares of the examples of each class id that were predicted as each class id."""
+    size = len(names)
     counts = np.zeros((size, size), dtype=np.int64)
-    np.add.at(counts, (split.labels, predictions), 1)
+    np.add.at(counts, (labels, predictions), 1)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = 3.0 + 0.5 * size
-    (axis,) = axes = figure(1, f"{section.name}, {split.name}", panel=(side + 0.8, side))
+    (axis,) = axes = figure(1, title, panel=(side + 0.8, side))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(size), names, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(size), names, fontsize=8)
@@ -152,30 +119,20 @@ def plot_confusion(predictions: np.ndarray, split: Split, section: TaskSection, 
     save(axes, picture)
 
 
-def hardest_examples(outputs: np.ndarray, split: Split, section: TaskSection, path: Path, shown: int = 3) -> str:
+def hardest_examples(predicted: Predicted, kind: Kind, path: Path, shown: int = 3) -> str:
     """Write all examples to ``path``, those first on which the model is furthest off; returns the first few as text."""
-    assert split.labels is not None
-    if section.type == "classification":
-        distance = 1 - outputs[np.arange(len(outputs)), split.labels]
-    else:
-        labels = split.labels if split.labels.ndim == 2 else split.labels[:, None]
-        distance = np.abs(outputs - labels).max(-1)
-    lines, told = ["\t".join(["index", "distance", "label", *section.text])], []
-    for i in np.argsort(-distance, kind="stable"):
-        texts = [" ".join(column[i].split()) for column in split.texts]
-        label = label_in_words(split.labels[i], section)
-        lines.append("\t".join([str(split.index[i]), f"{distance[i]:.4f}", label, *texts]))
+    split, rows, distances = predicted.split, rows_of(kind.section), kind.distances(predicted)
+    lines, told = ["\t".join(["index", "distance", "label", *rows.names])], []
+    for i in np.argsort(-distances, kind="stable"):
+        texts = [rows.in_words(column[i]) for column in split.texts]
+        label = kind.label_in_words(predicted.labels[i])
+        lines.append("\t".join([str(split.index[i]), f"{distances[i]:.4f}", label, *texts]))
         if len(told) < shown:
-            told.append(f"  {label}, off by {distance[i]:.2f}: {' | '.join(texts)[:160]}")
+            told.append(f"  {label}, off by {distances[i]:.2f}: {' | '.join(texts)[:160]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(told)
 
 
-_TAGS = {
-    "classification": "text-classification",
-    "multilabel": "text-classification",
-    "regression": "text-classification",
-}
 _HUB_METRICS = {
     "matthews_correlation": "matthews_correlation",
     "pearson": "pearsonr",
@@ -184,12 +141,14 @@ _HUB_METRICS = {
 }
 
 
-def model_card(name: str, table: str, values: dict[str, dict[str, float]], config: FinetuneConfig, text: str) -> str:
+def model_card(
+    name: str, table: str, values: dict[str, dict[str, float]], config: FinetuneConfig, text: str, pipeline: str | None
+) -> str:
     """The export's README.md, with the measured results as metadata that the Hub reads."""
     section = config.task
     results = [
         {
-            "task": {"type": _TAGS[section.type]},
+            "task": {"type": pipeline or section.type},
             "dataset": {
                 "name": section.name,
                 "type": section.hub.dataset if section.hub else section.name,
@@ -204,7 +163,7 @@ def model_card(name: str, table: str, values: dict[str, dict[str, float]], confi
     ]
     head = {
         "library_name": "transformers",
-        "pipeline_tag": _TAGS[section.type],
+        **({"pipeline_tag": pipeline} if pipeline else {}),
         "tags": ["bertillery", section.name],
         "model-index": [{"name": name.replace("/", "-"), "results": results}],
     }

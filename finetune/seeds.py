@@ -19,7 +19,6 @@ from pydantic import Field
 
 from engine.config import ConfigError, InputError, Section, describe, read_values, validate
 from engine.files import write_text
-from engine.objective import objective_module
 from engine.plot import figure, save
 from engine.run import RunDirectory
 from engine.stage import guarded
@@ -27,8 +26,8 @@ from finetune.__main__ import Finetuning
 from finetune.config import load_config, model_name
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
-from finetune.metrics import scores
-from finetune.report import markdown, read_labels, read_outputs
+from finetune.kind import kind_of
+from finetune.report import markdown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -97,13 +96,11 @@ class Runs:
 
     def _ensemble(self, paths: Sequence[Path]) -> dict[str, dict[str, float]]:
         """What the mean of the outputs reaches."""
-        decide = objective_module("finetune.objectives", {"type": self.section.type}).Objective.decide
-        found = {}
-        for split in self.section.validation:
-            files = [path / "predictions" / f"{split}.tsv" for path in paths]
-            outputs = np.mean([read_outputs(file) for file in files], axis=0)
-            found[split] = scores(self.section.metrics, decide(outputs), read_labels(files[0], self.section))
-        return found
+        kind = kind_of(self.section)
+        return {
+            split: kind.ensemble([path / "predictions" / f"{split}.tsv" for path in paths])
+            for split in self.section.validation
+        }
 
 
 def main(arguments: Sequence[str]) -> int:

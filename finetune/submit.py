@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 
 from engine.config import InputError, Section, read_values, validate
-from engine.objective import objective_module
 from engine.stage import guarded
-from finetune.report import label_in_words, read_outputs
+from finetune.kind import kind_of
+from finetune.sequences import VectorKind, mean_outputs
 from finetune.submission import write_submission
 from finetune.task import TaskSection
 
@@ -56,14 +56,14 @@ def _run(folder: Path, section: SubmitSection) -> int:
 def _predictions(runs: Sequence[Path]) -> dict[str, list[str] | np.ndarray]:
     """Names of labels, or scores, for each file of the submission that the task of these runs has."""
     task = validate(TaskSection, yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))["task"])
-    decide = objective_module("finetune.objectives", {"type": task.type}).Objective.decide
+    kind = kind_of(task)
+    assert isinstance(kind, VectorKind), "GLUE's tasks are"
     found: dict[str, list[str] | np.ndarray] = {}
     for split, name in task.submission.items():
         files = [run / "predictions" / f"{split}.tsv" for run in runs]
         if all(file.exists() for file in files):
-            decided = decide(np.mean([read_outputs(file) for file in files], axis=0))
-            words = [label_in_words(each, task) for each in decided]
-            found[name] = decided if task.type == "regression" else words
+            predictions = kind.best(mean_outputs(files))
+            found[name] = predictions if task.type == "regression" else [kind.in_words(each) for each in predictions]
     return found
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
 from engine.objective import Term
-from finetune.model import SequencePredictor
-
-PROBLEM = "single_label_classification"
+from finetune.kind import Predicted
+from finetune.report import plot_confusion
+from finetune.sequences import SequenceKind, SequencePredictor
 
 
 class Objective(SequencePredictor):
@@ -29,7 +33,34 @@ class Objective(SequencePredictor):
         """Probabilities."""
         return logits.softmax(-1)
 
-    @staticmethod
-    def decide(outputs: np.ndarray) -> np.ndarray:
+
+class Kind(SequenceKind):
+    """Labels and predictions are class ids (N,)."""
+
+    problem = "single_label_classification"
+
+    def objective(self, model: PreTrainedModel) -> Objective:
+        """With cross-entropy."""
+        return Objective(model)
+
+    def best(self, outputs: np.ndarray) -> np.ndarray:
         """The most probable label, int64 (N,)."""
         return outputs.argmax(-1)
+
+    def in_words(self, prediction: Any) -> str:
+        """The label's name."""
+        return self.section.labels[int(prediction)]
+
+    def from_words(self, text: str) -> int:
+        """The label's id."""
+        return self.section.labels.index(text)
+
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """1 less the probability of the label."""
+        return 1 - predicted.outputs[np.arange(len(predicted.labels)), predicted.labels]
+
+    def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
+        """Which label was taken for which."""
+        picture, title = folder / "confusion.png", f"{self.section.name}, {predicted.split.name}"
+        plot_confusion(predicted.predictions, predicted.labels, self.section.labels, picture, title)
+        return [picture]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
 from engine.objective import Term
-from finetune.model import SequencePredictor
-
-PROBLEM = "multi_label_classification"
+from finetune.kind import Predicted
+from finetune.sequences import SequenceKind, SequencePredictor
 
 
 class Objective(SequencePredictor):
@@ -30,7 +32,28 @@ class Objective(SequencePredictor):
         """Probability of each label."""
         return logits.sigmoid()
 
-    @staticmethod
-    def decide(outputs: np.ndarray) -> np.ndarray:
+
+class Kind(SequenceKind):
+    """Labels and predictions are 0 or 1 for each name, (N, L)."""
+
+    problem = "multi_label_classification"
+
+    def objective(self, model: PreTrainedModel) -> Objective:
+        """With binary cross-entropy."""
+        return Objective(model)
+
+    def best(self, outputs: np.ndarray) -> np.ndarray:
         """1 where a label is more probable than not, int64 (N, L)."""
         return (outputs > 0.5).astype(np.int64)
+
+    def in_words(self, prediction: Any) -> str:
+        """Names with commas between."""
+        return ",".join(name for name, on in zip(self.section.labels, prediction, strict=True) if on) or "none"
+
+    def from_words(self, text: str) -> list[float]:
+        """A row of 0 and 1."""
+        return [float(name in text.split(",")) for name in self.section.labels]
+
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """That of the label which is furthest off."""
+        return np.abs(predicted.outputs - predicted.labels).max(-1)

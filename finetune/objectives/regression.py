@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
 from engine.objective import Term
-from finetune.model import SequencePredictor
-
-PROBLEM = "regression"
+from finetune.kind import Predicted
+from finetune.sequences import SequenceKind, SequencePredictor
 
 
 class Objective(SequencePredictor):
@@ -25,7 +27,28 @@ class Objective(SequencePredictor):
         """The score, (B, 1)."""
         return logits
 
-    @staticmethod
-    def decide(outputs: np.ndarray) -> np.ndarray:
+
+class Kind(SequenceKind):
+    """Labels and predictions are scores (N,)."""
+
+    problem = "regression"
+
+    def objective(self, model: PreTrainedModel) -> Objective:
+        """With squared error."""
+        return Objective(model)
+
+    def best(self, outputs: np.ndarray) -> np.ndarray:
         """The score, (N,)."""
         return outputs[:, 0]
+
+    def in_words(self, prediction: Any) -> str:
+        """Nine digits, which give every float32 back."""
+        return f"{float(prediction):.9g}"
+
+    def from_words(self, text: str) -> float:
+        """The score."""
+        return float(text)
+
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """In units of the score."""
+        return np.abs(predicted.outputs[:, 0] - predicted.labels)

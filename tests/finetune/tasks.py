@@ -77,3 +77,13 @@ tracking: {{wandb: "off"}}
 """
     )
     return path
+
+
+def read_outputs(file: Path) -> np.ndarray:
+    """Outputs (N, K) in a run's ``predictions/<split>.tsv``."""
+    return np.array([line.split("\t")[3:] for line in file.read_text().splitlines()[1:]], dtype=np.float32)
+
+
+def read_labels(file: Path) -> list[str]:
+    """The labels in it, in words."""
+    return [line.split("\t")[2] for line in file.read_text().splitlines()[1:]]

@@ -24,8 +24,7 @@ from engine.export import warnings_of_transformers
 from engine.order import Cursor, Stream
 from finetune.__main__ import Finetuning, main
 from finetune.config import load_config
-from finetune.report import read_labels, read_outputs
-from tests.finetune.tasks import write_encoder, write_task
+from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +65,7 @@ def test_what_a_run_leaves(folder: Path, whole: Path, capsys: pytest.CaptureFixt
     assert not warnings
     texts = [json.loads(line) for line in (folder / "toy/validation.jsonl").read_text().splitlines()]
     outputs = read_outputs(whole / "predictions/validation.tsv")
-    labels = read_labels(whole / "predictions/validation.tsv", section)
+    labels = [section.labels.index(label) for label in read_labels(whole / "predictions/validation.tsv")]
     for row, text in zip(outputs[:8], texts[:8], strict=True):
         said = classify({"text": text["first"], "text_pair": text["second"]})
         assert {each["label"]: each["score"] for each in said} == pytest.approx(

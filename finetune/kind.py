@@ -1,0 +1,129 @@
+"""What differs between the kinds of task: one ``Objective`` and one ``Kind`` in each file of ``finetune/objectives``.
+
+Legend: N examples of a split, M rows of outputs of some examples, K outputs of a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from engine.objective import objective_module
+from finetune.data import Split, Task
+from finetune.examples import Examples
+from finetune.model import Predictor
+from finetune.task import TaskSection
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A whole split with its predictions."""
+
+    split: Split
+    outputs: np.ndarray
+    """(M, K) float32, in the order of the examples."""
+    predictions: np.ndarray
+    """(N,) or (N, L), as the labels of the split are."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Those of the split, which has some."""
+        assert self.split.labels is not None
+        return self.split.labels
+
+
+class Kind(ABC):
+    """How a task is put to a model, and what is made of the model's outputs."""
+
+    model_class: ClassVar[Any]
+    """The stock class that is trained and exported."""
+    pipeline: ClassVar[str | None]
+    """What the Hub calls such a model."""
+
+    def __init__(self, section: TaskSection) -> None:
+        self.section = section
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the model's configuration says of the task."""
+
+    def head_fits(self, config: PreTrainedConfig) -> bool:
+        """Whether a head of the right shape that comes with a model of this configuration is for the task, too."""
+        return [*(config.id2label or {}).values()] == self.section.labels
+
+    @abstractmethod
+    def objective(self, model: PreTrainedModel) -> Predictor:
+        """What is trained."""
+
+    @abstractmethod
+    def examples(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        seed: int,
+        training: bool,
+        both_orders: bool = False,
+    ) -> Examples:
+        """The split as sequences of at most ``max_length`` tokens. One that is not for ``training`` has as many
+        examples as the split."""
+
+    @abstractmethod
+    def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
+        """What is predicted for some examples, from their outputs (M, K), end to end."""
+
+    @abstractmethod
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The task's metrics, in their order."""
+
+    @abstractmethod
+    def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
+        """What is wrong with predictions that do not depend on the example, or None."""
+
+    @abstractmethod
+    def baselines(self, task: Task, split: str) -> dict[str, dict[str, float]]:
+        """The metrics on a labelled split that are reached without an encoder, by the name of what reaches them."""
+
+    @abstractmethod
+    def in_words(self, prediction: Any) -> str:
+        """A prediction as a person would write it."""
+
+    def label_in_words(self, label: Any) -> str:
+        """A label as a person would write it."""
+        return self.in_words(label)
+
+    @abstractmethod
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """How far off each prediction is (N,): 0 for a perfect one."""
+
+    def choose(self, predicted: Predicted) -> dict[str, float]:
+        """Settle what is chosen on the first validation split and then holds for all, such as a threshold."""
+        return {}
+
+    def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
+        """Names, and numbers (N, number of names) of each example that are written beside its prediction."""
+        return (), np.empty((predicted.split.num_examples, 0))
+
+    def write(self, folder: Path, predicted: Predicted) -> list[Path]:
+        """Write a split's predictions as the task's official scorer, if any, reads them; returns the files."""
+        return []
+
+    def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
+        """The metrics of the mean of what several models wrote for one split; none where that is not defined."""
+        return {}
+
+    def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
+        """Draw the first validation split's predictions; returns the pictures."""
+        return []
+
+
+def kind_of(section: TaskSection) -> Kind:
+    """The kind of a task: that of the file in ``finetune/objectives`` which ``task.type`` names."""
+    return objective_module("finetune.objectives", {"type": section.type}).Kind(section)

@@ -1,0 +1,113 @@
+"""Tasks with one vector of outputs for each example: what their kinds have in common.
+
+Legend: N examples, B of a batch, K outputs of each, L labels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from engine.batch import PackedBatch
+from engine.encoders import sequence_logits
+from finetune.baselines import baselines
+from finetune.data import Split, Task
+from finetune.examples import Examples, TextExamples
+from finetune.kind import Kind, Predicted
+from finetune.metrics import degenerate, scores
+from finetune.model import Predictor
+
+
+def label_names(names: Sequence[str]) -> dict[str, Any]:
+    """The names as a model's configuration holds them."""
+    both = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return both if names else {}
+
+
+class SequencePredictor(Predictor):
+    """One vector of outputs for each example, from its [CLS]."""
+
+    def logits(self, batch: PackedBatch) -> Tensor:
+        """(B, K), float32 whatever the precision of the model."""
+        return sequence_logits(self.model, batch).float()
+
+
+def _rows(file: Path) -> list[list[str]]:
+    return [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def mean_outputs(files: Sequence[Path]) -> np.ndarray:
+    """The mean (N, K) of the outputs that several models wrote for one split."""
+    return np.mean([np.array([row[3:] for row in _rows(file)], dtype=np.float32) for file in files], axis=0)
+
+
+class VectorKind(Kind):
+    """Outputs are (N, K), and labels numbers: they can be written as a table, and averaged over models."""
+
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Those of :mod:`finetune.metrics`."""
+        return scores(self.section.metrics, predictions, labels)
+
+    def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
+        """All alike, or no numbers."""
+        return degenerate(self.section.type, predictions, labels, self.section.labels)
+
+    @abstractmethod
+    def best(self, outputs: np.ndarray) -> np.ndarray:
+        """What is predicted, from (N, K) outputs: as the labels of the task are."""
+
+    @abstractmethod
+    def from_words(self, text: str) -> Any:
+        """What ``in_words`` wrote, as a number or a row of them."""
+
+    def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
+        """The outputs: probabilities of the labels, or the score."""
+        return [f"p({name})" for name in self.section.labels] or ["score"], predicted.outputs
+
+    def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
+        """The metrics of the mean of the outputs."""
+        labels = np.array([self.from_words(row[2]) for row in _rows(files[0])])
+        return self.scores(self.best(mean_outputs(files)), labels)
+
+
+class SequenceKind(VectorKind):
+    """A text or a pair of texts with a target."""
+
+    model_class = AutoModelForSequenceClassification
+    pipeline = "text-classification"
+    problem: ClassVar[str]
+    """What transformers calls the kind."""
+
+    def settings(self) -> dict[str, Any]:
+        """Names of the labels, and the kind of problem."""
+        names = self.section.labels
+        return {"num_labels": max(1, len(names)), "problem_type": self.problem} | label_names(names)
+
+    def examples(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        seed: int,
+        training: bool,
+        both_orders: bool = False,
+    ) -> Examples:
+        """One sequence each; where it is too long, the texts are cut as BERT's ``run_classifier.py`` does."""
+        both_orders = both_orders and training
+        texts, labels = split.texts, split.labels
+        return TextExamples(texts, labels, tokenizer, max_length=max_length, seed=seed, both_orders=both_orders)
+
+    def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
+        """From the outputs alone."""
+        return self.best(outputs)
+
+    def baselines(self, task: Task, split: str) -> dict[str, dict[str, float]]:
+        """Those of :mod:`finetune.baselines`."""
+        return baselines(task, split)
