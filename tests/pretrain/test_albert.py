@@ -85,6 +85,15 @@ def test_the_two_ways_of_single_sentences() -> None:
         assert (rows["b_length"] >= 1).all()
 
 
+def test_no_segment_crosses_a_document() -> None:
+    tokens = counting_tokens(100, sentences=(1, 30))
+    for single_segment in ("original", "drop"):
+        rows = draw(tokens, 128, single_segment)
+        for side in "ab":
+            start, end = rows[f"{side}_start"], rows[f"{side}_start"] + rows[f"{side}_length"] - 1
+            np.testing.assert_array_equal(document_of(tokens, start), document_of(tokens, end))
+
+
 def test_every_sentence_is_visited_once() -> None:
     """Unlike BERT's, the walk never goes back: A and B of "drop" cover whole chunks without overlap."""
     tokens = counting_tokens(100, length=(3, 9))

@@ -279,14 +279,24 @@ def test_published_sizes(name: str, joint: int, generator: int, discriminator: i
     assert config.optim.schedule == "electra"
 
 
-def test_generator_sizes() -> None:
-    base = generator_sizes(Config(), ModelSection())
-    assert (base.hidden_size, base.num_attention_heads, base.intermediate_size, base.num_hidden_layers) == (
-        256,
-        4,
-        1024,
-        12,
-    )
+@pytest.mark.parametrize(
+    ("width", "layers", "fraction", "expected"),
+    [
+        (256, 12, 0.25, (64, 1, 256, 12)),
+        (256, 12, 1.0, (256, 4, 1024, 12)),
+        (768, 12, 0.33333, (256, 4, 1024, 12)),
+        (1024, 24, 0.25, (256, 4, 1024, 24)),
+    ],
+)
+def test_published_generators(width: int, layers: int, fraction: float, expected: tuple[int, ...]) -> None:
+    model = ModelSection(hidden_size=width, num_attention_heads=width // 64, num_hidden_layers=layers)
+    found = generator_sizes(Config(generator_fraction=fraction), model)
+    assert (
+        found.hidden_size, found.num_attention_heads, found.intermediate_size, found.num_hidden_layers
+    ) == expected  # fmt: skip
+
+
+def test_generators_of_other_sizes() -> None:
     assert generator_sizes(Config(generator_fraction=0.01), ModelSection()).num_attention_heads == 1
     with pytest.raises(ConfigError, match=r"generator_fraction: 0\.26 .* 200, which its 3 heads"):
         generator_sizes(Config(generator_fraction=0.26), ModelSection())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pkgutil
@@ -13,17 +14,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForPreTraining
 
 import pretrain.objectives
 from engine.batch import PackedBatch
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import ConfigError
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.loop import DivergedError, StepInfo, training_steps
 from engine.objective import Objective, objective_module
-from engine.optim import OptimSection, build_optimizer, learning_rate
+from engine.optim import OptimSection, build_optimizer, learning_rate, parameter_groups
 from engine.order import Phase, Steps
 from pretrain.config import load_config
 from pretrain.model import ModelSection
@@ -250,6 +253,78 @@ def ties(objective: Objective) -> list[list[str]]:
     for name, parameter in objective.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return sorted(names.values())
+
+
+def test_what_is_tied_stays_tied(kind: Any, accelerator: Accelerator, tmp_path: Path) -> None:
+    """After prepare, after a step, and in another objective that resumes: above all, word table and output layer."""
+    objective, source = make(kind)
+    before = ties(objective)
+    section = OptimSection()
+    prepared = accelerator.unwrap_model(accelerator.prepare_model(objective))
+    assert ties(prepared) == before
+    train(accelerator, prepared, source, steps=2)
+    optimizer = build_optimizer(section, prepared)
+    path = save_checkpoint(tmp_path, step=2, model=prepared, optimizer=optimizer, state={}, config="")
+    resumed, _ = make(kind)
+    load_checkpoint(path, model=resumed, optimizer=build_optimizer(section, resumed))
+    assert torch.equal(weights(resumed), weights(prepared))
+    for each in (prepared, resumed):
+        assert ties(each) == before
+        table = cast(Any, each.exported()).get_input_embeddings().weight
+        assert torch.equal(word_head(each).weight, table)
+        assert each is objective or word_head(each).weight is not word_head(objective).weight
+    tied = [names for names in before if any("word_embeddings" in name for name in names)]
+    assert len(tied) == 1
+    assert len(tied[0]) > 1
+
+
+def test_decay_is_for_all_but_layer_norms_and_biases(kind: Any) -> None:
+    objective, _ = make(kind)
+    decayed, exempt = parameter_groups(objective, 0.01)
+    held = [id(parameter) for group in (decayed, exempt) for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in objective.parameters())
+    assert {parameter.ndim for parameter in decayed["params"]} == {2}
+    assert {parameter.ndim for parameter in exempt["params"]} == {1}
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.01, 0.0)
+
+
+def test_an_example_has_a_mask_however_low_the_rate(kind: Any) -> None:
+    """Of words of one piece: where all are longer than there is room for none is masked, as in ALBERT's code."""
+    tokens = random_tokens(40, sentences=(2, 3), length=(1, 2))
+    tokens.ids = 6 + 3 * (tokens.ids % 168)
+    settings = kind.Config().model_dump()
+    settings.get("masking", settings)["rate"] = 0.001
+    config = kind.Config.model_validate(settings)
+    batch = batch_of(kind.source(config, tokens, tiny_tokenizer(), sequence_length=8, seed=1), 30)
+    places = torch.searchsorted(batch.cu_seqlens, batch.targets["masked_positions"], right=True) - 1
+    assert places.tolist() == list(range(len(batch.cu_seqlens) - 1))
+
+
+def test_without_any_mask_the_loss_is_finite(kind: Any) -> None:
+    objective, source = make(kind)
+    batch = batch_of(source)
+    number = batch.counts["masked"]
+    assert number not in (batch.counts.get("pairs"), batch.num_tokens)
+    targets = {name: values[:0] if len(values) == number else values for name, values in batch.targets.items()}
+    terms = objective(dataclasses.replace(batch, targets=targets, counts={**batch.counts, "masked": 0}))
+    assert all(torch.isfinite(term.total).all() for term in terms.values())
+    assert all(not term.total.any() for term in terms.values() if term.count == "masked")
+    torch.stack([term.total for term in terms.values() if term.weight]).sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in objective.parameters())
+
+
+def test_in_bfloat16_only_the_products_are(kind: Any) -> None:
+    """Cross-entropy in float32, from logits in bfloat16: their softmax in bfloat16 would be off by about 1 %."""
+    objective, source = make(kind)
+    batch, logits = batch_of(source, 64), []
+    word_head(objective).register_forward_hook(lambda _, __, output: logits.append(output.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = objective(batch)
+    assert logits[0].dtype == torch.bfloat16
+    words = next(term.total for term in terms.values() if term.count == "masked" and term.weight)
+    exact = F.cross_entropy(logits[0].double(), batch.targets["masked_ids"], reduction="sum")
+    assert words.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert {term.total.dtype for term in terms.values() if term.weight} == {torch.float32}
 
 
 def test_networks_are_all_that_is_trained(kind: Any) -> None:
