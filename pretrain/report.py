@@ -47,7 +47,7 @@ def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
     """The tokens as WordPiece writes them, who marks what continues a word; Unigram marks what begins one."""
-    tokens = list(tokenizer.convert_ids_to_tokens(ids.tolist()))
+    tokens = [*tokenizer.convert_ids_to_tokens(ids.tolist())]
     if not any(piece.startswith("▁") for piece in tokenizer.get_vocab()):
         return tokens
     special = set(tokenizer.all_special_tokens)

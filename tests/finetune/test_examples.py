@@ -55,7 +55,7 @@ def test_long_examples_are_cut_and_counted() -> None:
     source = TextExamples(texts, None, tokenizer, max_length=16, seed=1)
     rows = source.plan(0, 0)
     assert rows["length"].tolist() == [16, 6]
-    assert source.num_truncated == 1
+    assert source.num_cut == 1
     ids, types = source.lay_out(rows)
     assert tokenizer.decode(ids[:16]) == "[CLS] " + "w1 " * 7 + "[SEP] " + "w4 " * 6 + "[SEP]"
     assert types[:16].tolist() == [0] * 9 + [1] * 7
