@@ -157,7 +157,7 @@ class _SplitReader:
                     continue
                 if labels is not None and convert is not None:
                     self.labels.append(convert(labels[row]))
-                self.index.append(self.num_rows + row if numbers is None else int(numbers[row]))
+                self.index.append(self.num_rows + row if numbers is None else _number(numbers[row]))
             except ValueError as error:
                 self.problems.append(f"{table.where}:{table.lines[row]}: {error}")
                 continue
@@ -197,8 +197,12 @@ class _SplitReader:
         return self.is_test
 
     def split(self) -> Split:
-        """All that was read; ``InputError`` if only a part is labelled, or a submission's order is not official."""
+        """All that was read; ``InputError`` if it is nothing, labelled in part, or to submit and not in official order."""
         section = self.section
+        if not self.index:
+            raise InputError(
+                f"{section.name} {self.name}: no examples in {self.num_rows:,} rows of {self.source.where}"
+            )
         if self.num_unlabelled and self.labels:
             raise InputError(f"{section.name} {self.name}: some of its files have labels and some have none")
         if self.left_out:
@@ -216,3 +220,10 @@ class _SplitReader:
         labels = np.array(self.labels, dtype=np.int64 if section.type == "classification" else np.float32)
         left_out = 0 if self.is_test else len(self.left_out)
         return Split(self.name, tuple(self.texts), None if self.num_unlabelled else labels, index, left_out)
+
+
+def _number(cell: Any) -> int:
+    try:
+        return int(cell)
+    except (TypeError, ValueError):
+        raise ValueError(f"{cell!r} is no number of an example") from None
