@@ -197,7 +197,7 @@ class _SplitReader:
         return self.is_test
 
     def split(self) -> Split:
-        """All that was read; ``InputError`` if it is nothing, labelled in part, or to submit and not in official order."""
+        """All that was read; ``InputError`` if it is nothing, labelled in part, or in no order to submit."""
         section = self.section
         if not self.index:
             raise InputError(
