@@ -53,7 +53,7 @@ def _ridge(kind: str, known: Any, labels: np.ndarray, unknown: Any) -> np.ndarra
     if (labels == labels[0]).all():  # nothing to separate
         return np.repeat(labels[:1], unknown.shape[0], axis=0)
     model = Ridge(solver="sparse_cg") if kind == "regression" else RidgeClassifier(solver="sparse_cg")
-    return model.fit(known, labels).predict(unknown)
+    return np.asarray(model.fit(known, labels).predict(unknown))
 
 
 def _features(train: Split, held_out: Split) -> tuple[Any, Any]:

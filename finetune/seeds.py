@@ -153,7 +153,10 @@ def _problems(runs: Any) -> list[str]:
 
 def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:
     """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns what to print."""
-    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", "majority", "bag of words"]]
+    beside = list(
+        dict.fromkeys(name for each in summaries.values() for found in each["baselines"].values() for name in found)
+    )
+    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", *beside]]
     averages = []
     for task, summary in summaries.items():
         averages.append(
@@ -163,13 +166,13 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
             label = f"{task} {split.removeprefix('validation').lstrip('_')}".strip()
             for metric, values in found.items():
                 spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-                base = [found[metric] for found in summary["baselines"][split].values()]
+                base = [summary["baselines"][split].get(name, {}).get(metric) for name in beside]
                 ensemble = summary["ensemble"].get(split, {}).get(metric)
                 numbers = [np.median(values), np.mean(values), spread, max(values), ensemble, *base]
                 cells = ["-" if x is None or np.isnan(x) else f"{100 * x:.2f}" for x in numbers]
                 rows.append([label, metric, str(len(values)), *cells])
     if len(summaries) > 1:
-        rows.append(["mean of tasks", "", "", f"{100 * np.mean(averages):.2f}", *[""] * 6])
+        rows.append(["mean of tasks", "", "", f"{100 * np.mean(averages):.2f}", *[""] * (len(rows[0]) - 4)])
     notes = [
         f"{task}: {len(summary['warnings'])} of {len(summary['runs'])} models: {summary['warnings'][0]}."
         for task, summary in summaries.items()
@@ -191,8 +194,9 @@ def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> No
         split, found = next(iter(summary["scores"].items()))
         metric, values = next(iter(found.items()))
         axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="seeds" * (not place))
-        for (name, baseline), style in zip(summary["baselines"][split].items(), ("_", "x"), strict=True):
-            axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
+        for (name, baseline), style in zip(summary["baselines"][split].items(), "_x+", strict=False):
+            if metric in baseline:
+                axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
     axes[0].set_xticks(range(len(summaries)), list(summaries), rotation=30, ha="right")
     axes[0].grid(alpha=0.3, axis="y")
     axes[0].legend(fontsize=8)

@@ -71,7 +71,7 @@ def write_submission(
         problems.append(f"no predictions for {', '.join(missing)}; predict them, or have them filled (fill=True)")
     texts = {}
     for name, file in FILES.items():
-        values = predictions[name] if name in predictions else [file.majority] * file.num_rows
+        values = predictions[name] if name in predictions else np.full(file.num_rows, file.majority)
         try:
             texts[name] = _text(file, values)
         except ValueError as error:

@@ -59,6 +59,8 @@ def test_a_module_is_parsed_not_imported(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(f'raise SystemExit\nclass A:\n    def f(self):\n        """{PROSE[0]}"""\n')
     assert pydocs._read_module(str(path)) == [("A.f", PROSE[:1])]
+    path.write_text(f'"""{PROSE[0]}"""\ndef g():\n    """Short."""\n')
+    assert pydocs._read_module(str(path)) == [("", PROSE[:1])]
     path.write_text(f'"""{PROSE[0]}"""\nthis is no python')
     assert pydocs._read_module(str(path)) == []
 

@@ -375,13 +375,20 @@ def test_a_line_number_is_that_of_the_file_in_spite_of_quoted_line_breaks(tmp_pa
             {"text": ["a", "text"]},
             r"no column 'a'; there are: 'text', 'label'; name the column with task.text=\[a, text\]",
         ),
-        ({"index": "label"}, r"a.csv:2: invalid literal for int"),
+        ({"index": "label"}, r"a.csv:2: 'yes' is no number of an example"),
     ],
 )
 def test_wrong_columns(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     as_csv(tmp_path / "a.csv")
     with pytest.raises(InputError, match=message):
         own(tmp_path, files={"train": "a.csv"}, **settings)
+
+
+def test_a_split_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n")
+    for split in ("train", "test"):
+        with pytest.raises(InputError, match=f"own {split}: no examples in 0 rows"):
+            own(tmp_path, files={split: "a.csv"})
 
 
 @pytest.mark.parametrize(
