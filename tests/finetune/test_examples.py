@@ -56,7 +56,8 @@ def test_long_examples_are_cut_and_counted() -> None:
     rows = source.plan(0, 0)
     assert rows["length"].tolist() == [16, 6]
     assert source.num_cut == 1
-    ids, types = source.lay_out(rows)
+    batch = source.collate(rows)
+    ids, types = batch.input_ids, batch.token_type_ids
     assert tokenizer.decode(ids[:16]) == "[CLS] " + "w1 " * 7 + "[SEP] " + "w4 " * 6 + "[SEP]"
     assert types[:16].tolist() == [0] * 9 + [1] * 7
     with pytest.raises(InputError, match="leaves no room"):
