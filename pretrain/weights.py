@@ -120,19 +120,10 @@ def load_weights(objective: Objective, path: str) -> list[str]:
             + "\n".join(f"  - {problem}" for problem in shown)
             + "\nGive weights that save_pretrained wrote, of such a model."
         )
-    loaded = {id(tensor) for _, tensor, _ in copies}
-    # Backwards, so that what models share goes by its name in the first.
-    parameters = {
-        id(p): (_named(folder, name), p)
-        for folder, model in reversed(models.items())
-        for name, p in model.named_parameters()
-    }
-    known = [parameter for key, (_, parameter) in parameters.items() if key in loaded]
-    names = [name for key, (name, _) in parameters.items() if key in loaded]
-    new = [name for key, (name, _) in parameters.items() if key not in loaded]
+    loaded, new = _parted(models, {id(tensor) for _, tensor, _ in copies})
     return [
-        f"{path}: {len(known):,} tensors, {sum(parameter.numel() for parameter in known):,} parameters",
-        f"new: {_stems(new, names)}; dropped: {_stems(dropped, names)}",
+        f"{path}: {len(loaded):,} tensors, {sum(parameter.numel() for parameter in loaded.values()):,} parameters",
+        f"new: {_stems(new, loaded)}; dropped: {_stems(dropped, loaded)}",
     ]
 
 
@@ -151,6 +142,21 @@ def _misfits(model: PreTrainedModel, config: Any, report: Mapping[str, Iterable[
         *(f"{name}: missing there" for name in of_body(report["missing_keys"])),
         *(f"{name}: has no place here" for name in of_body(report["unexpected_keys"])),
     ]
+
+
+def _parted(
+    models: Mapping[str, PreTrainedModel], ids: set[int]
+) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
+    """Parameters by name, those of these ids and the others; what models share goes by its name in the first."""
+    within: dict[str, torch.nn.Parameter] = {}
+    others: dict[str, torch.nn.Parameter] = {}
+    seen: set[int] = set()
+    for folder, model in models.items():
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                (within if id(parameter) in ids else others)[_named(folder, name)] = parameter
+    return within, others
 
 
 def _named(folder: str, name: str) -> str:
