@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.attention import NAME
 from engine.config import ConfigError
@@ -163,3 +163,26 @@ def _some(names: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not BERT-like.
+
+    ``key`` is the configuration's that names the path.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{key}: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
+            "give a directory that save_pretrained wrote, or a name on the Hub (offline: one already downloaded)"
+        ) from error
+    missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise ConfigError(
+            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
+            "with cls, sep, mask and pad"
+        )
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
+    return tokenizer

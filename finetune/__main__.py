@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError
 from engine.encoders import longest_sequence
 from engine.export import export_model
 from engine.fit import Fit, Trainer
-from engine.load import load, read_config
+from engine.load import load, load_tokenizer, read_config
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
 from finetune.config import FinetuneConfig, load_config
@@ -32,6 +30,7 @@ from finetune.report import (
     show_example,
     write_predictions,
 )
+from finetune.sources import glue_dir_from_environment
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,17 +49,11 @@ class Finetuning(Stage):
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
-        longest, asked = longest_sequence(read_config(config.model.from_)), config.train.phases[0].sequence_length
-        if asked > longest:
-            raise ConfigError(
-                f"train.phases: a sequence_length of {asked} is above the {longest} that {config.model.from_} reads"
-            )
+        self.tokenizer = self._tokenizer()
         self.kind = kind_of(section)
-        glue_dir = os.environ.get("GLUE_DIR")
         with self.accelerator.main_process_first():
-            self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=Path(glue_dir) if glue_dir else None)
+            self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model.from_)
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
         batch_size = config.train.phases[0].batch_size
@@ -75,6 +68,20 @@ class Finetuning(Stage):
                 micro_batch_tokens=config.train.micro_batch_tokens,
             ),
         )
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        start, asked = self.config.model.from_, self.config.train.phases[0].sequence_length
+        config, tokenizer = read_config(start), load_tokenizer(start, "model.from")
+        longest = longest_sequence(config)
+        if asked > longest:
+            raise ConfigError(f"train.phases: a sequence_length of {asked} is above the {longest} that {start} reads")
+        # Of a directory without a vocabulary transformers makes a tokenizer of nothing but special tokens.
+        if not len(tokenizer.all_special_tokens) < len(tokenizer) <= config.vocab_size:
+            raise ConfigError(
+                f"model.from: the tokenizer in {start} has {len(tokenizer):,} pieces, its weights know "
+                f"{config.vocab_size:,}; give a folder whose tokenizer and weights belong together"
+            )
+        return tokenizer
 
     def _examples(self, name: str, training: bool = False) -> Examples:
         split, config = self.task.split(name), self.config

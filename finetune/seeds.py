@@ -8,7 +8,6 @@ probabilities (an ensemble) and the baselines reach.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,12 @@ from engine.plot import figure, save
 from engine.run import RunDirectory
 from engine.stage import guarded
 from finetune.__main__ import Finetuning
-from finetune.config import load_config, model_name
+from finetune.config import load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
 from finetune.report import markdown
+from finetune.sources import glue_dir_from_environment
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -67,8 +67,8 @@ class Runs:
 
     def check_data(self) -> None:
         """``InputError`` where a split that is needed is not there."""
-        glue_dir, config = os.environ.get("GLUE_DIR"), self.stages[0].config
-        task = read_task(self.section, data_dir=config.run.data_dir, glue_dir=Path(glue_dir) if glue_dir else None)
+        data_dir = self.stages[0].config.run.data_dir
+        task = read_task(self.section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
         for name in ["train", *self.section.validation]:
             task.split(name)
 
@@ -118,7 +118,6 @@ def _run(arguments: Sequence[str]) -> int:
     fixed = [given for given in rest if given.startswith(("run.seed=", "run.name="))]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={section.seeds}")
-    start = read_values(rest)[0].get("model", {}).get("from")
     later = [task for task in section.tasks if task in section.after_mnli]
     if later and "mnli" not in section.tasks:
         raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
@@ -134,9 +133,9 @@ def _run(arguments: Sequence[str]) -> int:
         failed += run_jobs([job for task in after.values() for job in task.jobs()], section.side_by_side)
         runs |= after
     summaries = {task: summary for task, each in runs.items() if (summary := each.summary())}
-    config = next(iter(runs.values())).stages[0].config
-    folder = config.run.dir / "finetune" / "tables" / model_name(str(start))
-    print(write_table(summaries, folder, str(start)))
+    first = next(iter(runs.values())).stages[0]
+    model = Path(first.name).parts[1]
+    print(write_table(summaries, first.config.run.dir / "finetune" / "tables" / model, model))
     print("\n".join(failed), end="\n" * bool(failed))
     return 2 if failed else 0
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (defined by its extension module)
 
+from engine.load import load_tokenizer
 from pretrain.ledger import Ledger
-from pretrain.tokenizer import WordEncoder, load_tokenizer
+from pretrain.tokenizer import WordEncoder
 
 Document = tuple[bool, list[str]]
 """Whether it is held out, and its paragraphs."""

@@ -28,11 +28,12 @@ from transformers import PreTrainedTokenizerBase
 
 from engine import pydocs
 from engine.config import InputError
+from engine.load import load_tokenizer
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
 from pretrain.ledger import Ledger
 from pretrain.prepared import FORMAT, PreparedCorpus, corpus_report
-from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer, train_wordpiece
+from pretrain.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from pretrain.unigram import train_unigram
 
 _COMMIT_CHARACTERS = 16_000_000

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import InputError
-from pretrain.tokenizer import load_tokenizer
+from engine.load import load_tokenizer
 
 FORMAT = 1
 """Version of the layout on disk; part of the folder's name."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError, Section
-from pretrain.tokenizer import load_tokenizer
+from engine.load import load_tokenizer
 from pretrain.weights import Weights
 
 _FIXED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")

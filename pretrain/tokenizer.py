@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from engine.config import ConfigError, Section
 
@@ -42,29 +42,6 @@ class TokenizerSection(Section):
     """How often two pieces must meet before they are merged (wordpiece), or a piece must occur (unigram)."""
     sample_bytes: int = Field(default=64_000_000, ge=1)
     """Text to train on; of a larger corpus, a sample of its documents."""
-
-
-def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not for masked training.
-
-    ``key`` is the configuration's that names the path.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{key}: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
-            "give a directory that save_pretrained wrote, or a name on the Hub (offline: one already downloaded)"
-        ) from error
-    missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
-    if missing:
-        raise ConfigError(
-            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
-            "with cls, sep, mask and pad"
-        )
-    if not tokenizer.is_fast:
-        raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
-    return tokenizer
 
 
 def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrainedTokenizerBase:

@@ -198,3 +198,14 @@ def test_what_cannot_work_is_said_before_the_first_step(
     assert message in said.err
     assert "step 1/" not in said.out
     assert not (folder / "runs/finetune/wrong").exists()
+
+
+def test_a_model_without_its_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Transformers would make one up, of nothing but special tokens, and every word would be unknown."""
+    bare = folder / "bare"
+    shutil.copytree(folder / "encoder", bare)
+    for file in bare.glob("*token*"):
+        file.unlink()
+    given = [each for each in arguments(folder, "bare") if not each.startswith("model.from=")]
+    assert main([*given, f"model.from={bare}"]) == 2
+    assert "model.from: " in capsys.readouterr().err

@@ -13,9 +13,10 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from engine.config import ConfigError
+from engine.load import load_tokenizer
 from engine.pydocs import _read_topics
 from pretrain import tokenizer as module
-from pretrain.tokenizer import SPECIALS, TokenizerSection, WordEncoder, load_tokenizer, train_wordpiece
+from pretrain.tokenizer import SPECIALS, TokenizerSection, WordEncoder, train_wordpiece
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))
 

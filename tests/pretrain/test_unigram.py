@@ -14,11 +14,12 @@ import pytest
 from transformers import AlbertTokenizer, AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config import ConfigError
+from engine.load import load_tokenizer
 from engine.pydocs import _read_topics
 from pretrain.corpus import CorpusSection
 from pretrain.masking import word_starts
 from pretrain.prepare import prepare
-from pretrain.tokenizer import TokenizerSection, WordEncoder, load_tokenizer
+from pretrain.tokenizer import TokenizerSection, WordEncoder
 from pretrain.unigram import SPECIALS, SYMBOLS, train_unigram
 from tests.corpora import korean_text, write_text
 from tests.pretrain.test_tokenizer import TRICKY, random_texts, reference
