@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from engine.config import ConfigError
+from engine.encoders import longest_sequence
 from engine.export import export_model
 from engine.fit import Fit, Trainer
 from engine.load import load, read_config
@@ -54,6 +55,12 @@ class Finetuning(Stage):
         with self.accelerator.main_process_first():
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=Path(glue_dir) if glue_dir else None)
         self.say(report(self.task))
+        length, longest = config.train.phases[0].sequence_length, longest_sequence(read_config(config.model.from_))
+        if length > longest:
+            raise ConfigError(
+                f"train.phases: {config.model.from_} reads {longest} tokens at most, and sequence_length is {length}; "
+                f"give train.phases='[{{batch_size: {config.train.phases[0].batch_size}, sequence_length: {longest}}}]'"
+            )
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.from_)
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
@@ -79,8 +86,7 @@ class Finetuning(Stage):
             self.tokenizer,
             max_length=config.train.phases[0].sequence_length,
             seed=config.run.seed,
-            training=training,
-            both_orders=config.train.both_orders,
+            training=config.train if training else None,
         )
 
     def _objective(self) -> Any:
@@ -96,7 +102,7 @@ class Finetuning(Stage):
         )
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
         same = section.weights == "pretrained" and self.kind.head_fits(read_config(section.from_))
-        fresh = sorted({*self.loaded.fresh, *([] if same else head_parameters(model))})
+        fresh: list[str] = sorted({*self.loaded.fresh, *([] if same else head_parameters(model))})
         draw_head(model, fresh)
         self.loaded = replace(self.loaded, fresh=tuple(fresh))
         return self.kind.objective(model)
@@ -135,7 +141,7 @@ class Finetuning(Stage):
             beside[name] = self.kind.baselines(self.task, name)
             warning = self.kind.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
-        table = results_table(values, beside, warnings)
+        table = results_table(values, beside, warnings, chosen)
         pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
         plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
         hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
@@ -161,7 +167,7 @@ class Finetuning(Stage):
         tokens, found = self.config.train.micro_batch_tokens, {}
         for name in [*self.config.task.validation, *self.config.task.test]:
             if name in self.task.splits:
-                examples = self._examples(name)
+                examples = self.validation.get(name) or self._examples(name)
                 rows = examples.plan(0, 0)
                 outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
                 predictions = self.kind.decide(outputs, examples, rows["index"])
