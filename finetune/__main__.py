@@ -74,7 +74,11 @@ class Finetuning(Stage):
         config, tokenizer = read_config(start), load_tokenizer(start, "model.from")
         longest = longest_sequence(config)
         if asked > longest:
-            raise ConfigError(f"train.phases: a sequence_length of {asked} is above the {longest} that {start} reads")
+            size = self.config.train.phases[0].batch_size
+            raise ConfigError(
+                f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
+                f"give train.phases='[{{batch_size: {size}, sequence_length: {longest}}}]'"
+            )
         # Of a directory without a vocabulary transformers makes a tokenizer of nothing but special tokens.
         if not len(tokenizer.all_special_tokens) < len(tokenizer) <= config.vocab_size:
             raise ConfigError(
@@ -92,8 +96,7 @@ class Finetuning(Stage):
             self.tokenizer,
             max_length=config.train.phases[0].sequence_length,
             seed=config.run.seed,
-            training=training,
-            both_orders=config.train.both_orders,
+            training=config.train if training else None,
         )
 
     def _objective(self) -> Any:
@@ -148,7 +151,7 @@ class Finetuning(Stage):
             beside[name] = self.kind.baselines(self.task, name)
             warning = self.kind.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
-        table = results_table(values, beside, warnings)
+        table = results_table(values, beside, warnings, chosen)
         pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
         plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
         hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
@@ -174,7 +177,7 @@ class Finetuning(Stage):
         tokens, found = self.config.train.micro_batch_tokens, {}
         for name in [*self.config.task.validation, *self.config.task.test]:
             if name in self.task.splits:
-                examples = self._examples(name)
+                examples = self.validation.get(name) or self._examples(name)
                 rows = examples.plan(0, 0)
                 outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
                 predictions = self.kind.decide(outputs, examples, rows["index"])

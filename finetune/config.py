@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.config import ConfigError, Duration, Section, read_values, validate
 from engine.fit import TrainSection
@@ -66,6 +66,13 @@ class FinetuneConfig(StageConfig):
     optim: OptimSection = OptimSection(learning_rate=5e-5, warmup=Duration("10%"))
     train: FinetuneTrainSection = FinetuneTrainSection()  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    @model_validator(mode="after")
+    def _fits(self) -> FinetuneConfig:
+        pairs = len(self.task.text) == 2 and self.task.type in ("classification", "multilabel", "regression")
+        if self.train.both_orders and not pairs:
+            raise ValueError(f"train.both_orders is for pairs of texts, and {self.task.name} has none")
+        return self
+
 
 def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     """Read ``*.yaml`` files and overrides over the recipe; raises ``ConfigError`` with all problems at once.
@@ -74,14 +81,16 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     """
     values, sources = read_values(arguments)
     start = values.get("model", {}).get("from")
-    task = values.get("task", {}).get("name")
+    section = values.get("task", {})
+    task = section.get("name")
     if start is None or task is None:
         raise ConfigError(
             "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
             "MODEL=<directory or Hub id>"
         )
     name = recipe_for(start, values.get("recipe", "auto"))
-    values, sources = read_values(arguments, under=recipe_values(name, str(task)), called=f"recipe {name}")
+    under = recipe_values(name, str(task), section.get("type"))
+    values, sources = read_values(arguments, under=under, called=f"recipe {name}")
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
     if config.run.name is None:
@@ -121,13 +130,15 @@ def recipe_for(start: str, name: str) -> str:
     return name
 
 
-def recipe_values(name: str, task: str) -> dict[str, Any]:
-    """What a recipe sets for a task: its ``all``, and over it what it has for the task alone."""
+def recipe_values(name: str, task: str, kind: str | None = None) -> dict[str, Any]:
+    """What a recipe sets for a task: its ``all``, over it what it has for tasks of this ``kind`` (``task.type``), and
+    over that what it has for the task alone."""
     if name == "none":
         return {}
     recipe = _read(RECIPES / f"{name}.yaml")
     merged: dict[str, Any] = {}
-    for layer in (recipe.get("all", {}), recipe.get("tasks", {}).get(task, {})):
+    layers = recipe.get("all", {}), recipe.get("kinds", {}).get(kind, {}), recipe.get("tasks", {}).get(task, {})
+    for layer in layers:
         for section, settings in layer.items():
             merged[section] = {**merged.get(section, {}), **settings}
     return merged

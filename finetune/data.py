@@ -11,13 +11,27 @@ from typing import Any
 import numpy as np
 
 from engine.config import InputError
-from finetune.rows import NO_LABEL, rows_of
+from finetune.rows import NO_LABEL, Rows, ScoreRows, SeveralRows
 from finetune.sources import Source, find_source
+from finetune.structured import ChoiceRows, SpanRows, TokenRows
 from finetune.tables import Table
 from finetune.task import TaskSection
 
 logger = logging.getLogger(__name__)
 _LISTED = 5
+_ROWS: dict[str, type[Rows]] = {
+    "classification": Rows,
+    "multilabel": SeveralRows,
+    "regression": ScoreRows,
+    "choice": ChoiceRows,
+    "tokens": TokenRows,
+    "spans": SpanRows,
+}
+
+
+def rows_of(section: TaskSection) -> Rows:
+    """How rows of the task are read."""
+    return _ROWS[section.type](section)
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,8 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
 def report(task: Task) -> str:
     """What was read, a line each: sizes, shares of the labels, and how many examples training has as well."""
     section = task.section
-    kind = f"{section.type}{' of pairs' * (len(section.text) == 2)}, scored by {', '.join(section.metrics)}"
+    pairs = len(section.text) == 2 and section.type in ("classification", "multilabel", "regression")
+    kind = f"{section.type}{' of pairs' * pairs}, scored by {', '.join(section.metrics)}"
     lines = {"task": f"{section.name}: {kind}", "data": task.where}
     train = set(_hashable(task.splits["train"])) if "train" in task.splits else set()
     for name, split in task.splits.items():

@@ -16,7 +16,7 @@ from engine.batch import ranges
 from engine.evaluate import HeldOut, Sums
 from engine.order import shares
 from finetune.examples import Examples
-from finetune.kind import Kind
+from finetune.kind import TaskKind
 from finetune.model import Predictor
 
 
@@ -43,7 +43,7 @@ def predict(
             logits = plain.logits(batch)
         if examples.labels is not None:
             sums.add(plain.terms(logits, batch), batch.counts)
-        parts.append((part, plain.outputs(logits).float().cpu().numpy()))
+        parts.append((part, plain.outputs(logits, batch).float().cpu().numpy()))
     plain.train(training)
     gathered = gather_object(parts)
     sizes = examples.num_outputs(rows["index"])
@@ -60,7 +60,7 @@ class Scored(HeldOut):
     def __init__(
         self,
         splits: dict[str, Examples],
-        kind: Kind,
+        kind: TaskKind,
         *,
         num_examples: int | None,
         micro_batch_tokens: int,

@@ -151,7 +151,8 @@ class Examples(ABC):
         self.num_cut = cut
         self.per_example = per_example
         self._first = np.cumsum(per_example) - per_example
-        self._lengths = np.add.reduceat(sequences.lengths, self._first) if len(per_example) else per_example
+        self.lengths = np.add.reduceat(sequences.lengths, self._first) if len(per_example) else per_example
+        """Tokens of each example (N,), of all its sequences."""
 
     @property
     def num_examples(self) -> int:
@@ -163,7 +164,7 @@ class Examples(ABC):
         rows = np.zeros(self.num_examples, ROW)
         rows["index"] = np.arange(len(rows))
         rows["key"] = key(self.seed, epoch, np.arange(len(rows)))
-        rows["length"] = self._lengths
+        rows["length"] = self.lengths
         return rows
 
     def members(self, index: np.ndarray) -> np.ndarray:

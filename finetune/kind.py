@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.objective import objective_module
+from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
 from finetune.examples import Examples
 from finetune.model import Predictor
@@ -38,7 +39,7 @@ class Predicted:
         return self.split.labels
 
 
-class Kind(ABC):
+class TaskKind(ABC):
     """How a task is put to a model, and what is made of the model's outputs."""
 
     model_class: ClassVar[Any]
@@ -69,11 +70,10 @@ class Kind(ABC):
         *,
         max_length: int,
         seed: int,
-        training: bool,
-        both_orders: bool = False,
+        training: FinetuneTrainSection | None = None,
     ) -> Examples:
-        """The split as sequences of at most ``max_length`` tokens. One that is not for ``training`` has as many
-        examples as the split."""
+        """The split as sequences of at most ``max_length`` tokens, to be predicted: an example for each of the split's,
+        in its order. With ``training``, the examples to be trained on as that says."""
 
     @abstractmethod
     def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ class Kind(ABC):
         return (), np.empty((predicted.split.num_examples, 0))
 
     def write(self, folder: Path, predicted: Predicted) -> list[Path]:
-        """Write a split's predictions as the task's official scorer, if any, reads them; returns the files."""
+        """Write a split's predictions as the official scorer reads them, where there is one; returns the files."""
         return []
 
     def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
@@ -124,6 +124,6 @@ class Kind(ABC):
         return []
 
 
-def kind_of(section: TaskSection) -> Kind:
+def kind_of(section: TaskSection) -> TaskKind:
     """The kind of a task: that of the file in ``finetune/objectives`` which ``task.type`` names."""
     return objective_module("finetune.objectives", {"type": section.type}).Kind(section)

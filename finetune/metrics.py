@@ -23,8 +23,9 @@ METRICS_OF = {
     "classification": ("accuracy", "f1", "macro_f1", "matthews_correlation"),
     "multilabel": ("macro_f1", "accuracy"),
     "regression": ("pearson", "spearman"),
+    "choice": ("accuracy",),
 }
-"""What can be asked of each type of task."""
+"""What can be asked of each type of task whose predictions are numbers."""
 _NARROW = 1e-3
 """Scores that span less than this share of what the labels span are taken for one score."""
 

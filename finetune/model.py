@@ -33,6 +33,24 @@ def head_parameters(model: PreTrainedModel) -> list[str]:
     return [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
 
 
+def log_softmax_within(logits: Tensor, owner: Tensor, number: int) -> Tensor:
+    """Logarithms of the softmax of (M, ...) logits over the rows of each owner; ``owner`` (M,) is below ``number``."""
+    index = owner.reshape(-1, *[1] * (logits.ndim - 1)).expand_as(logits)
+    empty = logits.new_full((number, *logits.shape[1:]), -torch.inf)
+    highest = empty.scatter_reduce(0, index, logits.detach(), "amax")
+    shifted = logits - highest[owner]
+    sums = torch.zeros_like(empty).index_add(0, owner, shifted.exp())
+    return shifted - sums.log()[owner]
+
+
+def best_within(logits: Tensor, owner: Tensor, number: int) -> Tensor:
+    """The row (number,) of (M,) logits that is highest among those of each owner, the first one of equals."""
+    highest = logits.new_full((number,), -torch.inf).scatter_reduce(0, owner, logits, "amax")
+    rows = torch.arange(len(logits), device=logits.device)
+    rows = rows.where(logits == highest[owner], len(logits))
+    return rows.new_full((number,), len(logits)).scatter_reduce(0, owner, rows, "amin")
+
+
 class Predictor(Objective):
     """An objective that can be asked for its predictions."""
 
@@ -49,7 +67,7 @@ class Predictor(Objective):
         """Sums of the batch by name."""
 
     @abstractmethod
-    def outputs(self, logits: Tensor) -> Tensor:
+    def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """(M, K) numbers that may be averaged over models: probabilities, or scores. One example's rows follow the
         other's."""
 

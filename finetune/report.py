@@ -14,13 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from engine.files import publish, remove
 from engine.plot import figure, save
 from finetune.config import FinetuneConfig
-from finetune.data import Split
+from finetune.data import Split, rows_of
 from finetune.examples import Examples
-from finetune.kind import Kind, Predicted
-from finetune.rows import rows_of
+from finetune.kind import Predicted, TaskKind
 
 
-def show_example(examples: Examples, split: Split, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> str:
+def show_example(examples: Examples, split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first example as the model sees it, with its label."""
     laid_out = [examples.sequences.lay_out(which[None])[0] for which in examples.members(np.array([0]))]
     lines = [f"  {tokenizer.decode(ids)}" for ids in laid_out]
@@ -33,8 +32,10 @@ def results_table(
     values: dict[str, dict[str, float]],
     baselines: dict[str, dict[str, dict[str, float]]],
     warnings: dict[str, str],
+    chosen: dict[str, float],
 ) -> str:
-    """Metrics of each validation split beside its baselines, as a Markdown table; then what is wrong with them."""
+    """Metrics of each validation split beside its baselines, as a Markdown table; then what is wrong with them, and what
+    was chosen by them."""
     names = list(next(iter(baselines.values())))
     rows = [["", "model", *(name.replace("_", " ") for name in names)]]
     for split, found in values.items():
@@ -42,6 +43,7 @@ def results_table(
             base = [baselines[split][name].get(metric, float("nan")) for name in names]
             rows.append([f"{split} {metric}", *(f"{100 * number:.2f}" for number in [value, *base])])
     notes = [f"\nNote: on {split} the model {warning}." for split, warning in warnings.items()]
+    notes += [f"\nChosen on {next(iter(values))}: {name} {value:.4g}." for name, value in chosen.items()]
     return "\n".join([markdown(rows), *notes])
 
 
@@ -54,7 +56,7 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: Kind) -> None:
+def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskKind) -> None:
     """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the kind's columns.
 
     The folder appears when all of it is written.
@@ -119,16 +121,30 @@ def plot_confusion(
     save(axes, picture)
 
 
-def hardest_examples(predicted: Predicted, kind: Kind, path: Path, shown: int = 3) -> str:
+def plot_bars(groups: Sequence[str], bars: dict[str, list[float]], picture: Path, title: str) -> None:
+    """For each group a bar of each name, from 0 to 1."""
+    (axis,) = axes = figure(1, title, panel=(2.0 + 0.9 * len(groups), 3.4))
+    width = 0.8 / len(bars)
+    for place, (name, heights) in enumerate(bars.items()):
+        at = np.arange(len(groups)) + (place - (len(bars) - 1) / 2) * width
+        axis.bar(at, heights, width, label=name.replace("_", " "))
+    axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right", fontsize=8)
+    axis.set(ylim=(0, 1))
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize=8)
+    save(axes, picture)
+
+
+def hardest_examples(predicted: Predicted, kind: TaskKind, path: Path, shown: int = 3) -> str:
     """Write all examples to ``path``, those first on which the model is furthest off; returns the first few as text."""
     split, rows, distances = predicted.split, rows_of(kind.section), kind.distances(predicted)
-    lines, told = ["\t".join(["index", "distance", "label", *rows.names])], []
+    lines, told = ["\t".join(["index", "distance", "label", "prediction", *rows.names])], []
     for i in np.argsort(-distances, kind="stable"):
         texts = [rows.in_words(column[i]) for column in split.texts]
-        label = kind.label_in_words(predicted.labels[i])
-        lines.append("\t".join([str(split.index[i]), f"{distances[i]:.4f}", label, *texts]))
+        label, given = kind.label_in_words(predicted.labels[i]), kind.in_words(predicted.predictions[i])
+        lines.append("\t".join([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts]))
         if len(told) < shown:
-            told.append(f"  {label}, off by {distances[i]:.2f}: {' | '.join(texts)[:160]}")
+            told.append(f"  {label}, off by {distances[i]:.2f} with {given or 'nothing'}: {' | '.join(texts)[:160]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(told)
 

@@ -49,7 +49,7 @@ class Rows:
 
     def converter(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
         """From a label's cell to the label; what it returns raises ``ValueError`` for what is none."""
-        return _by_name(self.section, source, table, column)
+        return by_name(self.section, source, table, column)
 
     def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
         """Texts and label (None without one) as the split holds them; ``ValueError`` where they do not belong."""
@@ -79,7 +79,7 @@ class SeveralRows(Rows):
 
     def converter(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
         """From a list, or names with commas between, to 0/1 for each label, float32 (L,)."""
-        one = _by_name(self.section, source, table, column)
+        one = by_name(self.section, source, table, column)
 
         def several(cell: Any) -> np.ndarray:
             cells = [part for part in cell.split(",") if part.strip()] if isinstance(cell, str) else cell or []
@@ -114,16 +114,8 @@ class ScoreRows(Rows):
         return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
 
 
-_ROWS: dict[str, type[Rows]] = {"classification": Rows, "multilabel": SeveralRows, "regression": ScoreRows}
-
-
-def rows_of(section: TaskSection) -> Rows:
-    """How rows of the task are read."""
-    return _ROWS[section.type](section)
-
-
-def _by_name(section: TaskSection, source: Source, table: Table, column: str) -> Callable[[Any], int]:
-    """From a cell to a class id."""
+def by_name(section: TaskSection, source: Source, table: Table, column: str) -> Callable[[Any], int]:
+    """From a cell to a class id; what it returns raises ``ValueError`` for what is none."""
     names = table.class_names.get(column)
     if not section.labels:
         raise InputError(_labels_wanted(section, table, column, names))
@@ -145,7 +137,8 @@ def _by_name(section: TaskSection, source: Source, table: Table, column: str) ->
 
 
 def _labels_wanted(section: TaskSection, table: Table, column: str, names: Sequence[str] | None) -> str:
-    found = Counter(map(str, table.columns[column])) if names is None else Counter(names)
+    cells = (each for cell in table.columns[column] for each in (cell if isinstance(cell, list) else [cell]))
+    found = Counter(map(str, cells)) if names is None else Counter(names)
     listed = ", ".join(
         f"{name!r} ({count:,})" if names is None else repr(name) for name, count in found.most_common(20)
     )

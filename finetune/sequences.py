@@ -17,9 +17,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from engine.batch import PackedBatch
 from engine.encoders import sequence_logits
 from finetune.baselines import baselines
+from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
 from finetune.examples import Examples, TextExamples
-from finetune.kind import Kind, Predicted
+from finetune.kind import Predicted, TaskKind
 from finetune.metrics import degenerate, scores
 from finetune.model import Predictor
 
@@ -47,7 +48,7 @@ def mean_outputs(files: Sequence[Path]) -> np.ndarray:
     return np.mean([np.array([row[3:] for row in _rows(file)], dtype=np.float32) for file in files], axis=0)
 
 
-class VectorKind(Kind):
+class VectorKind(TaskKind):
     """Outputs are (N, K), and labels numbers: they can be written as a table, and averaged over models."""
 
     def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -96,11 +97,10 @@ class SequenceKind(VectorKind):
         *,
         max_length: int,
         seed: int,
-        training: bool,
-        both_orders: bool = False,
+        training: FinetuneTrainSection | None = None,
     ) -> Examples:
         """One sequence each; where it is too long, the texts are cut as BERT's ``run_classifier.py`` does."""
-        both_orders = both_orders and training
+        both_orders = training is not None and training.both_orders
         texts, labels = split.texts, split.labels
         return TextExamples(texts, labels, tokenizer, max_length=max_length, seed=seed, both_orders=both_orders)
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import InputError
 from engine.packed import DAMAGED, PACKED, open_packed
+from finetune.formats import sentences, squad_rows
 
 if TYPE_CHECKING:
     import pyarrow
 
-_FORMATS = (".csv", ".tsv", ".jsonl", ".json")
+_FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".conll", ".txt")
 SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in PACKED), ".parquet")
 """What a table's name may end with."""
 
@@ -39,7 +40,8 @@ def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> T
     """Read one file.
 
     A csv or tsv file has ``header`` for its columns, if that is given, unless its first line holds all of ``needed``.
-    Quoting is csv's; in a tsv file a quotation mark is an ordinary character. Raises ``InputError`` with file and line
+    Quoting is csv's; in a tsv file a quotation mark is an ordinary character. A json file is SQuAD's, or has a row on
+    each line; conll and txt hold a word a line (:mod:`finetune.formats`). Raises ``InputError`` with file and line
     where the file cannot be read.
     """
     kind = next((suffix for suffix in path.suffixes[::-1] if suffix.lower() in (*_FORMATS, ".parquet")), "").lower()
@@ -50,7 +52,12 @@ def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> T
     try:
         lines = _lines(path)
         if kind in (".jsonl", ".json"):
-            return _read_json(path, lines)
+            return (kind == ".json" and _read_squad(path)) or _read_json(path, lines)
+        if kind in (".conll", ".txt"):
+            columns, begins = sentences(path, lines, header)
+            if not begins:
+                raise InputError(f"{path}: empty file")
+            return Table(str(path), columns, begins)
         rows = _csv_rows(path, lines) if kind == ".csv" else _tsv_rows(lines)
         return _from_rows(path, rows, header, needed)
     except DAMAGED as error:
@@ -121,8 +128,23 @@ def _read_json(path: Path, lines: Iterable[str]) -> Table:
             raise InputError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
         rows.append(row)
         numbers.append(number)
+    return _from_objects(path, rows, numbers)
+
+
+def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Table:
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, numbers)
+
+
+def _read_squad(path: Path) -> Table | None:
+    """The questions of a file in SQuAD's form; None for another json."""
+    try:
+        rows = squad_rows(json.loads("".join(_lines(path))))
+    except json.JSONDecodeError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return _from_objects(path, rows, range(1, len(rows) + 1)) if rows else None
 
 
 def _read_parquet(path: Path) -> Table:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from engine.config import Section
+from finetune import answers, entities
 from finetune.metrics import METRICS_OF
+
+_METRICS = {**METRICS_OF, "tokens": entities.METRICS, "spans": answers.METRICS}
 
 
 def _word(value: Any) -> Any:
@@ -52,19 +55,42 @@ class HubSection(Section):
     """How the labels are written where the Hub does not name them, in the order of `labels`."""
 
 
+class SpansSection(Section):
+    """How answers are looked for in a text; the defaults are those of BERT's ``run_squad.py``."""
+
+    unanswerable: bool = False
+    """Whether some questions have no answer in their text, as in SQuAD 2.0."""
+    stride: PositiveInt = 128
+    """Tokens from one window on a long text to the next."""
+    question_length: PositiveInt = 64
+    """Tokens of a question, at most; the rest is cut off."""
+    answer_length: PositiveInt = 30
+    """Tokens of an answer, at most."""
+    n_best: PositiveInt = 20
+    """Of a window's tokens, so many are tried as the start of an answer and so many as its end."""
+
+
 class TaskSection(Section):
     """One task: its columns, its labels, where its data is and what it is scored by."""
 
     name: str
     """What it is called in reports."""
-    type: Literal["classification", "multilabel", "regression"]
-    """One label, several labels, or a score for each example."""
+    type: Literal["classification", "multilabel", "regression", "choice", "tokens", "spans"]
+    """One label, several labels, or a score for each example; one of several texts (``choice``); a label for each word
+    (``tokens``); or an answer within a text (``spans``)."""
     text: Words = Field(default=["text"], min_length=1, max_length=2)
-    """Column of the text, or the two columns of a pair."""
+    """Column of the text, or the two columns of a pair. For ``choice``, what is to be continued, and where there is a
+    second column what every choice begins with; for ``tokens`` lists of words; for ``spans`` question and text."""
+    choices: Words = Field(default=[])
+    """Columns of the choices, of which a row may leave some empty, or one column with a list of them."""
+    spans: SpansSection | None = None
+    """How answers are looked for; only with ``type=spans``, where it may be left out."""
     label: str = "label"
-    """Column of the label. Of several labels: a list, or in csv and tsv their names with commas between."""
+    """Column of the label. Of several labels: a list, or in csv and tsv their names with commas between. For ``tokens``
+    a list of tags, for ``spans`` the answers as SQuAD has them."""
     labels: Words = Field(default=[])
-    """Names of the labels, in the order of their ids; none for a score."""
+    """Names of the labels, in the order of their ids; none for a score or an answer. For ``choice`` what the column
+    calls the choices, in their order."""
     range: tuple[float, float] | None = None
     """Lowest and highest score there can be."""
     metrics: Words = Field(min_length=1)
@@ -74,8 +100,9 @@ class TaskSection(Section):
     test: Words = Field(default=["test"])
     """Splits to predict, labelled or not."""
     files: dict[str, Words] = Field(default={})
-    """Your own data: for each split its files or globs, csv, tsv, jsonl or parquet, also .gz, .xz, .zst. The splits are
-    `train` and those named in `validation` and `test`. Where it is given, no other source is asked."""
+    """Your own data: for each split its files or globs, csv, tsv, jsonl or parquet, SQuAD's json, CoNLL's columns
+    (.conll or .txt), also .gz, .xz, .zst. The splits are `train` and those named in `validation` and `test`. Where it
+    is given, no other source is asked."""
     root: Path = Path()
     """Folder that `files` are relative to."""
     header: Words = Field(default=[])
@@ -104,21 +131,22 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> TaskSection:
-        problems = [*self._label_problems(), *self._source_problems()]
+        problems = [*self._label_problems(), *self._kind_problems(), *self._source_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _label_problems(self) -> list[str]:
         problems = []
-        allowed = METRICS_OF[self.type]
+        allowed = _METRICS[self.type]
         wrong = [name for name in self.metrics if name not in allowed]
         if wrong:
             problems.append(f"metrics {', '.join(wrong)}: for {self.type} there are {', '.join(allowed)}")
-        if "f1" in self.metrics and len(self.labels) not in (0, 2):
+        if self.type == "classification" and "f1" in self.metrics and len(self.labels) not in (0, 2):
             problems.append(f"f1 is that of the second of two labels, and there are {len(self.labels)}; use macro_f1")
-        if self.type == "regression" and (self.labels or self.values):
-            problems.append("a regression has no labels and no values; leave them out, or set type=classification")
+        if self.type in ("regression", "spans") and (self.labels or self.values):
+            what = "a regression" if self.type == "regression" else "an answer"
+            problems.append(f"{what} has no labels and no values; leave them out, or set type=classification")
         if self.range and (self.type != "regression" or self.range[0] >= self.range[1]):
             problems.append("range is the lowest and the highest score of a regression, in this order")
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
@@ -130,6 +158,25 @@ class TaskSection(Section):
                 )
         if self.embedded and (self.type, len(self.text)) != ("classification", 1 + (self.embedded == "pairs")):
             problems.append("embedded tasks are classifications, of one text (package) or of two (pairs)")
+        return problems
+
+    def _kind_problems(self) -> list[str]:
+        problems, spans = [], self.spans or SpansSection()
+        if (self.type == "choice") != bool(self.choices):
+            problems.append("choices names the columns of the choices of a task of type choice, and of no other")
+        if len(self.choices) > 1 and len(self.labels) not in (0, len(self.choices)):
+            problems.append(f"there are {len(self.choices)} choices and {len(self.labels)} labels, which name them")
+        if self.spans and self.type != "spans":
+            problems.append(f"spans says how answers are found, and this task is of type {self.type}")
+        texts = {"tokens": 1, "spans": 2}.get(self.type, len(self.text))
+        if len(self.text) != texts:
+            problems.append("text is the column of the words" if texts == 1 else "text is [question, context]")
+        best = [name for name in self.metrics if name.startswith("best_")]
+        if best and not spans.unanswerable:
+            problems.append(f"metrics {', '.join(best)}: there is a threshold to choose with spans.unanswerable only")
+        tags = [name for name in self.labels if name != "O" and not name.startswith(("B-", "I-"))]
+        if self.type == "tokens" and self.labels and (tags or "O" not in self.labels):
+            problems.append(f"labels of words are O, B-<kind> and I-<kind>, not {', '.join(tags) or 'without O'}")
         return problems
 
     def _source_problems(self) -> list[str]:

@@ -29,7 +29,7 @@ class Objective(SequencePredictor):
             "right": Term(right, "examples", weight=0.0),
         }
 
-    def outputs(self, logits: Tensor) -> Tensor:
+    def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Probabilities."""
         return logits.softmax(-1)
 

@@ -23,7 +23,7 @@ class Objective(SequencePredictor):
         labels = batch.targets["labels"]
         return {"squared_error": Term(F.mse_loss(logits[:, 0], labels, reduction="sum"), "examples")}
 
-    def outputs(self, logits: Tensor) -> Tensor:
+    def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """The score, (B, 1)."""
         return logits
 

@@ -1,0 +1,198 @@
+"""An answer within a text for each question: cross-entropy of its first and its last token, as BERT does SQuAD.
+
+Legend: N questions of a split, B windows and T tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from engine.batch import PackedBatch
+from engine.encoders import span_logits
+from engine.objective import Term
+from finetune import answers
+from finetune.answers import Prediction
+from finetune.config import FinetuneTrainSection
+from finetune.data import Split, Task
+from finetune.examples import Examples
+from finetune.guesses import span_baselines
+from finetune.kind import Predicted, TaskKind
+from finetune.model import Predictor, best_within, log_softmax_within
+from finetune.questions import QuestionExamples
+from finetune.report import plot_bars
+from finetune.structured import objects
+from finetune.task import SpansSection, TaskSection
+
+logger = logging.getLogger(__name__)
+_QUESTIONS = ("what", "who", "when", "where", "which", "how", "why")
+
+
+class Objective(Predictor):
+    """Targets are ``spans`` (B, 2), first and last token of the answer in each window; both 0, [CLS], without one."""
+
+    def logits(self, batch: PackedBatch) -> Tensor:
+        """(T, 2): of being the first token of the answer, and the last."""
+        return span_logits(self.model, batch)
+
+    def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
+        """``cross_entropy`` in nats, the mean of the first and the last token's, and windows with both right."""
+        rows = batch.first_rows[:, None] + batch.targets["spans"]
+        numbers = torch.arange(batch.num_sequences, device=logits.device)
+        owner = numbers.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
+        chosen = log_softmax_within(logits, owner, len(numbers)).gather(0, rows)
+        best = [best_within(column.detach(), owner, len(numbers)) for column in logits.unbind(1)]
+        return {
+            "cross_entropy": Term(-chosen.sum() / 2, "windows"),
+            "right": Term((torch.stack(best, 1) == rows).all(1).sum(), "windows", weight=0.0),
+        }
+
+    def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """The logits."""
+        return logits
+
+
+class Kind(TaskKind):
+    """Labels are the answers ``(Answer, ...)`` of each question, predictions the best of those found (N,)."""
+
+    model_class = AutoModelForQuestionAnswering
+    pipeline = "question-answering"
+
+    def __init__(self, section: TaskSection) -> None:
+        super().__init__(section)
+        self.spans = section.spans or SpansSection()
+        self.threshold = 0.0 if self.spans.unanswerable else np.inf
+        """A question whose ``null`` is higher has no answer."""
+
+    def settings(self) -> dict[str, Any]:
+        """Two outputs: of the first token, and of the last."""
+        return {"num_labels": 2}
+
+    def head_fits(self, config: PreTrainedConfig) -> bool:
+        """Always: what finds answers in SQuAD 1.1 is a start for 2.0."""
+        return True
+
+    def objective(self, model: PreTrainedModel) -> Predictor:
+        """With cross-entropy of first and last token."""
+        return Objective(model)
+
+    def examples(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        seed: int,
+        training: FinetuneTrainSection | None = None,
+    ) -> Examples:
+        """Windows to be trained on, or questions with all their windows.
+
+        Epochs and the batch size count windows; the original counts questions where it computes the number of steps,
+        which on SQuAD is 1 % less.
+        """
+        examples = QuestionExamples(
+            split, tokenizer, self.spans, max_length=max_length, seed=seed, training=training is not None
+        )
+        if examples.unplaced:
+            logger.warning(
+                "%s %s: %d answers hold nothing that the tokenizer keeps; they count as none",
+                self.section.name, split.name, examples.unplaced,
+            )  # fmt: skip
+        return examples
+
+    def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
+        """The best span of each question, whether or not having no answer scores higher."""
+        assert isinstance(examples, QuestionExamples)
+        parts = np.split(outputs, np.cumsum(examples.lengths[index])[:-1])
+        return objects([examples.predict(number, part) for number, part in zip(index, parts, strict=True)])
+
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Those of :mod:`finetune.answers`."""
+        return answers.scores(self.section.metrics, predictions, labels, unanswerable=self.spans.unanswerable)
+
+    def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
+        """No answer to any question, or the same to all."""
+        given = {self.in_words(each) for each in predictions}
+        if len(predictions) < 2 or len(given) > 1:
+            return None
+        return f"answers every question with {given.pop()!r}" if given != {""} else "answers no question"
+
+    def baselines(self, task: Task, split: str) -> dict[str, dict[str, float]]:
+        """No answers at all, and the sentence of the context that is most like the question."""
+        labels = task.split(split).labels
+        assert labels is not None
+        found = span_baselines(task.split(split))
+        return {name: self.scores(guessed, labels) for name, guessed in found.items()}
+
+    def choose(self, predicted: Predicted) -> dict[str, float]:
+        """The threshold of the best F1 (``best_f1_thresh`` of the official script)."""
+        if not self.spans.unanswerable:
+            return {}
+        given, labels = predicted.predictions, predicted.labels
+        answered = answers.table(given, labels, unanswerable=True)
+        _, self.threshold = answers.best_threshold(answered[:, 1], given, labels)
+        return {"null_threshold": self.threshold}
+
+    def in_words(self, prediction: Any) -> str:
+        """The answer on one line; nothing where there is none."""
+        return " ".join(self._text(prediction).split())
+
+    def _text(self, prediction: Prediction) -> str:
+        return prediction.text if prediction.null <= self.threshold else ""
+
+    def label_in_words(self, label: Any) -> str:
+        """The different answers, with bars between."""
+        return " | ".join(dict.fromkeys(" ".join(answer.text.split()) for answer in label))
+
+    def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
+        """``null``: by how much having no answer scores higher."""
+        if not self.spans.unanswerable:
+            return super().columns(predicted)
+        return ["null"], np.array([[each.null] for each in predicted.predictions])
+
+    def _table(self, predicted: Predicted) -> np.ndarray:
+        """Exact match and F1 (N, 2) at the threshold."""
+        given, labels = predicted.predictions, predicted.labels
+        answered = answers.table(given, labels, unanswerable=self.spans.unanswerable)
+        return answers.at_threshold(answered, given, labels, self.threshold)
+
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """1 less F1."""
+        return 1 - self._table(predicted)[:, 1]
+
+    def write(self, folder: Path, predicted: Predicted) -> list[Path]:
+        """``<split>.json``: the official form, an answer for each id.
+
+        With unanswerable questions it is empty where ``null`` is above the threshold; all of these scores are in
+        ``<split>.null.json``, in the form of the official script's ``--na-prob-file``.
+        """
+        names, given = list(map(str, predicted.split.index)), predicted.predictions
+        contents = {f"{predicted.split.name}.json": dict(zip(names, map(self._text, given), strict=True))}
+        if self.spans.unanswerable:
+            nulls = (each.null for each in given)
+            contents[f"{predicted.split.name}.null.json"] = dict(zip(names, nulls, strict=True))
+        for name, content in contents.items():
+            (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
+        return [folder / name for name in contents]
+
+    def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
+        """Exact match and F1 by the first question word."""
+        asked = [next((w for w in q.lower().split() if w in _QUESTIONS), "other") for q in predicted.split.texts[0]]
+        table, of_kind = self._table(predicted), np.array(asked)
+        there = [name for name in (*_QUESTIONS, "other") if name in asked]
+        groups = [f"{name} ({asked.count(name):,})" for name in there]
+        bars = {
+            name: [float(table[of_kind == kind, column].mean()) for kind in there]
+            for column, name in enumerate(("exact_match", "f1"))
+        }
+        picture = folder / "questions.png"
+        plot_bars(groups, bars, picture, f"{self.section.name}, {predicted.split.name}")
+        return [picture]
