@@ -112,7 +112,7 @@ class Finetuning(Stage):
         )
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
         same = section.weights == "pretrained" and self.kind.head_fits(read_config(section.from_))
-        fresh = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
+        fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
         self.loaded = replace(self.loaded, fresh=fresh)
         return self.kind.objective(model)
