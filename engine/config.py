@@ -206,7 +206,7 @@ def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
 
 def dump(section: Section) -> str:
     """The resolved configuration as YAML; reading it back gives an equal section."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(section.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def describe(schema: type[Section], prefix: str = "") -> str:

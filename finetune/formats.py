@@ -13,16 +13,16 @@ WORDS, TAGS = "tokens", "tags"
 _DOCUMENT = "-DOCSTART-"
 
 
-def squad_rows(document: Any) -> list[dict[str, Any]]:
-    """The questions of SQuAD 1.1's or 2.0's json as rows; none of ``document`` is another json.
+def squad_rows(document: Any) -> list[dict[str, Any]] | None:
+    """The questions of SQuAD 1.1's or 2.0's json as rows; None for another json.
 
     A row has ``id``, ``title``, ``context``, ``question`` and, where the file has them, ``answers``. Raises
     ``ValueError`` where something is missing.
     """
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
-        return []
+        return None
     try:
-        return [
+        rows = [
             {
                 "id": question["id"],
                 "title": article.get("title"),
@@ -36,6 +36,9 @@ def squad_rows(document: Any) -> list[dict[str, Any]]:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not in SQuAD's form, data > paragraphs > qas: {error!r}") from None
+    if not rows:
+        raise ValueError("no questions in it")
+    return rows
 
 
 def sentences(path: Path, lines: Iterable[str], header: Sequence[str]) -> tuple[dict[str, list[list[str]]], list[int]]:

@@ -34,8 +34,8 @@ def results_table(
     warnings: dict[str, str],
     chosen: dict[str, float],
 ) -> str:
-    """Metrics of each validation split beside its baselines, as a Markdown table; what is wrong with them, and what was
-    chosen by them."""
+    """Metrics of each validation split beside its baselines, as a Markdown table; then what is wrong with them, and
+    what was chosen by them."""
     names = list(next(iter(baselines.values())))
     rows = [["", "model", *(name.replace("_", " ") for name in names)]]
     for split, found in values.items():

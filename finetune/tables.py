@@ -144,7 +144,7 @@ def _read_squad(path: Path) -> Table | None:
         return None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return _from_objects(path, rows, range(1, len(rows) + 1)) if rows else None
+    return None if rows is None else _from_objects(path, rows, range(1, len(rows) + 1))
 
 
 def _read_parquet(path: Path) -> Table:

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import AutoModelForQuestionAnswering, BertTokenizer, PreTrainedTokenizerBase
+
+from engine.config import ConfigError, InputError, validate
+from engine.load import load
+from finetune.answers import exact_match
+from finetune.data import Task, read_task
+from finetune.kind import kind_of
+from finetune.questions import QuestionExamples
+from finetune.task import SpansSection, TaskSection
+from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
+
+DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))
+
+
+def questions(number: int = 40, seed: int = 0, unanswerable: bool = False) -> dict[str, Any]:
+    """SQuAD's form; contexts of one window or many, words that are whole and words that are cut."""
+    rng = np.random.default_rng(seed)
+    words = [*WORDS, "Bridge", "castles", "Élan", "1854", "Mill's", "ox"]
+    paragraphs = []
+    for i in range(number):
+        text = [str(word) for word in rng.choice(words, rng.integers(3, 90))]
+        begin = int(rng.integers(len(text)))
+        end = min(len(text), begin + int(rng.integers(1, 4)))
+        joined = " ".join(text) + "."
+        answer = " ".join(text[begin:end])
+        answers = [{"text": answer, "answer_start": len(" ".join(["", *text[:begin]]))}]
+        answers = [] if unanswerable and i % 3 == 0 else answers
+        qas = [{"id": f"q{i}", "question": f"What is {text[begin]}?", "answers": answers}]
+        paragraphs.append({"context": joined, "qas": qas})
+    return {"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}
+
+
+def squad(folder: Path, document: Any = None, **settings: Any) -> Task:
+    (folder / "train.json").write_text(json.dumps(document or questions()))
+    plain = {"name": "own", "type": "spans", "text": ["question", "context"], "label": "answers", "index": "id"}
+    plain |= {"metrics": ["f1", "exact_match"], "root": folder, "validation": ["train_too"]}
+    files = {"files": {"train": "train.json", "train_too": "train.json"}}
+    return read_task(validate(TaskSection, plain | files | settings), data_dir=folder, glue_dir=None)
+
+
+def oracle(examples: QuestionExamples, index: np.ndarray) -> np.ndarray:
+    """Logits that know the answers: high at its first and last token, and at [CLS] where the window has none."""
+    assert examples.spans is not None
+    parts = []
+    for window in examples.members(index):
+        logits = np.random.default_rng(int(window)).normal(size=(int(examples.sequences.lengths[window]), 2))
+        logits[examples.spans[window], [0, 1]] += 20
+        parts.append(logits)
+    return np.concatenate(parts).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("max_length", [64, 100, 300])
+def test_who_knows_the_answers_scores_all(tmp_path: Path, name: str, max_length: int) -> None:
+    """Whatever the vocabulary and the windows, if what they share is twice an answer: each answer is in one, and its
+    text is the context's own."""
+    task = squad(tmp_path)
+    kind = kind_of(task.section)
+    split = task.split("train")
+    section = SpansSection(stride=8, question_length=12)
+    examples = QuestionExamples(split, TOKENIZERS[name](), section, max_length=max_length, seed=0, training=False)
+    assert examples.spans is not None
+    assert examples.unplaced == 0
+    assert (np.add.reduceat(examples.spans[:, 0] > 0, np.cumsum(examples.per_example) - examples.per_example)).all()
+    assert (examples.sequences.lengths <= max_length).all()
+    index = np.random.default_rng(0).permutation(split.num_examples)[:30]
+    predictions = kind.decide(oracle(examples, index), examples, index)
+    assert split.labels is not None
+    assert [each.text for each in predictions] == [answers[0].text for answers in split.labels[index]]
+    assert kind.scores(predictions, split.labels[index]) == {"f1": 1, "exact_match": 1}
+
+
+def test_who_knows_that_there_is_none_scores_all(tmp_path: Path) -> None:
+    task = squad(tmp_path, questions(unanswerable=True), spans={"unanswerable": True}, metrics=["f1", "best_f1"])
+    kind, split = kind_of(task.section), task.split("train")
+    examples = kind.examples(split, wordpiece(), max_length=64, seed=0)
+    assert isinstance(examples, QuestionExamples)
+    index = np.arange(split.num_examples)
+    predictions = kind.decide(oracle(examples, index), examples, index)
+    assert split.labels is not None
+    assert kind.scores(predictions, split.labels) == {"f1": 1, "best_f1": 1}
+    assert [each.null > 0 for each in predictions] == [not answers for answers in split.labels]
+
+
+def test_windows_hold_question_and_context(tmp_path: Path) -> None:
+    tokenizer = wordpiece()
+    split = squad(tmp_path).split("train")
+    examples = QuestionExamples(split, tokenizer, SpansSection(stride=9), max_length=40, seed=0, training=True)
+    assert examples.num_examples == len(examples.starts) > split.num_examples
+    ids, types = examples.sequences.lay_out(np.arange(len(examples.starts)))
+    places = np.split(np.arange(len(ids)), np.cumsum(examples.sequences.lengths)[:-1])
+    question = 0
+    for window, place in enumerate(places):
+        question += window > 0 and examples.starts[window] == 0
+        asked = tokenizer(split.texts[0][question], add_special_tokens=False)["input_ids"]
+        context = tokenizer(split.texts[1][question], add_special_tokens=False)["input_ids"]
+        first, size = examples.starts[window], examples.sequences.sizes[1, window]
+        cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        assert ids[place].tolist() == [cls, *asked, sep, *context[first : first + size], sep]
+        assert types[place].tolist() == [0] * (len(asked) + 2) + [1] * (size + 1)
+
+
+def test_training_is_the_stock_models_loss(tmp_path: Path) -> None:
+    """The sum over the windows of a batch is what the stock model gives for each alone."""
+    split = squad(tmp_path).split("train")
+    model, _ = load(AutoModelForQuestionAnswering, write_encoder(tmp_path / "model"), num_labels=2)
+    kind = kind_of(squad(tmp_path).section)
+    examples = QuestionExamples(split, wordpiece(), SpansSection(stride=9), max_length=40, seed=0, training=True)
+    batch = examples.collate(examples.plan(0, 0)[:9])
+    with torch.no_grad():
+        term = kind.objective(model)(batch)["cross_entropy"]
+    stock = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model", num_labels=2)
+    stock.load_state_dict(model.state_dict())
+    total = 0.0
+    for window in range(9):
+        cut = slice(int(batch.cu_seqlens[window]), int(batch.cu_seqlens[window + 1]))
+        start, end = batch.targets["spans"][window]
+        inputs = {"input_ids": batch.input_ids[None, cut], "token_type_ids": batch.token_type_ids[None, cut]}
+        with torch.no_grad():
+            total += float(stock(**inputs, start_positions=start[None], end_positions=end[None]).loss)
+    assert float(term.total) == pytest.approx(total, rel=1e-5)
+    assert (term.count, batch.counts) == ("windows", {"windows": 9})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": [{"text": "no such", "answer_start": 0}]}, r"train.json:2: the answer 'no such' is not in the"),
+        ({"answers": [{"text": "x"}]}, "answers have text and answer_start"),
+        ({"answers": []}, "a question without an answer; with task.spans.unanswerable=true"),
+        ({"question": " "}, "nothing in 'question'"),
+    ],
+)
+def test_questions_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    document = questions(3)
+    document["data"][0]["paragraphs"][1]["qas"][0] |= change
+    with pytest.raises(InputError, match=message):
+        squad(tmp_path, document)
+
+
+def test_other_ways_to_write_questions(tmp_path: Path) -> None:
+    """Over several lines, and as the Hub has them: a row a question, answers as lists."""
+    wanted = squad(tmp_path).split("train")
+    (tmp_path / "train.json").write_text(json.dumps(questions(), indent=2))
+    rows = []
+    for paragraph in questions()["data"][0]["paragraphs"]:
+        (asked,) = paragraph["qas"]
+        answers = {key: [each[key] for each in asked["answers"]] for key in ("text", "answer_start")}
+        rows.append({**asked, "context": paragraph["context"], "answers": answers})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("train.json", "rows.jsonl"):
+        split = squad(tmp_path, files={"train": name, "train_too": name}).split("train")
+        assert split.texts == wanted.texts
+        assert list(split.labels) == list(wanted.labels)  # pyright: ignore
+        assert split.index.tolist() == [f"q{i}" for i in range(40)]
+
+
+def test_a_broken_document_and_no_room(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not in SQuAD's form, data > paragraphs > qas: KeyError"):
+        squad(tmp_path, {"data": [{"paragraphs": [{"qas": [{"id": "q0", "question": "Who?"}]}]}]})
+    with pytest.raises(InputError, match="no questions"):
+        squad(tmp_path, {"data": []})
+    split = squad(tmp_path).split("train")
+    with pytest.raises(ConfigError, match="leaves no room for a context"):
+        QuestionExamples(split, wordpiece(), SpansSection(), max_length=10, seed=0, training=True)
+
+
+@pytest.mark.skipif(not (DATA / "squad").is_dir(), reason=f"no SQuAD in {DATA}; set BERTILLERY_DATA")
+def test_real_answers_are_found_again(tmp_path: Path) -> None:
+    """2,000 questions of SQuAD: every answer is in a window, and comes back but where it is a part of a token."""
+    document = json.loads((DATA / "squad" / "dev-v1.1.json").read_text())
+    document["data"] = document["data"][:12]
+    split = squad(tmp_path, document).split("train")
+    asked, contexts = (column[:2000] for column in split.texts)
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(dict.fromkeys(contexts), vocab_size=4000, show_progress=False)
+    tokenizer: PreTrainedTokenizerBase = BertTokenizer(vocab=trained.get_vocab())
+    assert split.labels is not None
+    part = type(split)("train", (asked, contexts), split.labels[:2000], split.index[:2000])
+    assert part.num_examples == 2000
+    examples = QuestionExamples(part, tokenizer, SpansSection(), max_length=384, seed=0, training=False)
+    kind = kind_of(squad(tmp_path).section)
+    predictions = kind.decide(oracle(examples, np.arange(2000)), examples, np.arange(2000))
+    pairs = [(each.text, answers[0].text) for each, answers in zip(predictions, part.labels, strict=True)]  # pyright: ignore
+    assert examples.unplaced == 0
+    assert sum(text not in found for found, text in pairs) == 0
+    assert sum(not exact_match(found, text) for found, text in pairs) <= 10
