@@ -64,7 +64,7 @@ class FinetuneConfig(StageConfig):
     """Settings that a paper gives for the task: a file in ``configs/finetune/recipes``. ``auto`` takes the one of the
     model's family and size, ``none`` leaves the defaults. What is given beside it wins."""
     optim: OptimSection = OptimSection(learning_rate=5e-5, warmup=Duration("10%"))
-    train: FinetuneTrainSection = FinetuneTrainSection()
+    train: FinetuneTrainSection = FinetuneTrainSection()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @model_validator(mode="after")
     def _fits(self) -> FinetuneConfig:
