@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import InputError
+from engine.packed import PACKED
 from finetune.docs_task import embedded_files
 from finetune.tables import Table, from_arrow, read_table
 from finetune.task import HubSection, TaskSection
@@ -89,13 +90,12 @@ def _own_files(task: TaskSection) -> Callable[[str], list[Table]]:
 
 
 def _resolve(root: Path, names: Sequence[str]) -> list[Path]:
-    """Expand globs, sorted, each file once; a name that leads to no file is an error."""
+    """Expand globs, sorted, each file once, or take a packed file of the name; one that leads to none is an error."""
     paths: dict[Path, None] = {}
     for name in names:
         entry = str(root.expanduser() / Path(name).expanduser())
-        found = (
-            [Path(entry)] if Path(entry).is_file() else sorted(Path(hit) for hit in glob.glob(entry, recursive=True))
-        )
+        named = [path for suffix in PACKED if (path := Path(entry + suffix)).is_file()][:1]
+        found = named or sorted(Path(hit) for hit in glob.glob(entry, recursive=True))
         files = [path for path in found if path.is_file()]
         if not files:
             raise InputError(f"{entry}: no such file; task.files are relative to task.root={root}")

@@ -22,7 +22,7 @@ from transformers import (
 from engine.load import load
 from finetune import evaluate
 from finetune.__main__ import main
-from finetune.config import load_config
+from finetune.config import load_config, recipe_values
 from finetune.data import read_task
 from finetune.kind import kind_of
 from tests.finetune.test_choice import asked
@@ -183,3 +183,35 @@ def test_two_processes_predict_as_one(
     predict(2, 1)
     assert 0 < sum(len(part) for part, _ in given) < len(rows)
     np.testing.assert_allclose(predict(2, 0), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["train.phases=[{batch_size: 6, sequence_length: 512}]"],
+            "reads 128 tokens at most, and sequence_length is 512",
+        ),
+        (["train.both_orders=true"], "both_orders is for pairs of texts"),
+    ],
+)
+def test_settings_that_do_not_fit(
+    tmp_path: Path, encoder: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
+) -> None:
+    assert main([*write_task(tmp_path, "choice", encoder), *changes]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_recipes_know_the_papers_questions() -> None:
+    """BERT sections 4.2 to 4.4; ALBERT Table 14; ELECTRA Table 7."""
+    phases = {
+        ("bert", "squad"): (32, 384), ("bert", "squad2"): (48, 384), ("albert", "squad"): (48, 384),
+        ("albert", "squad2"): (48, 512), ("electra_base", "squad"): (32, 512), ("bert_mini", "own"): (32, 384),
+    }  # fmt: skip
+    for (name, task), (batch_size, sequence_length) in phases.items():
+        (phase,) = recipe_values(name, task, "spans")["train"]["phases"]
+        assert (phase["batch_size"], phase["sequence_length"]) == (batch_size, sequence_length)
+    assert recipe_values("bert", "squad", "spans")["train"]["steps"] == "3 epochs"
+    assert recipe_values("bert", "squad2", "spans")["train"]["steps"] == "2 epochs"
+    assert recipe_values("bert", "swag", "choice")["optim"]["learning_rate"] == 2e-5
+    assert recipe_values("bert", "mrpc", "classification")["train"]["phases"][0]["sequence_length"] == 128

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ def test_other_ways_to_write_questions(tmp_path: Path) -> None:
         answers = {key: [each[key] for each in asked["answers"]] for key in ("text", "answer_start")}
         rows.append({**asked, "context": paragraph["context"], "answers": answers})
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for name in ("train.json", "rows.jsonl"):
+    (tmp_path / "packed.json.xz").write_bytes(lzma.compress((tmp_path / "train.json").read_bytes()))
+    for name in ("train.json", "rows.jsonl", "packed.json"):
         split = squad(tmp_path, files={"train": name, "train_too": name}).split("train")
         assert split.texts == wanted.texts
         assert list(split.labels) == list(wanted.labels)  # pyright: ignore
@@ -178,7 +180,7 @@ def test_a_broken_document_and_no_room(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (DATA / "squad").is_dir(), reason=f"no SQuAD in {DATA}; set BERTILLERY_DATA")
 def test_real_answers_are_found_again(tmp_path: Path) -> None:
-    """2,000 questions of SQuAD: every answer is in a window, and comes back but where it is a part of a token."""
+    """2,000 questions of SQuAD: every answer, however long, comes back, but where it ends within a token."""
     document = json.loads((DATA / "squad" / "dev-v1.1.json").read_text())
     document["data"] = document["data"][:12]
     split = squad(tmp_path, document).split("train")
@@ -189,7 +191,9 @@ def test_real_answers_are_found_again(tmp_path: Path) -> None:
     assert split.labels is not None
     part = type(split)("train", (asked, contexts), split.labels[:2000], split.index[:2000])
     assert part.num_examples == 2000
-    examples = QuestionExamples(part, tokenizer, SpansSection(), max_length=384, seed=0, training=False)
+    examples = QuestionExamples(
+        part, tokenizer, SpansSection(answer_length=150), max_length=384, seed=0, training=False
+    )
     kind = kind_of(squad(tmp_path).section)
     predictions = kind.decide(oracle(examples, np.arange(2000)), examples, np.arange(2000))
     pairs = [(each.text, answers[0].text) for each, answers in zip(predictions, part.labels, strict=True)]  # pyright: ignore
