@@ -71,7 +71,6 @@ class Finetuning(Stage):
                 metrics=section.metrics,
                 decide=self.kind.Objective.decide,
                 num_examples=config.train.evaluate_examples,
-                micro_batch_tokens=config.train.micro_batch_tokens,
             ),
         )
 
@@ -178,7 +177,7 @@ class Finetuning(Stage):
                 trainer.objective,
                 source,
                 source.plan(0, 0),
-                micro_batch_tokens=self.config.train.micro_batch_tokens,
+                micro_batch_tokens=trainer.micro_batch_tokens,
             )
         return found
 

@@ -66,14 +66,10 @@ class Scored(HeldOut):
         metrics: list[str],
         decide: Callable[[np.ndarray], np.ndarray],
         num_examples: int | None,
-        micro_batch_tokens: int,
     ) -> None:
-        self._sets = {
-            name: HeldOut(source, num_examples=num_examples, micro_batch_tokens=micro_batch_tokens)
-            for name, source in splits.items()
-        }
+        self._sets = {name: HeldOut(source, num_examples=num_examples) for name, source in splits.items()}
         first = next(iter(splits.values()))
-        super().__init__(first, num_examples=num_examples, micro_batch_tokens=micro_batch_tokens)
+        super().__init__(first, num_examples=num_examples)
         self._splits, self._metrics, self._decide = splits, metrics, decide
 
     def score(self, values: dict[str, float]) -> float:
@@ -85,7 +81,7 @@ class Scored(HeldOut):
         found: dict[str, float] = {}
         for name, source in self._splits.items():
             rows = self._sets[name].rows
-            outputs, means = predict(accelerator, objective, source, rows, micro_batch_tokens=self._micro_batch_tokens)
+            outputs, means = predict(accelerator, objective, source, rows, micro_batch_tokens=self.micro_batch_tokens)
             values = means | scores(self._metrics, self._decide(outputs), source.labels[rows["index"]])
             found |= {key if source is self._source else f"{name}/{key}": value for key, value in values.items()}
         return found
