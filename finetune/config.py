@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.load import read_config
 from pydantic import Field
 
 from engine.config import ConfigError, Duration, Section, read_values, validate
 from engine.fit import TrainSection
+from engine.load import read_config
 from engine.optim import OptimSection
 from engine.order import Phase
 from engine.stage import StageConfig
