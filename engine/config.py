@@ -110,20 +110,22 @@ def read_values(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Merge ``*.yaml`` files and ``dotted.key=value`` overrides, left to right, over the values ``under`` them.
 
-    ``called`` is what messages call those. Returns the merged values and, for each dotted key, the file or argument
+    ``called`` is what messages call those. A number in a dotted key counts the items of a list from 0, as in
+    ``train.phases.0.batch_size=16``. Returns the merged values and, for each dotted key, the file or argument
     that set it last. Raises ``ConfigError`` for a missing or malformed file or argument.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     _merge(values, under or {}, sources, called)
     for argument in arguments:
-        if "=" in argument and not argument.endswith((".yaml", ".yml")):
+        is_file = argument.endswith((".yaml", ".yml")) and ("=" not in argument or Path(argument).is_file())
+        if "=" in argument and not is_file:
             key, text = argument.split("=", 1)
             layer: Any = _parse_yaml(text, f"argument {argument!r}")
             for part in reversed(key.strip().split(".")):
                 layer = {part: layer}
             _merge(values, layer, sources, f"argument {argument!r}")
-        elif argument.endswith((".yaml", ".yml")):
+        elif is_file:
             path = Path(argument)
             if not path.is_file():
                 near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -154,13 +156,24 @@ def _merge(into: dict[str, Any], layer: dict[str, Any], sources: dict[str, str],
     for key, value in layer.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict):
-            if not isinstance(into.get(key), dict):
-                into[key] = {}
+            held, numbered = into.get(key), bool(value) and all(str(part).isdecimal() for part in value)
+            if numbered and isinstance(held, list):
+                held = {str(i): dict(item) if isinstance(item, dict) else item for i, item in enumerate(held)}
+            into[key] = held if isinstance(held, dict) else {}
             sources[path] = source
-            _merge(into[key], value, sources, source, f"{path}.")
+            _merge(into[key], {str(k): v for k, v in value.items()} if numbered else value, sources, source, f"{path}.")
+            if numbered:
+                into[key] = _listed(into[key], path, source)
         else:
             into[key] = value
             sources[path] = source
+
+
+def _listed(items: dict[str, Any], path: str, source: str) -> list[Any]:
+    """What was given by numbers as the list it is."""
+    if sorted(map(int, items)) != list(range(len(items))):
+        raise ConfigError(f"{path}: {source} leaves a gap; its items are counted from 0: {', '.join(items)}")
+    return [items[number] for number in sorted(items, key=int)]
 
 
 S = TypeVar("S", bound=Section)

@@ -7,10 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -55,3 +58,35 @@ def _source(root: Path) -> dict[str, Any]:
 def num_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that this process can get before the system ends one: of the machine, or of its control group.
+
+    A container or a batch job is such a group and has a limit of its own. Files that are only kept in memory to be read
+    again count as free.
+    """
+    return min([psutil.virtual_memory().available, *free_in_groups(Path("/sys/fs/cgroup"), _own_groups())])
+
+
+def free_in_groups(root: Path, groups: Iterable[str]) -> list[int]:
+    """Bytes left below each limit that there is for the named control groups, in the first or the second version."""
+    files = (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    found = []
+    for group, (version, limit, used, kept) in product(groups, files):
+        folder = root / version / group
+        with suppress(OSError, ValueError):  # not there, or "max", which is no limit
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            use = int((folder / used).read_text()) - int(statistics.get(kept, 0))
+            found.append(int((folder / limit).read_text()) - use)
+    return found
+
+
+def _own_groups() -> set[str]:
+    groups = {""}  # a container sees its own group as the root
+    with suppress(OSError):
+        groups |= {line.split(":", 2)[2].lstrip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    return groups

@@ -53,10 +53,12 @@ class HeldOut:
     _seed = 20181011
     """Evaluation examples do not change with the run's seed, so that runs can be compared."""
 
-    def __init__(self, source: Source, *, num_examples: int | None, micro_batch_tokens: int) -> None:
+    def __init__(self, source: Source, *, num_examples: int | None, micro_batch_tokens: int = 8192) -> None:
         stream = Stream(source, self._seed)
         available = len(stream.rows(0, 0))
-        self._source, self._micro_batch_tokens = source, micro_batch_tokens
+        self._source = source
+        self.micro_batch_tokens = micro_batch_tokens
+        """Tokens at a time; a training sets it to its own."""
         self.rows, _ = stream.take(Cursor(), min(num_examples or available, available))
 
     def score(self, values: dict[str, float]) -> float:
@@ -66,7 +68,7 @@ class HeldOut:
     def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
         """One rank's part of the examples."""
         lengths = self.rows["length"].astype("int64")
-        parts = shares(lengths, self._micro_batch_tokens, num_ranks, rank)
+        parts = shares(lengths, self.micro_batch_tokens, num_ranks, rank)
         return [self._source.collate(self.rows[part]) for part in parts]
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,8 +16,9 @@ from torch import nn
 from engine.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.config import Duration, Section
 from engine.evaluate import HeldOut
-from engine.loop import training_steps
+from engine.loop import StepInfo, training_steps
 from engine.meter import Meter, Progress
+from engine.micro_batch import largest_micro_batch
 from engine.optim import OptimSection, learning_rate
 from engine.order import Cursor, Phase, Steps, load
 from engine.run import RunDirectory, StopSignal
@@ -31,8 +32,9 @@ class TrainSection(Section):
     """Length of the run: steps or epochs."""
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
     """Batch size and sequence length, one phase after the other."""
-    micro_batch_tokens: PositiveInt = 8192
-    """Tokens that one process handles at a time: a matter of memory and speed, not of results."""
+    micro_batch_tokens: PositiveInt | Literal["auto"] = 8192
+    """Tokens that one process handles at a time: a matter of memory and speed, not of results. ``auto`` takes the most
+    that fit, and says how many; a run that is to be repeated bit for bit gives that number."""
     workers: NonNegativeInt | None = None
     """Processes that prepare batches ahead; 0 on a CPU and 4 on a GPU where not given."""
     log_every: Duration = Duration("50 steps")
@@ -108,6 +110,10 @@ class Trainer:
         self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
         self.run_directory, self.config, self.section, self.optim = run, config, section, optim
         self.rhythm, self.seed, self.sources, self.held_out = rhythm, seed, sources, held_out
+        given = section.micro_batch_tokens
+        if given == "auto":
+            given = largest_micro_batch(accelerator, objective, optimizer, sources=sources, phases=section.phases)
+        self.micro_batch_tokens = held_out.micro_batch_tokens = given
         self.step, self.cursor = 0, Cursor()
         self.evaluations: dict[int, dict[str, float]] = {}
         """Held-out numbers by step."""
@@ -130,7 +136,9 @@ class Trainer:
             meter, stopped = Meter(self.accelerator), False
             if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
                 self._evaluate(tracker, progress)  # stopped between saving and evaluating
-            for info in [] if self._out_of_patience else self._steps(signal):
+            rate = learning_rate(self.optim, self.rhythm.total)
+            steps = [] if self._out_of_patience else self.steps(rate, lambda: signal.requested is not None)
+            for info in steps:
                 self.step, self.cursor = info.step, info.cursor
                 meter.add(info)
                 progress.advance(info)
@@ -176,13 +184,14 @@ class Trainer:
     def _plain(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.objective)
 
-    def _steps(self, signal: StopSignal) -> Any:
+    def steps(self, rate: Callable[[int], float], stop_requested: Callable[[], bool]) -> Iterator[StepInfo]:
+        """The updates from where the training stands; ``rate`` is the learning rate of each, counted from 0."""
         steps = Steps(
             self.sources,
             self.section.phases,
             total_steps=self.rhythm.total,
             seed=self.seed,
-            micro_batch_tokens=self.section.micro_batch_tokens,
+            micro_batch_tokens=self.micro_batch_tokens,
             num_ranks=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             start=(self.step, self.cursor),
@@ -195,10 +204,10 @@ class Trainer:
             self.objective,
             self.optimizer,
             load(steps, start=self.step, num_workers=workers, pin_memory=on_gpu),
-            learning_rate=learning_rate(self.optim, self.rhythm.total),
+            learning_rate=rate,
             max_gradient_norm=self.optim.max_gradient_norm,
             seed=self.seed,
-            stop_requested=lambda: signal.requested is not None,
+            stop_requested=stop_requested,
         )
 
     def _save(self) -> None:

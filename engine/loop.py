@@ -89,7 +89,7 @@ def training_steps(
             last = turn == len(item.micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(objective):
                 terms = objective(batch.to(accelerator.device))
-                accelerator.backward(_loss(terms, counts) * accelerator.num_processes)
+                accelerator.backward(share_of_loss(terms, counts) * accelerator.num_processes)
             done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)
         norm = nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True)
@@ -121,7 +121,7 @@ def _counts(item: StepData) -> dict[str, int]:
     return total
 
 
-def _loss(terms: dict[str, Term], counts: dict[str, int]) -> Tensor:
+def share_of_loss(terms: dict[str, Term], counts: dict[str, int]) -> Tensor:
     """This micro-batch's share of the step's loss. A step without any target of a kind gives 0 for it, not 0/0."""
     shares = [term.total * (term.weight / max(1, counts[term.count])) for term in terms.values() if term.weight]
     return torch.stack(shares).sum()

@@ -90,8 +90,8 @@ class Stage(ABC):
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
             print(self.ending(directory.results))
             return 0
-        accelerator = self.accelerator = accelerator or start_accelerator(self.config.run)
-        trainer = self._trainer(self.prepare())
+        trainer = self.start(accelerator)
+        accelerator = self.accelerator
         RunDirectory.open(self.path, self.text, is_main=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         resumed = trainer.resume()
@@ -122,6 +122,11 @@ class Stage(ABC):
         accelerator.end_training()
         return status
 
+    def start(self, accelerator: Accelerator | None = None) -> Trainer:
+        """All that a training consists of, ready for its first step; nothing is written."""
+        self.accelerator = accelerator or start_accelerator(self.config.run)
+        return self._trainer(self.prepare())
+
     def say(self, text: str) -> None:
         """Print, on the main process."""
         if self.accelerator.is_main_process:
@@ -142,7 +147,7 @@ class Stage(ABC):
             accelerator,
             accelerator.prepare_model(objective),
             build_optimizer(config.optim, objective),
-            run=self.directory,
+            run=RunDirectory(self.path),
             config=self.text,
             section=config.train,
             optim=config.optim,

@@ -65,7 +65,6 @@ class Finetuning(Stage):
                 self.validation,
                 self.kind,
                 num_examples=config.train.evaluate_examples,
-                micro_batch_tokens=config.train.micro_batch_tokens,
             ),
         )
 
@@ -174,7 +173,7 @@ class Finetuning(Stage):
 
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         """Every validation and test split that there is, with its predictions."""
-        tokens, found = self.config.train.micro_batch_tokens, {}
+        tokens, found = trainer.micro_batch_tokens, {}
         for name in [*self.config.task.validation, *self.config.task.test]:
             if name in self.task.splits:
                 examples = self.validation.get(name) or self._examples(name)

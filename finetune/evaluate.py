@@ -63,14 +63,10 @@ class Scored(HeldOut):
         kind: TaskKind,
         *,
         num_examples: int | None,
-        micro_batch_tokens: int,
     ) -> None:
-        self._sets = {
-            name: HeldOut(source, num_examples=num_examples, micro_batch_tokens=micro_batch_tokens)
-            for name, source in splits.items()
-        }
+        self._sets = {name: HeldOut(source, num_examples=num_examples) for name, source in splits.items()}
         first = next(iter(splits.values()))
-        super().__init__(first, num_examples=num_examples, micro_batch_tokens=micro_batch_tokens)
+        super().__init__(first, num_examples=num_examples)
         self._splits, self._kind = splits, kind
 
     def score(self, values: dict[str, float]) -> float:
@@ -81,7 +77,7 @@ class Scored(HeldOut):
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""
         found: dict[str, float] = {}
         for name, examples in self._splits.items():
-            rows, tokens = self._sets[name].rows, self._micro_batch_tokens
+            rows, tokens = self._sets[name].rows, self.micro_batch_tokens
             assert examples.labels is not None
             outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=tokens)
             predictions = self._kind.decide(outputs, examples, rows["index"])

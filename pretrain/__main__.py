@@ -59,11 +59,7 @@ class Pretraining(Stage):
             sources,
             steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
             objective=self._objective,
-            held_out=HeldOut(
-                valid,
-                num_examples=config.train.evaluate_examples,
-                micro_batch_tokens=config.train.micro_batch_tokens,
-            ),
+            held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
         )
 
     def _source(self, tokens: Any, sequence_length: int) -> Any:

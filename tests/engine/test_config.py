@@ -46,6 +46,26 @@ def test_layers_are_merged_left_to_right(tmp_path: Path):
     assert validate(Top, values).optim.rate == 1.0
 
 
+def test_a_number_in_a_key_counts_items_of_a_list(tmp_path: Path):
+    base = write(tmp_path, "base.yaml", "phases: [{batch: 32, length: 128}, {batch: 8}]\nnames: [a, b]\n")
+    values, sources = read_values([base, "phases.1.length=512", "phases.0.batch=16", "names.1=c", "phases.2.batch=4"])
+    assert values == {
+        "phases": [{"batch": 16, "length": 128}, {"batch": 8, "length": 512}, {"batch": 4}],
+        "names": ["a", "c"],
+    }
+    assert sources["phases.0.batch"] == "argument 'phases.0.batch=16'"
+    assert read_values(["phases.0.batch=16"])[0] == {"phases": [{"batch": 16}]}
+    assert read_values([base])[0]["phases"][0]["batch"] == 32
+    for wrong in ("phases.3.batch=1", "more.1.batch=1"):
+        with pytest.raises(ConfigError, match="counted from 0"):
+            read_values([base, wrong])
+
+
+def test_a_value_may_be_the_name_of_a_configuration_file(tmp_path: Path):
+    assert read_values(["space=a.yaml"])[0] == {"space": "a.yaml"}
+    assert read_values([write(tmp_path, "rate=3.yaml", "optim: {rate: 3.0}\n")])[0] == {"optim": {"rate": 3.0}}
+
+
 def test_an_empty_file_changes_nothing(tmp_path: Path):
     assert read_values([write(tmp_path, "empty.yaml", "# nothing\n")]) == ({}, {})
 

@@ -1,0 +1,22 @@
+"""``python -m finetune.rate_range task.yaml model.from=... lowest=1e-7 highest=1e-1 steps=100``: which learning rates.
+
+A fine-tuning whose learning rate grows from step to step; all other keys are those of ``python -m finetune``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from engine.rate_range import range_command
+from finetune.__main__ import Finetuning
+from finetune.config import load_config
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the test; returns the exit status."""
+    return range_command(arguments, help=__doc__, load=load_config, stage=Finetuning)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
