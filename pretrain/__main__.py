@@ -74,7 +74,7 @@ class Pretraining(Stage):
     def _objective(self) -> Any:
         config = self.config
         objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
-        self.start = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
+        self.weights = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
         return objective
 
     def plan(self, trainer: Trainer) -> str:
@@ -87,7 +87,7 @@ class Pretraining(Stage):
             type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
         )
         batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
-        start = f"\n{'':<12}".join(self.start)
+        start = f"\n{'':<12}".join(self.weights)
         return (
             f"model       {models}, {size:,} parameters\n"
             f"weights     {start}\n"
@@ -106,7 +106,7 @@ class Pretraining(Stage):
         train, processes = self.corpus.train, self.accelerator.num_processes
         facts = {
             "training": f"{ended.step:,} steps",
-            "weights at the start": "; ".join(self.start),
+            "weights at the start": "; ".join(self.weights),
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
