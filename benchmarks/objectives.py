@@ -37,7 +37,7 @@ def main(picture: Path, runs: list[Path]) -> None:
             if points := curve(rows, name):
                 tasks.plot(*zip(*points, strict=True), "o-", label=f"{run.name}: {title}")
     words.axhline(0, color="grey", linestyle="--", linewidth=1)
-    words.set(title="masked words: loss above the unigram entropy", xlabel="1e12 operations", ylabel="nats")
+    words.set(title="masked words: loss above that without context", xlabel="1e12 operations", ylabel="nats")
     tasks.axhline(0.5, color="grey", linestyle="--", linewidth=1)
     tasks.set(title="the other task", xlabel="1e12 operations")
     for axis in (words, tasks):

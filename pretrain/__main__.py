@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from engine.config import ConfigError
 from engine.evaluate import HeldOut
@@ -99,7 +99,8 @@ class Pretraining(Stage):
         """Export, plot, and held-out numbers beside their baselines."""
         if not self.accelerator.is_main_process:
             return {}
-        baseline = baselines(trainer.held_out, self.corpus.unigrams, ended.held_out)
+        mask_id = cast(int, self.tokenizer.mask_token_id)
+        baseline = baselines(trainer.held_out, self.corpus.unigrams, ended.held_out, mask_id=mask_id)
         table = results_table(ended.held_out, baseline)
         picture = self.path / "curves.png"
         plot_curves(self.directory.metrics_file, baseline, picture, self.name)

@@ -55,15 +55,15 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
 
 
 _ROWS = {
-    "mlm": ("MLM loss (nats)", "unigram entropy"),
-    "mlm_accuracy": ("MLM accuracy", "most frequent token"),
+    "mlm": ("MLM loss (nats)", "unigrams, and copying"),
+    "mlm_accuracy": ("MLM accuracy", "the same"),
     "nsp": ("NSP loss (nats)", "label entropy"),
     "nsp_accuracy": ("NSP accuracy", "majority class"),
     "sop": ("SOP loss (nats)", "label entropy"),
     "sop_accuracy": ("SOP accuracy", "majority class"),
-    "generator": ("generator's MLM loss (nats)", "unigram entropy"),
-    "generator_accuracy": ("generator's MLM accuracy", "most frequent token"),
-    "sampled_accuracy": ("sampled tokens that are right", "a draw from the unigrams"),
+    "generator": ("generator's MLM loss (nats)", "unigrams, and copying"),
+    "generator_accuracy": ("generator's MLM accuracy", "the same"),
+    "sampled_accuracy": ("sampled tokens that are right", "a draw from the same"),
     "discriminator": ("detection loss (nats)", "label entropy"),
     "auc": ("detection AUC", "chance"),
     "discriminator_accuracy": ("detection accuracy", "calling all tokens original"),
@@ -73,28 +73,46 @@ _ROWS = {
 """What a term is called in the results, and what its baseline is; also the order of the panels of the plot."""
 
 
-def baselines(held_out: HeldOut, unigrams: np.ndarray, values: dict[str, float]) -> dict[str, float]:
-    """What guessing without a model reaches on the same held-out examples; ``values`` are the model's.
+def baselines(held_out: HeldOut, unigrams: np.ndarray, values: dict[str, float], *, mask_id: int) -> dict[str, float]:
+    """What guessing without looking at the context reaches on the same held-out examples; ``values`` are the model's.
 
-    ``mlm``: cross-entropy of the masked tokens under the training text's unigram distribution (add-one smoothed);
-    ``mlm_accuracy``: always the most frequent token; ``nsp_accuracy`` or ``sop_accuracy``: always the more frequent
-    label; ``nsp`` or ``sop``: the labels' entropy. The same of ELECTRA's generator and discriminator; what share of
-    tokens is replaced is up to the generator, so the discriminator's baselines follow from the measured one.
+    ``mlm`` and ``mlm_accuracy``: :func:`without_context` with the training text's unigrams; ``nsp_accuracy`` or
+    ``sop_accuracy``: always the more frequent label; ``nsp`` or ``sop``: the labels' entropy. The same of ELECTRA's
+    generator and discriminator; what share of tokens is replaced is up to the generator, so the discriminator's
+    baselines follow from the measured one.
     """
     batches = held_out.batches()
-    masked = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
-    share = (unigrams + 1) / (unigrams + 1).sum()
-    loss, accuracy = float(-np.log(share[masked]).mean()), float((masked == int(np.argmax(unigrams))).mean())
+    labels = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
+    seen = np.concatenate([batch.input_ids[batch.targets["masked_positions"]].numpy() for batch in batches])
+    loss, accuracy, sampled = without_context(labels, seen, unigrams, mask_id=mask_id)
     found = {"mlm": loss, "mlm_accuracy": accuracy}
     for name in _PAIR_TASKS.keys() & batches[0].targets.keys():
         second = float(np.concatenate([batch.targets[name].numpy() for batch in batches]).mean())
         found |= {f"{_PAIR_TASKS[name]}_accuracy": max(second, 1 - second), _PAIR_TASKS[name]: _entropy(second)}
     if "replaced" in values:
         replaced = values["replaced"]
-        found |= {"generator": loss, "generator_accuracy": accuracy, "sampled_accuracy": float(share[masked].mean())}
+        found |= {"generator": loss, "generator_accuracy": accuracy, "sampled_accuracy": sampled}
         found |= {"discriminator": _entropy(replaced), "auc": 0.5, "precision": replaced, "recall": 0.0}
         found["discriminator_accuracy"] = 1 - replaced
     return {name: value for name, value in found.items() if name in values}
+
+
+def without_context(
+    labels: np.ndarray, seen: np.ndarray, unigrams: np.ndarray, *, mask_id: int
+) -> tuple[float, float, float]:
+    """Cross-entropy, accuracy and share of right draws of a model that sees nothing but the position itself.
+
+    ``labels`` (M,) are the tokens to predict, ``seen`` (M,) what stands there: [MASK], the token itself, or another.
+    Of a masked token it knows the ``unigrams`` (counts, smoothed by one); a token that is to be predicted and stands
+    there was kept or replaced, so it is believed as often as such tokens are right. That is learned without any
+    context, and it is no little: where a tenth is kept and a tenth replaced it is worth more than half a nat.
+    """
+    share = (unigrams + 1) / (unigrams + 1).sum()
+    visible, kept = seen != mask_id, seen == labels
+    copied = kept[visible].mean() if visible.any() else 0.0
+    chance = share[labels] * np.where(visible, 1 - copied, 1.0) + np.where(visible & kept, copied, 0.0)
+    guess = np.where(visible & (copied > share.max()), seen, int(np.argmax(unigrams)))
+    return float(-np.log(chance).mean()), float((guess == labels).mean()), float(chance.mean())
 
 
 def _entropy(share: float) -> float:
