@@ -80,6 +80,14 @@ else
 	@$(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) model.from=$(MODEL) $(ARGS)
 endif
 
+.PHONY: search
+search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'
+	@$(BIN)/python -m finetune.search $(TASK_FILE) model.from=$(MODEL) trials=$(TRIALS) $(ARGS)
+
+.PHONY: rates
+rates: .venv/.installed ## learning-rate range test, with its picture: TASK, MODEL
+	@$(BIN)/python -m finetune.rate_range $(TASK_FILE) model.from=$(MODEL) $(ARGS)
+
 .PHONY: glue
 glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; GLUE_DIR=<folder> without a network
 	@$(BIN)/python -m finetune.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) model.from=$(MODEL) $(ARGS)

@@ -65,13 +65,17 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
     print(f"{len(jobs)} runs, {min(len(around), len(jobs))} side by side", flush=True)
     failed, began = [], time.monotonic()
     with ThreadPoolExecutor(len(around)) as pool:
-        for done, future in enumerate(as_completed([pool.submit(run, job) for job in jobs]), 1):
-            job, status = future.result()
-            left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
-            said = "done" if status == 0 else f"FAILED with status {status}"
-            print(f"{done}/{len(jobs)} {job.name}: {said}, about {left:.1f} min left", flush=True)
-            if status:
-                failed.append(job)
+        try:
+            for done, future in enumerate(as_completed([pool.submit(run, job) for job in jobs]), 1):
+                job, status = future.result()
+                left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
+                said = "done" if status == 0 else f"FAILED with status {status}"
+                print(f"{done}/{len(jobs)} {job.name}: {said}, about {left:.1f} min left", flush=True)
+                if status:
+                    failed.append(job)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run were interrupted, too, and save themselves
+            raise
     return [f"{job.name} failed ({job.log}):\n{_end(job.log)}" for job in failed]
 
 
