@@ -159,7 +159,7 @@ class _SplitReader:
                 labels = None
         convert = None if labels is None else self.rows.converter(self.source, table, label)
         numbers = table.columns.get(self._called(section.index)) if section.index else None
-        named = int if self.rows.numbered else str
+        named = _number if self.rows.numbered else str
         for row in range(len(table.lines)):
             try:
                 if not self._complete(table, row, texts, labels):
@@ -208,8 +208,12 @@ class _SplitReader:
         return self.is_test
 
     def split(self) -> Split:
-        """All that was read; ``InputError`` if only a part is labelled, or a submission's order is not official."""
+        """All that was read; ``InputError`` if it is nothing, labelled in part, or in no order to submit."""
         section = self.section
+        if not self.index:
+            raise InputError(
+                f"{section.name} {self.name}: no examples in {self.num_rows:,} rows of {self.source.where}"
+            )
         if self.num_unlabelled and self.labels:
             raise InputError(f"{section.name} {self.name}: some of its files have labels and some have none")
         if self.left_out:
@@ -226,5 +230,11 @@ class _SplitReader:
             )
         labels = None if self.num_unlabelled else self.rows.labels(self.labels)
         left_out = 0 if self.is_test else len(self.left_out)
-        texts = tuple(map(list, zip(*self.texts, strict=True))) or tuple([] for _ in section.text)
-        return Split(self.name, texts, labels, index, left_out)
+        return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, index, left_out)
+
+
+def _number(cell: Any) -> int:
+    try:
+        return int(cell)
+    except (TypeError, ValueError):
+        raise ValueError(f"{cell!r} is no number of an example") from None

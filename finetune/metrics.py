@@ -95,14 +95,14 @@ def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
     if not np.isin(np.unique(np.append(predictions, labels)), (0, 1)).all():
         raise InputError("f1 is the F1 of class 1 of two; for more classes use macro_f1")
-    return float(f1_score(labels, predictions, zero_division=0))  # pyright: ignore
+    return float(f1_score(labels, predictions, zero_division=0))  # pyright: ignore[reportArgumentType]
 
 
 def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Mean F1 of the labels where there may be several, else of the classes that are labelled or predicted."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, average="macro", zero_division=0))  # pyright: ignore
+    return float(f1_score(labels, predictions, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
 
 
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -375,7 +375,7 @@ def test_a_line_number_is_that_of_the_file_in_spite_of_quoted_line_breaks(tmp_pa
             {"text": ["a", "text"]},
             r"no column 'a'; there are: 'text', 'label'; name the column with task.text=\[a, text\]",
         ),
-        ({"index": "label"}, r"a.csv:2: invalid literal for int"),
+        ({"index": "label"}, r"a.csv:2: 'yes' is no number of an example"),
     ],
 )
 def test_wrong_columns(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
