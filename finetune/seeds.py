@@ -188,7 +188,7 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
 
 def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> None:
     """Every seed a point, beside the baselines."""
-    axes = figure(1, title, panel=(2.5 + 0.8 * len(summaries), 4.0))
+    axes = figure(1, title, panel=(4.0 + 0.8 * len(summaries), 4.0))
     for place, summary in enumerate(summaries.values()):
         split, found = next(iter(summary["scores"].items()))
         metric, values = next(iter(found.items()))

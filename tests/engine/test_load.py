@@ -135,10 +135,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path):
                 load(auto, folder)
 
 
-def test_another_shape_is_refused(tmp_path: Path):
+def test_a_head_of_another_shape_is_fresh_and_an_encoder_is_refused(tmp_path: Path):
     folder = save(AutoModelForSequenceClassification, "bert", tmp_path / "task", num_labels=2)
-    with pytest.raises(ConfigError, match=r"classifier.weight is \(2, 24\), not \(3, 24\).*num_labels"):
-        load(AutoModelForSequenceClassification, folder, num_labels=3)
+    assert load(AutoModelForSequenceClassification, folder)[1].fresh == ()
+    model, report = load(AutoModelForSequenceClassification, folder, num_labels=3)
+    assert report.fresh == ("classifier.bias", "classifier.weight")
+    assert model.get_parameter("classifier.weight").shape == (3, 24)
     with pytest.raises(ConfigError, match=r"embeddings.position_embeddings.weight is \(40, 24\), not \(48, 24\)"):
         load(AutoModel, folder, max_position_embeddings=48)
 
