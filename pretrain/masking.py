@@ -132,14 +132,14 @@ _MARKS = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~–£€')
 _PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
-def word_starts(pieces: list[str]) -> np.ndarray:
-    """Which pieces of a vocabulary open a word, (V,) bool, for WordPiece and SentencePiece vocabularies.
+def word_starts(pieces: list[str], *, unigram: bool) -> np.ndarray:
+    """Which pieces of a vocabulary open a word, (V,) bool, for WordPiece and SentencePiece (``unigram``) vocabularies.
 
     SentencePiece, after ALBERT's code: a piece that begins with "▁" or "<", a punctuation mark by itself, and every
     piece with a character that is neither an English letter nor such a mark (the apostrophe is none): digits and other
     scripts are words each.
     """
-    if not any(piece.startswith("▁") for piece in pieces):
+    if not unigram:
         return np.array([not piece.startswith("##") for piece in pieces])
     return np.array(
         [piece.startswith(("▁", "<")) or piece in _MARKS or not _PLAIN.issuperset(piece.lower()) for piece in pieces]

@@ -16,6 +16,7 @@ from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
 from engine.export import warnings_of_transformers
 from engine.plot import figure, save
+from pretrain.tokenizer import is_unigram
 
 _LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
 _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
@@ -48,7 +49,7 @@ def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
     """The tokens as WordPiece writes them, who marks what continues a word; Unigram marks what begins one."""
     tokens = [*tokenizer.convert_ids_to_tokens(ids.tolist())]
-    if not any(piece.startswith("▁") for piece in tokenizer.get_vocab()):
+    if not is_unigram(tokenizer):
         return tokens
     special = set(tokenizer.all_special_tokens)
     return [t if t in special else t[1:] or t if t.startswith("▁") else f"##{t}" for t in tokens]

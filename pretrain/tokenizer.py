@@ -44,6 +44,14 @@ class TokenizerSection(Section):
     """Text to train on; of a larger corpus, a sample of its documents."""
 
 
+def is_unigram(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether pieces are marked where a word begins ("▁", Unigram) and not where it goes on ("##", WordPiece).
+
+    The vocabulary does not tell: either may hold the other's mark as a character like any other.
+    """
+    return isinstance(tokenizer.backend_tokenizer.model, models.Unigram)
+
+
 def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
     """Train a BERT tokenizer; the same texts in any order give the same vocabulary.
 

@@ -22,6 +22,7 @@ from pretrain.masking import mask_tokens, word_starts
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens, full_segments
 from pretrain.start import ObjectiveSection
+from pretrain.tokenizer import is_unigram
 
 
 class MaskingSection(Section):
@@ -53,7 +54,8 @@ def masked_batch(
     labels: str = "pair_labels",
 ) -> Any:
     """The function that masks flat examples and packs them, with pair ``labels`` where the objective has pairs."""
-    starts_word = word_starts([*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
+    pieces = [*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    starts_word = word_starts(pieces, unigram=is_unigram(tokenizer))
     maximum = section.max_predictions or int(np.ceil(section.rate * sequence_length))
 
     def finish(examples: FlatExamples) -> PackedBatch:

@@ -26,7 +26,7 @@ def batch(tokenizer: Any, tokens: list[str], masked: dict[int, str]) -> PackedBa
 
 
 def test_wordpieces_are_joined_to_words() -> None:
-    words = ["the", "play", "##ing", "##s", "of", "."]
+    words = ["the", "play", "##ing", "##s", "of", ".", "▁"]  # the last is a character of some texts
     tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate([*SPECIALS, *words])})
     tokens = ["[CLS]", "##s", "the", "play", "##ing", "##s", "[MASK]", "##s", "of", "the", ".", "[SEP]"]
     shown = show_example(batch(tokenizer, tokens, {6: "play", 8: "of", 9: "##ing"}), tokenizer)

@@ -127,8 +127,8 @@ def test_a_vocabulary_the_corpus_cannot_fill_is_an_error_that_says_how_large_it_
 def test_word_starts(tokenizer: PreTrainedTokenizerBase) -> None:
     pieces = ["▁the", "▁", "<unk>", "ing", "s", ".", "-", "3", "2a", "한", "ü", "n't", "[SEP]", "Ed"]
     starts = [True, True, True, False, False, True, True, True, True, True, True, True, False, False]
-    assert word_starts(pieces).tolist() == starts
-    assert word_starts(["the", "##ing", "[CLS]", "3"]).tolist() == [True, False, True, True]
+    assert word_starts(pieces, unigram=True).tolist() == starts
+    assert word_starts(["the", "##ing", "▁", "3"], unigram=False).tolist() == [True, False, True, True]
 
 
 def test_a_corpus_is_prepared_with_it(tmp_path: Path) -> None:

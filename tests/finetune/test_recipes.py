@@ -1,0 +1,105 @@
+"""Recipes: the papers' numbers, chosen by family and size, under everything that is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
+
+from engine.config import ConfigError, dump, validate
+from finetune.config import RECIPES, FinetuneConfig, load_config, model_name, recipe_for
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+MODELS = {
+    "bert": BertConfig(hidden_size=768),
+    "bert_mini": BertConfig(hidden_size=256, num_attention_heads=4),
+    "albert": AlbertConfig(hidden_size=768, num_attention_heads=12),
+    "electra_small": ElectraConfig(hidden_size=256),
+    "electra_base": ElectraConfig(hidden_size=768, num_attention_heads=12),
+    "electra_large": ElectraConfig(hidden_size=1024, num_attention_heads=16),
+    "distilbert": DistilBertConfig(),
+    "roberta": RobertaConfig(),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder with a config.json for each: all that a recipe looks at."""
+    root = tmp_path_factory.mktemp("models")
+    for name, config in MODELS.items():
+        config.save_pretrained(root / name)
+    return {name: str(root / name) for name in MODELS}
+
+
+def config_of(models: dict[str, str], model: str, task: str, *more: str) -> FinetuneConfig:
+    return load_config([str(ROOT / f"configs/finetune/{task}.yaml"), f"model.from={models[model]}", *more])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_recipe_follows_from_the_model(models: dict[str, str], model: str) -> None:
+    wanted = {"distilbert": "bert", "roberta": "bert"}.get(model, model)
+    assert recipe_for(models[model], "auto") == wanted
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_every_task_has_a_valid_configuration_under_every_recipe(models: dict[str, str], path: Path) -> None:
+    for recipe in RECIPES.glob("*.yaml"):
+        config = config_of(models, recipe.stem, path.stem)
+        assert config.recipe == recipe.stem
+        assert validate(FinetuneConfig, load_dumped(config)) == config
+
+
+def load_dumped(config: FinetuneConfig) -> dict[str, object]:
+    import yaml
+
+    return yaml.safe_load(dump(config))
+
+
+@pytest.mark.parametrize(
+    ("task", "rate", "batch_size", "steps", "warmup", "dropout"),
+    [
+        ("cola", 1e-5, 16, 5336, 320, 0.0),
+        ("stsb", 2e-5, 16, 3598, 214, 0.0),
+        ("sst2", 1e-5, 32, 20935, 1256, 0.0),
+        ("mnli", 3e-5, 128, 10000, 1000, 0.0),
+        ("qnli", 1e-5, 32, 33112, 1986, 0.0),
+        ("qqp", 5e-5, 128, 14000, 1000, 0.1),
+        ("rte", 3e-5, 32, 800, 200, 0.1),
+        ("mrpc", 2e-5, 32, 800, 200, 0.0),
+        ("wnli", 2e-5, 16, 2000, 250, 0.1),
+    ],
+)
+def test_alberts_table_14(
+    models: dict[str, str], task: str, rate: float, batch_size: int, steps: int, warmup: int, dropout: float
+) -> None:
+    config = config_of(models, "albert", task)
+    assert (config.optim.algorithm, config.optim.learning_rate) == ("adamw", rate)
+    assert (config.train.steps.to_steps(), config.optim.warmup.to_steps()) == (steps, warmup)
+    assert (config.train.phases[0].batch_size, config.train.phases[0].sequence_length) == (batch_size, 512)
+    assert (config.model.hidden_dropout, config.model.attention_dropout) == (dropout, dropout)
+    assert (config.model.classifier_dropout, config.train.export) == (0.1, "best")
+
+
+@pytest.mark.parametrize(("size", "rate", "decay"), [("small", 3e-4, 0.8), ("base", 1e-4, 0.8), ("large", 5e-5, 0.9)])
+def test_electras_table_7(models: dict[str, str], size: str, rate: float, decay: float) -> None:
+    for task, epochs, both in (("cola", "3", False), ("rte", "10", False), ("stsb", "10", True), ("mrpc", "3", True)):
+        config = config_of(models, f"electra_{size}", task)
+        assert (config.optim.learning_rate, config.optim.layer_decay, config.optim.weight_decay) == (rate, decay, 0.0)
+        assert config.train.steps.split()[0] == epochs
+        assert config.train.both_orders == both
+
+
+def test_what_is_given_wins(models: dict[str, str]) -> None:
+    config = config_of(models, "albert", "rte", "optim.learning_rate=1e-3", "train.steps=5")
+    assert (config.optim.learning_rate, config.train.steps.to_steps(), config.optim.warmup.to_steps()) == (1e-3, 5, 200)
+    assert config_of(models, "bert", "rte", "recipe=none").optim.learning_rate == 5e-5
+    with pytest.raises(ConfigError, match="is not meant for the bert model"):
+        config_of(models, "bert", "rte", "recipe=albert")
+
+
+def test_names_of_models() -> None:
+    assert model_name("runs/pretrain/bert_mini/export") == "bert_mini"
+    assert model_name("google/electra-small-discriminator") == "electra-small-discriminator"
+    assert model_name("runs/finetune/mnli/bert_mini/seed-3/export") == "bert_mini+mnli"
