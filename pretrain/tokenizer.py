@@ -49,7 +49,7 @@ def is_unigram(tokenizer: PreTrainedTokenizerBase) -> bool:
 
     The vocabulary does not tell: either may hold the other's mark as a character like any other.
     """
-    return isinstance(tokenizer.backend_tokenizer.model, models.Unigram)
+    return isinstance(cast(Any, tokenizer).backend_tokenizer.model, models.Unigram)
 
 
 def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
