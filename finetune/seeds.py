@@ -132,7 +132,7 @@ def _run(arguments: Sequence[str]) -> int:
         after = {task: Runs(task, starts) for task in later}
         failed += run_jobs([job for task in after.values() for job in task.jobs()], section.side_by_side)
         runs |= after
-    summaries = {task: summary for task, each in runs.items() if (summary := each.summary())}
+    summaries = {each.section.name: summary for each in runs.values() if (summary := each.summary())}
     first = next(iter(runs.values())).stages[0]
     model = Path(first.name).parts[1]
     print(write_table(summaries, first.config.run.dir / "finetune" / "tables" / model, model))

@@ -40,7 +40,7 @@ def test_seeds_are_run_once_and_told_together(
     assert main([*given, "seeds=3"]) == 0
     path = "classification_toy/tiny/seed-"
     assert in_process == [f"{path}{seed}" for seed in (1, 2, 3)], "what is finished is not run again"
-    summary = json.loads((tmp_path / "runs/finetune/tables/tiny/table.json").read_text())[str(task)]
+    summary = json.loads((tmp_path / "runs/finetune/tables/tiny/table.json").read_text())["classification_toy"]
     found = [
         json.loads((tmp_path / f"runs/finetune/{path}{seed}/finished.json").read_text())["scores"]["validation"]
         for seed in (1, 2, 3)
