@@ -153,7 +153,7 @@ class Trainer:
                 if evaluation_due:
                     self._evaluate(tracker, progress)
                 meter.resume_clock()
-                if stopped or self._out_of_patience:
+                if stopped or (evaluation_due and self._out_of_patience):
                     break
             if stopped:
                 return Fit(self.step, signal.requested or "signal", {}, meter.overall)
@@ -169,7 +169,8 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         if self.section.patience is None or not self.evaluations:
             return False
-        return sum(step > self.best for step in self.evaluations) >= self.section.patience
+        best = self.best
+        return sum(step > best for step in self.evaluations) >= self.section.patience
 
     def _choose(self, progress: Progress) -> int:
         """Leave the weights to be exported in the objective; returns the step that they are from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,9 @@ def _is_folder(name: str) -> bool:
     return folder.is_dir()
 
 
+@cache
 def _hub_answers() -> bool:
-    """Ask once: the library itself would try for half a minute, for each file anew."""
+    """Ask once in a process: the library itself would try for half a minute, for each file anew."""
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
     except Exception:  # whatever the network or the library's offline mode has to say, it comes down to no

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from accelerate import Accelerator
 
 from engine.config import ConfigError, InputError, Section, describe, dump
 from engine.environment import environment
@@ -82,7 +81,7 @@ class Stage(ABC):
         """Facts about the data, to be recorded beside the configuration."""
         return {}
 
-    def run(self, accelerator: Accelerator | None = None) -> int:
+    def run(self) -> int:
         """Prepare, train, report; a finished run is only reported. Returns the exit status."""
         # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
         directory = self.directory = RunDirectory.open(self.path, self.text, is_main=False)
@@ -90,7 +89,7 @@ class Stage(ABC):
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
             print(self.ending(directory.results))
             return 0
-        trainer = self.start(accelerator)
+        trainer = self.start()
         accelerator = self.accelerator
         RunDirectory.open(self.path, self.text, is_main=accelerator.is_main_process)
         accelerator.wait_for_everyone()
@@ -122,9 +121,9 @@ class Stage(ABC):
         accelerator.end_training()
         return status
 
-    def start(self, accelerator: Accelerator | None = None) -> Trainer:
+    def start(self) -> Trainer:
         """All that a training consists of, ready for its first step; nothing is written."""
-        self.accelerator = accelerator or start_accelerator(self.config.run)
+        self.accelerator = start_accelerator(self.config.run)
         return self._trainer(self.prepare())
 
     def say(self, text: str) -> None:

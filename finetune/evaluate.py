@@ -64,10 +64,11 @@ class Scored(HeldOut):
         *,
         num_examples: int | None,
     ) -> None:
-        self._sets = {name: HeldOut(source, num_examples=num_examples) for name, source in splits.items()}
-        first = next(iter(splits.values()))
+        (_, first), *others = splits.items()
         super().__init__(first, num_examples=num_examples)
-        self._splits, self._kind = splits, kind
+        drawn = [self.rows, *(HeldOut(source, num_examples=num_examples).rows for _, source in others)]
+        self._splits = [(name, source, rows) for (name, source), rows in zip(splits.items(), drawn, strict=True)]
+        self._kind = kind
 
     def score(self, values: dict[str, float]) -> float:
         """The task's first metric on its first validation split."""
@@ -76,10 +77,9 @@ class Scored(HeldOut):
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""
         found: dict[str, float] = {}
-        for name, examples in self._splits.items():
-            rows, tokens = self._sets[name].rows, self.micro_batch_tokens
+        for name, examples, rows in self._splits:
             assert examples.labels is not None
-            outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=tokens)
+            outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=self.micro_batch_tokens)
             predictions = self._kind.decide(outputs, examples, rows["index"])
             values = means | self._kind.scores(predictions, examples.labels[rows["index"]])
             found |= {key if examples is self._source else f"{name}/{key}": value for key, value in values.items()}
