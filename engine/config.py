@@ -189,6 +189,15 @@ def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | 
         raise ConfigError("\n".join([head, *(f"  - {line}" for line in lines)])) from None
 
 
+def take(schema: type[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
+    """The section of a command's own keys, and the other arguments, which are some other command's.
+
+    Raises what :func:`read_values` and :func:`validate` do.
+    """
+    own = [given for given in arguments if given.split("=")[0] in schema.model_fields]
+    return validate(schema, *read_values(own)), [given for given in arguments if given not in own]
+
+
 def _describe(schema: type[Section], problem: Any, sources: dict[str, str]) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path) or "the configuration"

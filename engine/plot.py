@@ -1,7 +1,8 @@
-"""Pictures of runs: panels side by side, written whole."""
+"""Pictures of runs, panels side by side, and tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,12 @@ def save(axes: list[Any], picture: Path) -> None:
     drawn = axes[0].figure
     drawn.savefig(picture, dpi=110)
     pyplot.close(drawn)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first being the head, as an aligned Markdown table."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -18,7 +18,7 @@ import numpy as np
 from accelerate import Accelerator
 from pydantic import Field, PositiveFloat, model_validator
 
-from engine.config import Section, describe, dump, read_values, validate
+from engine.config import Section, describe, dump, take
 from engine.evaluate import Sums
 from engine.files import write_text
 from engine.fit import Trainer
@@ -182,11 +182,10 @@ def range_command(
     if "--help" in arguments or "-h" in arguments:
         print(help, describe(RangeSection), sep="\n\n")
         return 0
-    own = [given for given in arguments if given.split("=")[0] in RangeSection.model_fields]
 
     def action() -> int:
-        section = validate(RangeSection, *read_values(own))
-        config = load([given for given in arguments if given not in own])
+        section, rest = take(RangeSection, arguments)
+        config = load(rest)
         name = f"{config.run.name}-rate-range"
         return _run(stage(config.model_copy(update={"run": config.run.model_copy(update={"name": name})})), section)
 

@@ -41,6 +41,16 @@ class TrackingSection(Section):
     """``auto``: what WANDB_MODE or ``wandb offline`` say, else online if there is an API key, else offline."""
 
 
+def read_series(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a run recorded, by the metric's name: (step, value) in the order of time."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            series.setdefault(name, []).append((row["step"], value))
+    return series
+
+
 class Tracker:
     """Writes the metrics of a run; on any process but the main one it does nothing."""
 

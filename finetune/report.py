@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from engine.files import publish, remove
-from engine.plot import figure, save
+from engine.plot import figure, markdown, save
+from engine.tracking import read_series
 from finetune.config import FinetuneConfig
 from finetune.data import Split, rows_of
 from finetune.examples import Examples
@@ -47,15 +46,6 @@ def results_table(
     return "\n".join([markdown(rows), *notes])
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """Rows, the first being the head, as an aligned Markdown table."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
 def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskKind) -> None:
     """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the kind's columns.
 
@@ -81,11 +71,7 @@ def plot_curves(
     metrics_file: Path, metrics: list[str], baselines: dict[str, dict[str, float]], picture: Path, title: str
 ) -> None:
     """Loss and the metrics over steps, with the baselines as lines."""
-    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        for name, value in row.items():
-            series[name].append((row["step"], value))
+    series = read_series(metrics_file)
     axes = figure(1 + len(metrics), title)
     for axis, name in zip(axes, ["loss", *metrics], strict=True):
         for part, style in (("train", "-"), ("held_out", "o-")):
@@ -150,7 +136,6 @@ def hardest_examples(predicted: Predicted, kind: TaskKind, path: Path, shown: in
 
 
 _HUB_METRICS = {
-    "matthews_correlation": "matthews_correlation",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
     "macro_f1": "f1",

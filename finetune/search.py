@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from engine.config import ConfigError, Section, describe, read_values, validate
+from engine.config import ConfigError, Section, describe, read_values, take
 from engine.files import remove, write_text
 from engine.run import RESUMABLE, RunDirectory
 from engine.stage import guarded
@@ -188,9 +188,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    own = [given for given in arguments if given.split("=")[0] in SearchSection.model_fields]
-    section = validate(SearchSection, *read_values(own))
-    search = Search(section, [given for given in arguments if given not in own])
+    section, rest = take(SearchSection, arguments)
+    search = Search(section, rest)
     search.open()
     failed = run_jobs(search.jobs(), section.side_by_side)
     print(search.report())

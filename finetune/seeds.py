@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from engine.config import ConfigError, InputError, Section, describe, read_values, validate
+from engine.config import ConfigError, InputError, Section, describe, take
 from engine.files import write_text
-from engine.plot import figure, save
+from engine.plot import figure, markdown, save
 from engine.run import RunDirectory
 from engine.stage import guarded
 from finetune.__main__ import Finetuning
@@ -26,7 +26,6 @@ from finetune.config import load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
-from finetune.report import markdown
 from finetune.sources import glue_dir_from_environment
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
@@ -112,9 +111,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    own = [given for given in arguments if given.split("=")[0] in SeedsSection.model_fields]
-    rest = [given for given in arguments if given not in own]
-    section = validate(SeedsSection, *read_values(own))
+    section, rest = take(SeedsSection, arguments)
     fixed = [given for given in rest if given.startswith(("run.seed=", "run.name="))]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={section.seeds}")

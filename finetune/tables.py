@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import InputError
-from engine.packed import DAMAGED, PACKED, open_packed
+from engine.packed import DAMAGED, PACKED, json_objects, open_packed
 from finetune.formats import sentences, squad_rows
 
 if TYPE_CHECKING:
@@ -115,20 +115,8 @@ def _from_rows(
 
 
 def _read_json(path: Path, lines: Iterable[str]) -> Table:
-    rows, numbers = [], []
-    for number, line in enumerate(lines, 1):
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
-        if not isinstance(row, dict):
-            remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""
-            raise InputError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
-        rows.append(row)
-        numbers.append(number)
-    return _from_objects(path, rows, numbers)
+    found = list(json_objects(path, lines))
+    return _from_objects(path, [row for _, row in found], [number for number, _ in found])
 
 
 def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Table:

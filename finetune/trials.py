@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import write_text
-from engine.plot import figure, save
-from finetune.report import markdown
+from engine.plot import figure, markdown, save
 from finetune.space import Range, Space
 
 

@@ -115,7 +115,7 @@ class Pretraining(Stage):
         models = {".": objective.exported(), **objective.companions()}
         fills = next(name for name, model in models.items() if model.get_output_embeddings() is not None)
         facts |= {f"in `{name}/`": type(model).__name__ for name, model in objective.companions().items()}
-        card = model_card(self.name, table, facts, self.text, "", fills_masks=fills == ".")
+        card = model_card(self.name, table, facts, self.text, fills_masks=fills == ".")
         export = self.directory.export
         export_model(models["."], self.tokenizer, export, card=card, companions=objective.companions())
         tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baseline.items()}})

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.config import InputError
-from engine.packed import DAMAGED, PACKED, open_packed
+from engine.packed import DAMAGED, PACKED, json_objects, open_packed
 
 if TYPE_CHECKING:
     from pretrain.corpus import CorpusSection, ReadReport
@@ -108,16 +107,7 @@ def _column(where: str, column: str, columns: Iterable[str]) -> str:
 
 
 def _read_json(path: Path, lines: Iterable[str], section: CorpusSection, report: ReadReport) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
-        if not isinstance(row, dict):
-            remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""
-            raise InputError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
+    for number, row in json_objects(path, lines):
         text = cell(f"{path}:{number}", row, section.text)
         try:
             text.encode()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
 from engine.export import warnings_of_transformers
-from engine.plot import figure, save
+from engine.plot import figure, markdown, save
+from engine.tracking import read_series
 from pretrain.tokenizer import is_unigram
 
 _LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
@@ -127,19 +126,12 @@ def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
         for name, (title, what) in _ROWS.items()
         if name in values
     ]
-    rows = [("held-out", "model", "baseline", "baseline is"), *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    return markdown([("held-out", "model", "baseline", "baseline is"), *rows])
 
 
 def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, title: str) -> None:
     """Loss and accuracy over steps, training and held-out, with the baselines as lines."""
-    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        for name, value in row.items():
-            series[name].append((row["step"], value))
+    series = read_series(metrics_file)
     panels = [name for name in _ROWS if f"train/{name}" in series]
     axes = figure(len(panels), title)
     for axis, name in zip(axes, panels, strict=True):
@@ -170,12 +162,12 @@ def fill_masks(export: Path, sentences: list[str]) -> str:
     return "\n".join(lines)
 
 
-def model_card(name: str, table: str, facts: dict[str, str], config: str, picture: str, fills_masks: bool) -> str:
+def model_card(name: str, table: str, facts: dict[str, str], config: str, fills_masks: bool) -> str:
     """The export's README.md: what it is, how it was measured, and the configuration that makes it again."""
     tags = "- bertillery\n" + "- fill-mask\n" * fills_masks
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
         f"---\nlibrary_name: transformers\ntags:\n{tags}---\n\n# {name}\n\n"
-        f"Pretrained with Bertillery.\n\n{table}\n\n{picture}\n\n{lines}\n\n"
+        f"Pretrained with Bertillery.\n\n{table}\n\n{lines}\n\n"
         f"## Configuration\n\n```yaml\n{config}```\n"
     )
