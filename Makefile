@@ -8,6 +8,8 @@ CONFIG ?= bert_docs
 TASK ?= docs_package
 TASKS ?=
 MODEL ?= runs/pretrain/bert_docs/export
+TEACHER ?= $(MODEL)
+STUDENT ?=
 SEEDS ?= 1
 TRIALS ?= 20
 DATA ?=
@@ -51,6 +53,7 @@ help: ## list the targets
 	@echo "TASK=<name in configs/finetune or a .yaml>  MODEL=<directory or Hub id>  SEEDS=<n>  (HUB=1 lets it use the Hub)"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
+	@echo "students: $(basename $(notdir $(wildcard configs/distill/*.yaml)))"
 	@echo "tasks: $(basename $(notdir $(wildcard configs/finetune/*.yaml)))"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -95,6 +98,15 @@ glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; 
 .PHONY: submission
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
 	@$(BIN)/python -m finetune.submit runs/finetune/tables/$(MODEL) $(ARGS)
+
+# Of its own name where CONFIG is not given: the default one is pretraining's.
+DISTIL := $(if $(filter command environment,$(firstword $(origin CONFIG))),$(CONFIG),distilbert_docs)
+DISTILS := $(if $(filter %.yaml,$(DISTIL)),$(DISTIL),configs/distill/$(DISTIL).yaml)
+FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),model.from=$(STUDENT)))
+
+.PHONY: distill
+distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task TASK and STUDENT
+	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) teacher.from=$(TEACHER) $(OVERRIDES) $(DEVICE)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step

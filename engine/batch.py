@@ -89,8 +89,13 @@ def pack(
     targets: dict[str, np.ndarray],
     counts: dict[str, int],
 ) -> PackedBatch:
-    """Build a batch from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``."""
+    """Build a batch from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``.
+
+    Besides ``counts`` it knows its ``tokens``, and its ``pairs_of_tokens`` of one sequence, which is what attention
+    scores are.
+    """
     ends = np.cumsum(lengths, dtype=np.int64)
+    pairs = int((np.asarray(lengths, dtype=np.int64) ** 2).sum())
     assert len(input_ids) == len(token_type_ids) == ends[-1]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64, copy=False)),
@@ -99,8 +104,8 @@ def pack(
         cu_seqlens=torch.from_numpy(np.concatenate(([0], ends))),
         attention=plan_attention(np.asarray(lengths)),
         targets={name: torch.from_numpy(np.array(value)) for name, value in targets.items()},
-        counts=counts,
-        squared_lengths=int((np.asarray(lengths, dtype=np.int64) ** 2).sum()),
+        counts={"tokens": int(ends[-1]), "pairs_of_tokens": pairs, **counts},
+        squared_lengths=pairs,
     )
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.batch import PackedBatch
-from engine.objective import Source, Term
+from engine.objective import Source, Term, settled
 from engine.order import Cursor, Stream, shares
 
 
@@ -59,7 +59,8 @@ class HeldOut:
         self._source = source
         self.micro_batch_tokens = micro_batch_tokens
         """Tokens at a time; a training sets it to its own."""
-        self.rows, _ = stream.take(Cursor(), min(num_examples or available, available))
+        rows, _ = stream.take(Cursor(), min(num_examples or available, available))
+        self.rows = settled(source, rows)
 
     def score(self, values: dict[str, float]) -> float:
         """What makes one evaluation better than another: the larger, the better."""

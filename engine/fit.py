@@ -133,7 +133,7 @@ class Trainer:
             StopSignal() as signal,
             Progress(self.rhythm.total, self.step, self.accelerator.is_main_process) as progress,
         ):
-            meter, stopped = Meter(self.accelerator), False
+            meter, stopped = Meter(self.accelerator, self._plain), False
             if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
                 self._evaluate(tracker, progress)  # stopped between saving and evaluating
             rate = learning_rate(self.optim, self.rhythm.total)
@@ -182,7 +182,7 @@ class Trainer:
         return self.best
 
     @property
-    def _plain(self) -> nn.Module:
+    def _plain(self) -> Any:
         return self.accelerator.unwrap_model(self.objective)
 
     def steps(self, rate: Callable[[int], float], stop_requested: Callable[[], bool]) -> Iterator[StepInfo]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from engine.evaluate import Sums
 from engine.loop import StepInfo
+from engine.objective import Objective
 
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 125e12, "RTX 4090": 165e12}
 """Dense bfloat16 peak of a device, from the vendor's data sheets: what model FLOPs utilisation is a share of."""
@@ -20,8 +21,8 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "
 class Meter:
     """Adds up what steps report; reads it from the device only when asked."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, objective: Objective) -> None:
+        self._accelerator, self._objective = accelerator, objective
         self._all_tokens, self._all_seconds = 0, 0.0
         self._start()
 
@@ -58,6 +59,8 @@ class Meter:
             "model_tflops_per_device": self._flops / seconds / 1e12,
             "memory_gib": _memory_gib(self._accelerator.device),
         }
+        beside = self._objective.seconds_beside()
+        values |= {f"share_of_{name}": spent / seconds for name, spent in beside.items()}
         peak = _peak_flops(self._accelerator.device)
         if peak is not None:
             values["model_flops_utilisation"] = self._flops / seconds / peak

@@ -7,7 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class Objective(nn.Module, ABC):
         """Further stock models that leave the run, by the folder within the export they go to."""
         return {}
 
+    def seconds_beside(self) -> dict[str, float]:
+        """Seconds of training spent on something that is not trained, such as a teacher, since this was last asked."""
+        return {}
+
     @abstractmethod
     def flops(self, batch: PackedBatch) -> float:
         """Floating-point operations of a training step on the batch (forward and backward, matrix products only)."""
@@ -69,6 +73,20 @@ class Source(Protocol):
     def collate(self, rows: np.ndarray) -> PackedBatch:
         """The packed batch of some rows: a function of the rows alone."""
         ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A source whose examples of one step decide something together, such as how many tokens of all are masked."""
+
+    def settle(self, rows: np.ndarray) -> np.ndarray:
+        """All rows of a step, with what they decided written into them; ``collate`` sees some of them at a time."""
+        ...
+
+
+def settled(source: Source, rows: np.ndarray) -> np.ndarray:
+    """The rows of a step as their source wants them before they are shared out."""
+    return source.settle(rows) if isinstance(source, Settling) else rows
 
 
 def objective_module(package: str, section: Mapping[str, Any]) -> Any:

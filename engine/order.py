@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.batch import PackedBatch
 from engine.config import Section
 from engine.keyed import Permutation
-from engine.objective import Source
+from engine.objective import Source, settled
 
 
 class Phase(Section):
@@ -153,6 +153,7 @@ class Steps(Dataset[StepData]):
             rows, cursor = self.streams[phase].take(cursor, self.phases[phase].batch_size)
         self._place = (step + 1, cursor)
         source = self.streams[self.phase_at(step)].source
+        rows = settled(source, rows)
         split = shares(rows["length"].astype(np.int64), self.micro_batch_tokens, self.num_ranks, self.rank)
         return StepData(
             step, [source.collate(rows[part]) for part in split], len(rows), int(rows["length"].sum()), cursor

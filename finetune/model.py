@@ -66,6 +66,11 @@ class Predictor(Objective):
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """Sums of the batch by name."""
 
+    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor | None:
+        """Logarithms of the probabilities (M, K) or (M,) that the logits stand for, summing to 1 over whatever excludes
+        one another; None for a score. Of logits divided by a temperature, the softened ones."""
+        return None
+
     @abstractmethod
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """(M, K) numbers that may be averaged over models: probabilities, or scores. One example's rows follow the

@@ -70,12 +70,18 @@ def mask_tokens(
     spans = draw_ngrams(unit_keys, longest_ngram) if longest_ngram > 1 else np.ones(len(heads), np.int64)
     chosen = _choose(examples[heads], sizes, spans, uniform(keys[examples[heads]], _ORDER, offsets[heads]), wanted)
     positions = rows[np.repeat(chosen, sizes)]
+    token_keys = key(keys[examples[positions]], offsets[positions])
+    return corrupt(input_ids, positions, token_keys, mask_id=mask_id, vocab_size=vocab_size)
+
+
+def corrupt(input_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, *, mask_id: int, vocab_size: int) -> Masked:
+    """Put [MASK] (80 %), nothing (10 %) or a uniform row of the vocabulary (10 %) in the place of the tokens at
+    ``positions`` (M,), each by its own key (M,)."""
     labels = input_ids[positions].astype(np.int64)
     corrupted = input_ids.astype(np.int64)
-    k = key(keys[examples[positions]], offsets[positions])
-    action = uniform(k, _ACTION)
+    action = uniform(keys, _ACTION)
     corrupted[positions] = np.where(
-        action < 0.8, mask_id, np.where(action < 0.9, labels, integers(vocab_size, k, _WORD))
+        action < 0.8, mask_id, np.where(action < 0.9, labels, integers(vocab_size, keys, _WORD))
     )
     return Masked(corrupted, positions, labels)
 

@@ -22,11 +22,13 @@ _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
 
 
 def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> str:
-    """One example decoded, its masks as ``[MASK]<-original``, and its pair label; ``##`` is what continues a word."""
+    """One example decoded, its masks, if it has any, as ``[MASK]<-original``, and its pair label; ``##`` is what
+    continues a word."""
     start, end = batch.cu_seqlens[index : index + 2].tolist()
     tokens = _pieces(tokenizer, batch.input_ids[start:end])
-    positions = batch.targets["masked_positions"].tolist()
-    originals = _pieces(tokenizer, batch.targets["masked_ids"])
+    nothing = torch.empty(0, dtype=torch.int64)
+    positions = batch.targets.get("masked_positions", nothing).tolist()
+    originals = _pieces(tokenizer, batch.targets.get("masked_ids", nothing))
     alone = {place for place, token in enumerate(tokens) if token in tokenizer.all_special_tokens}
     masked = {p - start: original for p, original in zip(positions, originals, strict=True) if start <= p < end}
     words: list[str] = []
@@ -42,7 +44,8 @@ def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: 
         if name in batch.targets:
             label = f"\n  label: {meanings[int(batch.targets[name][index])]}"
     text = unicodedata.normalize("NFC", " ".join(words))  # an uncased vocabulary has its Hangul in parts
-    return f"  {text}\n  {end - start} tokens, {len(masked)} predicted{label}"
+    predicted = f", {len(masked)} predicted" * bool(masked)
+    return f"  {text}\n  {end - start} tokens{predicted}{label}"
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:

@@ -45,9 +45,13 @@ class Objective(Predictor):
             "right": Term((best == right).sum(), "examples", weight=0.0),
         }
 
+    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """Over the choices of a question."""
+        return log_softmax_within(logits, _owner(batch), len(batch.targets["choices"]))
+
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Probability of each choice (S, 1) among those of its question."""
-        return log_softmax_within(logits, _owner(batch), len(batch.targets["choices"])).exp()[:, None]
+        return self.log_probabilities(logits, batch).exp()[:, None]
 
 
 def _owner(batch: PackedBatch) -> Tensor:

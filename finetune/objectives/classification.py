@@ -29,6 +29,10 @@ class Objective(SequencePredictor):
             "right": Term(right, "examples", weight=0.0),
         }
 
+    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """Over the labels."""
+        return logits.log_softmax(-1)
+
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Probabilities."""
         return logits.softmax(-1)

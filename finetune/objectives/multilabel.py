@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -27,6 +28,10 @@ class Objective(SequencePredictor):
             "binary_cross_entropy": Term(loss, "examples"),
             "right": Term(right, "examples", weight=0.0),
         }
+
+    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """(B, L, 2): that a label holds, and that it does not."""
+        return torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), -1)
 
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Probability of each label."""

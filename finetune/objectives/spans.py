@@ -46,18 +46,27 @@ class Objective(Predictor):
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """``cross_entropy`` in nats, the mean of the first and the last token's, and windows with both right."""
         rows = batch.first_rows[:, None] + batch.targets["spans"]
-        numbers = torch.arange(batch.num_sequences, device=logits.device)
-        owner = numbers.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
-        chosen = log_softmax_within(logits, owner, len(numbers)).gather(0, rows)
-        best = [best_within(column.detach(), owner, len(numbers)) for column in logits.unbind(1)]
+        owner, number = _window(batch), batch.num_sequences
+        chosen = log_softmax_within(logits, owner, number).gather(0, rows)
+        best = [best_within(column.detach(), owner, number) for column in logits.unbind(1)]
         return {
             "cross_entropy": Term(-chosen.sum() / 2, "windows"),
             "right": Term((torch.stack(best, 1) == rows).all(1).sum(), "windows", weight=0.0),
         }
 
+    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """Over the tokens of a window, for first and last."""
+        return log_softmax_within(logits, _window(batch), batch.num_sequences)
+
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """The logits."""
         return logits
+
+
+def _window(batch: PackedBatch) -> Tensor:
+    """The window (T,) of each token."""
+    numbers = torch.arange(batch.num_sequences, device=batch.cu_seqlens.device)
+    return numbers.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
 
 
 class Kind(TaskKind):

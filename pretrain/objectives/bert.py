@@ -39,17 +39,7 @@ def source(
     config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
 ) -> DocumentSource:
     """Next-sentence pairs, masked; ``ConfigError`` for a corpus in which every next sentence would be random."""
-    num_documents = len(tokens.documents) - 1
-    if num_documents < 2:
-        raise ConfigError(
-            "the corpus has one document, but next-sentence prediction takes its random sentences from another one; "
-            "separate documents by blank lines (or data.documents=file), or train without it: objective.type=mlm"
-        )
-    if len(tokens.sentences) - 1 == num_documents:
-        raise ConfigError(
-            f"all {num_documents} documents have a single sentence, so no sentence has a next one; separate documents, "
-            "not sentences, by blank lines, or train without next-sentence prediction: objective.type=mlm"
-        )
+    check_corpus(tokens, remedy="train without it: objective.type=mlm")
     return DocumentSource(
         tokens,
         tokenizer,
@@ -64,6 +54,21 @@ def source(
         ),
         finish=masked_batch(config.masking, tokenizer, sequence_length, pairs=True),
     )
+
+
+def check_corpus(tokens: Tokens, *, remedy: str) -> None:
+    """Raise ``ConfigError`` for a corpus in which every next sentence would be random; ``remedy`` is a way out."""
+    num_documents = len(tokens.documents) - 1
+    if num_documents < 2:
+        raise ConfigError(
+            "the corpus has one document, but next-sentence prediction takes its random sentences from another one; "
+            f"separate documents by blank lines (or data.documents=file), or {remedy}"
+        )
+    if len(tokens.sentences) - 1 == num_documents:
+        raise ConfigError(
+            f"all {num_documents} documents have a single sentence, so no sentence has a next one; separate documents, "
+            f"not sentences, by blank lines, or {remedy}"
+        )
 
 
 def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Bert:

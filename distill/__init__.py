@@ -1,0 +1,1 @@
+"""Distillation of encoders into smaller ones."""

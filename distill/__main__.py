@@ -1,0 +1,35 @@
+"""``python -m distill a.yaml [task.yaml] teacher.from=<directory or Hub id> key.sub=value``: a student of a teacher.
+
+Without a task a student is built and reads a corpus beside its teacher. With one, ``model.from`` names the student.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from distill.config import GeneralConfig, TaskConfig, load_config
+from distill.general import General
+from distill.task import Answers, FirstStage
+from engine.stage import command
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Distil once; returns the exit status."""
+    schema = TaskConfig if any("task" in argument for argument in arguments) else GeneralConfig
+    return command(arguments, help=__doc__, schema=schema, load=load_config, run=run)
+
+
+def run(config: GeneralConfig | TaskConfig) -> int:
+    """Run all stages of a configuration, one after the other."""
+    if isinstance(config, GeneralConfig):
+        return General(config).run()
+    if config.before is not None:
+        status = FirstStage(config.before).run()
+        if status:
+            return status
+    return Answers(config).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

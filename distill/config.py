@@ -1,0 +1,107 @@
+"""Configuration of a distillation: in general, on a corpus, or for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from pydantic import Field, SerializeAsAny, create_model
+
+from distill.augment import AugmentSection
+from distill.student import StudentSection
+from engine.config import ConfigError, Section, read_values, validate
+from engine.objective import objective_module
+from engine.stage import StageConfig, run_name
+from finetune.config import FinetuneConfig, model_name
+from pretrain.corpus import CorpusSection
+
+OBJECTIVES = "distill.objectives"
+
+
+class TeacherSection(Section):
+    """The model that is learned from."""
+
+    from_: str = Field(alias="from")
+    """Directory of a model, such as the ``export`` of a run, or its id on the Hub: pretrained for a general
+    distillation, fine-tuned for one of a task."""
+
+
+class GeneralConfig(StageConfig):
+    """Everything a general distillation is made from: a student is built and reads a corpus beside its teacher."""
+
+    data: CorpusSection = CorpusSection()
+    teacher: TeacherSection
+    model: StudentSection
+    objective: SerializeAsAny[Section]
+    """``type`` names a file in ``distill/objectives``; the other keys are that file's ``Config``."""
+
+
+class TaskConfig(FinetuneConfig):
+    """Everything the distillation of a task is made from: a fine-tuning of the student ``model.from``, and a teacher."""
+
+    recipe: str = "none"
+    """As in fine-tuning; what a distillation's configuration says is its recipe."""
+    teacher: TeacherSection
+    objective: SerializeAsAny[Section]
+    """``type`` names a file in ``distill/objectives``; the other keys are that file's ``Config``."""
+    augment: AugmentSection | None = None
+    """Variants of the training examples, made by a masked language model (TinyBERT)."""
+    before: SerializeAsAny[TaskConfig] | None = None
+    """A stage that comes first, on the same task with the same teacher; its student is this one's start."""
+
+
+def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
+    """Read ``*.yaml`` files and overrides; raises ``ConfigError`` with all problems at once.
+
+    What a file has under ``tasks.<name>``, a list of overrides, holds for the task of that name alone. A run without a
+    name is called after its files, or, for a task, ``<task>/<student>-<method>/seed-<seed>``.
+    """
+    values, _ = read_values(arguments)
+    named = values.pop("tasks", None) or {}
+    for_task = named.get(values.get("task", {}).get("name"), [])
+    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
+    overrides = [argument for argument in arguments if argument not in files]
+    values, sources = read_values([*files, *for_task, *overrides])
+    values.pop("tasks", None)
+    if not values.get("teacher", {}).get("from"):
+        raise ConfigError(
+            "distillation needs a teacher: make distill CONFIG=<name in configs/distill or a .yaml> "
+            "TEACHER=<directory or Hub id>, and for a task TASK=<name> and STUDENT=<directory or Hub id>"
+        )
+    if "task" in values:
+        return _task_config(values, sources)
+    config = validate(_schema(GeneralConfig, values), values, sources)
+    return _named(config, run_name(files, otherwise=config.objective.model_dump()["type"]))
+
+
+def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
+    if not values.get("model", {}).get("from"):
+        raise ConfigError(
+            "distillation of a task needs a student, a smaller pretrained encoder such as the export of a general "
+            "distillation: STUDENT=<directory or Hub id>"
+        )
+    before, first = values.pop("before", None), None
+    student, method = model_name(values["model"]["from"]), values.get("objective", {}).get("type")
+    if before is not None:
+        shared = {key: values[key] for key in ("task", "teacher", "model", "tracking", "recipe") if key in values}
+        run = {key: value for key, value in values.get("run", {}).items() if key != "name"}
+        first_values = {**shared, **before, "run": {**run, **before.get("run", {})}}
+        first = validate(_schema(TaskConfig, first_values), first_values, sources)
+        first = _named(first, f"{first.task.name}/{student}-{method}-first/seed-{first.run.seed}")
+        values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}
+    config = validate(_schema(TaskConfig, values), values, sources)
+    config = _named(config, f"{config.task.name}/{student}-{method}/seed-{config.run.seed}")
+    return config.model_copy(update={"before": first})
+
+
+def _schema(base: type[Any], values: dict[str, Any]) -> type[Any]:
+    """The configuration with the section of its method; ``ConfigError`` that lists the methods there are."""
+    section = values.setdefault("objective", {})
+    module = objective_module(OBJECTIVES, section)
+    return cast(type[Any], create_model(base.__name__, __base__=base, objective=(module.Config, ...)))
+
+
+def _named(config: Any, name: str) -> Any:
+    if config.run.name is not None:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})

@@ -1,0 +1,159 @@
+"""General distillation: a student and its teacher read the same text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+
+from distill.config import OBJECTIVES, GeneralConfig, TaskConfig
+from distill.corpus import Part
+from distill.report import model_card, plot_terms, results_table
+from distill.student import build_student
+from distill.teacher import Teacher
+from engine.config import ConfigError
+from engine.encoders import longest_sequence
+from engine.evaluate import HeldOut
+from engine.export import export_model
+from engine.fit import Fit, Trainer
+from engine.load import load, load_tokenizer
+from engine.objective import Objective, objective_module, settled
+from engine.order import Cursor, Stream
+from engine.stage import Parts, Stage
+from engine.tracking import Tracker
+from pretrain.examples import steps_per_epoch
+from pretrain.prepare import corpus_report, prepare
+from pretrain.report import show_example
+from pretrain.tokenizer import TokenizerSection
+
+
+class General(Stage):
+    """One general distillation run."""
+
+    folder = "distill"
+    config: GeneralConfig | TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def prepare(self) -> Parts:
+        """Teacher, corpus in the teacher's tokens, and student."""
+        config = self.config
+        assert isinstance(config, GeneralConfig)
+        self.open_teacher()
+        with self.accelerator.main_process_first():
+            corpus = prepare(config.data, TokenizerSection(path=config.teacher.from_), config.run.data_dir)
+        self.say(corpus_report(corpus))
+        train, valid = (Part(tokens, np.asarray(corpus.unigrams)) for tokens in (corpus.train, corpus.valid))
+        phases = config.train.phases
+        self.facts = {
+            "corpus": f"{corpus.train.num_documents:,} documents, {corpus.train.num_tokens:,} tokens",
+        }
+        sources = [self._source(train, phase.sequence_length) for phase in phases]
+        return Parts(
+            sources,
+            steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
+            objective=self._objective,
+            held_out=HeldOut(
+                self._source(valid, phases[-1].sequence_length), num_examples=config.train.evaluate_examples
+            ),
+        )
+
+    def open_teacher(self) -> None:
+        """Tokenizer and teacher; ``ConfigError`` where it lacks what the method asks for."""
+        config = self.config
+        self.method = objective_module(OBJECTIVES, config.objective.model_dump())
+        start, asked = config.teacher.from_, max(phase.sequence_length for phase in config.train.phases)
+        self.tokenizer = load_tokenizer(start, "teacher.from")
+        words = self.method.MASKED_WORDS
+        model, loaded = load(AutoModelForMaskedLM if words else AutoModel, start)
+        if words and loaded.fresh:
+            raise ConfigError(
+                f"teacher.from: {start} has no masked-word head ({loaded}), which objective.type="
+                f"{config.objective.model_dump()['type']} learns from; give a pretrained model with one (of an "
+                "ELECTRA, its generator), or take objective.type=tinybert or minilm"
+            )
+        if asked > longest_sequence(model.config):
+            raise ConfigError(
+                f"train.phases: the teacher reads {longest_sequence(model.config)} tokens at most, and sequence_length "
+                f"is {asked}; give shorter ones"
+            )
+        self.teacher: Teacher[PreTrainedModel] = Teacher(model)
+
+    def _source(self, part: Part, sequence_length: int) -> Any:
+        config = self.config
+        return self.method.source(
+            config.objective, part, self.tokenizer, sequence_length=sequence_length, seed=config.run.seed
+        )
+
+    def _objective(self) -> Objective:
+        assert isinstance(self.config, GeneralConfig)
+        student, self.started = build_student(
+            self.config.model, self.teacher.module, self.tokenizer, masked_words=self.method.MASKED_WORDS
+        )
+        return self.method.build(self.config.objective, student, self.teacher)
+
+    def recorded(self) -> dict[str, Any]:
+        """Facts about the text."""
+        return {"data": self.facts}
+
+    def plan(self, trainer: Trainer) -> str:
+        """Teacher, student, sizes of the batches and one example."""
+        source = trainer.sources[0]
+        rows, _ = Stream(source, self.config.run.seed).take(Cursor(), 1)
+        objective = self.accelerator.unwrap_model(trainer.objective)
+        student, teacher = objective.exported(), self.teacher.module
+        batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
+        return (
+            f"teacher     {_size(teacher)} from {self.config.teacher.from_}\n"
+            f"student     {_size(student)}\n"
+            f"            {self.started}\n"
+            f"training    examples a step x longest example: {batches}\n\n"
+            f"first example\n{show_example(source.collate(settled(source, rows)), self.tokenizer)}"
+        )
+
+    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
+        """Export, plot, and the held-out terms."""
+        if not self.accelerator.is_main_process:
+            return {}
+        objective = self.accelerator.unwrap_model(trainer.objective)
+        table, picture = results_table(ended.held_out), self.path / "curves.png"
+        plot_terms(self.directory.metrics_file, [*ended.held_out], picture, self.name)
+        student, processes = objective.exported(), self.accelerator.num_processes
+        facts = {
+            "teacher": f"{_size(self.teacher.module)} from `{self.config.teacher.from_}`",
+            "student": f"{_size(student)}; at the start {self.started}",
+            "training": f"{ended.step:,} steps",
+            **self.facts,
+            "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
+        }
+        card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
+        export_model(student, self.tokenizer, self.directory.export, card=card)
+        tracker.summary(ended.held_out)
+        tracker.image("curves", picture, ended.step)
+        return {
+            "steps": ended.step,
+            "held_out": ended.held_out,
+            "tokens_per_second": ended.tokens_per_second,
+            "table": table,
+        }
+
+    def ending(self, results: dict[str, Any]) -> str:
+        """Numbers, files, and the next command."""
+        path = self.path
+        return (
+            f"\n{results['table']}\n\nstudent     {path / 'export'}\ncurves      {path / 'curves.png'}\n"
+            f"metrics     {path / 'metrics.jsonl'}\n\n{self.next_command()}"
+        )
+
+    def next_command(self) -> str:
+        """What to type next."""
+        student = self.path / "export"
+        return (
+            f"next        make finetune MODEL={student}      (or, with a fine-tuned teacher:\n"
+            f"            make distill CONFIG=distilbert_task TASK=... TEACHER=... STUDENT={student})"
+        )
+
+
+def _size(model: PreTrainedModel) -> str:
+    config = model.config
+    number = sum(parameter.numel() for parameter in model.parameters())
+    return f"{type(model).__name__} {config.num_hidden_layers} x {config.hidden_size}, {number:,} parameters"

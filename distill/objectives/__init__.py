@@ -1,0 +1,1 @@
+"""One file for each method of distillation; ``objective.type`` names it."""

@@ -1,0 +1,158 @@
+"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108): the teacher's masked-word distribution, the text's words, and the
+direction of the teacher's hidden states.
+
+L = 5 * T^2 KL(teacher || student) + 2 * masked-word cross-entropy + 1 * (1 - cosine) with T = 2, the weights of the
+released code, where divergence and cosine are means over all tokens, special ones included. (Weights of 1 each perform
+poorly, says its author.) For a task (section 3 of the paper): the labels and the teacher's softened answers, half each.
+
+Legend: T tokens of a batch, R rows of a chunk of it, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.corpus import Part
+from distill.imitation import Imitation
+from distill.rarity import RareMaskedSource, rarity_weights
+from distill.teacher import Teacher
+from engine.batch import PackedBatch
+from engine.config import ConfigError, Section
+from engine.encoders import encode, word_logits
+from engine.flops import encoder_flops, head_flops
+from engine.objective import Objective, Term
+from finetune.model import Predictor
+
+MASKED_WORDS = True
+"""The student has a masked-word head, and so has the teacher."""
+_CHUNK = 1 << 25
+"""Logits of student or teacher that are held at a time, at most: all of a batch are never there together."""
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Config(Section):
+    """Section of this method."""
+
+    type: Literal["distilbert"] = "distilbert"
+    temperature: PositiveFloat = 2.0
+    """Softens both distributions."""
+    kl: Weight = 5.0
+    """Weight of the divergence from the teacher's distribution, at every token."""
+    mlm: Weight = 2.0
+    """Weight of the masked words' cross-entropy."""
+    cosine: Weight = 1.0
+    """Weight of the angle between last hidden states, which have to be of one width."""
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a step's tokens that are predicted."""
+    smoothing: Annotated[float, Field(ge=0)] = 0.7
+    """Tokens are predicted with a probability proportional to their count to the power of minus this."""
+    hard: Weight = 0.5
+    """For a task: weight of the labels."""
+    soft: Weight = 0.5
+    """For a task: weight of the teacher's answers."""
+
+
+def source(
+    config: Config, part: Part, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
+) -> RareMaskedSource:
+    """Segments of whole sentences, masked afresh in each epoch."""
+    weights = rarity_weights(part.unigrams, config.smoothing)
+    return RareMaskedSource(
+        part.tokens, tokenizer, weights=weights, rate=config.rate, sequence_length=sequence_length, seed=seed
+    )
+
+
+def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> General:
+    """``ConfigError`` where the widths differ though the cosine counts, or nothing counts at all."""
+    here, there = student.config.hidden_size, teacher.module.config.hidden_size
+    if config.cosine and here != there:
+        raise ConfigError(
+            f"objective.cosine: hidden states of {there} (teacher) and {here} (student) have no angle; give a student "
+            "of the teacher's width, objective.cosine=0, or objective.type=tinybert or minilm, which need no one width"
+        )
+    if not config.kl + config.mlm + config.cosine:
+        raise ConfigError("objective: kl, mlm and cosine are all 0, so nothing would be learned; give one a weight")
+    return General(config, student, teacher)
+
+
+def task(config: Config, student: Predictor, teacher: Teacher[Predictor]) -> Imitation:
+    """Labels and the teacher's softened answers."""
+    return Imitation(student, teacher, hard=config.hard, soft=config.soft, temperature=config.temperature)
+
+
+class General(Objective):
+    """A student with a masked-word head beside a teacher with one."""
+
+    def __init__(self, config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> None:
+        super().__init__()
+        self.config, self.student, self.teacher = config, student, teacher
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """``kl`` (times T^2), ``mlm``, ``cosine``; beside them the student's accuracy and the teacher's two numbers."""
+        hidden = encode(self.student, batch)
+        with self.teacher.asked(batch) as teacher:
+            taught = encode(teacher, batch)
+        labels = batch.input_ids.new_full((batch.num_tokens,), -100)
+        labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
+        sums: list[Tensor] = []
+        rows = max(1, _CHUNK // self.student.config.vocab_size)
+        for chunk in torch.arange(batch.num_tokens, device=labels.device).split(rows):
+            arguments = batch, hidden[chunk], taught[chunk], labels[chunk]
+            # More than one chunk is computed again in the backward pass, so that one at a time is held.
+            one = rows >= batch.num_tokens or not torch.is_grad_enabled()
+            sums.append(self._words(*arguments) if one else checkpoint(self._words, *arguments, use_reentrant=False))
+        kl, mlm, right, teacher_mlm, teacher_right = torch.stack(sums).sum(0).unbind()
+        terms = {
+            "kl": Term(kl, "tokens", self.config.kl),
+            "mlm": Term(mlm, "masked", self.config.mlm),
+            "mlm_accuracy": Term(right.detach(), "masked", 0.0),
+            "teacher_mlm": Term(teacher_mlm.detach(), "masked", 0.0),
+            "teacher_mlm_accuracy": Term(teacher_right.detach(), "masked", 0.0),
+        }
+        if hidden.shape == taught.shape:
+            angle = 1 - F.cosine_similarity(hidden.float(), taught.float(), dim=-1)
+            terms["cosine"] = Term(angle.sum(), "tokens", self.config.cosine)
+        return terms
+
+    def _words(self, batch: PackedBatch, hidden: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+        """Sums (5,) over the rows of ``hidden`` and ``taught`` (R, H): divergence times T^2, cross-entropy and hits of
+        the student, cross-entropy and hits of the teacher."""
+        rows, temperature = torch.arange(len(labels), device=labels.device), self.config.temperature
+        mine = word_logits(self.student, batch, rows, hidden)
+        with self.teacher.asked(batch) as teacher:
+            theirs = word_logits(teacher, batch, rows, taught)
+        softened = F.log_softmax(mine / temperature, -1)
+        target = F.log_softmax(theirs / temperature, -1)
+        divergence = F.kl_div(softened, target, reduction="sum", log_target=True) * temperature**2
+        (masked,) = (labels >= 0).nonzero(as_tuple=True)
+        words, sums = labels[masked], [divergence]
+        for logits in (mine[masked], theirs[masked]):
+            sums.append(F.cross_entropy(logits, words, reduction="sum"))
+            sums.append((logits.argmax(-1) == words).sum().float())
+        return torch.stack(sums)
+
+    def exported(self) -> PreTrainedModel:
+        """The student, with its masked-word head."""
+        return self.student
+
+    def seconds_beside(self) -> dict[str, float]:
+        """The teacher's."""
+        return {"teacher": self.teacher.take_seconds()}
+
+    def flops(self, batch: PackedBatch) -> float:
+        """Three times the student's forward pass and once the teacher's, with their heads at every token."""
+        return 3 * _forward_flops(self.student, batch) + _forward_flops(self.teacher.module, batch)
+
+
+def _forward_flops(model: PreTrainedModel, batch: PackedBatch) -> float:
+    config = model.config
+    narrow = getattr(config, "embedding_size", None)
+    return encoder_flops(config, batch) + head_flops(config.hidden_size, config.vocab_size, batch.num_tokens, narrow)

@@ -1,0 +1,125 @@
+"""MiniLMv2 (Wang et al. 2021, arXiv 2012.15828): how the tokens of one layer relate to each other.
+
+Queries, keys and values of a layer are cut into relation heads; the softmax of each one's products with itself is a
+distribution, and the student's last layer learns the teacher's (section 3.1, eq. 4 to 6, weights 1). Widths, numbers of
+heads and layers of the two are their own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.corpus import Part, unmasked_segments
+from distill.teacher import Teacher
+from engine.attention import Recorded
+from engine.batch import PackedBatch
+from engine.config import ConfigError, Section
+from engine.encoders import encode_layers
+from engine.flops import encoder_flops
+from engine.objective import Objective, Term
+from engine.scores import real_cells, relations
+from pretrain.examples import DocumentSource
+
+MASKED_WORDS = False
+"""Neither student nor teacher needs a masked-word head."""
+_PARTS = "query", "key", "value"
+
+
+class Config(Section):
+    """Section of this method."""
+
+    type: Literal["minilm"] = "minilm"
+    layer: PositiveInt | None = None
+    """Teacher's layer, from 1, that is learned from: the last one where not given, which is best for teachers of 12
+    layers; the paper takes the 21st of 24."""
+    relation_heads: PositiveInt | None = None
+    """4 times the teacher's heads where not given (48 for BERT-Base, as in the paper); must divide both widths."""
+
+
+def source(
+    config: Config, part: Part, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
+) -> DocumentSource:
+    """Segments of whole sentences, nothing masked."""
+    return unmasked_segments(part, tokenizer, sequence_length=sequence_length, seed=seed)
+
+
+def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> Relations:
+    """``ConfigError`` for a layer that is not there, or relation heads that do not divide a width."""
+    here, there = student.config, teacher.module.config
+    layer = config.layer or there.num_hidden_layers
+    if layer > there.num_hidden_layers:
+        raise ConfigError(f"objective.layer: given {layer}; the teacher has {there.num_hidden_layers} layers")
+    heads = config.relation_heads or 4 * there.num_attention_heads
+    wrong = [
+        f"{width} ({who})"
+        for who, width in (("teacher", there.hidden_size), ("student", here.hidden_size))
+        if width % heads
+    ]
+    if wrong:
+        raise ConfigError(
+            f"objective.relation_heads: {heads} do not divide the width {' and '.join(wrong)}; give a common divisor"
+        )
+    return Relations(student, teacher, layer=layer, heads=heads)
+
+
+class Relations(Objective):
+    """An encoder whose last layer learns from one layer of its teacher."""
+
+    def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], *, layer: int, heads: int) -> None:
+        super().__init__()
+        self.student, self.teacher, self.layer, self.heads = student, teacher, layer, heads
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """``query``, ``key`` and ``value``: divergence of the relations in nats, mean over tokens and heads."""
+        recorded: list[Recorded] = []
+        known: list[Recorded] = []
+        encode_layers(self.student, batch, record=recorded)
+        with self.teacher.asked(batch) as teacher:
+            encode_layers(teacher, batch, record=known)
+        mine, theirs, real = recorded[-1], known[self.layer - 1], real_cells(batch.attention)
+        found: dict[str, Term] = {}
+        for part in _PARTS:
+            with torch.no_grad():
+                targets = relations(getattr(theirs, part), batch.attention, self.heads)
+            scores = relations(getattr(mine, part), batch.attention, self.heads)
+            sums = [divergence(*three) for three in zip(scores, targets, real, strict=True)]
+            found[part] = Term(torch.stack(sums).sum() / self.heads, "tokens")
+        return found
+
+    def exported(self) -> PreTrainedModel:
+        """The student."""
+        return self.student
+
+    def seconds_beside(self) -> dict[str, float]:
+        """The teacher's."""
+        return {"teacher": self.teacher.take_seconds()}
+
+    def flops(self, batch: PackedBatch) -> float:
+        """Three times the student's forward pass and relations, once the teacher's."""
+        here, there = self.student.config, self.teacher.module.config
+        products = 2.0 * len(_PARTS) * batch.squared_lengths
+        return (
+            3 * (encoder_flops(here, batch) + products * here.hidden_size)
+            + encoder_flops(there, batch)
+            + products * there.hidden_size
+        )
+
+
+def divergence(scores: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+    """Sum over tokens and relation heads of KL(softmax(targets) || softmax(scores)), in nats.
+
+    ``scores`` and ``targets`` are (b, heads, s, s); ``real`` (b, s) says which cells are tokens, as keys and as
+    queries.
+    """
+    hidden = ~real[:, None, None, :]
+    mine = F.log_softmax(scores.float().masked_fill(hidden, -torch.inf), -1).masked_fill(hidden, 0.0)
+    theirs = F.log_softmax(targets.float().masked_fill(hidden, -torch.inf), -1)
+    probabilities = theirs.exp()
+    differences = (probabilities * (theirs.masked_fill(hidden, 0.0) - mine)).sum(-1)
+    return (differences * real[:, None, :]).sum()

@@ -1,0 +1,149 @@
+"""TinyBERT (Jiao et al. 2020, arXiv 1909.10351): raw attention scores, hidden states and embeddings of the teacher's
+layers, and, for a task, the teacher's answers afterwards.
+
+General distillation and the first stage of a task compare layers: student layer m learns from teacher layer g(m), by
+default m * teacher / student (section 4.1). The second stage of a task compares answers alone, at temperature 1.
+
+Where the released code takes means over padding, too, these are means over real tokens and pairs of them: a padded
+token adds 0 to its sum but 1 to its count, so that its losses shrink with padding. The answers' loss is one example's
+cross-entropy; the released code divides it by the number of labels. The stock classifier is on top of the pooler's
+tanh, the released one has a ReLU between them.
+
+Legend: T tokens of a batch, S and H widths of student and teacher; a pair is a query and a key of one sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.corpus import Part, unmasked_pairs
+from distill.imitation import Imitation
+from distill.layers import checked, uniform
+from distill.teacher import Teacher
+from engine.attention import AttentionPlan, Recorded
+from engine.batch import PackedBatch
+from engine.config import ConfigError, Section
+from engine.encoders import encode_layers
+from engine.flops import encoder_flops
+from engine.objective import Objective, Term
+from engine.scores import attention_scores, real_cells
+from finetune.model import Predictor
+from pretrain.examples import DocumentSource
+from pretrain.model import initialize
+
+MASKED_WORDS = False
+"""Neither student nor teacher needs a masked-word head."""
+
+
+class Config(Section):
+    """Section of this method."""
+
+    type: Literal["tinybert"] = "tinybert"
+    stage: Literal["layers", "answers"] = "layers"
+    """For a task: first its layers, then, from what that left, its answers."""
+    layers: list[int] | None = None
+    """Teacher's layer, from 1, for each of the student's; evenly spaced where not given."""
+
+
+def source(
+    config: Config, part: Part, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
+) -> DocumentSource:
+    """BERT's sentence pairs without masks: ``masked_lm_prob`` is 0 in the released general distillation."""
+    return unmasked_pairs(part, tokenizer, sequence_length=sequence_length, seed=seed)
+
+
+def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> Layers:
+    """``ConfigError`` where the numbers of attention heads differ, or the layers do not divide and no map is given."""
+    here, there = student.config, teacher.module.config
+    if here.num_attention_heads != there.num_attention_heads:
+        raise ConfigError(
+            f"objective.type: TinyBERT compares attention head by head, and the teacher has "
+            f"{there.num_attention_heads} of them, the student {here.num_attention_heads}; give a student of as many "
+            "(model.num_attention_heads), or objective.type=minilm, which does not mind"
+        )
+    number, last = here.num_hidden_layers, there.num_hidden_layers
+    if config.layers is None:
+        layers = uniform(number, last)
+    else:
+        layers = checked(config.layers, number, first=1, last=last, key="objective.layers")
+    return Layers(student, teacher, layers)
+
+
+def task(config: Config, student: Predictor, teacher: Teacher[Predictor]) -> Imitation:
+    """The second stage: the teacher's answers alone. A score is learned from the labels, as the paper's STS-B is."""
+    score = type(student).log_probabilities is Predictor.log_probabilities
+    return Imitation(student, teacher, hard=float(score), soft=float(not score), temperature=1.0)
+
+
+class Layers(Objective):
+    """An encoder beside its teacher, layer by layer."""
+
+    def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], layers: list[int]) -> None:
+        super().__init__()
+        self.student, self.teacher, self.layers = student, teacher, layers
+        self.fit_dense = nn.Linear(student.config.hidden_size, teacher.module.config.hidden_size)
+        """(S -> H): one projection for the embeddings and all layers, as in the released code, also where S = H."""
+        initialize(self.fit_dense, student.config.initializer_range)
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """``attention``, ``hidden`` and ``embedding``: squared errors, means over all elements of a layer, summed over
+        the layers; and what share of the teacher's squared hidden states is left unexplained."""
+        recorded: list[Recorded] = []
+        known: list[Recorded] = []
+        states = encode_layers(self.student, batch, record=recorded)
+        with self.teacher.asked(batch) as teacher:
+            taught = encode_layers(teacher, batch, record=known)
+        real = real_cells(batch.attention)
+        attention = [
+            attention_error(mine, known[layer - 1], batch.attention, real)
+            for mine, layer in zip(recorded, self.layers, strict=True)
+        ]
+        pairs = [(self.fit_dense(mine), taught[layer]) for mine, layer in zip(states, [0, *self.layers], strict=True)]
+        errors = [(mine - theirs).float().square().sum() / theirs.shape[-1] for mine, theirs in pairs]
+        size = sum(theirs.float().square().sum() / theirs.shape[-1] for _, theirs in pairs[1:])
+        unexplained = torch.stack([sum(errors[1:], start=torch.zeros_like(errors[0])).detach(), torch.as_tensor(size)])
+        return {
+            "attention": Term(torch.stack(attention).sum(), "pairs_of_tokens"),
+            "hidden": Term(torch.stack(errors[1:]).sum(), "tokens"),
+            "embedding": Term(errors[0], "tokens"),
+            "unexplained": Term(unexplained, "tokens", 0.0, value=_ratio),
+        }
+
+    def exported(self) -> PreTrainedModel:
+        """The student's encoder, without the projection."""
+        return self.student
+
+    def seconds_beside(self) -> dict[str, float]:
+        """The teacher's."""
+        return {"teacher": self.teacher.take_seconds()}
+
+    def flops(self, batch: PackedBatch) -> float:
+        """Three times the student's forward pass, its projections and both models' recorded scores, once the
+        teacher's."""
+        here, there = self.student.config, self.teacher.module.config
+        projections = 2.0 * batch.num_tokens * here.hidden_size * there.hidden_size * (1 + here.num_hidden_layers)
+        scores = 2.0 * batch.squared_lengths * here.num_hidden_layers
+        return (
+            3 * (encoder_flops(here, batch) + projections + scores * here.hidden_size)
+            + encoder_flops(there, batch)
+            + scores * there.hidden_size
+        )
+
+
+def attention_error(mine: Recorded, theirs: Recorded, plan: AttentionPlan, real: list[Tensor]) -> Tensor:
+    """Squared difference of the raw scores, before any softmax, summed over all pairs and averaged over the heads."""
+    with torch.no_grad():
+        targets = attention_scores(theirs, plan)
+    total = mine.query.new_zeros((), dtype=torch.float32)
+    for scores, target, cells in zip(attention_scores(mine, plan), targets, real, strict=True):
+        both = (cells[:, :, None] & cells[:, None, :])[:, None]
+        total = total + ((scores - target).float() * both).square().sum() / scores.shape[1]
+    return total
+
+
+def _ratio(sums: list[float], _: Any) -> float:
+    return sums[0] / max(sums[1], 1e-12)

@@ -1,0 +1,155 @@
+"""Distillation of a task: a fine-tuning in which the teacher's answers count, and TinyBERT's stage before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from distill.augment import augmented
+from distill.config import OBJECTIVES, TaskConfig
+from distill.general import General
+from distill.teacher import Teacher
+from engine.config import ConfigError
+from engine.evaluate import HeldOut
+from engine.fit import Trainer
+from engine.load import load, load_tokenizer, read_config
+from engine.objective import Objective, objective_module
+from engine.stage import Parts
+from finetune.__main__ import Finetuning
+from finetune.data import Split, Task, read_task, report
+from finetune.examples import Examples
+from finetune.kind import kind_of
+from finetune.model import Predictor
+from finetune.sources import glue_dir_from_environment
+
+
+def check_tokenizers(student: str, teacher: str) -> PreTrainedTokenizerBase:
+    """The student's tokenizer; ``ConfigError`` unless it numbers its pieces as the teacher's does."""
+    mine, theirs = load_tokenizer(student, "model.from"), load_tokenizer(teacher, "teacher.from")
+    here, there = mine.get_vocab(), theirs.get_vocab()
+    if here != there:
+        differ = sorted(piece for piece in here.keys() | there.keys() if here.get(piece) != there.get(piece))
+        raise ConfigError(
+            f"the student {student} ({len(here):,} pieces) and the teacher {teacher} ({len(there):,}) read different "
+            f"tokens, for example {', '.join(map(repr, differ[:3]))}; a student learns from a teacher with its own "
+            "tokenizer: distil it from the encoder that the teacher was fine-tuned from"
+        )
+    return mine
+
+
+class Answers(Finetuning):
+    """A fine-tuning run with a teacher."""
+
+    folder = "distill"
+    config: TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def prepare(self) -> Parts:
+        """As in fine-tuning; the teacher must have learned this task, with labels in this order."""
+        config = self.config
+        self.method = objective_module(OBJECTIVES, config.objective.model_dump())
+        if not hasattr(self.method, "task"):
+            raise ConfigError(
+                f"objective.type={config.objective.model_dump()['type']} compares encoders, not answers; fine-tune its "
+                "student (make finetune MODEL=...), or distil the task with distilbert or tinybert"
+            )
+        check_tokenizers(config.model.from_, config.teacher.from_)
+        parts = super().prepare()
+        self.teacher = self._open_teacher()
+        return parts
+
+    def _open_teacher(self) -> Teacher[Predictor]:
+        start = self.config.teacher.from_
+        if not self.kind.head_fits(read_config(start)):
+            raise ConfigError(
+                f"teacher.from: {start} was not fine-tuned for {self.config.task.name}: its labels are "
+                f"{[*(read_config(start).id2label or {}).values()]}, the task's are {self.config.task.labels}; give "
+                f"one that was: make finetune TASK={self.config.task.name}"
+            )
+        model, loaded = load(self.kind.model_class, start, **self.kind.settings())
+        if loaded.fresh:
+            raise ConfigError(f"teacher.from: {start} has no head for the task ({loaded}); give a fine-tuned model")
+        return Teacher(self.kind.objective(model))
+
+    def _examples(self, name: str, training: bool = False) -> Examples:
+        if training:
+            split = augmented_split(self, self.task)
+            self.task = replace(self.task, splits={**self.task.splits, name: split})
+        return super()._examples(name, training)
+
+    def _objective(self) -> Any:
+        return self.method.task(self.config.objective, super()._objective(), self.teacher)
+
+    def plan(self, trainer: Trainer) -> str:
+        """The teacher, then as in fine-tuning."""
+        return f"teacher     {self.config.teacher.from_}\n{super().plan(trainer)}"
+
+    def ending(self, results: dict[str, Any]) -> str:
+        """As in fine-tuning, but for the next command."""
+        told = super().ending(results).split("next        ")[0]
+        return f"{told}next        make compare TEACHER={self.config.teacher.from_} STUDENTS={self.path / 'export'}"
+
+
+class FirstStage(General):
+    """The stage before: the layers of a student and of a fine-tuned teacher, on the task's texts."""
+
+    config: TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def prepare(self) -> Parts:
+        """The task's texts, augmented, as both read them."""
+        config, section = self.config, self.config.task
+        check_tokenizers(config.model.from_, config.teacher.from_)
+        self.open_teacher()
+        kind = kind_of(section)
+        with self.accelerator.main_process_first():
+            task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+        self.say(report(task))
+        phase = config.train.phases[0]
+        splits = augmented_split(self, task), task.split(section.validation[0])
+        train, valid = (
+            kind.examples(split, self.tokenizer, max_length=phase.sequence_length, seed=config.run.seed)
+            for split in splits
+        )
+        self.facts = {"task": f"{section.name}, {train.num_examples:,} training examples"}
+        return Parts(
+            [train],
+            steps_per_epoch=lambda: train.num_examples / phase.batch_size,
+            objective=self._objective,
+            held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
+        )
+
+    def _objective(self) -> Objective:
+        section = self.config.model
+        student, _ = load(
+            AutoModel,
+            section.from_,
+            hidden_dropout=section.hidden_dropout,
+            attention_dropout=section.attention_dropout,
+            random=section.weights == "random",
+        )
+        self.started = f"weights of {section.from_}" if section.weights == "pretrained" else "freshly initialised"
+        return self.method.build(self.config.objective, student, self.teacher)
+
+    def next_command(self) -> str:
+        """None: the next stage follows by itself."""
+        return f"its answers come next, from {Path(self.path) / 'export'}"
+
+
+def augmented_split(stage: Any, task: Task) -> Split:
+    """The training split, with variants where the configuration asks for them."""
+    split = task.split("train")
+    if stage.config.augment is None:
+        return split
+    config = stage.config
+    made = augmented(
+        config.augment,
+        config.task,
+        split,
+        data_dir=config.run.data_dir,
+        seed=config.run.seed,
+        accelerator=stage.accelerator,
+    )
+    stage.say(made.report)
+    return made.split

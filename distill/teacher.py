@@ -1,0 +1,64 @@
+"""The frozen model that a student learns from, kept out of what is trained and saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from engine.batch import PackedBatch
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Teacher(Generic[M]):
+    """Holds a module in evaluation mode and without gradients.
+
+    It is no module itself: what it holds belongs to nobody's ``state_dict``, parameters or modes, so that no checkpoint
+    holds it, no optimizer moves it and ``train()`` does not wake its dropout (which TinyBERT's released code left on).
+    It computes in the precision of the training, whose autocast it is called in.
+    """
+
+    def __init__(self, module: M) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def asked(self, batch: PackedBatch) -> Iterator[M]:
+        """The module, where the batch is; what is computed with it in the block keeps no graph.
+
+        In training the block is timed.
+        """
+        device, training = batch.input_ids.device, torch.is_grad_enabled()
+        self.module.to(device)
+        begin, end = self._mark(device), None
+        try:
+            with torch.no_grad():
+                yield self.module
+        finally:
+            end = self._mark(device)
+            if training and isinstance(begin, float) and isinstance(end, float):
+                self._seconds += end - begin
+            elif training and isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+                self._events.append((begin, end))
+
+    @staticmethod
+    def _mark(device: torch.device) -> float | torch.cuda.Event:
+        if device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def take_seconds(self) -> float:
+        """Seconds spent in training since this was last asked; on a GPU it waits for the last of them."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        self._seconds, self._events = 0.0, []
+        return seconds
