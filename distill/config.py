@@ -37,7 +37,7 @@ class GeneralConfig(StageConfig):
 
 
 class TaskConfig(FinetuneConfig):
-    """Everything the distillation of a task is made from: a fine-tuning of the student ``model.from``, and a teacher."""
+    """Everything the distillation of a task is made from: fine-tuning of the student ``model.from``, and a teacher."""
 
     recipe: str = "none"
     """As in fine-tuning; what a distillation's configuration says is its recipe."""
