@@ -108,6 +108,18 @@ FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),mod
 distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task TASK and STUDENT
 	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) teacher.from=$(TEACHER) $(OVERRIDES) $(DEVICE)
 
+DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export
+DEMO_STUDENT := runs/distill/distilbert_docs/export
+
+.PHONY: demo
+demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compare
+	@$(MAKE) --no-print-directory pretrain
+	@$(MAKE) --no-print-directory finetune
+	@$(MAKE) --no-print-directory distill
+	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT)
+	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
+	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_package/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_package/distilbert_docs-random/seed-12345/export"
+
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step
 	@$(BIN)/python -m benchmarks $(ARGS)
