@@ -8,6 +8,8 @@ CONFIG ?= bert_docs
 TASK ?= docs_package
 TASKS ?=
 MODEL ?= runs/pretrain/bert_docs/export
+TEACHER ?=
+STUDENTS ?=
 SEEDS ?= 1
 TRIALS ?= 20
 DATA ?=
@@ -49,6 +51,7 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  MODEL=<directory or Hub id>  SEEDS=<n>  (HUB=1 lets it use the Hub)"
+	@echo "TEACHER=<directory>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
 	@echo "tasks: $(basename $(notdir $(wildcard configs/finetune/*.yaml)))"
@@ -95,6 +98,10 @@ glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; 
 .PHONY: submission
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
 	@$(BIN)/python -m finetune.submit runs/finetune/tables/$(MODEL) $(ARGS)
+
+.PHONY: compare
+compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
+	@$(BIN)/python -m distill.compare teacher=$(TEACHER) 'students=[$(subst $(space),$(comma) ,$(strip $(STUDENTS)))]' $(ARGS)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step
