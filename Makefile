@@ -103,6 +103,15 @@ submission: .venv/.installed ## the archive for gluebenchmark.com from what make
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
 	@$(BIN)/python -m distill.compare teacher=$(TEACHER) 'students=[$(subst $(space),$(comma) ,$(strip $(STUDENTS)))]' $(ARGS)
 
+.venv/.onnx: .venv/.installed
+	@echo 'installing the ONNX packages into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]'
+	@touch $@
+
+.PHONY: onnx
+onnx: .venv/.onnx ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
+	@$(BIN)/python -m distill.onnx model=$(MODEL) $(ARGS)
+
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step
 	@$(BIN)/python -m benchmarks $(ARGS)
