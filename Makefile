@@ -10,6 +10,7 @@ TASKS ?=
 MODEL ?= runs/pretrain/bert_docs/export
 TEACHER ?= $(MODEL)
 STUDENT ?=
+STUDENTS ?=
 SEEDS ?= 1
 TRIALS ?= 20
 DATA ?=
@@ -51,6 +52,7 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  MODEL=<directory or Hub id>  SEEDS=<n>  (HUB=1 lets it use the Hub)"
+	@echo "TEACHER=<directory>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
 	@echo "students: $(basename $(notdir $(wildcard configs/distill/*.yaml)))"
@@ -119,6 +121,20 @@ demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compar
 	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT)
 	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
 	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_package/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_package/distilbert_docs-random/seed-12345/export"
+
+.PHONY: compare
+compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
+	@$(BIN)/python -m distill.compare teacher=$(TEACHER) 'students=[$(subst $(space),$(comma) ,$(strip $(STUDENTS)))]' $(ARGS)
+
+.venv/.onnx: .venv/.installed
+	@echo 'installing the ONNX packages into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]'
+	@touch $@
+
+.PHONY: onnx
+onnx: .venv/.onnx ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
+	@$(BIN)/python -m distill.onnx model=$(MODEL) $(ARGS)
+
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step

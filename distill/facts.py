@@ -1,0 +1,82 @@
+"""What can be said of a model without running it: its size, its arithmetic, and the scores on its card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from torch import nn
+from transformers import PreTrainedModel
+
+from engine.batch import pack
+from engine.flops import model_flops
+
+Scores = dict[tuple[str, str], dict[str, float]]
+"""By data set and split, then by metric; the first metric is the one that counts."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model in numbers."""
+
+    name: str
+    folder: Path
+    architecture: str
+    precision: str
+    parameters: int
+    """Numbers in all tensors; a tensor that is used twice counts once."""
+    without_embeddings: int
+    """Of those, the ones that are not in a table of embeddings."""
+    bytes: int
+    """Of the files of weights on disk."""
+    multiply_adds: dict[int, int]
+    """Of a forward pass of one sequence, by its length."""
+    scores: Scores
+    """From the model card."""
+
+
+def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[int]) -> Facts:
+    """Count what there is to count."""
+    everything = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return Facts(
+        name=name,
+        folder=folder,
+        architecture=type(model).__name__,
+        precision=str(model.dtype).removeprefix("torch."),
+        parameters=sum(everything.values()),
+        without_embeddings=sum(size for tensor, size in everything.items() if tensor not in tables),
+        bytes=sum(file.stat().st_size for file in _weight_files(folder)),
+        multiply_adds={length: _multiply_adds(model, length) for length in lengths},
+        scores=read_scores(folder),
+    )
+
+
+def _multiply_adds(model: PreTrainedModel, length: int) -> int:
+    zeros = np.zeros(length, dtype=np.int64)
+    return round(model_flops(model, pack(zeros, zeros, np.array([length]), targets={}, counts={})) / 2)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What ``from_pretrained`` reads: safetensors where there are any."""
+    return [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+
+
+def read_scores(folder: Path) -> Scores:
+    """The ``model-index`` of a model card's metadata; nothing where there is no card, or none that can be read."""
+    scores: Scores = {}
+    try:
+        metadata = metadata_load(folder / "README.md") or {}
+        _, results = model_index_to_eval_results(metadata["model-index"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return scores
+    for result in results:
+        if isinstance(result.metric_value, int | float):
+            found = scores.setdefault((result.dataset_name, result.dataset_split or "validation"), {})
+            found.setdefault(result.metric_name or result.metric_type, float(result.metric_value))
+    return scores

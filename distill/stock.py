@@ -1,0 +1,99 @@
+"""Stock models as a user would run them: opened by the class their configuration names, fed padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from engine.config import InputError
+from engine.encoders import family
+from engine.export import warnings_of_transformers
+from engine.load import read_config
+from finetune.config import model_name
+
+
+def open_stock(folder: Path) -> PreTrainedModel:
+    """The model of a directory that ``save_pretrained`` wrote, in evaluation mode, as ``from_pretrained`` gives it.
+
+    Raises ``InputError`` where there is none, it is of no known family, or its files lack a weight: a head drawn anew
+    would be measured, but scored by a card that speaks of another.
+    """
+    if not (folder / "config.json").is_file():
+        what = "no config.json in this folder" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; give a model directory, such as the export/ of a run")
+    config: Any = read_config(folder)
+    name = (config.architectures or [""])[0]
+    found = getattr(transformers, name, None)
+    model_class: Any = found if isinstance(found, type) and issubclass(found, PreTrainedModel) else AutoModel
+    with warnings_of_transformers():
+        try:
+            model, info = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{folder}: its weights cannot be read: {reason}; export the model again") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{folder}: config.json says {name or 'nothing of a head'}, but the weights lack {', '.join(missing[:4])}; "
+            "give a folder whose config.json and weights belong together"
+        )
+    return model.eval()
+
+
+def has_choices(model: PreTrainedModel) -> bool:
+    """Whether its inputs are (batch, choices, length)."""
+    return type(model).__name__.endswith("ForMultipleChoice")
+
+
+def stock_inputs(model: PreTrainedModel, batch_size: int, length: int, *, padded: bool = False) -> dict[str, Tensor]:
+    """Random tokens of the vocabulary, none of them padding, as the model's tokenizer would hand them over.
+
+    Each is (batch_size, length), or (batch_size, 1, length) for a model that compares choices. With ``padded`` each
+    row but the first holds fewer tokens than the one before. The same arguments give the same tokens.
+    """
+    config: Any = model.config
+    pad = config.pad_token_id or 0
+    generator = torch.Generator().manual_seed(1000 * batch_size + length)
+    ids = torch.randint(config.vocab_size - 1, (batch_size, length), generator=generator)
+    ids += ids >= pad
+    tokens = torch.full((batch_size,), length)
+    if padded:
+        tokens = (length * (batch_size - torch.arange(batch_size)) / batch_size).ceil().long()
+    mask = torch.arange(length) < tokens[:, None]
+    inputs = {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
+    if family(config).token_types:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    if has_choices(model):
+        inputs = {key: value[:, None] for key, value in inputs.items()}
+    return {key: value.to(model.device) for key, value in inputs.items()}
+
+
+def head_in_words(config: PreTrainedConfig) -> str:
+    """What the model answers with: its kind of head, and the labels by their numbers where it has any."""
+    kind = (config.architectures or [""])[0].partition("For")[2]
+    if kind not in ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"):
+        return "no task"  # what is pretrained is compared whatever its heads are
+    if kind in ("MultipleChoice", "QuestionAnswering"):
+        return kind
+    labels: dict[Any, str] = config.id2label or {}
+    return f"{kind} with the labels {', '.join(f'{labels[key]}={key}' for key in sorted(labels))}"
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What the models are called: by their runs, and by as much of their paths as tells them apart."""
+    names = [model_name(str(folder)) for folder in folders]
+    for depth in range(2, 9):
+        twice = {name for name in names if names.count(name) > 1}
+        if not twice:
+            return names
+        parts = [folder.resolve().parts for folder in folders]
+        parts = [part[:-1] if part[-1] == "export" else part for part in parts]
+        names = ["/".join(part[-depth:]) if name in twice else name for name, part in zip(names, parts, strict=True)]
+    return [str(folder) for folder in folders]

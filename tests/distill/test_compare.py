@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from huggingface_hub.repocard import metadata_load
+from matplotlib import pyplot
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, BertForMaskedLM, BertForPreTraining
+
+from distill import speed
+from distill.compare import main
+from distill.compare_report import Comparison, draw
+from distill.facts import Facts, facts_of, read_scores
+from distill.speed import Speed, side_by_side, speed_rows
+from distill.stock import names_of, open_stock, stock_inputs
+from engine.config import InputError
+from engine.encoders import FAMILIES
+from tests.distill.models import classifier, labelled, saved
+from tests.engine.families import tiny_config
+from tests.test_commands import would_run
+
+HEADS = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM"]
+
+
+def counted(model: Any, length: int) -> int:
+    """FLOPs by torch's counter, which sees attention where it is plain products."""
+    model.eval().set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(**stock_inputs(model, 1, length))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_multiply_adds_are_half_of_torchs_count(kind: str, tmp_path: Path) -> None:
+    config = tiny_config(kind)
+    models = [getattr(transformers, f"AutoModelFor{head}").from_config(config) for head in HEADS]
+    models += [AutoModel.from_config(config)]
+    if kind in ("bert", "albert", "electra"):
+        models += [transformers.AutoModelForPreTraining.from_config(config)]
+    for model in models:
+        facts = facts_of("a", tmp_path, model, [5, 17])
+        assert {2 * n: length for length, n in facts.multiply_adds.items()} == {
+            counted(model, length): length for length in (5, 17)
+        }, type(model).__name__
+
+
+def test_parameters_to_the_unit(tmp_path: Path) -> None:
+    width, inner, vocabulary, positions, labels = 24, 56, 90, 40, 3
+    tables = width * (vocabulary + positions + 2)
+    layer = 4 * (width * width + width) + (width * inner + inner) + (inner * width + width) + 4 * width
+    pooler, classes = width * width + width, width * labels + labels
+    bert = facts_of("a", tmp_path, classifier("bert"), [4])
+    assert bert.parameters == tables + 2 * width + 3 * layer + pooler + classes
+    assert bert.without_embeddings == bert.parameters - tables
+    narrow = 16
+    tables = narrow * (vocabulary + positions + 2)
+    albert = facts_of("a", tmp_path, classifier("albert"), [4])
+    assert albert.parameters == tables + 2 * narrow + narrow * width + width + layer + pooler + classes
+    assert albert.without_embeddings == albert.parameters - tables
+    words = facts_of("a", tmp_path, BertForMaskedLM(tiny_config("bert")), [4])
+    transform = width * width + width + 2 * width
+    assert words.without_embeddings == 2 * width + 3 * layer + transform + vocabulary  # the decoder is the table
+
+
+def test_bytes_are_those_of_the_files_that_are_read(tmp_path: Path) -> None:
+    model = classifier("bert")
+    folder = saved(model, tmp_path / "a")
+    (folder / "training_args.bin").write_bytes(b"12345")
+    (folder / "pytorch_model.bin").write_bytes(b"12345")
+    assert facts_of("a", folder, model, [4]).bytes == (folder / "model.safetensors").stat().st_size
+    model.save_pretrained(tmp_path / "b", max_shard_size="20KB")
+    shards = sorted((tmp_path / "b").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert facts_of("b", tmp_path / "b", model, [4]).bytes == sum(file.stat().st_size for file in shards)
+
+
+def test_inputs_are_words_and_masks_are_theirs() -> None:
+    for kind in ("bert", "roberta", "distilbert"):
+        model = classifier(kind)
+        pad = model.config.pad_token_id
+        inputs = stock_inputs(model, 200, 20)
+        assert set(inputs["input_ids"].unique().tolist()) == {*range(90)} - {pad}
+        assert ("token_type_ids" in inputs) == FAMILIES[kind].token_types
+        padded = stock_inputs(model, 4, 8, padded=True)
+        assert padded["attention_mask"].sum(1).tolist() == [8, 6, 4, 2]
+        assert ((padded["input_ids"] != pad) == padded["attention_mask"].bool()).all()
+
+
+def test_scores_are_read_from_the_card(tmp_path: Path) -> None:
+    found = {("mnli", "validation_matched"): {"accuracy": 0.8, "f1": 0.7}, ("sts", "validation"): {"pearson": -0.1}}
+    assert read_scores(saved(classifier("bert"), tmp_path / "a", found)) == found
+    assert read_scores(saved(classifier("bert"), tmp_path / "b")) == {}
+    for broken in ("no metadata", "---\n- 1\n---\n", "---\nmodel-index:\n- name: x\n---\n", "---\na: [\n---\n"):
+        (tmp_path / "b/README.md").write_text(broken)
+        assert read_scores(tmp_path / "b") == {}
+
+
+def test_names_tell_runs_apart() -> None:
+    runs = [Path(f"runs/finetune/rte/{name}/export") for name in ("a/seed-1", "a/seed-2", "b/seed-1")]
+    assert names_of(runs) == ["a/seed-1", "a/seed-2", "b+rte"]
+    assert names_of([Path("runs/distill/small/export"), Path("other/small")]) == ["distill/small", "other/small"]
+
+
+class Clock:
+    """Time that passes only when a side is called."""
+
+    def __init__(self) -> None:
+        self.now, self.called = 0.0, []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def side(self, name: str, *seconds: float) -> Any:
+        durations = itertools.cycle(seconds)
+
+        def call() -> None:
+            self.called.append(name)
+            self.now += next(durations)
+
+        return call
+
+
+def test_sides_take_turns_and_ratios_are_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    # Two calls warm up, then a call is a turn; the third round of both is slow, as on a machine that is disturbed.
+    sides = {"a": clock.side("a", 4, 4, 4, 4, 40, 4, 4), "b": clock.side("b", 9, 9, 2, 2, 20, 1, 8)}
+    measured = side_by_side(sides, length=7, batch_size=3, rounds=5)
+    assert clock.called == [*"aabb", *"ababababab"]
+    assert measured.seconds == {"a": [4, 4, 40, 4, 4], "b": [2, 2, 20, 1, 8]}
+    assert measured.ratios("b") == [2, 2, 2, 4, 0.5]
+    assert speed_rows([measured], "teacher")[1:] == [
+        ["7", "3", "a", "4,000.00", "0.8", "1", "", ""],
+        ["7", "3", "b", "2,000.00", "1.5", "2.00", "0.50", "4.00"],
+    ]
+
+
+def test_a_turn_repeats_a_short_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    measured = side_by_side({"a": clock.side("a", 0.03125)}, length=7, batch_size=1, rounds=5)
+    assert measured.seconds == {"a": [0.03125] * 5}
+    assert len(clock.called) == 2 + 5 * round(0.2 / 0.03125)
+
+
+def facts(name: str, found: dict[tuple[str, str], dict[str, float]]) -> Facts:
+    return Facts(name, Path(name), "BertModel", "float32", 12_345_678, 2_345_678, 49_400_000, {32: 98_765_432}, found)
+
+
+def comparison(models: list[Facts], milliseconds: list[float]) -> Comparison:
+    seconds = {model.name: [each / 1e3] * 5 for model, each in zip(models, milliseconds, strict=True)}
+    about = {"device": "cpu", "threads": 1, "rounds": 5, "environment": {}, "command": ""}
+    return Comparison(models, [Speed(32, 1, seconds), Speed(8, 1, seconds), Speed(32, 16, seconds)], about, [])
+
+
+def test_table_has_scores_as_columns_and_the_share_that_is_kept() -> None:
+    teacher = facts("big", {("rte", "validation"): {"accuracy": 0.8, "f1": 0.5}, ("sts", "dev"): {"pearson": -0.2}})
+    student = facts(
+        "small", {("rte", "validation"): {"f1": 0.4, "accuracy": 0.76}, ("cola", "validation"): {"mcc": 0.1}}
+    )
+    found = comparison([teacher, student, facts("bare", {})], [10, 4, 5])
+    assert found.columns == [
+        ("rte", "validation", "accuracy"),
+        ("sts", "dev", "pearson"),
+        ("cola", "validation", "mcc"),
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.tables().splitlines() if "|" in line]
+    assert lines[0] == [
+        *("model", "rte accuracy (kept)", "sts dev pearson (kept)", "cola mcc (kept)"),
+        *("parameters", "without embeddings", "MB on disk", "multiply-adds at 32"),
+    ]
+    sizes = ["12,345,678", "2,345,678", "49.4", "98.8 M"]
+    assert lines[2] == ["big", "80.00", "-20.00", "-", *sizes]
+    assert lines[3] == ["small", "76.00 (95.0 %)", "-", "10.00", *sizes]
+    assert lines[4] == ["bare", "-", "-", "-", *sizes]
+    assert "- bare: its model card has no scores." in found.tables()
+    assert "- big: its model card has no cola mcc." in found.tables()
+    assert found.kept(student, found.columns[0]) == pytest.approx(0.95)
+    assert found.kept(teacher, found.columns[1]) is None  # a share of a negative correlation says nothing
+    assert found.latency() == found.speeds[0]
+    assert found.fastest_student() is student
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_labels_of_a_crowd_do_not_overlap(scored: bool) -> None:
+    models = [
+        facts(
+            f"student-with-a-name-{i}", {("rte", "validation"): {"accuracy": 0.6 + 0.001 * (i % 3)}} if scored else {}
+        )
+        for i in range(7)
+    ]
+    (axis,) = draw(comparison(models, [10, 4, 4.1, 4.2, 9.8, 4.05, 0.3]))
+    renderer, inside = axis.figure.canvas.get_renderer(), axis.get_window_extent()
+    boxes = [text.get_window_extent(renderer) for text in axis.texts]
+    assert [text.get_text() for text in axis.texts][:2] == [f"{models[0].name} (teacher)", models[1].name]
+    assert len(boxes) == 7
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(inside.x0 < box.x0 and box.x1 < inside.x1 for box in boxes)
+    pyplot.close(axis.figure)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command; returns status, output and errors."""
+    monkeypatch.setattr(speed, "_TURN", 0.001)
+
+    def run(teacher: Path, *students: Path, more: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        given = ",".join(map(str, students))
+        arguments = [
+            f"teacher={teacher}",
+            f"students=[{given}]",
+            f"dir={tmp_path / 'runs'}",
+            "batch_sizes=[1,2]",
+            *more,
+        ]
+        status = main(arguments)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_the_command_leaves_a_folder_that_reads_back(command: Any, tmp_path: Path) -> None:
+    teacher = saved(classifier("bert"), tmp_path / "big", {("rte", "validation"): {"accuracy": 0.8}})
+    small = saved(classifier("distilbert", n_layers=1), tmp_path / "small", {("rte", "validation"): {"accuracy": 0.6}})
+    bare = saved(classifier("albert"), tmp_path / "bare")
+    for _ in range(2):  # the second replaces the first
+        status, said, _ = command(teacher, small, bare, more=("lengths=[8,100,200]",))
+        assert status == 0
+    folder = tmp_path / "runs/compare/big"
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "latency.png", "results.json", "table.md"]
+    assert not [other for other in folder.parent.iterdir() if other != folder]
+    table = (folder / "table.md").read_text()
+    assert table.strip() in said
+    assert "75.0 %" in table
+    assert "bare: its model card has no scores" in table
+    assert "No length above 40 was measured" in table
+    assert said.splitlines()[-1].startswith("next        make onnx MODEL=")
+    results = json.loads((folder / "results.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["big", "small", "bare"]
+    score = {"dataset": "rte", "split": "validation", "metric": "accuracy", "score": 0.6, "kept": pytest.approx(0.75)}
+    assert results["models"][1]["scores"] == [score]
+    assert [(each["length"], each["batch_size"]) for each in results["speeds"]] == [(8, 1), (8, 2), (40, 1), (40, 2)]
+    for each in results["speeds"]:
+        base = each["sides"]["big"]["seconds"]
+        for side in each["sides"].values():
+            ratios = [a / b for a, b in zip(base, side["seconds"], strict=True)]
+            assert len(ratios) == results["rounds"] == 5
+            assert min(side["seconds"]) > 0
+            assert side["median_seconds"] == statistics.median(side["seconds"])
+            assert side["times_as_fast"] == pytest.approx(statistics.median(ratios))
+            assert (side["smallest"], side["largest"]) == (min(ratios), max(ratios))
+            assert side["examples_per_second"] == pytest.approx(each["batch_size"] / side["median_seconds"])
+        assert each["sides"]["big"]["times_as_fast"] == 1
+    page = folder / "README.md"
+    assert (metadata_load(page) or {})["students"] == ["small", "bare"]
+    assert table.strip() in page.read_text()
+    assert pyplot.imread(folder / "latency.png").ndim == 3
+
+
+def test_models_without_a_task_are_compared(command: Any, tmp_path: Path) -> None:
+    teacher = saved(BertForPreTraining(tiny_config("bert")), tmp_path / "big")
+    student = saved(AutoModel.from_config(tiny_config("electra")), tmp_path / "small")
+    status, said, _ = command(teacher, student, more=("lengths=[4]", "name=encoders"))
+    assert status == 0
+    assert "kept" not in said
+    assert (tmp_path / "runs/compare/encoders/latency.png").is_file()
+
+
+def test_what_does_not_belong_together_is_refused(command: Any, tmp_path: Path) -> None:
+    teacher = saved(classifier("bert"), tmp_path / "big")
+    turned = saved(classifier("bert", **labelled(("yes", "no", "maybe"))), tmp_path / "turned")
+    status, _, said = command(teacher, turned)
+    assert status == 2
+    assert "teacher big: SequenceClassification with the labels no=0, yes=1, maybe=2" in said
+    assert "student turned: SequenceClassification with the labels yes=0, no=1, maybe=2" in said
+    words = saved(BertForMaskedLM(tiny_config("bert")), tmp_path / "words")
+    assert "student words: no task" in command(teacher, words)[2]
+    assert "given twice" in command(teacher, teacher)[2]
+    assert "needs models: make compare TEACHER=" in command(teacher)[2]
+    assert "batch_size: unknown key" in command(teacher, words, more=("batch_size=3",))[2]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_make_says_what_is_compared() -> None:
+    said = would_run("compare", "TEACHER=a/export", "STUDENTS=b/export  c", "ARGS=rounds=9")
+    assert said == ".venv/bin/python -m distill.compare teacher=a/export 'students=[b/export, c]' rounds=9"
+
+
+def test_only_whole_models_are_opened(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder; give a model directory"):
+        open_stock(tmp_path / "none")
+    with pytest.raises(InputError, match=r"no config\.json in this folder"):
+        open_stock(tmp_path)
+    model = classifier("bert")
+    torn = saved(model.base_model, tmp_path / "torn")
+    model.config.architectures = ["BertForSequenceClassification"]
+    model.config.save_pretrained(torn)
+    with pytest.raises(InputError, match=r"says BertForSequenceClassification, but the weights lack classifier\.bias"):
+        open_stock(torn)
+    (torn / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="its weights cannot be read"):
+        open_stock(torn)
