@@ -1,0 +1,1 @@
+"""Distillation: a large encoder teaches a small one."""
