@@ -1,1 +1,1 @@
-"""Distillation of encoders into smaller ones."""
+"""Distillation: a large encoder teaches a small one."""

@@ -100,7 +100,7 @@ class Candidates:
         """
         self.openings = _openings(tokenizer, model.config.vocab_size)
         """(V) What each piece is as a word; empty for one that opens none."""
-        self._model, self._tokenizer, self._device = model.to(device), tokenizer, device
+        self._model, self._tokenizer, self._device = cast(Any, model).to(device), tokenizer, device
         self._number = number
         self._template = template(tokenizer, 2)
         self._room = self._template.room(longest_sequence(model.config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ _AT_ONCE = 64
 class Neighbours(ABC):
     """Words with a vector each, and those that are nearest to a word."""
 
-    def __init__(self, words: Sequence[str], vectors: Tensor) -> None:
+    def __init__(self, words: list[str], vectors: Tensor) -> None:
         """``vectors`` (V, D), of any length, say where the words are."""
         self.words = words
         self._directions = F.normalize(vectors.float(), dim=1)
@@ -53,7 +53,8 @@ class Neighbours(ABC):
             )  # (Q, V), but for a factor
             top = cosines.topk(min(number + _WRITINGS, len(self.words))).indices.tolist()
             for (word, _), rows in zip(some, top, strict=True):
-                others = [self.words[row] for row in rows if self.words[row].lower() != word.lower()][:number]
+                near = [self.words[row] for row in rows]
+                others = [other for other in near if other.lower() != word.lower()][:number]
                 found[word] = [other.title() for other in others] if word.istitle() else others
         return found
 
