@@ -1,4 +1,4 @@
-"""``python -m benchmarks.students <picture> <name>=<pattern> ...``: scores of groups of runs, seeds of several tasks each.
+"""``python -m benchmarks.students <picture> <name>=<pattern> ...``: scores of groups of runs (tasks, seeds).
 
 A pattern is of run folders, as in ``teacher=runs/finetune/*/bert_mini/seed-*``; the first group is what the others are
 compared with. The table has the median over the seeds and their standard deviation, of the first metric of each task.
@@ -64,7 +64,7 @@ def draw(groups: dict[str, Scores], picture: Path) -> None:
 
 
 def main(picture: Path, given: list[str]) -> None:
-    groups = dict((name, read(pattern)) for name, _, pattern in (each.partition("=") for each in given))
+    groups = {name: read(pattern) for name, _, pattern in (each.partition("=") for each in given)}
     print(table(groups))
     draw(groups, picture)
 
