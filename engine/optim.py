@@ -32,7 +32,7 @@ class OptimSection(Section):
     """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
-    schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"] = "bert"
+    schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"] = "bert"
     """How the learning rate moves after warm-up; see :func:`learning_rate`."""
     warmup: Duration = Duration("1%")
     """Linear warm-up from 0."""
@@ -162,6 +162,7 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
     - ``linear``: t/W, then (T - t) / (T - W), what transformers calls linear.
     - ``cosine``: t/W, then half a cosine to 0.
     - ``inverse_sqrt``: t/W, then sqrt(W/t), "noam" (Vaswani et al. 2017, 5.3).
+    - ``constant``: t/W, then 1.
     - ``warmup_stable_decay``: t/W, then 1, then linear to 0 over the last C steps.
     """
     total = max(1, total_steps)
@@ -175,6 +176,7 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
         "linear": lambda t: (total - t) / max(1, total - warmup),
         "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * (t - warmup) / max(1, total - warmup))),
         "inverse_sqrt": lambda t: math.sqrt(max(1, warmup) / max(1, t)),
+        "constant": lambda t: 1.0,
         "warmup_stable_decay": lambda t: min(1.0, (total - t) / cooldown),
     }
     shape = after[section.schedule]
