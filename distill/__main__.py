@@ -25,7 +25,7 @@ def run(config: GeneralConfig | TaskConfig) -> int:
     if isinstance(config, GeneralConfig):
         return General(config).run()
     if config.before is not None:
-        status = FirstStage(config.before).run()
+        status = FirstStage(config.before, then=config).run()
         if status:
             return status
     return Answers(config).run()

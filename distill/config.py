@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field, SerializeAsAny, create_model
 
@@ -16,6 +16,8 @@ from finetune.config import FinetuneConfig, model_name
 from pretrain.corpus import CorpusSection
 
 OBJECTIVES = "distill.objectives"
+_SHARED = "task", "teacher", "model", "run", "tracking"
+"""Sections of which the stage before a task's answers has what it is not given otherwise."""
 
 
 class TeacherSection(Section):
@@ -39,8 +41,8 @@ class GeneralConfig(StageConfig):
 class TaskConfig(FinetuneConfig):
     """Everything the distillation of a task is made from: fine-tuning of the student ``model.from``, and a teacher."""
 
-    recipe: str = "none"
-    """As in fine-tuning; what a distillation's configuration says is its recipe."""
+    recipe: Literal["none"] = "none"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """There are none for distillation: what is not in its configuration is BERT's."""
     teacher: TeacherSection
     objective: SerializeAsAny[Section]
     """``type`` names a file in ``distill/objectives``; the other keys are that file's ``Config``."""
@@ -83,9 +85,9 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
     before, first = values.pop("before", None), None
     student, method = model_name(values["model"]["from"]), values.get("objective", {}).get("type")
     if before is not None:
-        shared = {key: values[key] for key in ("task", "teacher", "model", "tracking", "recipe") if key in values}
-        run = {key: value for key, value in values.get("run", {}).items() if key != "name"}
-        first_values = {**shared, **before, "run": {**run, **before.get("run", {})}}
+        unnamed = {**values, "run": {key: value for key, value in values.get("run", {}).items() if key != "name"}}
+        shared = {key: {**unnamed.get(key, {}), **before.get(key, {})} for key in _SHARED}
+        first_values = {**before, **shared}
         first = validate(_schema(TaskConfig, first_values), first_values, sources)
         first = _named(first, f"{first.task.name}/{student}-{method}-first/seed-{first.run.seed}")
         values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}

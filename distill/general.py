@@ -17,7 +17,7 @@ from engine.encoders import longest_sequence
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Trainer
-from engine.load import load, load_tokenizer
+from engine.load import check_vocabulary, load, load_tokenizer
 from engine.objective import Objective, objective_module, settled
 from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage
@@ -48,13 +48,16 @@ class General(Stage):
             "corpus": f"{corpus.train.num_documents:,} documents, {corpus.train.num_tokens:,} tokens",
         }
         sources = [self._source(train, phase.sequence_length) for phase in phases]
+        try:
+            held_out = self._source(valid, phases[-1].sequence_length)
+        except ConfigError as error:
+            remedy = "hold out more (data.holdout), or name held-out files (data.valid)"
+            raise ConfigError(f"the held-out text: {error}; or {remedy}") from None
         return Parts(
             sources,
             steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
             objective=self._objective,
-            held_out=HeldOut(
-                self._source(valid, phases[-1].sequence_length), num_examples=config.train.evaluate_examples
-            ),
+            held_out=HeldOut(held_out, num_examples=config.train.evaluate_examples),
         )
 
     def open_teacher(self) -> None:
@@ -65,6 +68,7 @@ class General(Stage):
         self.tokenizer = load_tokenizer(start, "teacher.from")
         words = self.method.MASKED_WORDS
         model, loaded = load(AutoModelForMaskedLM if words else AutoModel, start)
+        check_vocabulary(self.tokenizer, model.config, start, "teacher.from")
         if words and loaded.fresh:
             raise ConfigError(
                 f"teacher.from: {start} has no masked-word head ({loaded}), which objective.type="
@@ -87,7 +91,7 @@ class General(Stage):
     def _objective(self) -> Objective:
         assert isinstance(self.config, GeneralConfig)
         student, self.started = build_student(
-            self.config.model, self.teacher.module, self.tokenizer, masked_words=self.method.MASKED_WORDS
+            self.config.model, self.teacher.module, masked_words=self.method.MASKED_WORDS
         )
         return self.method.build(self.config.objective, student, self.teacher)
 

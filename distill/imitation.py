@@ -65,7 +65,8 @@ def soft_cross_entropy(
     student: Predictor, logits: Tensor, taught: Tensor, batch: PackedBatch, temperature: float
 ) -> Tensor | None:
     """Sum over the batch of T^2 times the cross-entropy of the student's softened distribution under the teacher's
-    (Hinton et al. 2015, section 2.1), less the teacher's entropy: 0 where they agree. None for a score.
+    (Hinton et al. 2015, section 2.1), less the teacher's entropy: 0 where they agree. None for a score. Where the
+    task's loss is a mean, of an answer's first and last token or of several labels, so is this.
 
     The entropy does not depend on the student, so gradients are those of TinyBERT's soft cross-entropy (Jiao et al.
     2020, eq. 10) and of DistilBERT's divergence alike. TinyBERT's released code divides by the number of labels.
@@ -75,4 +76,4 @@ def soft_cross_entropy(
     if mine is None or theirs is None:
         return None
     difference = torch.where(theirs > -torch.inf, theirs.exp() * (theirs - mine), 0.0)
-    return temperature**2 * difference.sum()
+    return temperature**2 * difference.sum() / student.distributions(logits)

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch, pack, ranges
+from engine.config import ConfigError
 from engine.keyed import key, uniform
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import corrupt
@@ -38,8 +39,8 @@ class RareMaskedSource(DocumentSource):
     draw is over the whole step, as the original's is over its batch, and does not depend on how the step is shared out:
     every token has a keyed exponential time of its weight, the earliest are taken (Efraimidis and Spirakis 2006), and
     :meth:`settle` writes the time of the last one into the rows. Segments of less than 12 tokens or with more than half
-    of them unknown are left out. The original groups examples by length, for the sake of padding, which packed batches
-    have not.
+    of them unknown are left out, and ``ConfigError`` is raised where that leaves none. The original groups examples by
+    length, for the sake of padding, which packed batches have not.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class RareMaskedSource(DocumentSource):
             start + np.flatnonzero(tokens.ids[start : start + _SCANNED] == tokenizer.unk_token_id) for start in starts
         ]
         self._unknown = np.concatenate([np.empty(0, np.int64), *found])
+        if not any(len(self.plan(0, block)) for block in range(self.num_blocks)):
+            raise ConfigError(
+                f"no segment of the text, cut to a sequence_length of {sequence_length}, has {_SHORTEST} tokens of "
+                "which half are known; give longer sequences or documents, or a teacher that knows the language"
+            )
 
     def plan(self, epoch: int, block: int) -> np.ndarray:
         """Rows of ``MASKED_ROW``."""

@@ -14,8 +14,8 @@ from transformers import (
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertModel,
+    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from distill.layers import checked, spread
@@ -50,7 +50,7 @@ class StudentSection(Section):
 
 
 def build_student(
-    section: StudentSection, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, masked_words: bool
+    section: StudentSection, teacher: PreTrainedModel, *, masked_words: bool
 ) -> tuple[PreTrainedModel, str]:
     """A stock ``BertModel`` or ``DistilBertModel``, or with ``masked_words`` its masked language model; in words, where
     its weights are from.
@@ -60,7 +60,7 @@ def build_student(
     """
     if section.layers is not None and section.start == "random":
         raise ConfigError("model.layers: nothing is copied into a student with model.start=random; give start=teacher")
-    config = _configuration(section, teacher.config, tokenizer)
+    config = student_config(section, teacher.config)
     classes: dict[tuple[str, bool], Any] = {
         ("bert", True): BertForMaskedLM,
         ("bert", False): BertModel,
@@ -81,17 +81,19 @@ def build_student(
     return student, f"{copied} tensors of the teacher, its layers {', '.join(map(str, layers))} (from 0)"
 
 
-def _configuration(section: StudentSection, teacher: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    inner = getattr(teacher, FAMILIES[teacher.model_type].intermediate_size)
+def student_config(section: StudentSection, teacher: Any) -> PreTrainedConfig:
+    """The student's configuration beside a teacher's; ``ConfigError`` for heads that do not divide the width."""
+    kind = FAMILIES[teacher.model_type]
+    inner = getattr(teacher, kind.intermediate_size)
     width, heads = section.hidden_size or teacher.hidden_size, section.num_attention_heads
     heads = heads or teacher.num_attention_heads
     inner = section.intermediate_size or (inner if width == teacher.hidden_size else 4 * width)
     if width % heads:
         raise ConfigError(f"model: a hidden_size of {width} is not a multiple of num_attention_heads {heads}")
     shared: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": teacher.vocab_size,  # distributions over one vocabulary, even where rows of it are spare
         "max_position_embeddings": longest_sequence(teacher),
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": teacher.pad_token_id,
         "initializer_range": teacher.initializer_range,
     }
     activation = getattr(teacher, "hidden_act", None) or teacher.activation
@@ -114,7 +116,8 @@ def _configuration(section: StudentSection, teacher: Any, tokenizer: PreTrainedT
         hidden_dropout_prob=section.hidden_dropout,
         attention_probs_dropout_prob=section.attention_dropout,
         hidden_act=activation,
-        type_vocab_size=getattr(teacher, "type_vocab_size", 2),
+        layer_norm_eps=getattr(teacher, "layer_norm_eps", 1e-12),
+        type_vocab_size=teacher.type_vocab_size if kind.token_types else 2,  # pairs have two segments
         **shared,
     )
 
@@ -148,13 +151,14 @@ _NAMES = {
 
 
 def copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layers: list[int]) -> int:
-    """Copy word and position embeddings, the teacher's ``layers`` (from 0), and the masked-word head where both have
-    one; returns the number of tensors.
+    """Copy embeddings, the teacher's ``layers`` (from 0), and the masked-word head where both have one; returns the
+    number of tensors.
 
     A student without token types goes without the teacher's, as in DistilBERT's released code: its outputs differ from
     those of the teacher even if all layers are copied. Raises ``ConfigError`` where a tensor has no place.
     """
-    there, here = _tensors(teacher, layers), _tensors(student, [*range(len(layers))])
+    types = FAMILIES[teacher.config.model_type].token_types and FAMILIES[student.config.model_type].token_types
+    there, here = _tensors(teacher, layers, types), _tensors(student, [*range(len(layers))], types)
     pairs = [*zip(there, here, strict=False)]  # the word head comes last
     problems = [
         f"{name}: {tuple(old.shape)} there, {tuple(new.shape)} in the student"
@@ -173,7 +177,7 @@ def copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layers: lis
     return len(pairs)
 
 
-def _tensors(model: PreTrainedModel, layers: list[int]) -> list[tuple[str, Tensor]]:
+def _tensors(model: PreTrainedModel, layers: list[int], token_types: bool) -> list[tuple[str, Tensor]]:
     """Embeddings, layers and, last, the word head if there is one: by name, in the same order for all families."""
     if model.config.model_type not in _NAMES:
         raise ConfigError(
@@ -183,7 +187,8 @@ def _tensors(model: PreTrainedModel, layers: list[int]) -> list[tuple[str, Tenso
     place, modules, head = _NAMES[model.config.model_type]
     base, vocabulary = model.base_model, model.get_output_embeddings()
     found: list[tuple[str, Tensor]] = []
-    embeddings = [f"embeddings.{name}" for name in ("word_embeddings", "position_embeddings", "LayerNorm")]
+    tables = ["word_embeddings", "position_embeddings", *["token_type_embeddings"] * token_types, "LayerNorm"]
+    embeddings = [f"embeddings.{name}" for name in tables]
     for stem in [*embeddings, *(f"{place}.{layer}.{module}" for layer in layers for module in modules)]:
         found += [(f"{stem}.{name}", tensor) for name, tensor in base.get_submodule(stem).named_parameters()]
     if vocabulary is not None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel
 
 from distill.augment import augmented
 from distill.config import OBJECTIVES, TaskConfig
 from distill.general import General
 from distill.teacher import Teacher
 from engine.config import ConfigError
+from engine.encoders import longest_sequence
 from engine.evaluate import HeldOut
 from engine.fit import Trainer
 from engine.load import load, load_tokenizer, read_config
@@ -26,8 +27,16 @@ from finetune.model import Predictor
 from finetune.sources import glue_dir_from_environment
 
 
-def check_tokenizers(student: str, teacher: str) -> PreTrainedTokenizerBase:
-    """The student's tokenizer; ``ConfigError`` unless it numbers its pieces as the teacher's does."""
+def check_readers(config: TaskConfig, student: str) -> None:
+    """``ConfigError`` unless student and teacher read the same tokens, and as many as a sequence has."""
+    teacher, asked = config.teacher.from_, max(phase.sequence_length for phase in config.train.phases)
+    for start in (student, teacher):
+        longest = longest_sequence(read_config(start))
+        if asked > longest:
+            raise ConfigError(
+                f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
+                "give a shorter one"
+            )
     mine, theirs = load_tokenizer(student, "model.from"), load_tokenizer(teacher, "teacher.from")
     here, there = mine.get_vocab(), theirs.get_vocab()
     if here != there:
@@ -37,7 +46,32 @@ def check_tokenizers(student: str, teacher: str) -> PreTrainedTokenizerBase:
             f"tokens, for example {', '.join(map(repr, differ[:3]))}; a student learns from a teacher with its own "
             "tokenizer: distil it from the encoder that the teacher was fine-tuned from"
         )
-    return mine
+
+
+def open_answering(config: TaskConfig, student: str) -> PreTrainedModel:
+    """The teacher of a task, whose answers a student learns.
+
+    Raises ``ConfigError`` where the method learns none, or the teacher has not learned this task with its labels in
+    this order, or the two do not read alike (:func:`check_readers`).
+    """
+    if not hasattr(objective_module(OBJECTIVES, config.objective.model_dump()), "task"):
+        raise ConfigError(
+            f"objective.type={config.objective.model_dump()['type']} compares encoders, not answers; fine-tune its "
+            "student (make finetune MODEL=...), or distil the task with distilbert or tinybert"
+        )
+    check_readers(config, student)
+    start, task, kind = config.teacher.from_, config.task, kind_of(config.task)
+    found = read_config(start)
+    if not kind.head_fits(found):
+        raise ConfigError(
+            f"teacher.from: {start} was not fine-tuned for {task.name}: its labels are "
+            f"{[*(found.id2label or {}).values()]}, the task's are {task.labels or 'scores'}; give one that was: "
+            f"make finetune TASK={task.name}"
+        )
+    model, loaded = load(kind.model_class, start, **kind.settings())
+    if loaded.fresh:
+        raise ConfigError(f"teacher.from: {start} has no head for the task ({loaded}); give a fine-tuned model")
+    return model
 
 
 class Answers(Finetuning):
@@ -48,30 +82,11 @@ class Answers(Finetuning):
 
     def prepare(self) -> Parts:
         """As in fine-tuning; the teacher must have learned this task, with labels in this order."""
-        config = self.config
-        self.method = objective_module(OBJECTIVES, config.objective.model_dump())
-        if not hasattr(self.method, "task"):
-            raise ConfigError(
-                f"objective.type={config.objective.model_dump()['type']} compares encoders, not answers; fine-tune its "
-                "student (make finetune MODEL=...), or distil the task with distilbert or tinybert"
-            )
-        check_tokenizers(config.model.from_, config.teacher.from_)
+        teacher = open_answering(self.config, self.config.model.from_)
+        self.method = objective_module(OBJECTIVES, self.config.objective.model_dump())
         parts = super().prepare()
-        self.teacher = self._open_teacher()
+        self.teacher: Teacher[Predictor] = Teacher(self.kind.objective(teacher))
         return parts
-
-    def _open_teacher(self) -> Teacher[Predictor]:
-        start = self.config.teacher.from_
-        if not self.kind.head_fits(read_config(start)):
-            raise ConfigError(
-                f"teacher.from: {start} was not fine-tuned for {self.config.task.name}: its labels are "
-                f"{[*(read_config(start).id2label or {}).values()]}, the task's are {self.config.task.labels}; give "
-                f"one that was: make finetune TASK={self.config.task.name}"
-            )
-        model, loaded = load(self.kind.model_class, start, **self.kind.settings())
-        if loaded.fresh:
-            raise ConfigError(f"teacher.from: {start} has no head for the task ({loaded}); give a fine-tuned model")
-        return Teacher(self.kind.objective(model))
 
     def _examples(self, name: str, training: bool = False) -> Examples:
         if training:
@@ -97,10 +112,16 @@ class FirstStage(General):
 
     config: TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    def __init__(self, config: TaskConfig, *, then: TaskConfig) -> None:
+        """``then`` is the stage of the answers: what it would refuse, this one does."""
+        super().__init__(config)
+        self.then = then
+
     def prepare(self) -> Parts:
         """The task's texts, augmented, as both read them."""
         config, section = self.config, self.config.task
-        check_tokenizers(config.model.from_, config.teacher.from_)
+        open_answering(self.then, config.model.from_)
+        check_readers(config, config.model.from_)
         self.open_teacher()
         kind = kind_of(section)
         with self.accelerator.main_process_first():

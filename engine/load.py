@@ -188,3 +188,13 @@ def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenize
     if not tokenizer.is_fast:
         raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, start: str, key: str) -> None:
+    """Raise ``ConfigError`` unless the tokenizer in ``start``, given as ``key``, is one for the model there."""
+    # Of a directory without a vocabulary transformers makes a tokenizer of nothing but special tokens.
+    if not len(tokenizer.all_special_tokens) < len(tokenizer) <= config.vocab_size:
+        raise ConfigError(
+            f"{key}: the tokenizer in {start} has {len(tokenizer):,} pieces, its weights know "
+            f"{config.vocab_size:,}; give a folder whose tokenizer and weights belong together"
+        )

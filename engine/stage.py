@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from accelerate.state import AcceleratorState
 
 from engine.config import ConfigError, InputError, Section, describe, dump
 from engine.environment import environment
@@ -118,7 +119,7 @@ class Stage(ABC):
             accelerator.wait_for_everyone()
         finally:
             tracker.close(status, preempted=ended is not None and ended.stopped_by is not None)
-        accelerator.end_training()
+        AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision
         return status
 
     def start(self) -> Trainer:
@@ -178,7 +179,10 @@ def command(
         if "--print-config" in arguments:
             print(dump(config), end="")
             return 0
-        return run(config)
+        status = run(config)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # not between stages: it cannot be made a second time
+        return status
 
     return guarded(action)
 

@@ -13,7 +13,7 @@ from engine.config import ConfigError
 from engine.encoders import longest_sequence
 from engine.export import export_model
 from engine.fit import Fit, Trainer
-from engine.load import load, load_tokenizer, read_config
+from engine.load import check_vocabulary, load, load_tokenizer, read_config
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
 from finetune.config import FinetuneConfig, load_config
@@ -78,12 +78,7 @@ class Finetuning(Stage):
                 f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
                 f"give train.phases='[{{batch_size: {size}, sequence_length: {longest}}}]'"
             )
-        # Of a directory without a vocabulary transformers makes a tokenizer of nothing but special tokens.
-        if not len(tokenizer.all_special_tokens) < len(tokenizer) <= config.vocab_size:
-            raise ConfigError(
-                f"model.from: the tokenizer in {start} has {len(tokenizer):,} pieces, its weights know "
-                f"{config.vocab_size:,}; give a folder whose tokenizer and weights belong together"
-            )
+        check_vocabulary(tokenizer, config, start, "model.from")
         return tokenizer
 
     def _examples(self, name: str, training: bool = False) -> Examples:

@@ -71,6 +71,10 @@ class Predictor(Objective):
         one another; None for a score. Of logits divided by a temperature, the softened ones."""
         return None
 
+    def distributions(self, logits: Tensor) -> int:
+        """How many distributions each row of ``logits`` stands for; the task's loss is the mean over them."""
+        return 1
+
     @abstractmethod
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """(M, K) numbers that may be averaged over models: probabilities, or scores. One example's rows follow the

@@ -31,11 +31,23 @@ def test_readme_commands_are_targets_and_configurations() -> None:
         assert would_run(target, *(v for v in variables if v.startswith("CONFIG=")))
         for variable in variables:
             if variable.startswith("CONFIG="):
-                assert (ROOT / f"configs/pretrain/{variable.removeprefix('CONFIG=')}.yaml").is_file()
+                folder = "distill" if target == "distill" else "pretrain"
+                assert (ROOT / f"configs/{folder}/{variable.removeprefix('CONFIG=')}.yaml").is_file()
 
 
 def test_one_process_is_plain_python() -> None:
     assert would_run("pretrain") == ".venv/bin/python -m pretrain configs/pretrain/bert_docs.yaml"
+
+
+def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:
+    """The default student is of what make pretrain leaves; the default CONFIG and TASK are other targets'."""
+    start = ".venv/bin/python -m distill configs/distill/"
+    assert would_run("distill") == f"{start}distilbert_docs.yaml teacher.from=runs/pretrain/bert_docs/export"
+    said = would_run("distill", "CONFIG=tinybert_general", "TEACHER=a/b", "DATA=c d", "ARGS=run.seed=1")
+    assert said == f"{start}tinybert_general.yaml teacher.from=a/b 'data.path=[c, d]' run.seed=1"
+    said = would_run("distill", "CONFIG=tinybert_task", "TASK=sst2", "TEACHER=a", "STUDENT=b", "PROCESSES=2")
+    files = "configs/distill/tinybert_task.yaml configs/finetune/sst2.yaml"
+    assert said.endswith(f"-m distill {files} model.from=b teacher.from=a run.device=cpu")
 
 
 def test_data_becomes_a_list() -> None:

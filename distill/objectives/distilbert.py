@@ -94,6 +94,10 @@ class General(Objective):
     def __init__(self, config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> None:
         super().__init__()
         self.config, self.student, self.teacher = config, student, teacher
+        if not config.kl + config.mlm:  # nothing depends on the head, and processes wait for gradients
+            encoder = {id(parameter) for parameter in student.base_model.parameters()}
+            for parameter in student.parameters():
+                parameter.requires_grad_(id(parameter) in encoder)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """``kl`` (times T^2), ``mlm``, ``cosine``; beside them the student's accuracy and the teacher's two numbers."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +29,8 @@ from pretrain.examples import DocumentSource
 MASKED_WORDS = False
 """Neither student nor teacher needs a masked-word head."""
 _PARTS = "query", "key", "value"
+_PROJECTIONS = {*_PARTS, "q_lin", "k_lin", "v_lin"}
+"""What the families call the layers of queries, keys and values."""
 
 
 class Config(Section):
@@ -74,6 +76,7 @@ class Relations(Objective):
     def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], *, layer: int, heads: int) -> None:
         super().__init__()
         self.student, self.teacher, self.layer, self.heads = student, teacher, layer, heads
+        freeze_behind_relations(student)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """``query``, ``key`` and ``value``: divergence of the relations in nats, mean over tokens and heads."""
@@ -109,6 +112,18 @@ class Relations(Objective):
             + encoder_flops(there, batch)
             + products * there.hidden_size
         )
+
+
+def freeze_behind_relations(student: PreTrainedModel) -> None:
+    """Keep what comes after the last layer's queries, keys and values as it is: the loss does not depend on it, and
+    processes that train together wait for the gradient of whatever is trained."""
+    if getattr(student, "pooler", None) is not None:
+        student.pooler.requires_grad_(False)
+    number = student.config.num_hidden_layers
+    stacks = [each for each in student.modules() if isinstance(each, nn.ModuleList) and len(each) == number]
+    for layer in [stack[-1] for stack in stacks[:1]]:  # none where layers are shared: all of them are behind another
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name.split(".")[-2] in _PROJECTIONS)
 
 
 def divergence(scores: Tensor, targets: Tensor, real: Tensor) -> Tensor:

@@ -43,8 +43,6 @@ class Config(Section):
     """Section of this method."""
 
     type: Literal["tinybert"] = "tinybert"
-    stage: Literal["layers", "answers"] = "layers"
-    """For a task: first its layers, then, from what that left, its answers."""
     layers: list[int] | None = None
     """Teacher's layer, from 1, for each of the student's; evenly spaced where not given."""
 
@@ -88,6 +86,8 @@ class Layers(Objective):
         self.fit_dense = nn.Linear(student.config.hidden_size, teacher.module.config.hidden_size)
         """(S -> H): one projection for the embeddings and all layers, as in the released code, also where S = H."""
         initialize(self.fit_dense, student.config.initializer_range)
+        if getattr(student, "pooler", None) is not None:
+            student.pooler.requires_grad_(False)  # nothing is compared behind it, and processes wait for gradients
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """``attention``, ``hidden`` and ``embedding``: squared errors, means over all elements of a layer, summed over

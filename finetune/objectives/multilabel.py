@@ -33,6 +33,10 @@ class Objective(SequencePredictor):
         """(B, L, 2): that a label holds, and that it does not."""
         return torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), -1)
 
+    def distributions(self, logits: Tensor) -> int:
+        """One for each label."""
+        return logits.shape[1]
+
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Probability of each label."""
         return logits.sigmoid()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.batch import PackedBatch
 from engine.objective import Term
@@ -32,6 +32,10 @@ class Kind(SequenceKind):
     """Labels and predictions are scores (N,)."""
 
     problem = "regression"
+
+    def head_fits(self, config: PreTrainedConfig) -> bool:
+        """Where it is one score; there are no labels to compare."""
+        return config.num_labels == 1
 
     def objective(self, model: PreTrainedModel) -> Objective:
         """With squared error."""

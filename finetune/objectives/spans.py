@@ -58,6 +58,10 @@ class Objective(Predictor):
         """Over the tokens of a window, for first and last."""
         return log_softmax_within(logits, _window(batch), batch.num_sequences)
 
+    def distributions(self, logits: Tensor) -> int:
+        """Two: of the first token, and of the last."""
+        return logits.shape[1]
+
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """The logits."""
         return logits

@@ -62,7 +62,7 @@ def test_labels_stand_at_the_first_piece_of_a_word(name: str) -> None:
     assert [batch.input_ids[row : row + len(each)].tolist() for row, each in zip(rows, pieces, strict=True)] == pieces
     assert split.labels is not None
     assert batch.targets["labels"].tolist() == [tag for i in index for tag in split.labels[i]]
-    assert batch.counts == {"words": len(words)}
+    assert batch.counts["words"] == len(words)
     sentence = tokenizer(" " + " ".join(split.texts[0][3]))["input_ids"]
     assert batch.input_ids[: int(batch.cu_seqlens[1])].tolist() == sentence
 

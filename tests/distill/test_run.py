@@ -1,0 +1,439 @@
+"""Whole runs of the command, on a corpus and for a task."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraForPreTraining,
+)
+
+from distill.__main__ import main
+from distill.config import TaskConfig, load_config
+from engine.export import warnings_of_transformers
+from tests.corpora import write_text
+from tests.finetune.tasks import read_outputs, write_task
+from tests.finetune.texts import wordpiece
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 64, "initializer_range": 0.1,
+}  # fmt: skip
+GENERAL = """
+model: {num_hidden_layers: 1, hidden_dropout: 0.2}
+data: {holdout: 0.2}
+objective: {type: distilbert}
+optim: {learning_rate: 3.0e-3, warmup: 2 steps}
+train:
+  steps: 6
+  phases: [{batch_size: 8, sequence_length: 32}]
+  log_every: 1
+  save_every: 3
+  evaluate_every: 3
+  keep: 9
+tracking: {wandb: "off"}
+"""
+METHODS = {
+    "distilbert": ["model.type=distilbert", "model.start=teacher"],
+    "tinybert": ["objective.type=tinybert", "model.hidden_size=12"],
+    "minilm": ["objective.type=minilm", "objective.relation_heads=4", "model.hidden_size=8"],
+}
+ANSWERS = {
+    "objective": {"type": "tinybert"},
+    "model": {"classifier_dropout": 0.0},
+    "optim": {"learning_rate": 3e-3},
+    "train": {"steps": 8, "evaluate_every": 4, "save_every": 4, "log_every": 1, "keep": 9},
+    "before": {
+        "objective": {"type": "tinybert"},
+        "optim": {"learning_rate": 3e-3, "schedule": "constant", "warmup": 0},
+        "train": {
+            "steps": 4,
+            "evaluate_every": 2,
+            "save_every": 2,
+            "log_every": 1,
+            "phases": [{"batch_size": 8, "sequence_length": 24}],
+        },
+    },
+}
+LABELS = ["red", "green", "blue"]
+
+
+def fine_tuned(folder: Path, tokenizer: Any, labels: list[str] | None, **settings: Any) -> None:
+    """A model with a head, of weights that are large enough for its answers to differ."""
+    names = labels or ["LABEL_0"]
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    torch.manual_seed(2)
+    config = BertConfig(**{**SIZES, "vocab_size": len(tokenizer), **named, **settings})
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text, two tasks, configurations, teachers and students."""
+    path, tokenizer = tmp_path_factory.mktemp("distill"), wordpiece()
+    write_text(path / "text.txt")
+    (path / "general.yaml").write_text(GENERAL)
+    for kind in ("classification", "regression"):
+        write_task(path / kind, kind)
+    (path / "answers.yaml").write_text(yaml.safe_dump(ANSWERS))
+    size: dict[str, Any] = {"vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    models: dict[str, Any] = {
+        "teacher": BertForPreTraining(BertConfig(**SIZES, **size)),
+        "discriminator": ElectraForPreTraining(ElectraConfig(**SIZES, **size, embedding_size=16)),
+        "short": BertForPreTraining(BertConfig(**{**SIZES, **size, "max_position_embeddings": 16})),
+        "student": BertModel(BertConfig(**{**SIZES, **size, "num_hidden_layers": 1, "hidden_size": 12})),
+        "small": DistilBertModel(
+            DistilBertConfig(n_layers=1, dim=8, n_heads=2, hidden_dim=16, max_position_embeddings=64, **size)
+        ),
+        "short_student": BertModel(BertConfig(**{**SIZES, **size, "max_position_embeddings": 16})),
+    }
+    for name, model in models.items():
+        model.save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    fine_tuned(path / "tuned", tokenizer, LABELS)
+    fine_tuned(path / "turned", tokenizer, ["green", "red", "blue"])
+    fine_tuned(path / "score", tokenizer, None, problem_type="regression")
+    fine_tuned(path / "short_tuned", tokenizer, LABELS, max_position_embeddings=16)
+    pieces = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "x": 5}
+    fine_tuned(path / "stranger", BertTokenizer(vocab=pieces), LABELS)
+    return path
+
+
+def general(folder: Path, name: str, *more: str) -> list[str]:
+    places = [
+        f"run.name={name}",
+        f"run.dir={folder}/runs",
+        f"run.data_dir={folder}/data",
+        f"data.path={folder}/text.txt",
+    ]
+    run = ["run.threads=1", "run.precision=fp32", f"teacher.from={folder}/teacher"]
+    return [str(folder / "general.yaml"), *places, *run, *more]
+
+
+def task(folder: Path, *more: str, kind: str = "classification") -> list[str]:
+    run = [f"run.dir={folder}/runs", "run.threads=1", "run.precision=fp32", f"model.from={folder}/student"]
+    teacher = "tuned" if kind == "classification" else "score"
+    return [str(folder / kind / "task.yaml"), *run, f"teacher.from={folder}/{teacher}", *more]
+
+
+def chain(folder: Path, *more: str) -> list[str]:
+    """TinyBERT's two stages."""
+    first, *rest = task(folder)
+    return [str(folder / "answers.yaml"), first, *rest, *more]
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train/loss"] for row in rows(run) if "train/loss" in row]
+
+
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "export" / "model.safetensors")
+
+
+def interrupted(run: Path, keep: int) -> Path:
+    """A copy of a finished run as it was after the checkpoint of step ``keep``."""
+    again = run.with_name(f"{run.name}-again")
+    shutil.copytree(run, again)
+    for name in ("export", "predictions"):
+        shutil.rmtree(again / name, ignore_errors=True)
+    (again / "finished.json").unlink()
+    for checkpoint in (again / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > keep:
+            shutil.rmtree(checkpoint)
+    return again
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> dict[str, Path]:
+    """A finished run of each method, with dropout."""
+    for name, more in METHODS.items():
+        assert main(general(folder, name, *more)) == 0
+    return {name: folder / "runs/distill" / name for name in METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_is_a_stock_model(whole: dict[str, Path], name: str) -> None:
+    """Loaded by the library without a warning, with the word head where there is one, and nothing of the method's."""
+    path = whole[name] / "export"
+    auto: Any = AutoModelForMaskedLM if name == "distilbert" else AutoModel
+    with warnings_of_transformers() as warnings:
+        model, report = auto.from_pretrained(path, output_loading_info=True)
+    assert not warnings
+    assert not any(report.values())
+    assert model.config.model_type == ("distilbert" if name == "distilbert" else "bert")
+    ids = AutoTokenizer.from_pretrained(path)("the old river", return_tensors="pt")["input_ids"]
+    assert model(ids)[0].shape[:2] == ids.shape
+    saved = {key for key in exported(whole[name]) if "fit_dense" in key or "teacher" in key}
+    assert not saved
+    weights = load_file(whole[name] / "checkpoints/step-0000000006/model.safetensors")
+    assert not [key for key in weights if "teacher" in key]
+    assert ("fit_dense.weight" in weights) == (name == "tinybert")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_is_recorded_beside_its_teacher(whole: dict[str, Path], name: str) -> None:
+    expected = {
+        "distilbert": {"loss", "kl", "mlm", "mlm_accuracy", "cosine", "teacher_mlm", "teacher_mlm_accuracy"},
+        "tinybert": {"loss", "attention", "hidden", "embedding", "unexplained"},
+        "minilm": {"loss", "query", "key", "value"},
+    }
+    results = json.loads((whole[name] / "finished.json").read_text())
+    assert set(results["held_out"]) == expected[name]
+    trained = [row for row in rows(whole[name]) if "train/loss" in row]
+    assert {f"train/{term}" for term in expected[name]} <= set(trained[0])
+    assert all(0 < row["share_of_teacher"] < 1 for row in trained)
+    assert losses(whole[name])[-1] < losses(whole[name])[0]
+    assert (whole[name] / "curves.png").read_bytes().startswith(b"\x89PNG")
+    card = (whole[name] / "export/README.md").read_text()
+    assert "- teacher: " in card
+    assert ("pipeline_tag: fill-mask" in card) == (name == "distilbert")
+    if name == "distilbert":
+        line = next(line for line in card.splitlines() if line.startswith("| MLM accuracy"))
+        assert line.split("|")[3].strip() == f"{results['held_out']['teacher_mlm_accuracy']:.4f}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, whole: dict[str, Path], name: str) -> None:
+    again = interrupted(whole[name], 3)
+    assert main(general(folder, again.name, *METHODS[name])) == 0
+    assert losses(again) == losses(whole[name])
+    expected = exported(whole[name])
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in exported(again).items())
+
+
+@pytest.fixture(scope="module")
+def stages(folder: Path) -> tuple[Path, Path]:
+    """The folders of a finished chain: layers, and answers."""
+    assert main(chain(folder)) == 0
+    root = folder / "runs/distill/classification_toy"
+    return root / "student-tinybert-first/seed-12345", root / "student-tinybert/seed-12345"
+
+
+def test_layers_come_first_and_answers_from_what_they_left(
+    folder: Path, stages: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, answers = stages
+    assert {"attention", "hidden", "embedding"} <= set(json.loads((first / "finished.json").read_text())["held_out"])
+    assert len(losses(first)) == 4
+    assert [row["learning_rate"] for row in rows(first) if "learning_rate" in row] == [3e-3] * 4
+    config = yaml.safe_load((answers / "config.yaml").read_text())
+    assert config["model"]["from"] == str(first / "export")
+    assert set(rows(answers)[0]) >= {"train/soft", "train/cross_entropy", "share_of_teacher"}
+    assert all(row["train/loss"] == row["train/soft"] for row in rows(answers) if "train/loss" in row)
+    results = json.loads((answers / "finished.json").read_text())
+    assert set(results["scores"]["validation"]) == {"accuracy", "macro_f1"}
+    with warnings_of_transformers() as warnings:
+        model = AutoModelForSequenceClassification.from_pretrained(answers / "export")
+    assert not warnings
+    assert [*model.config.id2label.values()] == LABELS
+    assert read_outputs(answers / "predictions/validation.tsv").shape == (41, 3)
+    capsys.readouterr()
+    assert main(chain(folder)) == 0
+    assert capsys.readouterr().out.count("is finished and left alone") == 2
+
+
+def test_resumed_stages_equal_uninterrupted_ones(folder: Path, stages: tuple[Path, Path]) -> None:
+    """Each of them, from a checkpoint of its own."""
+    moved = folder / "moved"
+    shutil.copytree(folder / "runs/distill/classification_toy", moved / "distill/classification_toy")
+    copies = [moved / path.relative_to(folder / "runs") for path in stages]
+    for path, step in zip(copies, (2, 4), strict=True):
+        again = interrupted(path, step)
+        shutil.rmtree(path)
+        again.rename(path)
+    (copies[1] / "config.yaml").unlink()  # which says where the first stage was
+    (copies[1] / "config.yaml").write_text(
+        (stages[1] / "config.yaml").read_text().replace(f"{folder}/runs", str(moved))
+    )
+    assert main(chain(folder, f"run.dir={moved}")) == 0
+    for path, before in zip(copies, stages, strict=True):
+        assert losses(path) == losses(before)
+        expected = exported(before)
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in exported(path).items())
+
+
+def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
+    """Every method and both stages of a task, one after the other in the same two processes, without dropout."""
+    still, two = (
+        ["model.hidden_dropout=0", "model.attention_dropout=0"],
+        ["run.device=cpu", "train.micro_batch_tokens=64"],
+    )
+
+    def commands(place: str, *more: str) -> list[list[str]]:
+        given = [f"run.dir={tmp_path}/{place}", *still, *more]
+        first = [f"before.{each}" for each in more if each.startswith("train.")]
+        return [*(general(folder, name, *METHODS[name], *given) for name in METHODS), chain(folder, *given, *first)]
+
+    for command in commands("one"):
+        assert main(command) == 0
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\nfrom distill.__main__ import run\nfrom distill.config import load_config\n"
+        "for arguments in json.loads(sys.argv[1]):\n    assert run(load_config(arguments)) == 0\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    given = json.dumps(commands("two", *two))
+    done = subprocess.run([*launch, given], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = [path.parent.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("finished.json")]
+    assert len(runs) == 5
+    for run in runs:
+        one, two = tmp_path / "one" / run, tmp_path / "two" / run
+        assert losses(two) == pytest.approx(losses(one), abs=1e-5, rel=1e-5), run
+        expected, found = exported(one), exported(two)
+        difference = torch.cat([(found[key] - expected[key]).flatten() for key in expected])
+        assert difference.norm() / torch.cat([each.flatten() for each in expected.values()]).norm() < 1e-4, run
+
+
+def test_labels_and_answers_together(folder: Path) -> None:
+    """DistilBERT's: half and half, of a student of another family."""
+    given = task(folder, f"model.from={folder}/small", "objective.type=distilbert", "train.steps=2", "run.name=half")
+    assert main(given) == 0
+    row = rows(folder / "runs/distill/half")[0]
+    assert row["train/loss"] == pytest.approx(0.5 * row["train/cross_entropy"] + 0.5 * row["train/soft"])
+
+
+@pytest.mark.parametrize("method", ["distilbert", "tinybert"])
+def test_a_score_is_distilled_too(folder: Path, method: str) -> None:
+    given = task(folder, f"objective.type={method}", "train.steps=2", f"run.name=score-{method}", kind="regression")
+    assert main(given) == 0
+    row = rows(folder / "runs/distill" / f"score-{method}")[0]
+    hard, soft = row["train/squared_error"], row["train/soft"]
+    assert row["train/loss"] == pytest.approx(hard if method == "tinybert" else 0.5 * hard + 0.5 * soft)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("cola", 50), ("mnli", 10), ("qqp", 10), ("qnli", 10), ("sst2", 20)])
+def test_a_task_has_settings_of_its_own(folder: Path, name: str, epochs: int) -> None:
+    files = [str(ROOT / "configs/distill/tinybert_task.yaml"), str(ROOT / f"configs/finetune/{name}.yaml")]
+    given = [*files, f"model.from={folder}/student", f"teacher.from={folder}/tuned"]
+    config = load_config(given)
+    assert isinstance(config, TaskConfig)
+    assert config.before is not None
+    assert str(config.before.train.steps) == f"{epochs} epochs"
+    assert str(config.train.steps) == "3 epochs"
+    assert config.model.from_ == f"runs/distill/{name}/student-tinybert-first/seed-12345/export"
+    given = load_config([*given, "before.train.steps=7", "before.model.hidden_dropout=0.3"])
+    assert isinstance(given, TaskConfig)
+    assert given.before is not None
+    assert str(given.before.train.steps) == "7 steps", "what is given beside it wins"
+    assert (given.before.model.hidden_dropout, given.before.model.from_) == (0.3, f"{folder}/student")
+
+
+def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path) -> None:
+    files = [str(ROOT / "configs/distill/tinybert_task.yaml"), str(ROOT / "configs/finetune/stsb.yaml")]
+    given = [f"model.from={folder}/student", f"teacher.from={folder}/score"]
+    config = load_config([*files, *given, "before.augment.model=m"])
+    assert isinstance(config, TaskConfig)
+    assert config.augment is None
+    assert config.before is not None
+    assert config.before.augment is not None
+
+
+WRONG_GENERAL = [
+    (["teacher.from=null"], "distillation needs a teacher: make distill"),
+    (["teacher.from={folder}/nowhere"], "teacher.from: given"),
+    (["teacher.from={folder}/discriminator"], "has no masked-word head"),
+    (["teacher.from={folder}/short"], "the teacher reads 16 tokens at most, and sequence_length is 32"),
+    (["train.phases=[{{batch_size: 8, sequence_length: 11}}]"], "no segment of the text"),
+    (["objective.type=bert"], "given 'bert'; there are: distilbert, minilm, tinybert"),
+    (["objective.stage=answers"], "unknown key"),
+    (["model.hidden_size=8"], "have no angle"),
+    (["objective.type=tinybert", "model.num_attention_heads=1"], "objective.type=minilm, which does not mind"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), WRONG_GENERAL, ids=[message for _, message in WRONG_GENERAL])
+def test_what_cannot_be_distilled_is_said_before_the_first_step(
+    folder: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(general(folder, "wrong", *(each.format(folder=folder) for each in more))) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "starting" not in said.out
+    assert not (folder / "runs/distill/wrong").exists()
+
+
+WRONG_TASK = [
+    (["teacher.from=null"], "distillation needs a teacher"),
+    (["model.from=null"], "needs a student"),
+    (["teacher.from={folder}/teacher"], "was not fine-tuned for classification_toy"),
+    (
+        ["teacher.from={folder}/turned"],
+        "its labels are ['green', 'red', 'blue'], the task's are ['red', 'green', 'blue']",
+    ),
+    (["teacher.from={folder}/stranger"], "read different tokens"),
+    (["teacher.from={folder}/short_tuned"], "short_tuned reads 16 tokens at most, and sequence_length is 24"),
+    (["model.from={folder}/short_student"], "short_student reads 16 tokens at most, and sequence_length is 24"),
+    (["objective.type=minilm"], "compares encoders, not answers"),
+    (["recipe=electra_small"], "recipe: given 'electra_small'"),
+]
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize(("more", "message"), WRONG_TASK, ids=[message for _, message in WRONG_TASK])
+def test_what_cannot_be_answered_is_said_before_the_first_stage(
+    folder: Path, more: list[str], message: str, stages: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what only the second stage would meet."""
+    more = [f"run.dir={folder}/wrong", *(each.format(folder=folder) for each in more)]
+    given = chain(folder, *more) if stages == 2 else task(folder, "objective.type=distilbert", *more)
+    assert main(given) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "starting" not in said.out
+    assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize("kind", ["general", "task"])
+def test_help_and_resolved_configuration(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key is told of; what is printed is a configuration that resolves to itself, the stage before included."""
+    given = general(folder, "printed") if kind == "general" else chain(folder)
+    assert main(["--help", *given]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "teacher.from",
+        "train.steps",
+        *(["model.start"] if kind == "general" else ["task.name", "model.from"]),
+    ):
+        assert part in said, part
+    assert main([*given, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    file = folder / f"{kind}-printed.yaml"
+    file.write_text(printed)
+    assert main([str(file), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert load_config([str(file)]).model_dump() == load_config(given).model_dump()
+    if kind == "task":
+        config: Any = yaml.safe_load(printed)
+        assert config["before"]["model"]["from"] == f"{folder}/student"
+        assert config["before"]["objective"] == {"type": "tinybert", "layers": None}
