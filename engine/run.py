@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -141,6 +143,23 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             write_text(config_file, config_text)
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the run to this process: ``ConfigError`` where another one is at it, which would write the same files.
+
+        The lock is the system's and goes with the process, however that ends. Folders that know no locks have none.
+        """
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: another process is at this run; wait for it, end it, or give another run.name"
+                ) from None
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s): see to it that nothing else is at this run", lock.name, error)
+            yield
 
     @property
     def finished(self) -> bool:

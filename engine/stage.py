@@ -6,6 +6,7 @@ import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -93,8 +94,14 @@ class Stage(ABC):
         trainer = self.start()
         accelerator = self.accelerator
         RunDirectory.open(self.path, self.text, is_main=accelerator.is_main_process)
-        accelerator.wait_for_everyone()
-        resumed = trainer.resume()
+        with directory.held() if accelerator.is_main_process else nullcontext():
+            accelerator.wait_for_everyone()
+            status = self._train(trainer)
+        AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision
+        return status
+
+    def _train(self, trainer: Trainer) -> int:
+        accelerator, resumed = self.accelerator, trainer.resume()
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
         self.say(f"\n{self.plan(trainer)}\n\n{begins}, {trainer.rhythm.total:,} steps\n")
         tracker = Tracker(
@@ -114,12 +121,11 @@ class Stage(ABC):
             else:
                 results = self.report(trainer, ended, tracker)
                 if accelerator.is_main_process:
-                    directory.finish(results)
+                    self.directory.finish(results)
                     print(self.ending(results))
             accelerator.wait_for_everyone()
         finally:
             tracker.close(status, preempted=ended is not None and ended.stopped_by is not None)
-        AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision
         return status
 
     def start(self) -> Trainer:

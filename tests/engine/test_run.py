@@ -65,6 +65,14 @@ def test_a_crash_while_starting_is_no_obstacle(tmp_path: Path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_run_is_one_process_at_a_time(tmp_path: Path):
+    held = RunDirectory.open(tmp_path / "run", "a: 1\n")
+    with held.held(), pytest.raises(ConfigError, match="another process is at this run"), held.held():
+        pass
+    with held.held():  # let go of when it ended
+        pass
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_sets_the_flag_and_the_old_handlers_return(number: signal.Signals):
     before = signal.getsignal(number)
