@@ -9,8 +9,10 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
+from engine.objective import Objective
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,3 +64,19 @@ class Teacher(Generic[M]):
         seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
         self._seconds, self._events = 0.0, []
         return seconds
+
+
+class Taught(Objective):
+    """A student that reads what its teacher reads: base of the methods that compare two encoders."""
+
+    def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def exported(self) -> PreTrainedModel:
+        """The student."""
+        return self.student
+
+    def seconds_beside(self) -> dict[str, float]:
+        """The teacher's."""
+        return {"teacher": self.teacher.take_seconds()}

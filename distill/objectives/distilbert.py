@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.corpus import Part
 from distill.imitation import Imitation
 from distill.rarity import RareMaskedSource, rarity_weights
-from distill.teacher import Teacher
+from distill.teacher import Taught, Teacher
 from engine.batch import PackedBatch
 from engine.config import ConfigError, Section
 from engine.encoders import encode, word_logits
 from engine.flops import encoder_flops, head_flops
-from engine.objective import Objective, Term
+from engine.objective import Term
 from finetune.model import Predictor
 
 MASKED_WORDS = True
@@ -88,12 +88,12 @@ def task(config: Config, student: Predictor, teacher: Teacher[Predictor]) -> Imi
     return Imitation(student, teacher, hard=config.hard, soft=config.soft, temperature=config.temperature)
 
 
-class General(Objective):
+class General(Taught):
     """A student with a masked-word head beside a teacher with one."""
 
     def __init__(self, config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> None:
-        super().__init__()
-        self.config, self.student, self.teacher = config, student, teacher
+        super().__init__(student, teacher)
+        self.config = config
         if not config.kl + config.mlm:  # nothing depends on the head, and processes wait for gradients
             encoder = {id(parameter) for parameter in student.base_model.parameters()}
             for parameter in student.parameters():
@@ -142,14 +142,6 @@ class General(Objective):
             sums.append(F.cross_entropy(logits, words, reduction="sum"))
             sums.append((logits.argmax(-1) == words).sum().float())
         return torch.stack(sums)
-
-    def exported(self) -> PreTrainedModel:
-        """The student, with its masked-word head."""
-        return self.student
-
-    def seconds_beside(self) -> dict[str, float]:
-        """The teacher's."""
-        return {"teacher": self.teacher.take_seconds()}
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass and once the teacher's, with their heads at every token."""

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.corpus import Part, unmasked_segments
-from distill.teacher import Teacher
+from distill.teacher import Taught, Teacher
 from engine.attention import Recorded
 from engine.batch import PackedBatch
 from engine.config import ConfigError, Section
 from engine.encoders import encode_layers
 from engine.flops import encoder_flops
-from engine.objective import Objective, Term
+from engine.objective import Term
 from engine.scores import real_cells, relations
 from pretrain.examples import DocumentSource
 
@@ -70,12 +70,12 @@ def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedM
     return Relations(student, teacher, layer=layer, heads=heads)
 
 
-class Relations(Objective):
+class Relations(Taught):
     """An encoder whose last layer learns from one layer of its teacher."""
 
     def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], *, layer: int, heads: int) -> None:
-        super().__init__()
-        self.student, self.teacher, self.layer, self.heads = student, teacher, layer, heads
+        super().__init__(student, teacher)
+        self.layer, self.heads = layer, heads
         freeze_behind_relations(student)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
@@ -94,14 +94,6 @@ class Relations(Objective):
             sums = [divergence(*three) for three in zip(scores, targets, real, strict=True)]
             found[part] = Term(torch.stack(sums).sum() / self.heads, "tokens")
         return found
-
-    def exported(self) -> PreTrainedModel:
-        """The student."""
-        return self.student
-
-    def seconds_beside(self) -> dict[str, float]:
-        """The teacher's."""
-        return {"teacher": self.teacher.take_seconds()}
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass and relations, once the teacher's."""

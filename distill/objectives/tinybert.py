@@ -23,13 +23,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.corpus import Part, unmasked_pairs
 from distill.imitation import Imitation
 from distill.layers import checked, uniform
-from distill.teacher import Teacher
+from distill.teacher import Taught, Teacher
 from engine.attention import AttentionPlan, Recorded
 from engine.batch import PackedBatch
 from engine.config import ConfigError, Section
 from engine.encoders import encode_layers
 from engine.flops import encoder_flops
-from engine.objective import Objective, Term
+from engine.objective import Term
 from engine.scores import attention_scores, real_cells
 from finetune.model import Predictor
 from pretrain.examples import DocumentSource
@@ -77,12 +77,12 @@ def task(config: Config, student: Predictor, teacher: Teacher[Predictor]) -> Imi
     return Imitation(student, teacher, hard=float(score), soft=float(not score), temperature=1.0)
 
 
-class Layers(Objective):
+class Layers(Taught):
     """An encoder beside its teacher, layer by layer."""
 
     def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], layers: list[int]) -> None:
-        super().__init__()
-        self.student, self.teacher, self.layers = student, teacher, layers
+        super().__init__(student, teacher)
+        self.layers = layers
         self.fit_dense = nn.Linear(student.config.hidden_size, teacher.module.config.hidden_size)
         """(S -> H): one projection for the embeddings and all layers, as in the released code, also where S = H."""
         initialize(self.fit_dense, student.config.initializer_range)
@@ -103,7 +103,7 @@ class Layers(Objective):
             for mine, layer in zip(recorded, self.layers, strict=True)
         ]
         pairs = [(self.fit_dense(mine), taught[layer]) for mine, layer in zip(states, [0, *self.layers], strict=True)]
-        errors = [(mine - theirs).float().square().sum() / theirs.shape[-1] for mine, theirs in pairs]
+        errors = [(mine.float() - theirs.float()).square().sum() / theirs.shape[-1] for mine, theirs in pairs]
         size = sum(theirs.float().square().sum() / theirs.shape[-1] for _, theirs in pairs[1:])
         unexplained = torch.stack([sum(errors[1:], start=torch.zeros_like(errors[0])).detach(), torch.as_tensor(size)])
         return {
@@ -112,14 +112,6 @@ class Layers(Objective):
             "embedding": Term(errors[0], "tokens"),
             "unexplained": Term(unexplained, "tokens", 0.0, value=_ratio),
         }
-
-    def exported(self) -> PreTrainedModel:
-        """The student's encoder, without the projection."""
-        return self.student
-
-    def seconds_beside(self) -> dict[str, float]:
-        """The teacher's."""
-        return {"teacher": self.teacher.take_seconds()}
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass, its projections and both models' recorded scores, once the
@@ -141,7 +133,7 @@ def attention_error(mine: Recorded, theirs: Recorded, plan: AttentionPlan, real:
     total = mine.query.new_zeros((), dtype=torch.float32)
     for scores, target, cells in zip(attention_scores(mine, plan), targets, real, strict=True):
         both = (cells[:, :, None] & cells[:, None, :])[:, None]
-        total = total + ((scores - target).float() * both).square().sum() / scores.shape[1]
+        total = total + ((scores.float() - target.float()) * both).square().sum() / scores.shape[1]
     return total
 
 
