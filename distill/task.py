@@ -101,6 +101,10 @@ class Answers(Finetuning):
         """The teacher, then as in fine-tuning."""
         return f"teacher     {self.config.teacher.from_}\n{super().plan(trainer)}"
 
+    def about(self) -> str:
+        """The same, and the teacher."""
+        return f"{super().about()}, distilled from `{self.config.teacher.from_}`"
+
     def ending(self, results: dict[str, Any]) -> str:
         """As in fine-tuning, but for the next command."""
         told = super().ending(results).split("next        ")[0]

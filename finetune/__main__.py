@@ -150,7 +150,7 @@ class Finetuning(Stage):
         plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
         hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
         objective = self.accelerator.unwrap_model(trainer.objective)
-        card = model_card(self.name, table, values, self.config, self.text, self.kind.pipeline)
+        card = model_card(self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline)
         export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
         tracker.summary({f"{split}/{name}": value for split, found in values.items() for name, value in found.items()})
         for picture in pictures:
@@ -165,6 +165,10 @@ class Finetuning(Stage):
             "table": table,
             "hardest": hard,
         }
+
+    def about(self) -> str:
+        """What the model is, for its card."""
+        return f"`{self.config.model.from_}` fine-tuned on {self.config.task.name}"
 
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         """Every validation and test split that there is, with its predictions."""

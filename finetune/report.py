@@ -143,9 +143,16 @@ _HUB_METRICS = {
 
 
 def model_card(
-    name: str, table: str, values: dict[str, dict[str, float]], config: FinetuneConfig, text: str, pipeline: str | None
+    name: str,
+    about: str,
+    table: str,
+    values: dict[str, dict[str, float]],
+    config: FinetuneConfig,
+    text: str,
+    pipeline: str | None,
 ) -> str:
-    """The export's README.md, with the measured results as metadata that the Hub reads."""
+    """The export's README.md, which says ``about`` the model what it is, with the measured results as metadata that
+    the Hub reads."""
     section = config.task
     results = [
         {
@@ -170,6 +177,6 @@ def model_card(
     }
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"
-        f"`{config.model.from_}` fine-tuned on {section.name} with Bertillery, seed {config.run.seed} (on small sets "
-        f"another seed gives a score some points away).\n\n{table}\n\n## Configuration\n\n```yaml\n{text}```\n"
+        f"{about} with Bertillery, seed {config.run.seed} (on small sets another seed gives a score some points away)."
+        f"\n\n{table}\n\n## Configuration\n\n```yaml\n{text}```\n"
     )
