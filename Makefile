@@ -118,7 +118,7 @@ demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compar
 	@$(MAKE) --no-print-directory pretrain
 	@$(MAKE) --no-print-directory finetune
 	@$(MAKE) --no-print-directory distill
-	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT)
+	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT) ARGS="optim.learning_rate=3e-4 train.steps=1386"
 	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
 	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_package/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_package/distilbert_docs-random/seed-12345/export"
 
