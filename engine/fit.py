@@ -14,7 +14,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from engine.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
-from engine.config import Duration, Section
+from engine.config import Section
+from engine.duration import Duration
 from engine.evaluate import HeldOut
 from engine.loop import StepInfo, training_steps
 from engine.meter import Meter, Progress

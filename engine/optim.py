@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from engine.config import ConfigError, Duration, Section
+from engine.config import ConfigError, Section
+from engine.duration import Duration
 
 
 class OptimSection(Section):

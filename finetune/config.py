@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from engine.config import ConfigError, Duration, Section, read_values, validate
+from engine.config import ConfigError, Section, read_values, validate
+from engine.duration import Duration
 from engine.fit import TrainSection
 from engine.load import read_config
 from engine.optim import OptimSection

@@ -5,7 +5,8 @@ from typing import Literal
 
 import pytest
 
-from engine.config import ConfigError, Duration, Section, describe, dump, read_values, validate
+from engine.config import ConfigError, Section, describe, dump, read_values, validate
+from engine.duration import Duration
 
 
 class Optim(Section):
