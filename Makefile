@@ -118,7 +118,7 @@ demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compar
 	@$(MAKE) --no-print-directory pretrain
 	@$(MAKE) --no-print-directory finetune
 	@$(MAKE) --no-print-directory distill
-	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT) ARGS="optim.learning_rate=3e-4 train.steps=1386"
+	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT) ARGS="optim.learning_rate=3e-4 train.steps='4 epochs'"
 	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
 	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_package/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_package/distilbert_docs-random/seed-12345/export"
 
@@ -134,7 +134,6 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 .PHONY: onnx
 onnx: .venv/.onnx ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
 	@$(BIN)/python -m distill.onnx model=$(MODEL) $(ARGS)
-
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against a conventional training step

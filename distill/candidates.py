@@ -21,7 +21,7 @@ from distill.neighbours import Neighbours, Pieces, VectorFile
 from engine.batch import pack, ranges
 from engine.config import ConfigError
 from engine.encoders import longest_sequence, word_logits
-from engine.load import load, load_tokenizer
+from engine.load import check_vocabulary, load, load_tokenizer
 from engine.order import shares
 from finetune.examples import Sequences, template, tokenize
 from pretrain.tokenizer import is_unigram
@@ -54,11 +54,7 @@ def load_word_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             f"augment.model: {name} is no masked language model, it lacks {', '.join(report.fresh[:3])}; "
             "give one with the head it was pretrained with"
         )
-    if len(tokenizer) > model.config.vocab_size:
-        raise ConfigError(
-            f"augment.model: the tokenizer in {name} has {len(tokenizer):,} pieces, its weights know "
-            f"{model.config.vocab_size:,}; give a folder whose tokenizer and weights belong together"
-        )
+    check_vocabulary(tokenizer, model.config, name, "augment.model")
     return model, tokenizer
 
 

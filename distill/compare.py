@@ -21,10 +21,10 @@ from distill.compare_report import Comparison, write_comparison
 from distill.facts import facts_of
 from distill.speed import Speed, SpeedSection, side_by_side
 from distill.stock import head_in_words, names_of, open_stock, stock_inputs
-from engine.config import ConfigError, InputError, describe, read_values, validate
+from engine.config import ConfigError, InputError, read_values, validate
 from engine.encoders import longest_sequence
 from engine.environment import environment
-from engine.stage import guarded
+from engine.stage import tool
 
 
 class CompareSection(SpeedSection):
@@ -44,10 +44,7 @@ class CompareSection(SpeedSection):
 
 def main(arguments: Sequence[str]) -> int:
     """Compare, write the folder and print the tables; returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__, describe(CompareSection), sep="\n\n")
-        return 0
-    return guarded(lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=CompareSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from engine.stage import StageConfig, run_name
 from finetune.config import FinetuneConfig, model_name
 from pretrain.corpus import CorpusSection
 
-OBJECTIVES = "distill.objectives"
+_OBJECTIVES = "distill.objectives"
 _SHARED = "task", "teacher", "model", "run", "tracking"
 """Sections of which the stage before a task's answers has what it is not given otherwise."""
 
@@ -45,7 +45,8 @@ class TaskConfig(FinetuneConfig):
     """There are none for distillation: what is not in its configuration is BERT's."""
     teacher: TeacherSection
     objective: SerializeAsAny[Section]
-    """``type`` names a file in ``distill/objectives``; the other keys are that file's ``Config``."""
+    """``type`` names a file in ``distill/objectives``; the other keys are that file's ``AnswersConfig``, in the stage
+    before its ``Config``."""
     augment: AugmentSection | None = None
     """Variants of the training examples, made by a masked language model (TinyBERT)."""
     before: SerializeAsAny[TaskConfig] | None = None
@@ -91,16 +92,26 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
         first = validate(_schema(TaskConfig, first_values), first_values, sources)
         first = _named(first, f"{first.task.name}/{student}-{method}-first/seed-{first.run.seed}")
         values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}
-    config = validate(_schema(TaskConfig, values), values, sources)
+    config = validate(_schema(TaskConfig, values, "AnswersConfig"), values, sources)
     config = _named(config, f"{config.task.name}/{student}-{method}/seed-{config.run.seed}")
     return config.model_copy(update={"before": first})
 
 
-def _schema(base: type[Any], values: dict[str, Any]) -> type[Any]:
-    """The configuration with the section of its method; ``ConfigError`` that lists the methods there are."""
-    section = values.setdefault("objective", {})
-    module = objective_module(OBJECTIVES, section)
-    return cast(type[Any], create_model(base.__name__, __base__=base, objective=(module.Config, ...)))
+def _schema(base: type[Any], values: dict[str, Any], section: str = "Config") -> type[Any]:
+    """The configuration with this section of its method; ``ConfigError`` that lists the methods there are, or for one
+    that learns no answers."""
+    module = objective_module(_OBJECTIVES, values.setdefault("objective", {}))
+    if not hasattr(module, section):
+        raise ConfigError(
+            f"objective.type={values['objective']['type']} compares encoders, not answers; fine-tune its student (make "
+            "finetune MODEL=...), or distil the task with distilbert or tinybert"
+        )
+    return cast(type[Any], create_model(base.__name__, __base__=base, objective=(getattr(module, section), ...)))
+
+
+def method_of(config: GeneralConfig | TaskConfig) -> Any:
+    """The module of the configured method."""
+    return objective_module(_OBJECTIVES, config.objective.model_dump())
 
 
 def _named(config: Any, name: str) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from distill.config import OBJECTIVES, GeneralConfig, TaskConfig
+from distill.config import GeneralConfig, TaskConfig, method_of
 from distill.corpus import Part
 from distill.report import model_card, plot_terms, results_table
 from distill.student import build_student
@@ -18,12 +17,13 @@ from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Trainer
 from engine.load import check_vocabulary, load, load_tokenizer
-from engine.objective import Objective, objective_module, settled
+from engine.objective import Objective, settled
 from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage
 from engine.tracking import Tracker
 from pretrain.examples import steps_per_epoch
 from pretrain.prepare import corpus_report, prepare
+from pretrain.prepared import of_held_out_text
 from pretrain.report import show_example
 from pretrain.tokenizer import TokenizerSection
 
@@ -42,17 +42,14 @@ class General(Stage):
         with self.accelerator.main_process_first():
             corpus = prepare(config.data, TokenizerSection(path=config.teacher.from_), config.run.data_dir)
         self.say(corpus_report(corpus))
-        train, valid = (Part(tokens, np.asarray(corpus.unigrams)) for tokens in (corpus.train, corpus.valid))
+        train, valid = (Part(tokens, corpus.unigrams) for tokens in (corpus.train, corpus.valid))
         phases = config.train.phases
         self.facts = {
             "corpus": f"{corpus.train.num_documents:,} documents, {corpus.train.num_tokens:,} tokens",
         }
         sources = [self._source(train, phase.sequence_length) for phase in phases]
-        try:
+        with of_held_out_text():
             held_out = self._source(valid, phases[-1].sequence_length)
-        except ConfigError as error:
-            remedy = "hold out more (data.holdout), or name held-out files (data.valid)"
-            raise ConfigError(f"the held-out text: {error}; or {remedy}") from None
         return Parts(
             sources,
             steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
@@ -63,7 +60,7 @@ class General(Stage):
     def open_teacher(self) -> None:
         """Tokenizer and teacher; ``ConfigError`` where it lacks what the method asks for."""
         config = self.config
-        self.method = objective_module(OBJECTIVES, config.objective.model_dump())
+        self.method = method_of(config)
         start, asked = config.teacher.from_, max(phase.sequence_length for phase in config.train.phases)
         self.tokenizer = load_tokenizer(start, "teacher.from")
         words = self.method.MASKED_WORDS

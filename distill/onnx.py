@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 from distill.compare import forward
 from distill.speed import Speed, SpeedSection, side_by_side, speed_rows
 from distill.stock import open_stock, stock_inputs
-from engine.config import InputError, describe, read_values, validate
+from engine.config import InputError, read_values, validate
 from engine.encoders import longest_sequence
 from engine.files import publish, remove
 from engine.plot import markdown
-from engine.stage import guarded
+from engine.stage import tool
 
 _TOLERANCE = 1e-4
 """Of the largest number that the model answers with."""
@@ -64,10 +64,7 @@ class Parity:
 
 def main(arguments: Sequence[str]) -> int:
     """Export, compare, time and print the table; returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__, describe(OnnxSection), sep="\n\n")
-        return 0
-    return guarded(lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=OnnxSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:

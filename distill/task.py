@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModel, PreTrainedModel
 
 from distill.augment import augmented
-from distill.config import OBJECTIVES, TaskConfig
+from distill.config import TaskConfig, method_of
 from distill.general import General
 from distill.teacher import Teacher
 from engine.config import ConfigError
@@ -17,7 +17,7 @@ from engine.encoders import longest_sequence
 from engine.evaluate import HeldOut
 from engine.fit import Trainer
 from engine.load import load, load_tokenizer, read_config
-from engine.objective import Objective, objective_module
+from engine.objective import Objective
 from engine.stage import Parts
 from finetune.__main__ import Finetuning
 from finetune.data import Split, Task, read_task, report
@@ -51,14 +51,9 @@ def check_readers(config: TaskConfig, student: str) -> None:
 def open_answering(config: TaskConfig, student: str) -> PreTrainedModel:
     """The teacher of a task, whose answers a student learns.
 
-    Raises ``ConfigError`` where the method learns none, or the teacher has not learned this task with its labels in
-    this order, or the two do not read alike (:func:`check_readers`).
+    Raises ``ConfigError`` where the teacher has not learned this task with its labels in this order, or the two do not
+    read alike (:func:`check_readers`).
     """
-    if not hasattr(objective_module(OBJECTIVES, config.objective.model_dump()), "task"):
-        raise ConfigError(
-            f"objective.type={config.objective.model_dump()['type']} compares encoders, not answers; fine-tune its "
-            "student (make finetune MODEL=...), or distil the task with distilbert or tinybert"
-        )
     check_readers(config, student)
     start, task, kind = config.teacher.from_, config.task, kind_of(config.task)
     found = read_config(start)
@@ -83,7 +78,6 @@ class Answers(Finetuning):
     def prepare(self) -> Parts:
         """As in fine-tuning; the teacher must have learned this task, with labels in this order."""
         teacher = open_answering(self.config, self.config.model.from_)
-        self.method = objective_module(OBJECTIVES, self.config.objective.model_dump())
         parts = super().prepare()
         self.teacher: Teacher[Predictor] = Teacher(self.kind.objective(teacher))
         return parts
@@ -95,7 +89,7 @@ class Answers(Finetuning):
         return super()._examples(name, training)
 
     def _objective(self) -> Any:
-        return self.method.task(self.config.objective, super()._objective(), self.teacher)
+        return method_of(self.config).task(self.config.objective, super()._objective(), self.teacher)
 
     def plan(self, trainer: Trainer) -> str:
         """The teacher, then as in fine-tuning."""
@@ -105,10 +99,9 @@ class Answers(Finetuning):
         """The same, and the teacher."""
         return f"{super().about()}, distilled from `{self.config.teacher.from_}`"
 
-    def ending(self, results: dict[str, Any]) -> str:
-        """As in fine-tuning, but for the next command."""
-        told = super().ending(results).split("next        ")[0]
-        return f"{told}next        make compare TEACHER={self.config.teacher.from_} STUDENTS={self.path / 'export'}"
+    def next_command(self) -> str:
+        """What was gained."""
+        return f"make compare TEACHER={self.config.teacher.from_} STUDENTS={self.path / 'export'}"
 
 
 class FirstStage(General):

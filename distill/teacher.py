@@ -27,6 +27,7 @@ class Teacher(Generic[M]):
 
     def __init__(self, module: M) -> None:
         self.module = module.eval().requires_grad_(False)
+        self._device: torch.device | None = None
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -37,7 +38,9 @@ class Teacher(Generic[M]):
         In training the block is timed.
         """
         device, training = batch.input_ids.device, torch.is_grad_enabled()
-        self.module.to(device)
+        if device != self._device:
+            self.module.to(device)
+            self._device = device
         begin, end = self._mark(device), None
         try:
             with torch.no_grad():

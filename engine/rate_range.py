@@ -18,13 +18,13 @@ import numpy as np
 from accelerate import Accelerator
 from pydantic import Field, PositiveFloat, model_validator
 
-from engine.config import Section, describe, dump, take
+from engine.config import Section, dump, take
 from engine.evaluate import Sums
 from engine.files import write_text
 from engine.fit import Trainer
 from engine.loop import DivergedError
 from engine.plot import figure, save
-from engine.stage import Stage, StageConfig, guarded
+from engine.stage import Stage, StageConfig, tool
 
 _MEMORY = 0.9
 """Share of the past in the smoothed loss: it remembers about ten steps."""
@@ -179,9 +179,6 @@ def range_command(
 
     It runs in a folder of its own, ``<name of the run>-rate-range``.
     """
-    if "--help" in arguments or "-h" in arguments:
-        print(help, describe(RangeSection), sep="\n\n")
-        return 0
 
     def action() -> int:
         section, rest = take(RangeSection, arguments)
@@ -189,7 +186,7 @@ def range_command(
         name = f"{config.run.name}-rate-range"
         return _run(stage(config.model_copy(update={"run": config.run.model_copy(update={"name": name})})), section)
 
-    return guarded(action)
+    return tool(arguments, help=help, schema=RangeSection, action=action)
 
 
 def _run(stage: Stage, section: RangeSection) -> int:

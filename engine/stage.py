@@ -176,9 +176,6 @@ def command(
     run: Callable[[C], int],
 ) -> int:
     """Run a stage's command line: ``--help``, ``--print-config``, or the run itself; returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(help, describe(schema), sep="\n\n")
-        return 0
 
     def action() -> int:
         config = load([argument for argument in arguments if argument != "--print-config"])
@@ -190,6 +187,15 @@ def command(
             torch.distributed.destroy_process_group()  # not between stages: it cannot be made a second time
         return status
 
+    return tool(arguments, help=help, schema=schema, action=action)
+
+
+def tool(arguments: Sequence[str], *, help: str | None, schema: type[Section], action: Callable[[], int]) -> int:
+    """Run a command line of which the ``schema`` has the keys: ``--help``, or the ``action``; returns the exit
+    status."""
+    if "--help" in arguments or "-h" in arguments:
+        print(help, describe(schema), sep="\n\n")
+        return 0
     return guarded(action)
 
 

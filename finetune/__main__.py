@@ -184,14 +184,18 @@ class Finetuning(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Scores, files, and the next command."""
-        path, config = self.path, self.config
+        path = self.path
         return (
             f"\n{results['table']}\n\n"
             f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
             f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
-            f"next        make finetune TASK={config.task.name} MODEL={config.model.from_} SEEDS=5      "
-            "(one seed says little)"
+            f"next        {self.next_command()}"
         )
+
+    def next_command(self) -> str:
+        """What to type next."""
+        config = self.config
+        return f"make finetune TASK={config.task.name} MODEL={config.model.from_} SEEDS=5      (one seed says little)"
 
 
 if __name__ == "__main__":

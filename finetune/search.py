@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from engine.config import ConfigError, Section, describe, read_values, take
+from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
 from engine.run import RESUMABLE, RunDirectory
-from engine.stage import guarded
+from engine.stage import tool
 from finetune.__main__ import Finetuning
 from finetune.config import load_config
 from finetune.data import read_task
@@ -181,10 +181,7 @@ def as_argument(key: str, value: Any) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and say what was best; returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__, describe(SearchSection), sep="\n\n")
-        return 0
-    return guarded(lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=SearchSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:

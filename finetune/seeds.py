@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from engine.config import ConfigError, InputError, Section, describe, take
+from engine.config import ConfigError, InputError, Section, take
 from engine.files import write_text
 from engine.plot import figure, markdown, save
 from engine.run import RunDirectory
-from engine.stage import guarded
+from engine.stage import tool
 from finetune.__main__ import Finetuning
 from finetune.config import load_config
 from finetune.data import read_task
@@ -104,10 +104,7 @@ class Runs:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and print the table; returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__, describe(SeedsSection), sep="\n\n")
-        return 0
-    return guarded(lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:

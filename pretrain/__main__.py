@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
-from engine.config import ConfigError
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Trainer
@@ -16,6 +15,7 @@ from engine.tracking import Tracker
 from pretrain.config import PretrainConfig, load_config, objective_of
 from pretrain.examples import steps_per_epoch
 from pretrain.prepare import corpus_report, prepare
+from pretrain.prepared import of_held_out_text
 from pretrain.report import baselines, fill_masks, model_card, plot_curves, results_table, show_example
 from pretrain.weights import load_weights
 
@@ -50,11 +50,8 @@ class Pretraining(Stage):
         self.say(corpus_report(self.corpus))
         phases = config.train.phases
         sources = [self._source(self.corpus.train, phase.sequence_length) for phase in phases]
-        try:
+        with of_held_out_text():
             valid = self._source(self.corpus.valid, phases[-1].sequence_length)
-        except ConfigError as error:
-            remedy = "hold out more (data.holdout), or name held-out files (data.valid)"
-            raise ConfigError(f"the held-out text: {error}; or {remedy}") from None
         return Parts(
             sources,
             steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),

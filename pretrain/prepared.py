@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.config import InputError
+from engine.config import ConfigError, InputError
 from engine.load import load_tokenizer
 
 FORMAT = 1
@@ -112,3 +114,13 @@ def corpus_report(prepared: PreparedCorpus) -> str:
         ))  # fmt: skip
     rows.append(("vocabulary", f"{manifest['vocab_size']:,} pieces, {int((prepared.unigrams > 0).sum()):,} in use"))
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
+
+
+@contextmanager
+def of_held_out_text() -> Iterator[None]:
+    """Let a ``ConfigError`` say that it is about the held-out part, and how there may be more of it."""
+    try:
+        yield
+    except ConfigError as error:
+        remedy = "hold out more (data.holdout), or name held-out files (data.valid)"
+        raise ConfigError(f"the held-out text: {error}; or {remedy}") from None

@@ -54,10 +54,18 @@ class Config(Section):
     """Share of a step's tokens that are predicted."""
     smoothing: Annotated[float, Field(ge=0)] = 0.7
     """Tokens are predicted with a probability proportional to their count to the power of minus this."""
+
+
+class AnswersConfig(Section):
+    """Section of this method for a task."""
+
+    type: Literal["distilbert"] = "distilbert"
+    temperature: PositiveFloat = 2.0
+    """Softens both distributions."""
     hard: Weight = 0.5
-    """For a task: weight of the labels."""
+    """Weight of the labels."""
     soft: Weight = 0.5
-    """For a task: weight of the teacher's answers."""
+    """Weight of the teacher's answers."""
 
 
 def source(
@@ -83,7 +91,7 @@ def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedM
     return General(config, student, teacher)
 
 
-def task(config: Config, student: Predictor, teacher: Teacher[Predictor]) -> Imitation:
+def task(config: AnswersConfig, student: Predictor, teacher: Teacher[Predictor]) -> Imitation:
     """Labels and the teacher's softened answers."""
     return Imitation(student, teacher, hard=config.hard, soft=config.soft, temperature=config.temperature)
 
@@ -104,51 +112,52 @@ class General(Taught):
         hidden = encode(self.student, batch)
         with self.teacher.asked(batch) as teacher:
             taught = encode(teacher, batch)
-        labels = batch.input_ids.new_full((batch.num_tokens,), -100)
-        labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
-        sums: list[Tensor] = []
-        rows = max(1, _CHUNK // self.student.config.vocab_size)
-        for chunk in torch.arange(batch.num_tokens, device=labels.device).split(rows):
-            arguments = batch, hidden[chunk], taught[chunk], labels[chunk]
-            # More than one chunk is computed again in the backward pass, so that one at a time is held.
-            one = rows >= batch.num_tokens or not torch.is_grad_enabled()
-            sums.append(self._words(*arguments) if one else checkpoint(self._words, *arguments, use_reentrant=False))
-        kl, mlm, right, teacher_mlm, teacher_right = torch.stack(sums).sum(0).unbind()
+        kl = self._divergence(batch, hidden, taught)
+        positions, words = batch.targets["masked_positions"], batch.targets["masked_ids"]
+        logits = word_logits(self.student, batch, positions, hidden)
+        with self.teacher.asked(batch) as teacher:
+            known = word_logits(teacher, batch, positions, taught)
         terms = {
             "kl": Term(kl, "tokens", self.config.kl),
-            "mlm": Term(mlm, "masked", self.config.mlm),
-            "mlm_accuracy": Term(right.detach(), "masked", 0.0),
-            "teacher_mlm": Term(teacher_mlm.detach(), "masked", 0.0),
-            "teacher_mlm_accuracy": Term(teacher_right.detach(), "masked", 0.0),
+            "mlm": Term(F.cross_entropy(logits, words, reduction="sum"), "masked", self.config.mlm),
+            "mlm_accuracy": Term((logits.detach().argmax(-1) == words).sum(), "masked", 0.0),
+            "teacher_mlm": Term(F.cross_entropy(known, words, reduction="sum"), "masked", 0.0),
+            "teacher_mlm_accuracy": Term((known.argmax(-1) == words).sum(), "masked", 0.0),
         }
         if hidden.shape == taught.shape:
             angle = 1 - F.cosine_similarity(hidden.float(), taught.float(), dim=-1)
             terms["cosine"] = Term(angle.sum(), "tokens", self.config.cosine)
         return terms
 
-    def _words(self, batch: PackedBatch, hidden: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
-        """Sums (5,) over the rows of ``hidden`` and ``taught`` (R, H): divergence times T^2, cross-entropy and hits of
-        the student, cross-entropy and hits of the teacher."""
-        rows, temperature = torch.arange(len(labels), device=labels.device), self.config.temperature
-        mine = word_logits(self.student, batch, rows, hidden)
+    def _divergence(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:
+        """Sum over all tokens of the divergence times T^2, from the last hidden states (T, H) of both."""
+        rows = max(1, _CHUNK // self.student.config.vocab_size)
+        # More than one chunk is computed again in the backward pass, so that one at a time is held.
+        again = rows < batch.num_tokens and torch.is_grad_enabled()
+        sums = [
+            checkpoint(self._divergence_of, batch, *some, use_reentrant=False)
+            if again
+            else self._divergence_of(batch, *some)
+            for some in zip(hidden.split(rows), taught.split(rows), strict=True)
+        ]
+        return torch.stack(sums).sum()
+
+    def _divergence_of(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:
+        """The same over the tokens of a chunk, from (R, H)."""
+        rows, temperature = torch.arange(len(hidden), device=hidden.device), self.config.temperature
+        mine = F.log_softmax(word_logits(self.student, batch, rows, hidden) / temperature, -1)
         with self.teacher.asked(batch) as teacher:
-            theirs = word_logits(teacher, batch, rows, taught)
-        softened = F.log_softmax(mine / temperature, -1)
-        target = F.log_softmax(theirs / temperature, -1)
-        divergence = F.kl_div(softened, target, reduction="sum", log_target=True) * temperature**2
-        (masked,) = (labels >= 0).nonzero(as_tuple=True)
-        words, sums = labels[masked], [divergence]
-        for logits in (mine[masked], theirs[masked]):
-            sums.append(F.cross_entropy(logits, words, reduction="sum"))
-            sums.append((logits.argmax(-1) == words).sum().float())
-        return torch.stack(sums)
+            theirs = F.log_softmax(word_logits(teacher, batch, rows, taught) / temperature, -1)
+        return F.kl_div(mine, theirs, reduction="sum", log_target=True) * temperature**2
 
     def flops(self, batch: PackedBatch) -> float:
-        """Three times the student's forward pass and once the teacher's, with their heads at every token."""
+        """Three times the student's forward pass and once the teacher's, with their heads at every token and again at
+        the masked ones."""
         return 3 * _forward_flops(self.student, batch) + _forward_flops(self.teacher.module, batch)
 
 
 def _forward_flops(model: PreTrainedModel, batch: PackedBatch) -> float:
     config = model.config
     narrow = getattr(config, "embedding_size", None)
-    return encoder_flops(config, batch) + head_flops(config.hidden_size, config.vocab_size, batch.num_tokens, narrow)
+    rows = batch.num_tokens + batch.counts["masked"]
+    return encoder_flops(config, batch) + head_flops(config.hidden_size, config.vocab_size, rows, narrow)

@@ -47,6 +47,12 @@ class Config(Section):
     """Teacher's layer, from 1, for each of the student's; evenly spaced where not given."""
 
 
+class AnswersConfig(Section):
+    """Section of this method for the answers of a task, which leave nothing to choose."""
+
+    type: Literal["tinybert"] = "tinybert"
+
+
 def source(
     config: Config, part: Part, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
 ) -> DocumentSource:
@@ -71,7 +77,7 @@ def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedM
     return Layers(student, teacher, layers)
 
 
-def task(config: Config, student: Predictor, teacher: Teacher[Predictor]) -> Imitation:
+def task(config: AnswersConfig, student: Predictor, teacher: Teacher[Predictor]) -> Imitation:
     """The second stage: the teacher's answers alone. A score is learned from the labels, as the paper's STS-B is."""
     score = type(student).log_probabilities is Predictor.log_probabilities
     return Imitation(student, teacher, hard=float(score), soft=float(not score), temperature=1.0)

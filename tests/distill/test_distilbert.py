@@ -227,9 +227,10 @@ def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
         found.append((values(objective, batch), gradient))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
-    assert rows[:2] == [sum(LENGTHS)] * 2
-    assert max(rows[4:]) == 7
-    assert sum(rows[4:]) == 4 * 3 / 2 * sum(LENGTHS), "in the first pass, once more in the backward one, and to be read"
+    predicted = batch.counts["masked"]
+    assert rows[:8] == [sum(LENGTHS), sum(LENGTHS), predicted, predicted] * 2, "student, teacher; trained, then read"
+    assert set(rows[8:]) == {7, sum(LENGTHS) % 7, predicted}
+    assert sum(rows[8:]) == 6 * sum(LENGTHS) + 4 * predicted, "all tokens also once more in the backward pass"
 
 
 def test_a_batch_without_masks_is_no_division_by_nothing() -> None:

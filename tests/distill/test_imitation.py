@@ -141,7 +141,7 @@ def test_classification_is_hintons() -> None:
 
 
 def both(kind: str, method: Any, **config: Any) -> Imitation:
-    return method.task(method.Config(**config), predictor(kind, 0), Teacher(predictor(kind, 1)))
+    return method.task(method.AnswersConfig(**config), predictor(kind, 0), Teacher(predictor(kind, 1)))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "regression"])
