@@ -16,7 +16,6 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.corpus import Part
@@ -24,6 +23,7 @@ from distill.imitation import Imitation
 from distill.rarity import RareMaskedSource, rarity_weights
 from distill.teacher import Taught, Teacher
 from engine.batch import PackedBatch
+from engine.chunks import sums_over_chunks
 from engine.config import ConfigError, Section
 from engine.encoders import encode, word_logits
 from engine.flops import encoder_flops, head_flops
@@ -32,7 +32,7 @@ from finetune.model import Predictor
 
 MASKED_WORDS = True
 """The student has a masked-word head, and so has the teacher."""
-_CHUNK = 1 << 25
+_CHUNK = 1 << 24
 """Logits of student or teacher that are held at a time, at most: all of a batch are never there together."""
 
 Weight = Annotated[float, Field(ge=0)]
@@ -131,24 +131,17 @@ class General(Taught):
 
     def _divergence(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:
         """Sum over all tokens of the divergence times T^2, from the last hidden states (T, H) of both."""
-        rows = max(1, _CHUNK // self.student.config.vocab_size)
-        # More than one chunk is computed again in the backward pass, so that one at a time is held.
-        again = rows < batch.num_tokens and torch.is_grad_enabled()
-        sums = [
-            checkpoint(self._divergence_of, batch, *some, use_reentrant=False)
-            if again
-            else self._divergence_of(batch, *some)
-            for some in zip(hidden.split(rows), taught.split(rows), strict=True)
-        ]
-        return torch.stack(sums).sum()
+        temperature = self.config.temperature
 
-    def _divergence_of(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:
-        """The same over the tokens of a chunk, from (R, H)."""
-        rows, temperature = torch.arange(len(hidden), device=hidden.device), self.config.temperature
-        mine = F.log_softmax(word_logits(self.student, batch, rows, hidden) / temperature, -1)
-        with self.teacher.asked(batch) as teacher:
-            theirs = F.log_softmax(word_logits(teacher, batch, rows, taught) / temperature, -1)
-        return F.kl_div(mine, theirs, reduction="sum", log_target=True) * temperature**2
+        def divergence(hidden: Tensor, taught: Tensor) -> Tensor:
+            rows = torch.arange(len(hidden), device=hidden.device)
+            mine = F.log_softmax(word_logits(self.student, batch, rows, hidden) / temperature, -1)
+            with self.teacher.asked(batch) as teacher:
+                theirs = F.log_softmax(word_logits(teacher, batch, rows, taught) / temperature, -1)
+            return F.kl_div(mine, theirs, reduction="sum", log_target=True)[None] * temperature**2
+
+        rows = max(1, _CHUNK // self.student.config.vocab_size)
+        return sums_over_chunks(divergence, [hidden, taught], [*self.student.parameters()], rows)[0]
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass and once the teacher's, with their heads at every token and again at
