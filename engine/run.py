@@ -107,7 +107,8 @@ def keep_large_blocks() -> None:
 
 
 RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "run.sharding", "tracking",
-             "train.micro_batch_tokens", "train.workers", "train.log_every", "train.save_every", "train.keep")  # fmt: skip
+             "train.micro_batch_tokens", "train.workers", "train.log_every", "train.save_every",
+             "train.keep")  # fmt: skip
 """Keys that may change when a run is resumed: they change nothing but rounding, speed and what is written."""
 
 

@@ -1,11 +1,13 @@
-"""Encoders that do not fit one device: parameters, gradients and optimizer state are split over all processes (FSDP2).
+"""Encoders that do not fit one device: parameters, gradients and optimizer state split over all processes (FSDP2).
 
-Of each tensor every process holds a slice of the rows. A layer's tensors are put together where it computes, forward
-and backward, and given up behind it; gradients are added up and split again after every micro-batch, because to hold
-them back, as copies of a whole model do, would keep them whole. Weights are put together in float32 and cast by
-autocast like those of an unsplit run, which this one therefore equals to rounding.
+Of each tensor every process holds a share of the rows. A layer's tensors are put together where it computes, forward
+and backward, and given up behind it; gradients are summed and split again after every micro-batch, since to wait for
+the last one would keep them whole. Weights are put together in float32 and cast by autocast as those of an unsplit run
+are, which this one therefore equals to rounding; the price is that under bfloat16 a copy of the weights, 2 bytes each,
+is kept on every device from the forward to the backward pass.
 
-It is torch's ``fully_shard`` without accelerate's wrapper, which does not know it on CPUs and wants the optimizer first.
+It is torch's ``fully_shard`` itself: accelerate's way to it starts on GPUs alone, and wants the optimizer before the
+parameters that it is to hold. The model is built in every process' own memory before it is split.
 """
 
 from __future__ import annotations

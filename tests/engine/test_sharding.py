@@ -21,15 +21,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from distill.objectives import distilbert, minilm, tinybert
 from engine.attention import NAME
 from engine.config import ConfigError, validate
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Rhythm, Trainer, TrainSection
-from engine.objective import objective_module
+from engine.loop import share_of_loss
+from engine.objective import Objective, objective_module
 from engine.optim import OptimSection, build_optimizer
 from engine.run import RunDirectory, RunSection, start_accelerator
-from engine.sharding import own_layers, prepared
+from engine.sharding import own_layers, prepared, whole
 from engine.stage import StageConfig
 from engine.tracking import Tracker, TrackingSection
 from finetune.evaluate import predict
@@ -37,6 +39,7 @@ from finetune.examples import TextExamples
 from finetune.objectives.classification import Objective as Classification
 from pretrain.model import ModelSection
 from tests.corpora import learnable_tokens, tiny_tokenizer
+from tests.distill.pairs import masked, student_of, teacher_of
 from tests.finetune.tasks import sentences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,15 +60,26 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 STEPS = 6
 
 
-def trainer_of(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trainer:
-    """A training of a few steps of several micro-batches, saved and evaluated in the middle and at the end."""
-    section, algorithm = CASES[case]
+class Earliest(HeldOut):
+    """All evaluations are equally good, so the first one's weights are loaded again and exported."""
+
+    def score(self, values: dict[str, float]) -> float:
+        return 0.0
+
+
+def trainer_parts(case: str) -> tuple[Objective, Any]:
+    section, _ = CASES[case]
     kind: Any = objective_module("pretrain.objectives", section)
     config, tokenizer = kind.Config.model_validate(section), tiny_tokenizer()
     torch.manual_seed(0)
     objective = kind.build(config, SIZES, tokenizer)
-    source = kind.source(config, learnable_tokens(64), tokenizer, sequence_length=32, seed=1)
-    optim = OptimSection.model_validate({"algorithm": algorithm, "learning_rate": 3e-3, "warmup": 2})
+    return objective, kind.source(config, learnable_tokens(64), tokenizer, sequence_length=32, seed=1)
+
+
+def trainer_of(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trainer:
+    """A training of a few steps of several micro-batches, saved and evaluated in the middle and at the end."""
+    objective, source = trainer_parts(case)
+    optim = OptimSection.model_validate({"algorithm": CASES[case][1], "learning_rate": 3e-3, "warmup": 2})
     settings = {"steps": STEPS, "phases": [{"batch_size": 16}], "micro_batch_tokens": 64, "workers": 0, "log_every": 1}
     train = validate(TrainSection, {**settings, "save_every": 3, "evaluate_every": 3, "export": "best"})
     return Trainer(
@@ -79,7 +93,7 @@ def trainer_of(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trai
         rhythm=Rhythm.of(train, lambda: 1.0),
         seed=5,
         sources=[source],
-        held_out=HeldOut(source, num_examples=13),
+        held_out=Earliest(source, num_examples=13),
     )
 
 
@@ -114,7 +128,10 @@ def classifiers() -> dict[str, Classification]:
     sizes: dict[str, Any] = {**SIZES.sizes(), "vocab_size": 64, "num_labels": 3, "attn_implementation": NAME}
     torch.manual_seed(0)
     albert = AlbertForSequenceClassification(AlbertConfig(**sizes, classifier_dropout_prob=0.0, embedding_size=16))
-    return {"bert": Classification(BertForSequenceClassification(BertConfig(**sizes))), "albert": Classification(albert)}
+    return {
+        "bert": Classification(BertForSequenceClassification(BertConfig(**sizes))),
+        "albert": Classification(albert),
+    }
 
 
 def predictions(accelerator: Any, sharding: Any) -> dict[str, np.ndarray]:
@@ -131,6 +148,30 @@ def predictions(accelerator: Any, sharding: Any) -> dict[str, np.ndarray]:
         optimizer.step()
         found[f"{name}/then"], _ = predict(accelerator, objective, examples, rows, micro_batch_tokens=24)
         found[f"{name}/one"], _ = predict(accelerator, objective, examples, rows[:1], micro_batch_tokens=24)
+    return found
+
+
+def gradients(accelerator: Any) -> dict[str, float]:
+    """The largest difference from an unsplit student's gradients, as a share of the largest of a tensor, by method.
+
+    What layers saw reaches the losses of the second and third beside what the layers return.
+    """
+    distilbert._CHUNK = 90 * 32  # the vocabulary's logits of a third of the tokens, computed again in the backward pass
+    found = {}
+    for kind in (distilbert, tinybert, minilm):
+        config: Any = kind.Config(relation_heads=4) if kind is minilm else kind.Config()
+        teacher, batch = teacher_of(words=kind.MASKED_WORDS), masked()
+        sizes = {"words": kind.MASKED_WORDS, "num_hidden_layers": 3}
+        plain, split = (kind.build(config, student_of(teacher, **sizes), teacher) for _ in range(2))
+        split.load_state_dict(plain.state_dict())
+        for objective in (plain, prepared(accelerator, split, "full")):
+            share_of_loss(objective(batch), batch.counts).backward()
+        found[kind.__name__] = 0.0
+        for (name, one), other in zip(plain.named_parameters(), split.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            if one.grad is not None and other.grad is not None:
+                difference = (whole(other.grad) - one.grad).abs().max() / one.grad.abs().max().clamp(min=1e-6)
+                found[kind.__name__] = max(found[kind.__name__], difference.item())
     return found
 
 
@@ -162,7 +203,9 @@ def work(folder: Path) -> None:
         export(train(accelerator, folder / "one_then_split" / case, case, "full"))
     (folder / f"sizes-{accelerator.process_index}.json").write_text(json.dumps(sizes))
     found = predictions(accelerator, "full")
+    differences = gradients(accelerator)
     if accelerator.is_main_process:
+        (folder / "gradients.json").write_text(json.dumps(differences))
         np.savez(folder / "predictions.npz", **found)  # pyright: ignore[reportArgumentType]
     torch.distributed.destroy_process_group()
 
@@ -200,7 +243,8 @@ def distance(a: Path, b: Path) -> float:
     """Between the tensors of two files, as a share of their norm."""
     one, other = load_file(a), load_file(b)
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in other.items()}
-    flat = [torch.cat([tensors[name].flatten().double() for name in one]) for tensors in (one, other)]
+    names = [name for name in one if not name.endswith(".step")]  # a counter, of a billion in BERT's Adam
+    flat = [torch.cat([tensors[name].flatten().double() for name in names]) for tensors in (one, other)]
     return ((flat[0] - flat[1]).norm() / flat[0].norm()).item()
 
 
@@ -232,6 +276,24 @@ def test_predictions_are_those_of_one_process(folder: Path) -> None:
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
     assert np.abs(expected["bert/then"] - expected["bert/first"]).max() > 1e-2
+
+
+def test_students_learn_the_same(folder: Path) -> None:
+    found = json.loads((folder / "gradients.json").read_text())
+    assert len(found) == 3
+    assert max(found.values()) < 1e-4, found
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3, 13])
+def test_all_processes_make_as_many_passes(num_examples: int) -> None:
+    """One pass more in one of them would wait for the others forever."""
+    source = trainer_parts("bert")[1]
+    held_out = HeldOut(source, num_examples=num_examples, micro_batch_tokens=40)
+    for number in (2, 3, 5):
+        batches = [held_out.batches(number, rank) for rank in range(number)]
+        assert len({len(each) for each in batches}) == 1
+        seen = sum(batch.num_sequences for each in batches for batch in each)
+        assert seen == num_examples * (number if num_examples < number else 1)
 
 
 class Stacks(nn.Module):
