@@ -53,8 +53,9 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-<step>``, replacing one of the same step, and return its path.
 
-    All processes call it, and the main one writes. ``state`` is what JSON can hold, ``config`` the resolved configuration as YAML. If it cannot be written, nothing
-    of it is left behind and ``CheckpointError`` says how much room was needed and which checkpoint is the newest.
+    All processes call it, and the main one writes. ``state`` is what JSON can hold, ``config`` the resolved
+    configuration as YAML. If it cannot be written, nothing of it is left behind and ``CheckpointError`` says how much
+    room was needed and which checkpoint is the newest.
     """
     path = folder / checkpoint_name(step)
     partial = path.with_name(f"{path.name}.partial")
