@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -195,8 +196,10 @@ def here(tensor: Tensor) -> int:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
 
 
-def work(folder: Path) -> None:
+def work(rank: int, folder: Path, port: int) -> None:
     """What each of the two processes does."""
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     accelerator = start_accelerator(validate(RunSection, {**SECTION, "sharding": "full"}))
     sizes = {}
     for case in CASES:
@@ -226,9 +229,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export(train(accelerator, path / "one" / case, case, "none"))
     for case in RESUMED:
         after_half(path / "one" / case, path / "one_then_split" / case)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, "-m", "tests.engine.test_sharding", str(path)]
+    command = [sys.executable, "-m", "tests.engine.test_sharding", str(path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     for case in RESUMED:
@@ -331,4 +333,8 @@ def test_the_micro_batch_has_to_be_given() -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    # Forked behind the imports, which take longer than everything else.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]), port), nprocs=2, start_method="fork")
