@@ -113,9 +113,9 @@ class General(Stage):
 
     def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
         """Export, plot, and the held-out terms."""
+        objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
-        objective = self.accelerator.unwrap_model(trainer.objective)
         table, picture = results_table(ended.held_out), self.path / "curves.png"
         plot_terms(self.directory.metrics_file, [*ended.held_out], picture, self.name)
         student, processes = objective.exported(), self.accelerator.num_processes

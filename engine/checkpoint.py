@@ -3,7 +3,8 @@
 A checkpoint is a folder ``step-0000001000`` of ``model.safetensors``, ``optimizer.safetensors`` (state tensors by
 parameter name), ``state.json`` (the loop's state), ``config.yaml`` and ``manifest.json`` (size and SHA-256 of the
 others). It is written under another name and renamed when all of it is on disk. Nothing in it can run code when it is
-read. One process writes; in a run of several the caller sees to it that the others wait.
+read. One process writes; in a run of several the caller sees to it that the others wait. Tensors are whole in it, also
+where each process has a part of them only: a run goes on with any number of processes, split or not.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.config import InputError
 from engine.files import publish, remove
+from engine.sharding import gathered, split_like
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +42,33 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(
-    folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], config: str
+    folder: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    config: str,
+    is_main: bool = True,
 ) -> Path:
     """Write ``folder/step-<step>``, replacing one of the same step, and return its path.
 
-    ``state`` is what JSON can hold, ``config`` the resolved configuration as YAML. If it cannot be written, nothing
-    of it is left behind and ``CheckpointError`` says how much room was needed and which checkpoint is the newest.
+    All processes call it, and the main one writes. ``state`` is what JSON can hold, ``config`` the resolved
+    configuration as YAML. If it cannot be written, nothing of it is left behind and ``CheckpointError`` says how much
+    room was needed and which checkpoint is the newest.
     """
     path = folder / checkpoint_name(step)
     partial = path.with_name(f"{path.name}.partial")
-    moments = _by_name(model, optimizer)
+    names = _names_of_tensors(model)
+    weights = gathered({first: tensor for tensor, (first, *_) in names}, is_main=is_main)
+    moments = gathered(_by_name(model, optimizer), is_main=is_main)
+    if not is_main:
+        return path
     try:
         remove(partial)
         partial.mkdir(parents=True)
-        save_model(model, str(partial / "model.safetensors"))
+        others = {other: first for _, (first, *rest) in names for other in rest}
+        save_file(weights, partial / "model.safetensors", metadata=others)
         save_file(moments, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (partial / "config.yaml").write_text(config, encoding="utf-8")
@@ -63,7 +77,7 @@ def save_checkpoint(
         publish(partial, path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        needed = _num_bytes([*model.state_dict().values(), *moments.values()])
+        needed = sum(tensor.nbytes for tensor in [*weights.values(), *moments.values()])
         newest = latest_checkpoint(folder)
         raise CheckpointError(
             f"cannot write checkpoint {path}: {error}. It needs {needed / 1e6:,.1f} MB ({needed} bytes); "
@@ -89,10 +103,7 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
     Raises ``InputError`` where names or shapes are not those of the checkpoint. Learning rates and the like stay as the
     optimizer has them: they follow from the configuration.
     """
-    try:
-        load_model(model, path / "model.safetensors")
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit this model; resume with the config.yaml in it: {error}") from error
+    _restore_model(path, model)
     _restore_optimizer(path, _parameter_names(model, optimizer), optimizer)
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
@@ -136,9 +147,35 @@ def _defect(path: Path, *, checksums: bool) -> str | None:
     return None
 
 
-def _num_bytes(tensors: Iterable[Tensor]) -> int:
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+def _names_of_tensors(model: nn.Module) -> list[tuple[Tensor, list[str]]]:
+    """Every tensor of a model once, with its names in alphabetical order: the first one is stored, as safetensors'
+    ``save_model`` does it."""
+    found: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        found.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return [*found.values()]
+
+
+@torch.no_grad()
+def _restore_model(path: Path, model: nn.Module) -> None:
+    names, stored = _names_of_tensors(model), load_file(path / "model.safetensors")
+    known = {name for _, each in names for name in each}
+    problems = [f"{name}: the model has no such tensor" for name in stored if name not in known]
+    for tensor, each in names:
+        value = next((stored[name] for name in each if name in stored), None)
+        if value is None:
+            problems.append(f"{each[0]}: not in the checkpoint")
+        elif value.shape != tensor.shape:
+            problems.append(f"{each[0]}: its shape is {tuple(value.shape)}, the model's {tuple(tensor.shape)}")
+        elif not problems:
+            tensor.copy_(split_like(value, tensor))
+    _refuse(path, "model", problems)
+
+
+def _refuse(path: Path, what: str, problems: list[str]) -> None:
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise InputError(f"{path} does not fit this {what}; resume with the config.yaml in it:\n{listing}")
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -154,7 +191,7 @@ def _by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     moments = {f"{names[i]}.{key}": value for i, slots in state.items() for key, value in slots.items()}
     assert all(isinstance(value, Tensor) for value in moments.values()), "optimizer state that is not a tensor"
-    return {name: value.contiguous() for name, value in moments.items()}
+    return moments
 
 
 def _restore_optimizer(path: Path, names: list[str], optimizer: torch.optim.Optimizer) -> None:
@@ -170,10 +207,9 @@ def _restore_optimizer(path: Path, names: list[str], optimizer: torch.optim.Opti
             shape = tuple(parameters[index[name]].shape)
             problems.append(f"{full_name}: its shape is {tuple(value.shape)}, the parameter's {shape}")
         else:
-            state.setdefault(index[name], {})[key] = value.clone()  # load_file maps the file, which may be pruned
+            like = parameters[index[name]] if value.ndim else value
+            state.setdefault(index[name], {})[key] = split_like(value, like)  # a copy: the file may be pruned
     missing = [name for name, i in index.items() if parameters[i] in optimizer.state and i not in state]
     problems += [f"{name}: is being trained, but not in the checkpoint" for name in missing]
-    if problems:
-        listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise InputError(f"{path} does not fit this optimizer; resume with the config.yaml in it:\n{listing}")
+    _refuse(path, "optimizer", problems)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

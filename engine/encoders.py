@@ -99,13 +99,22 @@ def encode_layers(
     return tuple(hidden[0] for hidden in _run(model, batch, record=record, output_hidden_states=True).hidden_states)
 
 
-def _run(model: PreTrainedModel, batch: PackedBatch, **options: Any) -> Any:
+def _run(model: PreTrainedModel, batch: PackedBatch, *, record: list[Recorded] | None = None, **options: Any) -> Any:
     inputs, kind = batch.model_inputs(), family(model.config)
+    if record is not None:
+        inputs["record"] = _Appending(record)
     if not kind.token_types:
         del inputs["token_type_ids"]
     if kind.positions_after_padding:
         inputs["position_ids"] = inputs["position_ids"] + _first_position(model.config)
     return model.base_model(**inputs, **options, return_dict=True)
+
+
+class _Appending:
+    """What reaches every layer as it is: of a list, torch gives a copy to a layer whose weights are split."""
+
+    def __init__(self, items: list[Recorded]) -> None:
+        self.append = items.append
 
 
 def sequence_logits(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:

@@ -67,8 +67,13 @@ class HeldOut:
         return -values["loss"]
 
     def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
-        """One rank's part of the examples."""
+        """One rank's part of the examples, the same number of batches for every rank.
+
+        Of fewer examples than ranks each gets all: the means are the same.
+        """
         lengths = self.rows["length"].astype("int64")
+        if len(lengths) < num_ranks:
+            num_ranks, rank = 1, 0
         parts = shares(lengths, self.micro_batch_tokens, num_ranks, rank)
         return [self._source.collate(self.rows[part]) for part in parts]
 

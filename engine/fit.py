@@ -23,6 +23,7 @@ from engine.micro_batch import largest_micro_batch
 from engine.optim import OptimSection, learning_rate
 from engine.order import Cursor, Phase, Steps, load
 from engine.run import RunDirectory, StopSignal
+from engine.sharding import assemble
 from engine.tracking import Tracker
 
 
@@ -182,6 +183,11 @@ class Trainer:
         progress.note(f"the best evaluation was that of step {self.best:,}: its weights are taken")
         return self.best
 
+    def assembled(self) -> Any:
+        """The objective, in the main process with whole weights, to be exported; all processes call it at the end."""
+        assemble(self._plain, is_main=self.accelerator.is_main_process)
+        return self._plain
+
     @property
     def _plain(self) -> Any:
         return self.accelerator.unwrap_model(self.objective)
@@ -213,17 +219,22 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            state = {
+        folder, is_main = self.run_directory.checkpoints, self.accelerator.is_main_process
+        save_checkpoint(
+            folder,
+            step=self.step,
+            model=self._plain,
+            optimizer=self.optimizer,
+            state={
                 "step": self.step,
                 "cursor": asdict(self.cursor),
                 "seed": self.seed,
                 "total_steps": self.rhythm.total,
-            }
-            folder = self.run_directory.checkpoints
-            save_checkpoint(
-                folder, step=self.step, model=self._plain, optimizer=self.optimizer, state=state, config=self.config
-            )
+            },
+            config=self.config,
+            is_main=is_main,
+        )
+        if is_main:
             best = checkpoint_name(self.best) if self.evaluations else None
             prune_checkpoints(folder, keep=self.section.keep, best=best)
         self.accelerator.wait_for_everyone()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from engine.keyed import key
 from engine.objective import Objective, Term
 from engine.order import Cursor, StepData
+from engine.sharding import whole
 
 
 class DivergedError(RuntimeError):
@@ -92,7 +93,7 @@ def training_steps(
                 accelerator.backward(share_of_loss(terms, counts) * accelerator.num_processes)
             done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)
-        norm = nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True))
         rate = learning_rate(item.step)
         if not torch.isfinite(norm):
             raise DivergedError(_diverged(item.step, rate, norm, done))

@@ -7,7 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class Term:
 
 class Objective(nn.Module, ABC):
     """Owns everything that is trained; a frozen teacher, where there is one, stays outside ``state_dict``."""
+
+    entries: ClassVar[tuple[str, ...]] = ()
+    """Methods beside ``forward`` that run the networks and are called from outside."""
 
     @abstractmethod
     def forward(self, batch: PackedBatch) -> dict[str, Term]:

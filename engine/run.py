@@ -24,6 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from engine.config import ConfigError, Section
 from engine.environment import num_cores
 from engine.files import write_text
+from engine.sharding import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class RunSection(Section):
     """``bf16`` multiplies matrices in bfloat16, weights stay float32; ``auto`` does if the device does so natively."""
     device: Literal["auto", "cpu"] = "auto"
     """``cpu`` ignores a GPU."""
+    sharding: Sharding = "none"
+    """``full`` splits parameters, gradients and optimizer state over all processes, for models that one device cannot
+    hold. Slower otherwise; checkpoints and results are the same."""
 
 
 def start_accelerator(section: RunSection) -> Accelerator:
@@ -58,6 +62,11 @@ def start_accelerator(section: RunSection) -> Accelerator:
         # Encoders' buffers are constants, and the gradients may live in the buckets they are summed in.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    if section.sharding != "none" and accelerator.num_processes == 1:
+        raise ConfigError(
+            f"run.sharding: given {section.sharding!r}, but there is one process, and nothing to split a model over; "
+            "start several (make's PROCESSES=2, or GPUS=8), or give run.sharding=none"
+        )
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if section.threads is not None:
         torch.set_num_threads(section.threads)
@@ -97,8 +106,9 @@ def keep_large_blocks() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
 
 
-RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "tracking", "train.micro_batch_tokens",
-             "train.workers", "train.log_every", "train.save_every", "train.keep")  # fmt: skip
+RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "run.sharding", "tracking",
+             "train.micro_batch_tokens", "train.workers", "train.log_every", "train.save_every",
+             "train.keep")  # fmt: skip
 """Keys that may change when a run is resumed: they change nothing but rounding, speed and what is written."""
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate.state import AcceleratorState
+from pydantic import model_validator
 
 from engine.config import ConfigError, InputError, Section, describe, dump
 from engine.environment import environment
@@ -23,6 +24,7 @@ from engine.loop import DivergedError
 from engine.objective import Objective, Source
 from engine.optim import OptimSection, build_optimizer, learning_rate
 from engine.run import RunDirectory, RunSection, start_accelerator
+from engine.sharding import prepared
 from engine.tracking import Tracker, TrackingSection
 
 
@@ -33,6 +35,15 @@ class StageConfig(Section):
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
     tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _micro_batch_is_given(self) -> StageConfig:
+        if self.run.sharding != "none" and self.train.micro_batch_tokens == "auto":
+            raise ValueError(
+                f"train.micro_batch_tokens=auto tries passes in each process by itself, and with run.sharding="
+                f"{self.run.sharding} no process can make one without the others; give a number of tokens"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class Stage(ABC):
         objective = parts.objective()
         return Trainer(
             accelerator,
-            accelerator.prepare_model(objective),
+            prepared(accelerator, objective, config.run.sharding),
             build_optimizer(config.optim, objective),
             run=RunDirectory(self.path),
             config=self.text,

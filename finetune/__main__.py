@@ -132,7 +132,7 @@ class Finetuning(Stage):
 
     def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
         """Predict all splits, export, and set the metrics beside what guessing and counting words reach."""
-        section, predicted = self.config.task, self._predict(trainer)
+        section, predicted, objective = self.config.task, self._predict(trainer), trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
         first = section.validation[0]
@@ -149,7 +149,6 @@ class Finetuning(Stage):
         pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
         plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
         hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
-        objective = self.accelerator.unwrap_model(trainer.objective)
         card = model_card(self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline)
         export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
         tracker.summary({f"{split}/{name}": value for split, found in values.items() for name, value in found.items()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ def best_within(logits: Tensor, owner: Tensor, number: int) -> Tensor:
 
 class Predictor(Objective):
     """An objective that can be asked for its predictions."""
+
+    entries: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

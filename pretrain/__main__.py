@@ -94,6 +94,7 @@ class Pretraining(Stage):
 
     def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
         """Export, plot, and held-out numbers beside their baselines."""
+        objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
         mask_id = cast(int, self.tokenizer.mask_token_id)
@@ -108,7 +109,6 @@ class Pretraining(Stage):
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
-        objective = self.accelerator.unwrap_model(trainer.objective)
         models = {".": objective.exported(), **objective.companions()}
         fills = next(name for name, model in models.items() if model.get_output_embeddings() is not None)
         facts |= {f"in `{name}/`": type(model).__name__ for name, model in objective.companions().items()}

@@ -108,18 +108,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, whole: Path) ->
 
 
 def test_two_processes_equal_one(folder: Path, whole: Path) -> None:
-    """The same scores and losses; 41 validation examples do not divide by two."""
+    """The same scores and losses, split or not; 41 validation examples do not divide by two."""
     still = ["model.hidden_dropout=0", "model.attention_dropout=0", "model.classifier_dropout=0"]
     assert main(arguments(folder, "one", *still)) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune"]
-    given = arguments(folder, "two", *still, "run.device=cpu", "train.micro_batch_tokens=64")
-    done = subprocess.run([*launch, *given], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=1e-5)
-    one, two = (results(folder, name)["scores"]["validation"] for name in ("one", "two"))
-    assert one == pytest.approx(two, abs=1e-6)
-    files = [folder / "runs/finetune" / name / "predictions/validation.tsv" for name in ("one", "two")]
-    np.testing.assert_allclose(*map(read_outputs, files), atol=1e-5)
+    for run, more in (("two", []), ("split", ["run.sharding=full"])):
+        given = arguments(folder, run, *still, "run.device=cpu", "train.micro_batch_tokens=64", *more)
+        done = subprocess.run([*launch, *given], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert losses(folder, run) == pytest.approx(losses(folder, "one"), abs=1e-5)
+        one, two = (results(folder, name)["scores"]["validation"] for name in ("one", run))
+        assert one == pytest.approx(two, abs=1e-6)
+        files = [folder / "runs/finetune" / name / "predictions/validation.tsv" for name in ("one", run)]
+        np.testing.assert_allclose(*map(read_outputs, files), atol=1e-5)
 
 
 def test_losses_are_those_of_the_plain_library(folder: Path) -> None:

@@ -196,20 +196,21 @@ def test_a_killed_run_resumes_from_the_newest_whole_checkpoint(folder: Path, who
 
 
 def test_two_processes_equal_one(folder: Path, whole: str) -> None:
-    """20 steps in float32 without dropout: losses to 1e-5, whatever processes and micro-batches."""
+    """20 steps in float32 without dropout: losses to 1e-5, whatever processes and micro-batches, split or not."""
     settings = [*STILL, "train.steps=20"]
     run(folder, "one", *settings)
-    run(folder, "two", *settings, "train.micro_batch_tokens=64", processes=2)
-    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=1e-5)
-    rate = [row["learning_rate"] for row in rows(folder, "two").values()]
-    assert rate == [row["learning_rate"] for row in rows(folder, "one").values()]
-    one, two = exported(folder, "one"), exported(folder, "two")
-    difference = torch.cat([(one[name] - two[name]).flatten() for name in one])
-    assert difference.norm() / torch.cat([tensor.flatten() for tensor in one.values()]).norm() < 1e-5
-    held_out = [
-        json.loads((folder / f"runs/pretrain/{n}/finished.json").read_text())["held_out"] for n in ("one", "two")
-    ]
-    assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
+    for name, more in (("two", []), ("split", ["run.sharding=full"])):
+        run(folder, name, *settings, "train.micro_batch_tokens=64", *more, processes=2)
+        assert losses(folder, name) == pytest.approx(losses(folder, "one"), abs=1e-5)
+        rate = [row["learning_rate"] for row in rows(folder, name).values()]
+        assert rate == [row["learning_rate"] for row in rows(folder, "one").values()]
+        one, two = exported(folder, "one"), exported(folder, name)
+        difference = torch.cat([(one[key] - two[key]).flatten() for key in one])
+        assert difference.norm() / torch.cat([tensor.flatten() for tensor in one.values()]).norm() < 1e-5
+        held_out = [
+            json.loads((folder / f"runs/pretrain/{n}/finished.json").read_text())["held_out"] for n in ("one", name)
+        ]
+        assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
 
 
 ALBERT = ["tokenizer.type=unigram", "objective.sharing=attention", "optim.algorithm=lamb"]
