@@ -10,13 +10,13 @@ Legend: T tokens of a batch, R rows of a chunk of it, H width, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.corpus import Part
@@ -24,6 +24,7 @@ from distill.imitation import Imitation
 from distill.rarity import RareMaskedSource, rarity_weights
 from distill.teacher import Taught, Teacher
 from engine.batch import PackedBatch
+from engine.chunks import in_chunks, word_sums
 from engine.config import ConfigError, Section
 from engine.encoders import encode, word_logits
 from engine.flops import encoder_flops, head_flops
@@ -114,15 +115,18 @@ class General(Taught):
             taught = encode(teacher, batch)
         kl = self._divergence(batch, hidden, taught)
         positions, words = batch.targets["masked_positions"], batch.targets["masked_ids"]
-        logits = word_logits(self.student, batch, positions, hidden)
+        vocab_size = self.student.config.vocab_size
+        mine = partial(_words, self.student, batch)
+        loss, right = word_sums(mine, hidden[positions], words, vocab_size=vocab_size)
         with self.teacher.asked(batch) as teacher:
-            known = word_logits(teacher, batch, positions, taught)
+            theirs = partial(_words, teacher, batch)
+            known, known_right = word_sums(theirs, taught[positions], words, vocab_size=vocab_size)
         terms = {
             "kl": Term(kl, "tokens", self.config.kl),
-            "mlm": Term(F.cross_entropy(logits, words, reduction="sum"), "masked", self.config.mlm),
-            "mlm_accuracy": Term((logits.detach().argmax(-1) == words).sum(), "masked", 0.0),
-            "teacher_mlm": Term(F.cross_entropy(known, words, reduction="sum"), "masked", 0.0),
-            "teacher_mlm_accuracy": Term((known.argmax(-1) == words).sum(), "masked", 0.0),
+            "mlm": Term(loss, "masked", self.config.mlm),
+            "mlm_accuracy": Term(right, "masked", 0.0),
+            "teacher_mlm": Term(known, "masked", 0.0),
+            "teacher_mlm_accuracy": Term(known_right, "masked", 0.0),
         }
         if hidden.shape == taught.shape:
             angle = 1 - F.cosine_similarity(hidden.float(), taught.float(), dim=-1)
@@ -131,29 +135,27 @@ class General(Taught):
 
     def _divergence(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:
         """Sum over all tokens of the divergence times T^2, from the last hidden states (T, H) of both."""
-        rows = max(1, _CHUNK // self.student.config.vocab_size)
-        # More than one chunk is computed again in the backward pass, so that one at a time is held.
-        again = rows < batch.num_tokens and torch.is_grad_enabled()
-        sums = [
-            checkpoint(self._divergence_of, batch, *some, use_reentrant=False)
-            if again
-            else self._divergence_of(batch, *some)
-            for some in zip(hidden.split(rows), taught.split(rows), strict=True)
-        ]
+        chunk = partial(self._divergence_of, batch)
+        sums = in_chunks(chunk, hidden, taught, width=self.student.config.vocab_size, most=_CHUNK)
         return torch.stack(sums).sum()
 
     def _divergence_of(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:
         """The same over the tokens of a chunk, from (R, H)."""
-        rows, temperature = torch.arange(len(hidden), device=hidden.device), self.config.temperature
-        mine = F.log_softmax(word_logits(self.student, batch, rows, hidden) / temperature, -1)
+        temperature = self.config.temperature
+        mine = F.log_softmax(_words(self.student, batch, hidden) / temperature, -1)
         with self.teacher.asked(batch) as teacher:
-            theirs = F.log_softmax(word_logits(teacher, batch, rows, taught) / temperature, -1)
+            theirs = F.log_softmax(_words(teacher, batch, taught) / temperature, -1)
         return F.kl_div(mine, theirs, reduction="sum", log_target=True) * temperature**2
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass and once the teacher's, with their heads at every token and again at
         the masked ones."""
         return 3 * _forward_flops(self.student, batch) + _forward_flops(self.teacher.module, batch)
+
+
+def _words(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """Logits (R, V), float32, of last hidden states (R, H)."""
+    return word_logits(model, batch, torch.arange(len(hidden), device=hidden.device), hidden)
 
 
 def _forward_flops(model: PreTrainedModel, batch: PackedBatch) -> float:

@@ -1,0 +1,106 @@
+"""Logits in chunks: the same numbers, and never more of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine import chunks
+from engine.chunks import in_chunks, word_sums
+from engine.loop import share_of_loss
+from engine.objective import Objective, objective_module
+from pretrain.objectives import electra
+from tests.pretrain.test_objectives import OBJECTIVES, TINY, batch_of, make, word_head
+
+VOCABULARY, ROWS = 50, 23
+
+
+def run(most: int, monkeypatch: pytest.MonkeyPatch, head: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    monkeypatch.setattr(chunks, "LOGITS", most)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(ROWS, 8, generator=generator).requires_grad_()
+    words = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    loss, right = word_sums(head, hidden, words, vocab_size=VOCABULARY)
+    loss.backward()
+    assert hidden.grad is not None
+    return [loss.detach(), right, hidden.grad]
+
+
+def head_of(rows: list[int]) -> nn.Linear:
+    torch.manual_seed(0)
+    head = nn.Linear(8, VOCABULARY)
+    head.register_forward_hook(lambda _, __, output: rows.append(len(output)))
+    return head
+
+
+@pytest.mark.parametrize("number", [1, 7, 22])
+def test_chunks_change_rounding_alone(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    rows: list[int] = []
+    whole, parts = head_of([]), head_of(rows)
+    expected, found = run(10**9, monkeypatch, whole), run(number * VOCABULARY + 1, monkeypatch, parts)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    assert max(rows) == number
+    assert sum(rows) == 2 * ROWS, "all of them once more in the backward pass"
+
+
+def test_one_chunk_is_the_plain_loss_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    loss, right, gradient = run(ROWS * VOCABULARY, monkeypatch, head_of(rows))
+    assert rows == [ROWS]
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(ROWS, 8, generator=generator).requires_grad_()
+    words = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    logits = head_of([])(hidden)
+    plain = F.cross_entropy(logits, words, reduction="sum")
+    plain.backward()
+    assert torch.equal(loss, plain)
+    assert right == (logits.argmax(-1) == words).sum()
+    assert hidden.grad is not None
+    assert torch.equal(gradient, hidden.grad)
+
+
+def test_nothing_is_computed_again_where_nothing_is_trained() -> None:
+    calls: list[int] = []
+
+    def count(rows: Tensor) -> Tensor:
+        calls.append(len(rows))
+        return rows.sum()
+
+    with torch.no_grad():
+        assert torch.stack(in_chunks(count, torch.ones(5, 2), width=10, most=29)).sum() == 10
+    assert calls == [2, 2, 1]
+    assert len(in_chunks(count, torch.ones(0, 2), width=10, most=29)) == 1, "a chunk of nothing, so that there is a sum"
+    assert len(in_chunks(count, torch.ones(2, 2), width=10, most=3)) == 2, "a row, however wide"
+
+
+def passed(objective: Objective, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    torch.manual_seed(3)
+    terms = objective(batch)
+    objective.zero_grad()
+    share_of_loss(terms, batch.counts).backward()
+    gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+    return {name: term.total.detach() for name, term in terms.items()}, gradient
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_hold_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """With dropout in the encoder, and samples of the generator that are the same."""
+    objective, source = make(objective_module("pretrain.objectives", {"type": name}), TINY)
+    batch, rows = batch_of(source), []
+    expected, gradient = passed(objective.train(), batch)
+    vocab_size = word_head(objective).out_features
+    for module in (chunks, electra):
+        monkeypatch.setattr(module, "LOGITS", 9 * vocab_size)
+    with word_head(objective).register_forward_hook(lambda _, __, output: rows.append(len(output))):
+        found, other = passed(objective, batch)
+    assert max(rows) == 9 < batch.counts["masked"]
+    assert sum(rows) == 2 * batch.counts["masked"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (other - gradient).norm() / gradient.norm() < 1e-5
