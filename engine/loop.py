@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from engine.keyed import key
 from engine.objective import Objective, Term
-from engine.order import Cursor, StepData
+from engine.order import Cursor, StepData, on_device
 
 
 class DivergedError(RuntimeError):
@@ -129,7 +129,7 @@ def training_steps(
     host_sum, plain, watch = HostSum(), accelerator.unwrap_model(objective), Watch(accelerator.device)
     assert isinstance(plain, Objective)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    for item in data:
+    for item in on_device(data, accelerator.device):
         counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
         # Dropout depends on seed, step and rank alone: nothing to store, nothing to replay on resume.
         torch.manual_seed(int(key(seed, item.step, accelerator.process_index) >> 1))
@@ -137,7 +137,7 @@ def training_steps(
         for turn, batch in enumerate(item.micro_batches):
             last = turn == len(item.micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(objective):
-                terms = objective(batch.to(accelerator.device))
+                terms = objective(batch)
                 accelerator.backward(share_of_loss(terms, counts) * accelerator.num_processes)
             done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)

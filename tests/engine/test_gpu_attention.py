@@ -90,7 +90,7 @@ def test_the_library_takes_the_same_arguments() -> None:
 def test_sequence_mask_is_that_of_all_pairs(lengths: list[int]) -> None:
     plan, total = plan_attention(np.array(lengths)), sum(lengths)
     sequence = np.repeat(np.arange(len(lengths)), lengths)
-    wanted: Any = sequence[:, None] == sequence
+    wanted = np.equal.outer(sequence, sequence)
     mask: Any = plan.sequence_mask
     assert plan.sequence_mask is mask, "made once"
     assert mask.shape == (1, 1, total, total)
