@@ -4,20 +4,24 @@ Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s 
 
 A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention
 alone wants rectangles: sequences of similar length are gathered into a few of them, and only their scores and values
-see padding. The gather indices are made once per batch, on the host, and used by every layer.
+see padding. The gather indices are made once per batch, on the host, and used by every layer. A GPU needs no rectangles
+unless there is dropout (:mod:`engine.gpu_attention`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 
+from engine import gpu_attention
 from engine.dropout import dropout as fast_dropout
 
 NAME = "packed"
@@ -26,7 +30,7 @@ NAME = "packed"
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Which rows of the flat batch form which rectangle."""
+    """Where the sequences of the flat batch lie, and which of its rows form which rectangle."""
 
     gather: Tensor
     """(P,) flat row behind each cell of the rectangles, padding repeats row 0."""
@@ -36,11 +40,20 @@ class AttentionPlan:
     """(b, s) of each rectangle."""
     biases: tuple[Tensor | None, ...]
     """Per rectangle (b, 1, 1, s): 0 for real keys, -inf for padding; ``None`` where there is none."""
+    starts: Tensor
+    """(B+1,) int32, where each sequence starts; the last entry is T."""
+    longest: int
+    """Tokens of the longest sequence."""
 
     @property
     def identity(self) -> bool:
         """True where the flat batch is one rectangle already."""
         return len(self.shapes) == 1 and self.biases[0] is None
+
+    @cached_property
+    def sequence_mask(self) -> BlockMask:
+        """Which tokens are of one sequence, for all layers; made where the plan is."""
+        return gpu_attention.sequence_mask(self.starts, len(self.scatter))
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,12 @@ def plan_attention(lengths: np.ndarray) -> AttentionPlan:
         biases.append(None if real.all() else torch.from_numpy(bias))
         offset += rows.size
     return AttentionPlan(
-        torch.from_numpy(np.concatenate(gathers)), torch.from_numpy(scatter), tuple(shapes), tuple(biases)
+        torch.from_numpy(np.concatenate(gathers)),
+        torch.from_numpy(scatter),
+        tuple(shapes),
+        tuple(biases),
+        torch.from_numpy(starts.astype(np.int32)),
+        int(lengths.max()),
     )
 
 
@@ -135,6 +153,11 @@ def packed_attention(
     flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
     if record is not None:
         record.append(Recorded(flat[0], flat[1], flat[2], scale))
+    kernel = gpu_attention.kernel_for(query, dropout)
+    if kernel == "varlen":
+        return gpu_attention.by_varlen(flat[0], flat[1], flat[2], plan.starts, plan.longest, scale)[None], None
+    if kernel == "flex":
+        return gpu_attention.by_flex(query, key, value, plan.sequence_mask, scale).transpose(1, 2), None
     outputs = []
     for q, k, v, bias in zip(*(rectangles(x, plan) for x in flat), plan.biases, strict=True):
         heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout)

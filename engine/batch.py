@@ -64,6 +64,15 @@ class PackedBatch:
         """The batch on a device; a copy from pinned memory does not wait."""
         return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """Say that a stream other than the one it was copied on reads the batch; its memory waits for that one, too."""
+
+        def note(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        _map(self, note)
+
     def pin_memory(self) -> PackedBatch:
         """The batch in page-locked memory (called by torch's data loader)."""
         return _map(self, torch.Tensor.pin_memory)

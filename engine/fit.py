@@ -17,7 +17,7 @@ from engine.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoin
 from engine.config import Section
 from engine.duration import Duration
 from engine.evaluate import HeldOut
-from engine.loop import StepInfo, training_steps
+from engine.loop import StepInfo, always, training_steps
 from engine.meter import Meter, Progress
 from engine.micro_batch import largest_micro_batch
 from engine.optim import OptimSection, learning_rate
@@ -139,7 +139,8 @@ class Trainer:
             if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
                 self._evaluate(tracker, progress)  # stopped between saving and evaluating
             rate = learning_rate(self.optim, self.rhythm.total)
-            steps = [] if self._out_of_patience else self.steps(rate, lambda: signal.requested is not None)
+            asked = (lambda: signal.requested is not None), self._acted_on
+            steps = [] if self._out_of_patience else self.steps(rate, *asked)
             for info in steps:
                 self.step, self.cursor = info.step, info.cursor
                 meter.add(info)
@@ -192,7 +193,14 @@ class Trainer:
     def _plain(self) -> Any:
         return self.accelerator.unwrap_model(self.objective)
 
-    def steps(self, rate: Callable[[int], float], stop_requested: Callable[[], bool]) -> Iterator[StepInfo]:
+    def _acted_on(self, step: int) -> bool:
+        """Whether a step is logged, saved or evaluated; any, on a device that the host does not run ahead of."""
+        every = self.rhythm.log, self.rhythm.save, self.rhythm.evaluate
+        return self.accelerator.device.type in _IN_STEP or any(self.rhythm.due(step, steps) for steps in every)
+
+    def steps(
+        self, rate: Callable[[int], float], stop_requested: Callable[[], bool], certain: Callable[[int], bool] = always
+    ) -> Iterator[StepInfo]:
         """The updates from where the training stands; ``rate`` is the learning rate of each, counted from 0."""
         steps = Steps(
             self.sources,
@@ -216,6 +224,7 @@ class Trainer:
             max_gradient_norm=self.optim.max_gradient_norm,
             seed=self.seed,
             stop_requested=stop_requested,
+            certain=certain,
         )
 
     def _save(self) -> None:
@@ -248,6 +257,8 @@ class Trainer:
 
 
 _HELD_OUT = "held_out/"
+_IN_STEP = ("cpu",)
+"""Devices that have always finished what the host has asked for."""
 
 
 def _evaluations(metrics_file: Path, last: int) -> dict[int, dict[str, float]]:

@@ -1,15 +1,19 @@
 """The loop: all stages train with it, and it knows no loss by name.
 
 One optimizer step: take the step's examples, make the counts of all micro-batches and ranks known to all, run each
-micro-batch and divide its sums by the global counts, clip, stop *before* the update if anything is not finite, set
-the learning rate, update. What else happens now and then (log, save, evaluate) is in :mod:`engine.fit`.
+micro-batch and divide its sums by the global counts, clip, set the learning rate, update unless anything is not
+finite. The host never waits for the device, except where it has to be certain. What else happens now and then (log,
+save, evaluate) is in :mod:`engine.fit`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +22,8 @@ from torch import Tensor, nn
 
 from engine.keyed import key
 from engine.objective import Objective, Term
-from engine.order import Cursor, StepData
-from engine.sharding import whole
+from engine.order import Cursor, StepData, on_device
+from engine.sharding import is_split, whole
 
 
 class DivergedError(RuntimeError):
@@ -63,6 +67,45 @@ class HostSum:
         return dict(zip(sorted(values), summed.tolist(), strict=True))
 
 
+class Watch:
+    """Finds the first step whose gradient is not finite, without the host waiting for the device.
+
+    That step raises a flag on the device which nothing lowers, and an optimizer that is shown the flag leaves weights
+    and moments as they are. Each step's copy of it travels to the host behind the step's work and is read when the next
+    step is queued already, so that the device always has something to do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.flag = torch.zeros((), device=device)
+        """(), float32: 1 since some step was broken, 0 before; what torch's optimizers call ``found_inf``."""
+        self._unread: deque[tuple[Tensor, torch.cuda.Event | None, Callable[[], str]]] = deque()
+
+    def see(self, norm: Tensor, message: Callable[[], str]) -> None:
+        """Note a step's gradient norm, and what to say if it is not finite; raises for the step before, as ``read``."""
+        self.read()
+        self.flag = torch.maximum(self.flag, (~torch.isfinite(norm)).float())
+        # To the host without waiting means to page-locked memory; the event is how to know that it has arrived.
+        copy, arrived = self.flag.to("cpu", non_blocking=True), None
+        if self.flag.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(self.flag.device))
+        self._unread.append((copy, arrived, message))
+
+    def read(self) -> None:
+        """Wait for the device and raise ``DivergedError`` for the first broken step, if there was one."""
+        while self._unread:
+            copy, arrived, message = self._unread.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            if copy.item():
+                raise DivergedError(message())
+
+
+def always(step: int) -> bool:
+    """At every step."""
+    return True
+
+
 def training_steps(
     accelerator: Accelerator,
     objective: nn.Module,
@@ -73,15 +116,22 @@ def training_steps(
     max_gradient_norm: float,
     seed: int,
     stop_requested: Callable[[], bool] = lambda: False,
+    certain: Callable[[int], bool] = always,
 ) -> Iterator[StepInfo]:
     """Train on the data, one optimizer step at a time; ``objective`` is prepared by the accelerator.
 
-    Raises ``DivergedError`` before an update with a gradient that is not finite.
+    ``certain`` says of a number of updates, alike on all ranks, whether they must be known to be sound when they are
+    yielded: wherever they are looked at, saved or evaluated. The device is waited for there, where a rank was asked to
+    stop, and at the end of the data. Otherwise it is known one step later.
+
+    Raises ``DivergedError`` for the first gradient that is not finite. Weights and moments are those before that step,
+    whatever was queued behind it.
     """
-    host_sum, plain = HostSum(), accelerator.unwrap_model(objective)
+    host_sum, plain, watch = HostSum(), accelerator.unwrap_model(objective), Watch(accelerator.device)
     assert isinstance(plain, Objective)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    for item in data:
+    split = any(map(is_split, parameters))  # torch's optimizers take no flag with them; what needs it waits for more
+    for item in on_device(data, accelerator.device):
         counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
         # Dropout depends on seed, step and rank alone: nothing to store, nothing to replay on resume.
         torch.manual_seed(int(key(seed, item.step, accelerator.process_index) >> 1))
@@ -89,14 +139,18 @@ def training_steps(
         for turn, batch in enumerate(item.micro_batches):
             last = turn == len(item.micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(objective):
-                terms = objective(batch.to(accelerator.device))
+                terms = objective(batch)
                 accelerator.backward(share_of_loss(terms, counts) * accelerator.num_processes)
             done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)
         norm = whole(nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True))
         rate = learning_rate(item.step)
-        if not torch.isfinite(norm):
-            raise DivergedError(_diverged(item.step, rate, norm, done))
+        watch.see(norm, partial(_diverged, item.step, rate, norm, done))
+        sure = certain(item.step + 1) or counts["stop"] > 0 or split
+        if sure:
+            watch.read()
+        # All three optimizers (engine.optim) make no update where this is 1.
+        cast(Any, optimizer).found_inf = None if sure else watch.flag
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
         optimizer.step()
@@ -112,6 +166,7 @@ def training_steps(
             cursor=item.cursor,
             stop=counts["stop"] > 0,
         )
+    watch.read()
 
 
 def _counts(item: StepData) -> dict[str, int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from engine.config import ConfigError, Section
 from engine.duration import Duration
@@ -70,6 +71,7 @@ class Lamb(torch.optim.Optimizer):
 
     The update of BERT's Adam, ``u = m / (sqrt(v) + eps) + wd * p``, is scaled for each tensor by the norm of the tensor
     over the norm of ``u`` (1 if either is 0). Groups with ``adapted=False``, LayerNorms and biases, are not scaled.
+    As with torch's fused optimizers, an attribute ``found_inf`` that is 1 makes a step change nothing.
     """
 
     def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -84,6 +86,7 @@ class Lamb(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
+        found: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
@@ -92,9 +95,11 @@ class Lamb(torch.optim.Optimizer):
             first = [self.state[parameter]["exp_avg"] for parameter in parameters]
             second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
             beta1, beta2 = group["betas"]
-            _torch._foreach_lerp_(first, gradients, 1 - beta1)
-            _torch._foreach_mul_(second, beta2)
-            _torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+            with _undone(first, found):
+                _torch._foreach_lerp_(first, gradients, 1 - beta1)
+            with _undone(second, found):
+                _torch._foreach_mul_(second, beta2)
+                _torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
             scale = _torch._foreach_sqrt(second)
             _torch._foreach_add_(scale, group["eps"])
             update = _torch._foreach_div(first, scale)
@@ -104,7 +109,21 @@ class Lamb(torch.optim.Optimizer):
                 lengths = torch.stack(_torch._foreach_norm(update))
                 ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
                 _torch._foreach_mul_(update, list(ratios.unbind()))
-            _torch._foreach_add_(parameters, update, alpha=-group["lr"])
+            with _undone(parameters, found):
+                _torch._foreach_add_(parameters, update, alpha=-group["lr"])
+
+
+@contextmanager
+def _undone(tensors: Sequence[Tensor], found: Tensor | None) -> Iterator[None]:
+    """What the block does to the tensors is undone, to the bit, where ``found`` is 1; the device decides.
+
+    To multiply by 0 would not do: 0 times what is not finite is not 0.
+    """
+    before = [] if found is None else [tensor.clone() for tensor in tensors]
+    yield
+    if found is not None:
+        for tensor, old in zip(tensors, before, strict=True):
+            torch.where(found == 0, tensor, old, out=tensor)
 
 
 _EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")

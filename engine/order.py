@@ -6,10 +6,11 @@ what they hold), the rows of a block in a keyed permutation. A place in the stre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
@@ -175,3 +176,21 @@ def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Ite
         if pin_memory:
             data.micro_batches[:] = [batch.pin_memory() for batch in data.micro_batches]
         yield data
+
+
+def on_device(data: Iterable[StepData], device: torch.device) -> Iterator[StepData]:
+    """The steps with their batches on the device.
+
+    To a GPU they travel on a stream of their own. The host queues a step while the device computes the one before, so
+    pinned batches are copied beside that instead of after it.
+    """
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for item in data:
+        with torch.cuda.stream(beside):  # none: nothing changes
+            batches = [batch.to(device) for batch in item.micro_batches]
+        if beside is not None:
+            computing = torch.cuda.current_stream(device)
+            computing.wait_stream(beside)
+            for batch in batches:
+                batch.used_on(computing)
+        yield replace(item, micro_batches=batches)

@@ -64,6 +64,11 @@ def own_layers(objective: nn.Module) -> list[nn.Module]:
     ]
 
 
+def is_split(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor only."""
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be split; then all processes have to ask, at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,6 +10,7 @@ Legend: T tokens of a batch, R rows of a chunk of it, H width, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -23,7 +24,7 @@ from distill.imitation import Imitation
 from distill.rarity import RareMaskedSource, rarity_weights
 from distill.teacher import Taught, Teacher
 from engine.batch import PackedBatch
-from engine.chunks import sums_over_chunks
+from engine.chunks import in_chunks, word_sums
 from engine.config import ConfigError, Section
 from engine.encoders import encode, word_logits
 from engine.flops import encoder_flops, head_flops
@@ -114,15 +115,18 @@ class General(Taught):
             taught = encode(teacher, batch)
         kl = self._divergence(batch, hidden, taught)
         positions, words = batch.targets["masked_positions"], batch.targets["masked_ids"]
-        logits = word_logits(self.student, batch, positions, hidden)
+        vocab_size, parameters = self.student.config.vocab_size, [*self.student.parameters()]
+        mine = partial(_words, self.student, batch)
+        loss, right = word_sums(mine, hidden[positions], words, parameters=parameters, vocab_size=vocab_size)
         with self.teacher.asked(batch) as teacher:
-            known = word_logits(teacher, batch, positions, taught)
+            theirs = partial(_words, teacher, batch)
+            known, known_right = word_sums(theirs, taught[positions], words, parameters=(), vocab_size=vocab_size)
         terms = {
             "kl": Term(kl, "tokens", self.config.kl),
-            "mlm": Term(F.cross_entropy(logits, words, reduction="sum"), "masked", self.config.mlm),
-            "mlm_accuracy": Term((logits.detach().argmax(-1) == words).sum(), "masked", 0.0),
-            "teacher_mlm": Term(F.cross_entropy(known, words, reduction="sum"), "masked", 0.0),
-            "teacher_mlm_accuracy": Term((known.argmax(-1) == words).sum(), "masked", 0.0),
+            "mlm": Term(loss, "masked", self.config.mlm),
+            "mlm_accuracy": Term(right, "masked", 0.0),
+            "teacher_mlm": Term(known, "masked", 0.0),
+            "teacher_mlm_accuracy": Term(known_right, "masked", 0.0),
         }
         if hidden.shape == taught.shape:
             angle = 1 - F.cosine_similarity(hidden.float(), taught.float(), dim=-1)
@@ -133,20 +137,24 @@ class General(Taught):
         """Sum over all tokens of the divergence times T^2, from the last hidden states (T, H) of both."""
         temperature = self.config.temperature
 
-        def divergence(hidden: Tensor, taught: Tensor) -> Tensor:
-            rows = torch.arange(len(hidden), device=hidden.device)
-            mine = F.log_softmax(word_logits(self.student, batch, rows, hidden) / temperature, -1)
+        def divergence(hidden: Tensor, taught: Tensor) -> tuple[Tensor]:
+            mine = F.log_softmax(_words(self.student, batch, hidden) / temperature, -1)
             with self.teacher.asked(batch) as teacher:
-                theirs = F.log_softmax(word_logits(teacher, batch, rows, taught) / temperature, -1)
-            return F.kl_div(mine, theirs, reduction="sum", log_target=True)[None] * temperature**2
+                theirs = F.log_softmax(_words(teacher, batch, taught) / temperature, -1)
+            return (F.kl_div(mine, theirs, reduction="sum", log_target=True) * temperature**2,)
 
-        rows = max(1, _CHUNK // self.student.config.vocab_size)
-        return sums_over_chunks(divergence, [hidden, taught], [*self.student.parameters()], rows)[0]
+        parameters, width = self.student.parameters(), self.student.config.vocab_size
+        return in_chunks(divergence, hidden, taught, parameters=parameters, width=width, most=_CHUNK)[0]
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass and once the teacher's, with their heads at every token and again at
         the masked ones."""
         return 3 * _forward_flops(self.student, batch) + _forward_flops(self.teacher.module, batch)
+
+
+def _words(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """Logits (R, V), float32, of last hidden states (R, H)."""
+    return word_logits(model, batch, torch.arange(len(hidden), device=hidden.device), hidden)
 
 
 def _forward_flops(model: PreTrainedModel, batch: PackedBatch) -> float:

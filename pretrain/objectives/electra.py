@@ -19,6 +19,7 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 
 from engine.attention import NAME
 from engine.batch import PackedBatch, pack
+from engine.chunks import LOGITS, in_chunks
 from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
@@ -170,8 +171,14 @@ class Electra(Objective):
         """Terms ``generator`` and ``discriminator``; the vocabulary projection sees the masked rows only."""
         positions, originals = batch.targets["masked_positions"], batch.targets["masked_ids"]
         hidden = self.generator.electra(**batch.model_inputs()).last_hidden_state[0]
-        words = self.generator.generator_lm_head(self.generator.generator_predictions(hidden[positions])).float()
-        sampled = sample(words.detach(), batch.targets["uniforms"])
+        generated, rights, samples = in_chunks(
+            self._guess,
+            *(hidden[positions], originals, batch.targets["uniforms"]),
+            parameters=self.generator.parameters(),
+            width=self.generator.config.vocab_size,
+            most=LOGITS,
+        )
+        sampled = torch.cat(samples)
         fake, replaced = batch.input_ids.clone(), torch.zeros_like(batch.input_ids, dtype=torch.bool)
         fake[positions], replaced[positions] = sampled, sampled != originals
         inputs = {**batch.model_inputs(), "input_ids": fake[None]}
@@ -179,12 +186,18 @@ class Electra(Objective):
         logits = self.discriminator.discriminator_predictions(hidden).float()
         detected = F.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="sum")
         return {
-            "generator": Term(F.cross_entropy(words, originals, reduction="sum"), "masked"),
-            "generator_accuracy": Term((words.detach().argmax(-1) == originals).sum(), "masked", weight=0.0),
+            "generator": Term(generated, "masked"),
+            "generator_accuracy": Term(torch.stack(rights).sum(), "masked", weight=0.0),
             "sampled_accuracy": Term((sampled == originals).sum(), "masked", weight=0.0),
             "discriminator": Term(detected, "tokens", weight=self.discriminator_weight),
             **detection_terms(logits, replaced, "tokens"),
         }
+
+    def _guess(self, hidden: Tensor, originals: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The generator's loss, how often its best guess is right, and its samples, of some masked rows."""
+        words = self.generator.generator_lm_head(self.generator.generator_predictions(hidden)).float()
+        right = (words.detach().argmax(-1) == originals).sum()
+        return F.cross_entropy(words, originals, reduction="sum"), right, sample(words.detach(), uniforms)
 
     def exported(self) -> ElectraForPreTraining:
         """The discriminator, which is what is fine-tuned."""

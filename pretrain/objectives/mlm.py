@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from engine.attention import NAME
 from engine.batch import PackedBatch, pack
+from engine.chunks import word_sums
 from engine.config import Section
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
@@ -112,15 +112,12 @@ def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBas
 def masked_lm_terms(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> dict[str, Term]:
     """Sums of cross-entropy and of right guesses; the vocabulary projection sees the masked rows only.
 
-    ``hidden`` is (T, hidden size). The logits are compared in float32 whatever the precision of the model.
+    ``hidden`` is (T, hidden size), ``head`` a stock one whose last layer is ``decoder``.
     """
-    labels = batch.targets["masked_ids"]
-    logits = head(hidden[batch.targets["masked_positions"]]).float()
-    correct = (logits.detach().argmax(-1) == labels).sum()
-    return {
-        "mlm": Term(F.cross_entropy(logits, labels, reduction="sum"), "masked"),
-        "mlm_accuracy": Term(correct, "masked", weight=0.0),
-    }
+    rows, vocab_size = hidden[batch.targets["masked_positions"]], cast(nn.Linear, head.decoder).out_features
+    words = batch.targets["masked_ids"]
+    loss, right = word_sums(head, rows, words, parameters=head.parameters(), vocab_size=vocab_size)
+    return {"mlm": Term(loss, "masked"), "mlm_accuracy": Term(right, "masked", weight=0.0)}
 
 
 class Mlm(Objective):

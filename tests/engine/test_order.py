@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from engine.batch import PackedBatch, pack
 from engine.fit import Rhythm, TrainSection
-from engine.order import Cursor, Phase, Steps, Stream, load, shares
+from engine.order import Cursor, Phase, StepData, Steps, Stream, load, on_device, shares
 
 ROW = np.dtype([("length", np.int32), ("key", np.uint64), ("id", np.int64)])
 
@@ -133,3 +134,42 @@ def test_epochs_are_counted_only_where_they_are_asked_for() -> None:
     assert Rhythm.of(section, refuse) == Rhythm(total=200, log=50, save=10, evaluate=20)
     section = TrainSection.model_validate({"steps": "3 epochs", "save_every": "1 epoch"})
     assert Rhythm.of(section, lambda: 40.4) == Rhythm(total=121, log=50, save=40, evaluate=12)
+
+
+def contents(item: StepData) -> list[object]:
+    batches = [[batch.input_ids.tolist(), batch.targets["id"].tolist()] for batch in item.micro_batches]
+    return [item.step, item.num_examples, item.num_tokens, item.cursor, batches]
+
+
+def test_steps_arrive_on_the_device_as_they_are() -> None:
+    made = [steps()[step] for step in range(3)]
+    assert [contents(item) for item in on_device(made, torch.device("cpu"))] == [contents(item) for item in made]
+    moved = next(on_device(made, torch.device("meta"))).micro_batches
+    assert {batch.input_ids.device.type for batch in moved} == {"meta"}
+    assert {batch.input_ids.device.type for batch in made[0].micro_batches} == {"cpu"}
+
+
+def test_every_tensor_of_a_batch_is_said_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was forgotten could be overwritten by the next step's copy while it is read."""
+    batch, used = steps()[0].micro_batches[0], []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: used.append(id(self)), raising=False)
+    batch.used_on(None)  # type: ignore[arg-type]
+    plan = batch.attention
+    tensors = [batch.input_ids, batch.token_type_ids, batch.position_ids, batch.cu_seqlens, *batch.targets.values()]
+    tensors += [plan.gather, plan.scatter, plan.starts, *(bias for bias in plan.biases if bias is not None)]
+    assert any(bias is not None for bias in plan.biases)
+    assert sorted(used) == sorted(map(id, tensors))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_beside_the_computation_are_whole() -> None:
+    """The device is kept busy, so that copies run ahead and freed batches are overwritten as early as may be."""
+    device = torch.device("cuda")
+    busy, sums = torch.randn(4096, 4096, device=device), []
+    made = list(load(steps(total_steps=60), start=0, num_workers=0, pin_memory=True))
+    for item in on_device(made, device):
+        for _ in range(5):
+            busy = (busy @ busy).clamp(-1, 1)
+        sums.append(torch.stack([batch.input_ids.sum() for batch in item.micro_batches]).sum())
+    expected = [sum(int(batch.input_ids.sum()) for batch in item.micro_batches) for item in made]
+    assert torch.stack(sums).tolist() == expected

@@ -1,0 +1,110 @@
+"""Attention on a GPU over sequences that lie end to end, without padding: the library's kernels that can do it.
+
+Legend: T tokens of the batch, B sequences, H heads, D head size.
+
+None of them drops out attention weights, and each wants a kind of number or of device; :func:`choose` knows which.
+Where neither will do the batch is cut into rectangles, as on a CPU (:mod:`engine.attention`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+Kernel = Literal["varlen", "flex", "rectangles"]
+
+_BLOCK = 128
+"""Queries and keys of a cell of the block mask."""
+
+
+def _library_varlen() -> Any:
+    """``torch.nn.attention.varlen.varlen_attn``, or None where there is none that takes a scale."""
+    try:
+        found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+    return found if "scale" in inspect.signature(found).parameters else None
+
+
+varlen_attn = _library_varlen()
+
+
+def choose(device: str, dtype: torch.dtype, dropout: float, head_size: int, *, varlen: bool, flex: bool) -> Kernel:
+    """The kernel for heads of a size, on a type of device; ``varlen`` and ``flex`` say whether it has these.
+
+    ``varlen`` is flash attention: 16 bits, heads of 8 to 256 in steps of 8. ``flex`` multiplies tiles of at least 16.
+    """
+    if device != "cuda" or dropout:
+        return "rectangles"
+    if varlen and dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256:
+        return "varlen"
+    return "flex" if flex and 16 <= head_size <= 256 else "rectangles"
+
+
+def kernel_for(query: Tensor, dropout: float) -> Kernel:
+    """The kernel for queries (..., D) where they are."""
+    device = query.device
+    varlen, flex = _offered(device) if device.type == "cuda" else (False, False)
+    return choose(device.type, query.dtype, dropout, query.shape[-1], varlen=varlen, flex=flex)
+
+
+@lru_cache
+def _offered(device: torch.device) -> tuple[bool, bool]:
+    """Whether torch has ``varlen`` and ``flex`` for a GPU."""
+    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+    varlen = recent and varlen_attn is not None and torch.backends.cuda.is_flash_attention_available()
+    return varlen, recent and importlib.util.find_spec("triton") is not None
+
+
+def by_varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
+    """Attention (T, H, D) from (T, H, D) each, 16 bits wide; ``starts`` (B+1,) is int32 and ends with T."""
+    assert varlen_attn is not None
+    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale)
+
+
+def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """Attention (1, H, T, D) from (1, H, T, D) each; ``mask`` is that of :func:`sequence_mask`."""
+    return _compiled_flex()(query, key, value, block_mask=mask, scale=scale)
+
+
+@lru_cache
+def _compiled_flex() -> Any:
+    # Every batch has another T. Not compiled, the function would hold the scores of all pairs of tokens; torch gives up
+    # compiling after 8 kinds of calls, and two networks, trained and evaluated, can be as many.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+
+def sequence_mask(starts: Tensor, total: int) -> BlockMask:
+    """Which of T = ``total`` tokens see each other: those of one sequence; ``starts`` (B+1,) is int32.
+
+    The blocks are worked out where ``starts`` is, and nothing waits for that: those that a row of blocks needs follow
+    each other, from the first token of its first sequence to the last token of its last one. (The library's own
+    ``create_block_mask`` would look at all T times T pairs.)
+    """
+    device = starts.device
+    tokens = torch.arange(total, dtype=torch.int32, device=device)
+    sequence = torch.searchsorted(starts, tokens, right=True, out_int32=True) - 1
+    blocks = torch.arange(-(-total // _BLOCK), device=device)
+    first, last = blocks * _BLOCK, (blocks * _BLOCK + _BLOCK - 1).clamp(max=total - 1)
+    low = starts[sequence[first]] // _BLOCK
+    high = (starts[sequence[last] + 1] - 1) // _BLOCK
+    columns = (low[:, None] + blocks) % len(blocks)
+
+    def together(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sequence[query] == sequence[key]
+
+    return BlockMask.from_kv_blocks(
+        (high - low + 1).int()[None, None],
+        columns.int()[None, None],
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=together,
+        seq_lengths=(total, total),
+    )
