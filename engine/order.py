@@ -7,7 +7,7 @@ follow each other with one sequence length go through one stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,8 +115,8 @@ class Steps(Dataset[StepData]):
 
     def __init__(
         self,
-        sources: list[Source],
-        phases: list[Phase],
+        sources: Sequence[Source],
+        phases: Sequence[Phase],
         *,
         total_steps: int,
         seed: int,
