@@ -3,7 +3,8 @@
 Prints tables, keeps everything in ``benchmarks/results/``; with ``picture=FILE.png`` also draws it. Keys: ``parts``
 (prepare,resume,processes), ``megabytes`` (0.5,5,50), ``examples`` (1e6,1e7,1e8,1e9), ``rounds`` (5), ``steps`` (20, of
 each training). Every size is measured in a process of its own, one thread. Text is made up: words of a fixed lexicon by
-Zipf's law, no paragraph twice. Its tokenizer is trained once, on the smallest text, so that preparing is what grows.
+Zipf's law, no paragraph twice. Its tokenizer is trained once, on the smallest text, so that preparing is what grows; the
+smallest text shows what is opened once, whatever the size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -34,6 +35,7 @@ from engine.phase import Phase
 from engine.plot import figure, save
 from pretrain.corpus import CorpusSection
 from pretrain.objectives import bert
+from pretrain.pairs import Tokens
 from pretrain.prepare import prepare
 from pretrain.tokenizer import TokenizerSection
 
@@ -76,7 +78,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _prepare(sizes: list[float], folder: Path, rounds: int) -> list[dict[str, float]]:
-    print(f"\n{'text':>10}{'characters/s':>14}{'memory':>10}{'draw, a step':>16}{'pack, a step':>16}", flush=True)
+    print(f"\n{'text':>10}{'characters/s':>14}{'peak':>10}{'draw, a step':>16}{'pack, a step':>16}", flush=True)
     tokenizer, rows = None, []
     for size in sizes:
         file = write_text(folder / f"{size}.txt", size)
@@ -95,7 +97,7 @@ def _prepare(sizes: list[float], folder: Path, rounds: int) -> list[dict[str, fl
 
 
 def _resume(numbers: list[int], rounds: int) -> list[dict[str, float]]:
-    print(f"\nfirst batch from a cursor at\n{'examples':>16}", *(f"{place:>13}" for place in PLACES), "    memory")
+    print(f"\nfirst batch from a cursor at\n{'examples':>16}", *(f"{place:>13}" for place in PLACES), "      peak")
     rows = []
     for number in numbers:
         row = {"examples": number, **_apart(first_batches, number, rounds)}
@@ -133,14 +135,14 @@ def _processes(folder: Path, rounds: int, steps: int, about: dict[str, Any]) -> 
 
 
 def prepare_and_take(file: Path, tokenizer: str, cache: Path, rounds: int) -> dict[str, float]:
-    """Prepare a text, then draw a step's examples from it and pack them: seconds, and MiB beyond those at the start."""
+    """Prepare a text, then draw and pack a step's examples from it: seconds, peak MiB, and MiB beyond the start."""
     before = _resident()
     data = CorpusSection(path=[str(file)], holdout=0.1)
     started = time.perf_counter()
     corpus = prepare(data, TokenizerSection(path=tokenizer), cache, workers=1)
-    seconds, memory = time.perf_counter() - started, _peak() - before
+    seconds, memory = time.perf_counter() - started, _peak()
     settings = {"sequence_length": PHASE.sequence_length, "seed": 1}
-    source = bert.source(bert.Config(), corpus.train, corpus.tokenizer(), **settings)
+    source = bert.source(bert.Config(), cast(Tokens, corpus.train), corpus.tokenizer(), **settings)
     number = len(source.plan(0, 0))
     drawing = _median(lambda turn: source.plan(turn, 0), rounds)
     steps = Steps([source], [PHASE], total_steps=10**6, seed=1, micro_batch_tokens=8192)
@@ -148,6 +150,7 @@ def prepare_and_take(file: Path, tokenizer: str, cache: Path, rounds: int) -> di
     return {
         "characters_per_second": corpus.manifest["read"]["characters"] / seconds,
         "memory_mib": memory,
+        "grown_mib": memory - before,
         # A block is drawn at once; a step's share of that is its share of the block's examples.
         "draw_seconds": drawing / number * PHASE.last,
         "pack_seconds": _median(lambda turn: steps[turn + 1], 10 * rounds),
@@ -155,7 +158,7 @@ def prepare_and_take(file: Path, tokenizer: str, cache: Path, rounds: int) -> di
 
 
 def first_batches(num_examples: int, rounds: int) -> dict[str, float]:
-    """Seconds to the first batch from the begin, the middle and near the end of an epoch, and MiB beyond those at the
+    """Seconds to the first batch from the begin, the middle and near the end of an epoch, peak MiB, and MiB beyond the
     start."""
     before, seconds = _resident(), {}
     for place in PLACES:
@@ -167,7 +170,7 @@ def first_batches(num_examples: int, rounds: int) -> dict[str, float]:
             [source], [PHASE], total_steps=10**9, seed=1, micro_batch_tokens=8192, start=start
         )[start[0]]
         seconds[place] = _median(resumed, rounds)
-    return {**seconds, "memory_mib": _peak() - before}
+    return {**seconds, "memory_mib": _peak(), "grown_mib": _peak() - before}
 
 
 def _tokenizer(data: CorpusSection, section: TokenizerSection, cache: Path) -> Path:
@@ -234,7 +237,7 @@ def draw(results: dict[str, Any], picture: Path) -> None:
 
     if rows := results.get("prepare"):
         panel(rows, "megabytes", "preparing, million characters/s", {"": "characters_per_second"}, 1e-6)
-        panel(rows, "megabytes", "preparing, MiB", {"": "memory_mib"})
+        panel(rows, "megabytes", "preparing, peak MiB", {"": "memory_mib"})
         panel(rows, "megabytes", "a step's batch, ms", {"drawing": "draw_seconds", "packing": "pack_seconds"}, 1e3)
     if rows := results.get("resume"):
         panel(rows, "examples", "first batch from a cursor, ms", {place: place for place in PLACES}, 1e3)
@@ -247,6 +250,8 @@ def draw(results: dict[str, Any], picture: Path) -> None:
             axis.plot(x, y, "o-", label=name)
         axis.set(xlabel=along, ylabel=across, xscale="linear" if along == "round" else "log")
         axis.set_ylim(bottom=0)
+        axis.set_xticks(x := next(iter(lines.values()))[0], [f"{value:g}" for value in x])
+        axis.minorticks_off()
         if len(lines) > 1:
             axis.legend(fontsize=8)
     save(axes, picture)
