@@ -2,9 +2,8 @@
 
 Prints tables, keeps everything in ``benchmarks/results/``; with ``picture=FILE.png`` also draws it. Keys: ``parts``
 (prepare,resume,processes), ``megabytes`` (0.5,5,50), ``examples`` (1e6,1e7,1e8,1e9), ``rounds`` (5), ``steps`` (20, of
-each training). Every size is measured in a process of its own, one thread. Text is made up: words of a fixed lexicon by
-Zipf's law, no paragraph twice. Its tokenizer is trained once, on the smallest text, so that preparing is what grows; the
-smallest text shows what is opened once, whatever the size.
+each training). Every size is measured in a process of its own, one thread. Text is made up: words by Zipf's law. Its
+tokenizer is trained once, on the smallest text, which also shows most of what is opened once, whatever the size.
 """
 
 from __future__ import annotations
