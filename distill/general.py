@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
@@ -21,7 +22,7 @@ from engine.objective import Objective, settled
 from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage
 from engine.tracking import Tracker
-from pretrain.examples import steps_per_epoch
+from pretrain.examples import epoch_size
 from pretrain.prepare import corpus_report, prepare
 from pretrain.prepared import of_held_out_text
 from pretrain.report import show_example
@@ -47,12 +48,13 @@ class General(Stage):
         self.facts = {
             "corpus": f"{corpus.train.num_documents:,} documents, {corpus.train.num_tokens:,} tokens",
         }
-        sources = [self._source(train, phase.sequence_length) for phase in phases]
+        source = cache(lambda length: self._source(train, length))
+        sources = [source(phase.sequence_length) for phase in phases]
         with of_held_out_text():
             held_out = self._source(valid, phases[-1].sequence_length)
         return Parts(
             sources,
-            steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
+            epoch_size=epoch_size,
             objective=self._objective,
             held_out=HeldOut(held_out, num_examples=config.train.evaluate_examples),
         )
@@ -102,12 +104,12 @@ class General(Stage):
         rows, _ = Stream(source, self.config.run.seed).take(Cursor(), 1)
         objective = self.accelerator.unwrap_model(trainer.objective)
         student, teacher = objective.exported(), self.teacher.module
-        batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
+        batches = ", ".join(map(str, self.config.train.phases))
         return (
             f"teacher     {_size(teacher)} from {self.config.teacher.from_}\n"
             f"student     {_size(student)}\n"
             f"            {self.started}\n"
-            f"training    examples a step x longest example: {batches}\n\n"
+            f"training    batch of a step x longest example: {batches}\n\n"
             f"first example\n{show_example(source.collate(settled(source, rows)), self.tokenizer)}"
         )
 

@@ -133,7 +133,7 @@ class FirstStage(General):
         self.facts = {"task": f"{section.name}, {train.num_examples:,} training examples"}
         return Parts(
             [train],
-            steps_per_epoch=lambda: train.num_examples / phase.batch_size,
+            epoch_size=Examples.epoch_size,
             objective=self._objective,
             held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
         )

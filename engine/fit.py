@@ -21,7 +21,8 @@ from engine.loop import StepInfo, always, training_steps
 from engine.meter import Meter, Progress
 from engine.micro_batch import largest_micro_batch
 from engine.optim import OptimSection, learning_rate
-from engine.order import Cursor, Phase, Steps, load
+from engine.order import Cursor, Steps, load
+from engine.phase import Phase
 from engine.run import RunDirectory, StopSignal
 from engine.sharding import assemble
 from engine.tracking import Tracker
@@ -33,7 +34,7 @@ class TrainSection(Section):
     steps: Duration = Duration("100_000 steps")
     """Length of the run: steps or epochs."""
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
-    """Batch size and sequence length, one phase after the other."""
+    """Batch and sequence length, one phase after the other."""
     micro_batch_tokens: PositiveInt | Literal["auto"] = 8192
     """Tokens that one process handles at a time: a matter of memory and speed, not of results. ``auto`` takes the most
     that fit, and says how many; a run that is to be repeated bit for bit gives that number."""

@@ -21,7 +21,7 @@ from engine.config import InputError
 from engine.environment import free_memory
 from engine.loop import share_of_loss
 from engine.objective import Objective, Source
-from engine.order import Phase
+from engine.phase import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,10 @@ def largest_micro_batch(
     """
     plain, device = accelerator.unwrap_model(objective), accelerator.device
     assert isinstance(plain, Objective)
-    source, row = max(((each, _longest(each)) for each in sources), key=lambda found: int(found[1]["length"][0]))
+    different = {id(each): each for each in sources}.values()
+    source, row = max(((each, _longest(each)) for each in different), key=lambda found: int(found[1]["length"][0]))
     length, processes = int(row["length"][0]), accelerator.num_processes
-    most = max(-(-phase.batch_size // processes) for phase in phases)
+    most = max(-(-phase.most_examples(length) // processes) for phase in phases)
     with _undisturbed(plain, device), _reserved(optimizer, device) as reserved:
 
         def needs(examples: int) -> int | None:

@@ -1,34 +1,23 @@
 """Which examples a step takes, and how ranks and micro-batches share them: a pure function of (seed, step).
 
-The examples of a phase form an endless stream: epoch after epoch, the blocks of an epoch in order (the source permutes
-what they hold), the rows of a block in a keyed permutation. A place in the stream is a cursor of three integers.
+The examples of a source form an endless stream: epoch after epoch, the blocks of an epoch in order (the source permutes
+what they hold), the rows of a block in a keyed permutation. A place in the stream is a cursor of integers. Phases that
+follow each other with one sequence length go through one stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
 from engine.batch import PackedBatch
-from engine.config import Section
 from engine.keyed import Permutation
 from engine.objective import Source, settled
-
-
-class Phase(Section):
-    """A stretch of training with one batch size and one sequence length."""
-
-    share: PositiveFloat = 1.0
-    """Share of the run's steps."""
-    batch_size: PositiveInt = 256
-    """Examples in one optimizer step, over all processes and micro-batches."""
-    sequence_length: PositiveInt = 128
-    """Longest example in tokens, special tokens included."""
+from engine.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -70,22 +59,32 @@ class Stream:
             self._held = ((epoch, block), plan[order])
         return self._held[1]
 
-    def take(self, cursor: Cursor, number: int) -> tuple[np.ndarray, Cursor]:
-        """The next ``number`` rows from a cursor on, and the cursor behind them."""
+    def take(
+        self, cursor: Cursor, batch: int, *, in_tokens: bool = False, at_least: int = 1
+    ) -> tuple[np.ndarray, Cursor]:
+        """The next rows from a cursor on, and the cursor behind them.
+
+        There are ``batch`` of them, or, with ``in_tokens``, as many as have ``batch`` tokens together at most, but
+        never fewer than ``at_least``.
+        """
         epoch, block, offset = cursor.epoch, cursor.block, cursor.offset
         parts: list[np.ndarray] = []
-        missing, barren = number, 0
-        while missing:
+        room, missing, barren = batch, at_least, 0
+        while room > 0 or missing > 0:
             rows = self.rows(epoch, block)
-            part = rows[offset : offset + missing]
-            parts.append(part)
-            missing -= len(part)
-            offset += len(part)
-            if offset == len(rows):
-                block, offset = block + 1, 0
-                if block == self.source.num_blocks:
-                    epoch, block = epoch + 1, 0
-            barren = 0 if len(part) else barren + 1
+            ahead = rows[offset : offset + max(room, missing)]  # no example is shorter than a token
+            ends = np.cumsum(ahead["length"], dtype=np.int64) if in_tokens else np.arange(1, len(ahead) + 1)
+            number = max(int(np.searchsorted(ends, room, side="right")), min(missing, len(ahead)))
+            parts.append(ahead[:number])
+            room -= int(ends[number - 1]) if number else 0
+            missing -= number
+            offset += number
+            if offset < len(rows):
+                break
+            block, offset = block + 1, 0
+            if block == self.source.num_blocks:
+                epoch, block = epoch + 1, 0
+            barren = 0 if len(rows) else barren + 1
             assert barren <= self.source.num_blocks, "a source without examples must be refused where it is built"
         return np.concatenate(parts), Cursor(cursor.phase, epoch, block, offset)
 
@@ -117,8 +116,8 @@ class Steps(Dataset[StepData]):
 
     def __init__(
         self,
-        sources: list[Source],
-        phases: list[Phase],
+        sources: Sequence[Source],
+        phases: Sequence[Phase],
         *,
         total_steps: int,
         seed: int,
@@ -128,7 +127,8 @@ class Steps(Dataset[StepData]):
         start: tuple[int, Cursor] = (0, Cursor()),
     ) -> None:
         self.phases, self.total_steps = phases, total_steps
-        self.streams = [Stream(source, seed) for source in sources]
+        streams = {id(source): Stream(source, seed) for source in sources}
+        self.streams = [streams[id(source)] for source in sources]
         self.micro_batch_tokens, self.num_ranks, self.rank = micro_batch_tokens, num_ranks, rank
         self._start = self._place = start
         ends = np.round(np.cumsum([phase.share for phase in phases]) / sum(p.share for p in phases) * total_steps)
@@ -138,20 +138,30 @@ class Steps(Dataset[StepData]):
         """Index of the phase that a step belongs to."""
         return min(int(np.searchsorted(self._phase_ends, step, side="right")), len(self.phases) - 1)
 
+    def batch_at(self, step: int) -> int:
+        """What a step takes: examples, or the most tokens."""
+        phase = self.phase_at(step)
+        begin, end = int(self._phase_ends[phase - 1]) if phase else 0, int(self._phase_ends[phase])
+        return self.phases[phase].batch(step - begin, end - begin)
+
     def __len__(self) -> int:
         return self.total_steps
 
     def __getitem__(self, step: int) -> StepData:
         if step < self._place[0]:
             self._place = self._start
-        at, cursor = self._place
+        begin, cursor = self._place
         rows = np.empty(0, np.dtype([]))
-        for current in range(at, step + 1):
-            phase = self.phase_at(current)
-            if phase != cursor.phase:
-                # A new phase has examples of its own; it opens with a fresh epoch, never one that was drawn before.
-                cursor = Cursor(phase, cursor.epoch + 1)
-            rows, cursor = self.streams[phase].take(cursor, self.phases[phase].batch_size)
+        for current in range(begin, step + 1):
+            at, phase = self.phase_at(current), self.phases[self.phase_at(current)]
+            if phase.sequence_length == self.phases[cursor.phase].sequence_length:
+                cursor = replace(cursor, phase=at)
+            else:
+                # Another length has examples of its own; it opens with a fresh epoch, never one that was drawn before.
+                cursor = Cursor(at, cursor.epoch + 1)
+            rows, cursor = self.streams[at].take(
+                cursor, self.batch_at(current), in_tokens=phase.in_tokens, at_least=self.num_ranks
+            )
         self._place = (step + 1, cursor)
         source = self.streams[self.phase_at(step)].source
         rows = settled(source, rows)

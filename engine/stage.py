@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from pydantic import model_validator
 
-from engine.config import ConfigError, InputError, Section, describe, dump
+from engine.config import InputError, Section, describe, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
 from engine.fit import Fit, Rhythm, Trainer, TrainSection
@@ -23,6 +23,7 @@ from engine.keyed import key
 from engine.loop import DivergedError
 from engine.objective import Objective, Source
 from engine.optim import OptimSection, build_optimizer, learning_rate
+from engine.phase import EpochSize, steps_per_epoch
 from engine.run import RunDirectory, RunSection, start_accelerator
 from engine.sharding import prepared
 from engine.tracking import Tracker, TrackingSection
@@ -51,9 +52,9 @@ class Parts:
     """What a stage gives to be trained."""
 
     sources: list[Source]
-    """One for each phase of training."""
-    steps_per_epoch: Callable[[], float]
-    """Asked only where a duration is given in epochs."""
+    """One for each phase of training; one and the same for phases of one sequence length."""
+    epoch_size: Callable[[Any], EpochSize]
+    """What an epoch of a source holds; asked only where a duration is given in epochs."""
     objective: Callable[[], Objective]
     """Builds what is trained, after torch's generator was seeded."""
     held_out: HeldOut
@@ -151,13 +152,11 @@ class Stage(ABC):
 
     def _trainer(self, parts: Parts) -> Trainer:
         config, accelerator = self.config, self.accelerator
-        rhythm = Rhythm.of(config.train, parts.steps_per_epoch)
+        phases = config.train.phases
+        rhythm = Rhythm.of(config.train, lambda: steps_per_epoch(phases, [*map(parts.epoch_size, parts.sources)]))
         learning_rate(config.optim, rhythm.total)  # raises for a warm-up that does not fit
-        small = [phase.batch_size for phase in config.train.phases if phase.batch_size < accelerator.num_processes]
-        if small:
-            raise ConfigError(
-                f"train.phases: batch_size {small[0]} is less than the {accelerator.num_processes} processes"
-            )
+        for number, phase in enumerate(phases):
+            phase.check_processes(accelerator.num_processes, f"train.phases.{number}: ")
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
         objective = parts.objective()
         return Trainer(

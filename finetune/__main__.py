@@ -56,10 +56,9 @@ class Finetuning(Stage):
         self.say(report(self.task))
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
-        batch_size = config.train.phases[0].batch_size
         return Parts(
             [train],
-            steps_per_epoch=lambda: train.num_examples / batch_size,
+            epoch_size=Examples.epoch_size,
             objective=self._objective,
             held_out=Scored(
                 self.validation,
@@ -73,10 +72,9 @@ class Finetuning(Stage):
         config, tokenizer = read_config(start), load_tokenizer(start, "model.from")
         longest = longest_sequence(config)
         if asked > longest:
-            size = self.config.train.phases[0].batch_size
             raise ConfigError(
                 f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
-                f"give train.phases='[{{batch_size: {size}, sequence_length: {longest}}}]'"
+                f"give train.phases.0.sequence_length={longest}"
             )
         check_vocabulary(tokenizer, config, start, "model.from")
         return tokenizer
@@ -125,7 +123,7 @@ class Finetuning(Stage):
         return (
             f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
             f"            {self.loaded}\n"
-            f"recipe      {config.recipe}: {phase.batch_size} x {phase.sequence_length} tokens a step, "
+            f"recipe      {config.recipe}: a batch of {phase} tokens, "
             f"learning rate {config.optim.learning_rate:g}{cuts}\n\nfirst example\n"
             f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"
         )

@@ -13,7 +13,7 @@ from engine.duration import Duration
 from engine.fit import TrainSection
 from engine.load import read_config
 from engine.optim import OptimSection
-from engine.order import Phase
+from engine.phase import Phase
 from engine.stage import StageConfig
 from finetune.task import TaskSection
 
@@ -41,7 +41,7 @@ class FinetuneTrainSection(TrainSection):
     steps: Duration = Duration("3 epochs")
     """Length of the run: steps or epochs."""
     phases: list[Phase] = Field(default=[Phase(batch_size=32, sequence_length=128)], min_length=1, max_length=1)
-    """Batch size and sequence length; longer examples are cut."""
+    """Batch and sequence length; longer examples are cut."""
     save_every: Duration = Duration("1 epoch")
     """How often a checkpoint is written."""
     evaluate_every: Duration = Duration("1 epoch")

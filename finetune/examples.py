@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.batch import PackedBatch, pack, ranges
 from engine.config import InputError
 from engine.keyed import key
+from engine.phase import EpochSize
 
 ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64)])
 """An example: its number, its tokens, and what its randomness is keyed by."""
@@ -158,6 +159,10 @@ class Examples(ABC):
     def num_examples(self) -> int:
         """Examples of an epoch."""
         return len(self.per_example)
+
+    def epoch_size(self) -> EpochSize:
+        """Examples and tokens of every epoch."""
+        return EpochSize(self.num_examples, int(self.lengths.sum()))
 
     def plan(self, epoch: int, block: int) -> np.ndarray:
         """Rows of ``ROW`` in the order of the split."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 from engine.evaluate import HeldOut
@@ -13,7 +14,7 @@ from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
 from pretrain.config import PretrainConfig, load_config, objective_of
-from pretrain.examples import steps_per_epoch
+from pretrain.examples import epoch_size
 from pretrain.prepare import corpus_report, prepare
 from pretrain.prepared import of_held_out_text
 from pretrain.report import baselines, fill_masks, model_card, plot_curves, results_table, show_example
@@ -49,12 +50,13 @@ class Pretraining(Stage):
         self.tokenizer = self.corpus.tokenizer()
         self.say(corpus_report(self.corpus))
         phases = config.train.phases
-        sources = [self._source(self.corpus.train, phase.sequence_length) for phase in phases]
+        source = cache(lambda length: self._source(self.corpus.train, length))
+        sources = [source(phase.sequence_length) for phase in phases]
         with of_held_out_text():
             valid = self._source(self.corpus.valid, phases[-1].sequence_length)
         return Parts(
             sources,
-            steps_per_epoch=lambda: steps_per_epoch(sources[0], phases[0].batch_size),
+            epoch_size=epoch_size,
             objective=self._objective,
             held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
         )
@@ -83,12 +85,12 @@ class Pretraining(Stage):
         models = " and ".join(
             type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
         )
-        batches = ", ".join(f"{p.batch_size} x {p.sequence_length}" for p in self.config.train.phases)
+        batches = ", ".join(map(str, self.config.train.phases))
         start = f"\n{'':<12}".join(self.weights)
         return (
             f"model       {models}, {size:,} parameters\n"
             f"weights     {start}\n"
-            f"training    examples a step x longest example: {batches}\n\n"
+            f"training    batch of a step x longest example: {batches}\n\n"
             f"first example\n{example}"
         )
 

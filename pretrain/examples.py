@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch, ranges
 from engine.keyed import Permutation
+from engine.phase import EpochSize
 from pretrain.pairs import Tokens
 
 _BLOCK_SENTENCES = 1 << 20
@@ -85,6 +86,8 @@ class DocumentSource:
         return FlatExamples(ids, types, lengths, special, rows["key"], rows["label"].astype(np.int64))
 
 
-def steps_per_epoch(source: DocumentSource, batch_size: int) -> float:
-    """Steps of one epoch, exact where the corpus is one block, else estimated from the first block's share of it."""
-    return len(source.plan(0, 0)) * source.num_documents / source._block_size / batch_size
+def epoch_size(source: DocumentSource) -> EpochSize:
+    """An epoch of a source: the first one where the corpus is one block, else estimated from the first block's share
+    of it."""
+    rows, blocks = source.plan(0, 0), source.num_documents / source._block_size
+    return EpochSize(len(rows) * blocks, int(rows["length"].sum(dtype=np.int64)) * blocks)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import OBJECTIVES
 from distill.config import load_config as distillation
+from distill.config import method_of
 from engine.config import dump, validate
-from engine.objective import objective_module
 from engine.optim import learning_rate
 from pretrain.config import load_config, objective_of
 
@@ -42,7 +41,7 @@ def test_students_are_valid_and_round_trip(path: Path, tmp_path: Path) -> None:
     assert distillation([str(tmp_path / "printed.yaml")]).model_dump() == config.model_dump()
     total = config.train.steps.to_steps(steps_per_epoch=1000)
     learning_rate(config.optim, total)
-    method = objective_module(OBJECTIVES, config.objective.model_dump())
+    method = method_of(config)
     assert hasattr(method, "task" if of_task else "build")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from engine.batch import PackedBatch, pack
 from engine.fit import Rhythm, TrainSection
-from engine.order import Cursor, Phase, StepData, Steps, Stream, load, on_device, shares
+from engine.order import Cursor, StepData, Steps, Stream, load, on_device, shares
+from engine.phase import Phase
 
 ROW = np.dtype([("length", np.int32), ("key", np.uint64), ("id", np.int64)])
 
@@ -33,13 +37,20 @@ class Blocks:
         return pack(ids, ids * 0, rows["length"], targets=targets, counts={"examples": len(rows)})
 
 
-def steps(sizes: tuple[int, ...] = (10, 0, 25, 7), **settings: object) -> Steps:
+def steps(
+    sizes: tuple[int, ...] = (10, 0, 25, 7), phases: tuple[Phase, ...] = (Phase(batch_size=8),), **settings: object
+) -> Steps:
     defaults = {"total_steps": 40, "seed": 3, "micro_batch_tokens": 60}
-    return Steps([Blocks(list(sizes))], [Phase(batch_size=8)], **{**defaults, **settings})  # type: ignore[arg-type]
+    sources = [Blocks(list(sizes))] * len(phases)
+    return Steps(sources, list(phases), **{**defaults, **settings})  # type: ignore[arg-type]
 
 
 def ids(steps: Steps, step: int) -> list[int]:
-    return sorted(i for batch in steps[step].micro_batches for i in batch.targets["id"].tolist())
+    return taken(steps[step])
+
+
+def taken(data: StepData) -> list[int]:
+    return sorted(i for batch in data.micro_batches for i in batch.targets["id"].tolist())
 
 
 def test_an_epoch_visits_every_example_once() -> None:
@@ -68,6 +79,96 @@ def test_a_cursor_resumes_without_replay() -> None:
     assert source.planned <= 2
 
 
+EXAMPLES = Phase(batch_size=21, batch_from=3, sequence_length=22)
+TOKENS = Phase(batch_tokens=190, sequence_length=22)
+GROWING_TOKENS = Phase(batch_tokens=400, batch_from=66, sequence_length=22)
+SCHEDULES = {
+    "a batch that grows": (EXAMPLES,),
+    "a token budget": (TOKENS,),
+    "a token budget that grows": (GROWING_TOKENS,),
+    "growth, then the same": (EXAMPLES, Phase(batch_size=21, sequence_length=22)),
+    "examples, then tokens, then longer": (EXAMPLES, TOKENS, Phase(batch_size=4, sequence_length=64)),
+}
+schedules = pytest.mark.parametrize("phases", SCHEDULES.values(), ids=SCHEDULES.keys())
+
+
+@schedules
+def test_every_schedule_resumes_where_it_stood(phases: tuple[Phase, ...]) -> None:
+    """From the cursor of any step, in JSON and back, the next step is the same, and few blocks are planned."""
+    walked = steps((90, 60), phases)
+    expected = [walked[step] for step in range(40)]
+    for step in range(1, 40):
+        cursor = Cursor(**json.loads(json.dumps(asdict(expected[step - 1].cursor))))
+        resumed = steps((90, 60), phases, start=(step, cursor))
+        data = resumed[step]
+        assert taken(data) == taken(expected[step])
+        assert data.cursor == expected[step].cursor
+        source = resumed.streams[0].source
+        assert isinstance(source, Blocks)
+        assert source.planned <= 2, "the block it stands in, and the one a step goes on into"
+
+
+@schedules
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_every_schedule_is_shared_by_ranks(phases: tuple[Phase, ...], num_ranks: int) -> None:
+    alone = steps(phases=phases)
+    ranks = [steps(phases=phases, num_ranks=num_ranks, rank=r, micro_batch_tokens=90) for r in range(num_ranks)]
+    for step in range(40):
+        expected, parts = alone[step], [each[step] for each in ranks]
+        assert sorted(i for part in parts for i in taken(part)) == taken(expected)
+        assert {part.cursor for part in parts} == {expected.cursor}
+        assert len({len(part.micro_batches) for part in parts}) == 1
+
+
+@schedules
+def test_every_schedule_goes_through_the_stream_in_order(phases: tuple[Phase, ...]) -> None:
+    """Phases of one length are one stream: nothing of it is left out, and nothing comes twice."""
+    plan = steps(phases=phases)
+    short = [step for step in range(40) if phases[plan.phase_at(step)].sequence_length == 22]
+    found = [ids(plan, step) for step in short]
+    whole, _ = Stream(Blocks([10, 0, 25, 7]), 3).take(Cursor(), sum(map(len, found)))
+    in_stream = np.split(whole["id"], np.cumsum([len(part) for part in found])[:-1])
+    assert found == [sorted(part.tolist()) for part in in_stream]
+    if len(short) < 40:
+        first = plan[short[-1] + 1].cursor
+        assert (first.block, first.offset) == (0, 4), "another length opens an epoch"
+        assert first.epoch == plan[short[-1]].cursor.epoch + 1
+
+
+def test_a_batch_grows_along_a_line() -> None:
+    plan = steps(phases=(EXAMPLES,), total_steps=10)
+    assert [plan[step].num_examples for step in range(10)] == [3, 5, 7, 9, 11, 13, 15, 17, 19, 21]
+    sizes = [Phase(batch_size=8, batch_from=5).batch(step, 7) for step in range(7)]
+    assert sizes == [5, 6, 6, 7, 7, 8, 8], "halves are rounded up"
+    assert Phase(batch_size=8, batch_from=5).batch(0, 1) == 8
+    two = steps(phases=(EXAMPLES, TOKENS, EXAMPLES), total_steps=30)
+    assert [two.batch_at(step) for step in (0, 9, 10, 19, 20, 29)] == [3, 21, 190, 190, 3, 21]
+
+
+@pytest.mark.parametrize("phase", [TOKENS, GROWING_TOKENS], ids=str)
+def test_a_step_takes_what_fits_into_its_budget(phase: Phase) -> None:
+    """As many of the next examples as fit, never one more: with the first one of the next step it would be too many."""
+    plan = steps(phases=(phase,))
+    budgets = [plan.batch_at(step) for step in range(40)]
+    assert (budgets[0], budgets[-1]) == (phase.first, phase.last)
+    stream, cursor = Stream(Blocks([10, 0, 25, 7]), 3), Cursor()
+    for step, budget in enumerate(budgets):
+        data = plan[step]
+        rows, cursor = stream.take(cursor, data.num_examples)
+        following, _ = stream.take(cursor, 1)
+        assert sorted(rows["id"].tolist()) == taken(data)
+        assert rows["length"].sum() == data.num_tokens <= budget < data.num_tokens + following["length"][0]
+
+
+def test_an_example_above_the_budget_is_taken_all_the_same() -> None:
+    """An example may be of several sequences, and so longer than one; every process still gets one."""
+    stream = Stream(Blocks([3, 0, 2]), 1)
+    rows, cursor = stream.take(Cursor(), 2, in_tokens=True)
+    assert (len(rows), cursor) == (1, Cursor(offset=1))
+    rows, cursor = stream.take(cursor, 2, in_tokens=True, at_least=4)
+    assert (len(rows), cursor) == (4, Cursor(epoch=1))
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3])
 @pytest.mark.parametrize("micro_batch_tokens", [20, 60, 10_000])
 def test_ranks_share_the_same_examples(num_ranks: int, micro_batch_tokens: int) -> None:
@@ -80,7 +181,8 @@ def test_ranks_share_the_same_examples(num_ranks: int, micro_batch_tokens: int) 
 
 def test_workers_change_nothing() -> None:
     def all_ids(num_workers: int) -> list[list[int]]:
-        data = list(load(steps(), start=5, num_workers=num_workers, pin_memory=False))
+        plan = steps(phases=SCHEDULES["examples, then tokens, then longer"])
+        data = list(load(plan, start=5, num_workers=num_workers, pin_memory=False))
         assert [item.step for item in data] == list(range(5, 40))
         return [i for item in data for i in [b.targets["id"].tolist() for b in item.micro_batches]]
 

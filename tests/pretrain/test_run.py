@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -317,6 +318,29 @@ def test_length_phases(folder: Path, whole: str) -> None:
     in_order = [row for _, row in sorted(rows(folder, "phases").items())]
     per_step = [round(row["examples_per_second"] * row["seconds_per_step"]) for row in in_order]
     assert per_step == [8] * 9 + [4]
+
+
+def test_a_growing_batch_and_a_token_budget(folder: Path, whole: str) -> None:
+    """Killed within the growth of the second phase, resumed with workers: bit for bit; two processes equal one."""
+    growing = "{share: 0.5, batch_size: 12, batch_from: 4, sequence_length: 32}"
+    budget = "{share: 0.5, batch_tokens: 320, batch_from: 128, sequence_length: 32}"
+    settings = [*STILL, f"train.phases=[{growing}, {budget}]"]
+    said = run(folder, "grown", *settings)
+    assert "4 to 12 x 32, 128 to 320 tokens x 32" in said
+    taken = [row["examples_per_second"] * row["seconds_per_step"] for _, row in sorted(rows(folder, "grown").items())]
+    assert [round(number) for number in taken[:6]] == [4, 6, 7, 9, 10, 12]
+    tokens = [row["tokens_per_second"] * row["seconds_per_step"] for _, row in sorted(rows(folder, "grown").items())]
+    budgets = np.array([128, 166, 205, 243, 282, 320])
+    assert ((budgets - 32 < np.round(tokens[6:])) & (np.round(tokens[6:]) <= budgets)).all()
+
+    killed = after_step_8(folder, "grown")
+    assert "resuming at step 8" in run(folder, killed, *settings, "train.workers=2")
+    assert losses(folder, killed) == losses(folder, "grown")
+    expected = exported(folder, "grown")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, killed).items())
+
+    run(folder, "grown-two", *settings, "train.micro_batch_tokens=64", processes=2)
+    assert losses(folder, "grown-two") == pytest.approx(losses(folder, "grown"), abs=1e-5)
 
 
 @pytest.mark.parametrize(

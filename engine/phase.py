@@ -1,0 +1,118 @@
+"""How much a step takes, and how long its examples are: the phases of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from engine.config import ConfigError, Section
+
+_EXAMPLES = 256
+
+
+class Phase(Section):
+    """A stretch of training with one sequence length, and one batch or one that grows."""
+
+    share: PositiveFloat = 1.0
+    """Share of the run's steps."""
+    batch_size: PositiveInt | None = None
+    """Examples in one optimizer step, over all processes and micro-batches; 256 where ``batch_tokens`` is not given."""
+    batch_tokens: PositiveInt | None = None
+    """In place of ``batch_size``: a step takes the next examples until another one would exceed so many tokens."""
+    batch_from: PositiveInt | None = None
+    """What the phase's first step takes, in examples or tokens as the last one; between them the batch grows
+    linearly. Without it all steps take the same."""
+    sequence_length: PositiveInt = 128
+    """Longest example in tokens, special tokens included. A phase as long as the one before goes on in its examples."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_examples_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("batch_size") is None and values.get("batch_tokens") is None:
+            return {**values, "batch_size": _EXAMPLES}
+        return values
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Phase:
+        if self.batch_size is not None and self.batch_tokens is not None:
+            raise ValueError(
+                f"batch_size {self.batch_size} and batch_tokens {self.batch_tokens} are both given; a batch is counted "
+                "in examples or in tokens: leave one out, or set it to null"
+            )
+        if self.first > self.last:
+            raise ValueError(f"a batch grows: batch_from {self.first} is above {self._key} {self.last}")
+        self.check_processes(1)
+        return self
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether a batch is counted in tokens; in examples otherwise."""
+        return self.batch_tokens is not None
+
+    @property
+    def last(self) -> int:
+        """Batch of the last step, in examples or tokens."""
+        size = self.batch_tokens or self.batch_size
+        assert size is not None
+        return size
+
+    @property
+    def first(self) -> int:
+        """Batch of the first step, in examples or tokens."""
+        return self.batch_from or self.last
+
+    @property
+    def _key(self) -> str:
+        return "batch_tokens" if self.in_tokens else "batch_size"
+
+    def batch(self, step: int, num_steps: int) -> int:
+        """Batch of one of the phase's steps, counted from 0, in examples or tokens.
+
+        A line from the first step to the last, rounded to the nearest integer, halves upwards; a single step is the
+        last one.
+        """
+        if step >= num_steps - 1:
+            return self.last
+        return self.first + (2 * (self.last - self.first) * step + num_steps - 1) // (2 * (num_steps - 1))
+
+    def most_examples(self, length: int) -> int:
+        """Examples of ``length`` tokens that make up the largest batch, rounded up."""
+        return -(-self.last // length) if self.in_tokens else self.last
+
+    def check_processes(self, number: int, name: str = "") -> None:
+        """``ConfigError`` where some step may not have an example for each of so many processes; ``name`` opens it."""
+        least = number * (self.sequence_length if self.in_tokens else 1)
+        if self.first < least:
+            key = self._key if self.batch_from is None else "batch_from"
+            what = f"one example of sequence_length {self.sequence_length}" if self.in_tokens else "one example"
+            each = f" for each of the {number} processes" if number > 1 else ""
+            raise ConfigError(f"{name}{key} {self.first} is less than {what}{each}; give at least {least}")
+
+    def __str__(self) -> str:
+        """The batch and the longest example, as in ``32 to 256 x 128`` or ``16,384 tokens x 128``."""
+        sizes = " to ".join(f"{size:,}" for size in dict.fromkeys((self.first, self.last)))
+        return f"{sizes}{' tokens' * self.in_tokens} x {self.sequence_length}"
+
+
+@dataclass(frozen=True)
+class EpochSize:
+    """What there is in an epoch of a source; fractions where it is an estimate."""
+
+    examples: float
+    tokens: float
+
+
+def steps_per_epoch(phases: Sequence[Phase], epochs: Sequence[EpochSize]) -> float:
+    """Steps of one epoch, on average over a whole run; ``epochs`` are those of the phases' sources.
+
+    A step of a phase takes, on average, the mean of its first and last batch: such a share of an epoch. With a token
+    budget an epoch has as many steps as budgets fit into its tokens, as if each were filled.
+    """
+    taken = 0.0
+    for phase, epoch in zip(phases, epochs, strict=True):
+        whole = epoch.tokens if phase.in_tokens else epoch.examples
+        taken += phase.share * (phase.first + phase.last) / 2 / whole
+    return sum(phase.share for phase in phases) / taken
