@@ -98,7 +98,8 @@ def test_sequence_mask_is_that_of_all_pairs(lengths: list[int]) -> None:
     np.testing.assert_array_equal(mask.mask_mod(None, None, pairs[:, None], pairs), wanted)
     blocks = -(-total // 128)
     spare = blocks * 128 - total
-    cells = np.pad(wanted, (0, spare)).reshape(blocks, 128, blocks, 128).any((1, 3))
+    padded: Any = np.pad(wanted, (0, spare))
+    cells: Any = np.any(padded.reshape(blocks, 128, blocks, 128), axis=(1, 3))
     np.testing.assert_array_equal(mask.to_dense()[0, 0] > 0, cells)
     for numbers, indices in ((mask.kv_num_blocks, mask.kv_indices), (mask.q_num_blocks, mask.q_indices)):
         assert indices.min() >= 0
