@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
 
 def read_options(arguments: list[str]) -> Options:
     """Exits with the usage where an argument is none."""
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    given: dict[str, str] = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
     asked = tuple(part for part in given.pop("workloads", "").split(",") if part)
     found = tuple(name for name in NAMES if (name.startswith(asked) if asked else name not in SIZES))
     numbers = given.pop("rounds", "5"), *given.pop("threads", "1").split(",")

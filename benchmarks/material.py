@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,7 @@ def read_material(folder: Path) -> Material:
         return random_material(VOCAB_SIZE, glue=glue)
     prepared = prepare(CorpusSection(path=[str(file)]), TokenizerSection(vocab_size=VOCAB_SIZE), folder)
     text = f"{file.parent.name}/{file.name}"
-    return Material(prepared.train, prepared.unigrams, prepared.tokenizer(), text, glue)
+    return Material(cast(Tokens, prepared.train), prepared.unigrams, prepared.tokenizer(), text, glue)
 
 
 def random_material(vocab_size: int, num_documents: int = 2000, glue: Path | None = None) -> Material:

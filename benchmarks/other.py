@@ -186,7 +186,7 @@ def start_up(folder: Path) -> Contest:
     text, run = write_text(folder / "text.txt"), folder / "runs"
     command = [
         *(sys.executable, "-m", "pretrain", str(ROOT / "configs/pretrain/bert_docs.yaml"), f"data.path={text}"),
-        *("tokenizer.vocab_size=500", f"run.dir={run}", f"run.data_dir={folder / 'data'}", "train.log_every=1 step"),
+        *("tokenizer.vocab_size=300", f"run.dir={run}", f"run.data_dir={folder / 'data'}", "train.log_every=1 step"),
         *("data.holdout=0.2", "train.micro_batch_tokens=2048", "train.phases=[{batch_size: 8, sequence_length: 64}]"),
     ]
     around = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
@@ -208,7 +208,7 @@ def start_up(folder: Path) -> Contest:
         return 1
 
     def imports() -> int:
-        subprocess.run([sys.executable, "-c", _SCRIPT], env=around, check=True)
+        subprocess.run([sys.executable, "-c", _SCRIPT], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
         return 1
 
     return Contest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BertForPreTraining, BertForSequenceClassification
 
 from benchmarks import ours
 from benchmarks.material import Material
@@ -50,10 +50,8 @@ def check(name: str, losses: Losses, tolerance: float) -> None:
 def train_both(workload: Workload, material: Material, *, bf16: bool, steps: int) -> Losses:
     """Train both ways on the same batches from the same weights, without dropout."""
     source, objective = ours.source(workload, material), ours.objective(workload, material, 0.0)
-    config = type(objective.exported().config)(
-        **{**objective.exported().config.to_dict(), "attn_implementation": "sdpa"}
-    )
-    stock: Any = (BertForPreTraining if workload.stage == "pretrain" else BertForSequenceClassification)(config)
+    model_class: Any = type(objective.exported())
+    stock = model_class._from_config(copy.deepcopy(objective.exported().config), attn_implementation="sdpa")
     stock.load_state_dict(objective.exported().state_dict())
     optimizers = [torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE) for model in (objective, stock)]
     losses = []
