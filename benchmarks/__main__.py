@@ -43,8 +43,9 @@ NAMES = (
     *SIZES,
 )
 """Everything there is, in the order in which it is measured."""
-_BEFORE, _TEXT_TO_IDS = 45.0, 60.0
-"""Seconds that text, vocabulary and checks take before the first round, and one round of text to ids."""
+_BEFORE, _TEXT_TO_IDS, _WARMING = 45.0, 60.0, 0.7
+"""Seconds that text, vocabulary and checks take before the first round; seconds of one round of text to ids; what
+warming up takes of a round."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,11 @@ def _facts(options: Options, material: Material, rates: dict[str, float], losses
 
 
 def _minutes(contests: Sequence[Contest], options: Options, rate: float) -> float:
-    """What the measurement will take, from what a round took on the reference machine; two rounds warm up."""
+    """What the measurement will take, from what a round took on the reference machine."""
     threaded = {True: len(options.threads), False: 1}
-    spent = sum((2 + (each.rounds or options.rounds)) * each.seconds * threaded[each.threaded] for each in contests)
+    spent = sum(
+        (_WARMING + (each.rounds or options.rounds)) * each.seconds * threaded[each.threaded] for each in contests
+    )
     spent += _BEFORE + _TEXT_TO_IDS * (TEXT_TO_IDS in options.workloads)
     return spent * sizes.REFERENCE / rate / 60
 

@@ -69,24 +69,24 @@ class Workload:
 
 ALL = (FAST, KEPT, SAME)
 WORKLOADS = {
-    "mlm_4x256_s128": Workload("pretrain", "mlm", variants=ALL),
-    "mlm_12x768_s128": Workload("pretrain", "mlm", 12, 768, variants=(FAST,)),
-    "nsp_4x256_s128": Workload("pretrain", "bert"),
-    "nsp_4x256_s512": Workload("pretrain", "bert", sequence_length=512, batch_size=8),
-    "albert_4x256_s128": Workload("pretrain", "albert"),
-    "electra_4x256_s128": Workload("pretrain", "electra"),
-    "distilbert_4x256_s128": Workload("distill", "distilbert"),
-    "tinybert_4x256_s128": Workload("distill", "tinybert"),
-    "glue_mrpc": Workload("finetune", "mrpc", batch_size=32, steps=2, variants=ALL),
-    "glue_qqp": Workload("finetune", "qqp", batch_size=32, steps=4, variants=ALL),
-    "glue_sst2": Workload("finetune", "sst2", batch_size=32, steps=8, variants=ALL),
+    "mlm_4x256_s128": Workload("pretrain", "mlm", variants=ALL, seconds=7),
+    "mlm_12x768_s128": Workload("pretrain", "mlm", 12, 768, variants=(FAST,), seconds=40),
+    "nsp_4x256_s128": Workload("pretrain", "bert", seconds=6),
+    "nsp_4x256_s512": Workload("pretrain", "bert", sequence_length=512, batch_size=8, seconds=13),
+    "albert_4x256_s128": Workload("pretrain", "albert", seconds=6),
+    "electra_4x256_s128": Workload("pretrain", "electra", seconds=7),
+    "distilbert_4x256_s128": Workload("distill", "distilbert", batch_size=8, seconds=10),
+    "tinybert_4x256_s128": Workload("distill", "tinybert", seconds=3),
+    "glue_mrpc": Workload("finetune", "mrpc", batch_size=32, steps=2, variants=ALL, seconds=4),
+    "glue_qqp": Workload("finetune", "qqp", batch_size=32, steps=4, variants=ALL, seconds=4),
+    "glue_sst2": Workload("finetune", "sst2", batch_size=32, steps=8, variants=ALL, seconds=4),
 }
 SIZES = {
-    "sizes_tiny_2x128": Workload("pretrain", "mlm", 2, 128, variants=(FAST,), steps=2),
-    "sizes_mini_4x256": Workload("pretrain", "mlm", 4, 256, variants=(FAST,)),
-    "sizes_small_4x512": Workload("pretrain", "mlm", 4, 512, variants=(FAST,)),
-    "sizes_medium_8x512": Workload("pretrain", "mlm", 8, 512, variants=(FAST,)),
-    "sizes_base_12x768": Workload("pretrain", "mlm", 12, 768, variants=(FAST,)),
+    "sizes_tiny_2x128": Workload("pretrain", "mlm", 2, 128, variants=(FAST,), steps=2, seconds=6),
+    "sizes_mini_4x256": Workload("pretrain", "mlm", 4, 256, variants=(FAST,), seconds=6),
+    "sizes_small_4x512": Workload("pretrain", "mlm", 4, 512, variants=(FAST,), seconds=11),
+    "sizes_medium_8x512": Workload("pretrain", "mlm", 8, 512, variants=(FAST,), seconds=18),
+    "sizes_base_12x768": Workload("pretrain", "mlm", 12, 768, variants=(FAST,), seconds=40),
 }
 
 
