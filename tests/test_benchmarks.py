@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
+from benchmarks import __main__ as command
 from benchmarks import other, sizes, step, table
 from benchmarks.__main__ import NAMES, read_options
 from benchmarks.conventional import Baseline
@@ -151,6 +153,24 @@ def test_options() -> None:
     for wrong in ("workloads=bert", "rounds=0", "threads=x", "speed=9"):
         with pytest.raises(SystemExit, match="usage"):
             read_options([wrong])
+
+
+def test_the_command_prints_every_ratio_and_keeps_a_table(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "read_material", lambda _: material)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(sizes, "matmul_rates", lambda threads=1: {"fp32": 1e11, "bf16": 2e11})
+    monkeypatch.setattr(command, "same_losses", lambda _: {"made up": [(1.0, 1.0)]})
+    for found, name in ((WORKLOADS, "tinybert_4x256_s128"), (SIZES, "sizes_tiny_2x128")):
+        monkeypatch.setitem(found, name, small(name))
+    command.main(["rounds=1", "workloads=tinybert,sizes_tiny", f"picture={tmp_path / 'sizes.png'}"])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(summary) == 2 * 2 + 1 * 2
+    assert all(ratio > 0 for ratio in summary.values())
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    kept = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert len(kept["ratios"]) == len(summary)
 
 
 def test_table_and_picture(tmp_path: Path) -> None:
