@@ -1,7 +1,11 @@
-"""``python -m benchmarks [rounds=N] [workloads=NAME,NAME]``: this machine, ours against the conventional way.
+"""``python -m benchmarks [rounds=5] [workloads=NAME,...] [threads=1,2] [picture=FILE]``: ours and the conventional way.
 
-Prints a table, keeps everything in ``benchmarks/results/``; the last line is one JSON object with every ratio. Text is
-taken from the folder in ``BERTILLERY_DATA``; without one, documents of random tokens stand in.
+Prints a table and keeps it, as JSON and as Markdown, in ``benchmarks/results/``; the last line is one JSON object with
+every ratio. ``workloads`` takes names, or how they begin: ``nsp``, ``glue``, ``checkpoint``. ``sizes``, which is
+measured only where it is asked for, draws a picture of tokens a second over sizes.
+
+One thread is measured in CPU-seconds, which other load on the machine hardly touches; more threads in seconds of the
+clock. Text is taken from the folder in ``BERTILLERY_DATA``; without one, random tokens stand in.
 """
 
 from __future__ import annotations
@@ -11,90 +15,152 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from benchmarks import other, sizes, step, table
 from benchmarks import prepare as text_to_ids
-from benchmarks.same import same_losses
-from benchmarks.step import Ratio, measure
-from benchmarks.workload import WORKLOADS
+from benchmarks.material import Material, read_material
+from benchmarks.same import Losses, same_losses
+from benchmarks.turns import Contest, Ratio, apart, measure
+from benchmarks.workload import SIZES, WORKLOADS
 from engine.environment import environment
-from pretrain.corpus import CorpusSection
-from pretrain.pairs import Tokens
-from pretrain.prepare import prepare
-from pretrain.tokenizer import TokenizerSection
-from tests.corpora import random_tokens, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+TEXT_TO_IDS = "text_to_ids"
+NAMES = (
+    *WORKLOADS,
+    "examples",
+    *(name.replace("glue", "evaluation") for name in WORKLOADS if name.startswith("glue")),
+    *("checkpoint_save", "checkpoint_load", "start_up", TEXT_TO_IDS),
+    *SIZES,
+)
+"""Everything there is, in the order in which it is measured."""
+_BEFORE, _TEXT_TO_IDS, _WARMING = 45.0, 60.0, 0.7
+"""Seconds that text, vocabulary and checks take before the first round; seconds of one round of text to ids; what
+warming up takes of a round."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    rounds: int
+    workloads: tuple[str, ...]
+    threads: tuple[int, ...]
+    picture: Path
 
 
 def main(arguments: list[str]) -> None:
-    given = dict(argument.split("=", 1) for argument in arguments)
-    rounds = int(given.pop("rounds", 5))
-    known = [*WORKLOADS, "text_to_ids"]
-    names = given.pop("workloads", ",".join(known)).split(",")
-    if given or not set(names) <= set(known):
-        sys.exit(f"usage: python -m benchmarks [rounds=5] [workloads={','.join(known)}]")
+    began, options = time.monotonic(), read_options(arguments)
     # Sides are forked from this process; one that never started a thread can be.
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    about = environment()
-    print(f"{about['cpu']}, 1 thread of {about['cores']} cores")
-    print(f"torch {about['torch']}, transformers {about['transformers']}, ", end="")
-    print(f"commit {about['commit']}{' with changes' if about['changed'] else ''}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        tokens, tokenizer, text = _corpus(Path(folder))
-        print(f"text: {text or 'random tokens'}; real tokens per CPU-second, median of {rounds} rounds\n")
-        losses = same_losses(tokens, tokenizer)
-        print("same batches, float32, loss of ours and of the padded dense path:")
-        print("  " + "  ".join(f"{ours:.6f}/{theirs:.6f}" for ours, theirs in losses) + "\n")
-        print(f"{'workload':<18}{'ours':<13}{'baseline':<10}{'ratio':>7}{'min':>7}{'max':>7}{'ours/s':>9}{'base/s':>9}")
-        ratios: list[Ratio] = []
-        for name in [name for name in WORKLOADS if name in names]:
-            for ratio in measure(name, tokens, tokenizer, rounds):
-                print(_line(ratio), flush=True)
-                ratios.append(ratio)
-    summary = {ratio.name: round(ratio.median, 3) for ratio in ratios}
-    encoding = None
-    if "text_to_ids" in names:
-        # One round of it takes as long as a workload, and the ratio is far from every line that matters.
-        encoding = text_to_ids.measure(rounds=1)
-        summary["text_to_ids"] = round(encoding["encode_ratio"], 3)
-        print(f"\ntext to ids against datasets.map: {encoding['encode_ratio']:.2f}")
-    rows = [vars(ratio) | {"median": ratio.median} for ratio in ratios]
-    _keep({"environment": about, "text": text, "losses": losses, "steps": rows, "text_to_ids": encoding})
-    print(json.dumps(summary))
+    about, rates = environment(), sizes.matmul_rates()
+    print(table.machine(about))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        material = read_material(folder)
+        contests = [contest(name, material, folder) for name in options.workloads if name != TEXT_TO_IDS]
+        print(f"about {_minutes(contests, options, rates['fp32']):.0f} minutes\n", flush=True)
+        losses = apart(partial(same_losses, material))
+        facts = _facts(options, material, rates, losses)
+        print("\n".join(facts) + f"\n\n{table.line()}", flush=True)
+        ratios = [*_measured(contests, options)]
+        _draw([ratio for ratio in ratios if ratio.contest in SIZES], options, material)
+        encoding = None
+        if TEXT_TO_IDS in options.workloads:
+            encoding = text_to_ids.measure(rounds=1)  # as long as a workload, and far from every line that matters
+            ratios.append(text_to_ids.as_ratio(encoding))
+            print(table.line(table.cells(ratios[-1])))
+    results = {"environment": about, "facts": facts, "losses": losses, "matmul": rates, "text_to_ids": encoding}
+    rows = [asdict(ratio) | {"median": ratio.median} for ratio in ratios]
+    kept = _keep(json.dumps(results | {"ratios": rows}, indent=1), table.document(about, facts, ratios))
+    print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes; kept in {kept}")
+    print(json.dumps({ratio.name: round(ratio.median, 3) for ratio in ratios}))
 
 
-def _corpus(folder: Path) -> tuple[Tokens, PreTrainedTokenizerBase, str | None]:
-    """English text with a vocabulary of BERT's size trained on it, where the data folder has some."""
-    file = Path(os.environ.get("BERTILLERY_DATA", ROOT / "../shared/data")) / "corpus_wiki_en" / "valid.txt"
-    if not file.exists():
-        return random_tokens(2000), tiny_tokenizer(30522), None
-    prepared = prepare(CorpusSection(path=[str(file)]), TokenizerSection(vocab_size=30522), folder)
-    return cast(Tokens, prepared.train), prepared.tokenizer(), f"{file.parent.name}/{file.name}"
+def read_options(arguments: list[str]) -> Options:
+    """Exits with the usage where an argument is none."""
+    given: dict[str, str] = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    asked = tuple(part for part in given.pop("workloads", "").split(",") if part)
+    found = tuple(name for name in NAMES if (name.startswith(asked) if asked else name not in SIZES))
+    numbers = given.pop("rounds", "5"), *given.pop("threads", "1").split(",")
+    picture = Path(given.pop("picture", RESULTS / "sizes.png"))
+    unknown = [part for part in asked if not any(name.startswith(part) for name in NAMES)]
+    if given or unknown or not all(number.isdecimal() and int(number) for number in numbers):
+        wrong = ", ".join([*given, *unknown]) or "rounds and threads are whole numbers"
+        sys.exit(f"error: {wrong}\nusage: {(__doc__ or '').split('``')[1]}\nworkloads: {', '.join(NAMES)}")
+    rounds, *threads = map(int, numbers)
+    return Options(rounds, found, tuple(threads), picture)
 
 
-def _line(ratio: Ratio) -> str:
-    low, high = min(ratio.per_round), max(ratio.per_round)
-    ours, theirs = ratio.tokens_per_second
-    return (
-        f"{ratio.workload:<18}{ratio.ours:<13}{ratio.baseline:<10}{ratio.median:>7.2f}{low:>7.2f}{high:>7.2f}"
-        f"{ours:>9,.0f}{theirs:>9,.0f}"
+def contest(name: str, material: Material, folder: Path) -> Contest:
+    """What is done in turns, by its name; ``folder`` takes what is written."""
+    if name in WORKLOADS | SIZES:
+        return step.contest(name, (WORKLOADS | SIZES)[name], material)
+    if name.startswith("evaluation"):
+        return other.evaluation(name, WORKLOADS[name.replace("evaluation", "glue")], material)
+    if name.startswith("checkpoint"):
+        return other.checkpoint(name, WORKLOADS["mlm_12x768_s128"], material, folder)
+    return other.start_up(folder) if name == "start_up" else other.examples(material)
+
+
+def _measured(contests: Sequence[Contest], options: Options) -> Iterator[Ratio]:
+    for turn, threads in enumerate(options.threads):
+        for each in contests:
+            if each.threaded or turn == 0:
+                for ratio in measure(each, options.rounds, threads if each.threaded else 1):
+                    print(table.line(table.cells(ratio)), flush=True)
+                    yield ratio
+
+
+def _draw(ratios: list[Ratio], options: Options, material: Material) -> None:
+    """The picture of the sizes, where they were measured, with the first number of threads."""
+    threads = options.threads[0]
+    ratios = [ratio for ratio in ratios if ratio.threads == threads]
+    if ratios:
+        rate = sizes.matmul_rates(threads)[ratios[0].ours.split()[0]]
+        flops = {ratio.contest: sizes.flops_per_token(ratio.contest, material) for ratio in ratios}
+        options.picture.parent.mkdir(parents=True, exist_ok=True)
+        sizes.draw(ratios, flops, rate, options.picture)
+        print(f"drawn in {options.picture}")
+
+
+def _facts(options: Options, material: Material, rates: dict[str, float], losses: dict[str, Losses]) -> list[str]:
+    more = "; with more threads in seconds of the clock" if max(options.threads) > 1 else ""
+    parted = {name: max(abs(ours / theirs - 1) for ours, theirs in pairs) for name, pairs in losses.items()}
+    return [
+        f"text: {material.text or 'random tokens'}; medians of {options.rounds} rounds, with the smallest and largest",
+        f"one thread is measured in CPU-seconds{more}; real tokens only",
+        "matrix products on one thread: " + ", ".join(f"{r / 1e12:.3f} TFLOP/s in {n}" for n, r in rates.items()),
+        "losses on the same batches part by: " + ", ".join(f"{worst:.0e} ({n})" for n, worst in parted.items()),
+    ]
+
+
+def _minutes(contests: Sequence[Contest], options: Options, rate: float) -> float:
+    """What the measurement will take, from what a round took on the reference machine."""
+    threaded = {True: len(options.threads), False: 1}
+    spent = sum(
+        (_WARMING + (each.rounds or options.rounds)) * each.seconds * threaded[each.threaded] for each in contests
     )
+    spent += _BEFORE + _TEXT_TO_IDS * (TEXT_TO_IDS in options.workloads)
+    return spent * sizes.REFERENCE / rate / 60
 
 
-def _keep(results: dict[str, Any]) -> None:
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def _keep(results: str, document: str) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file.write_text(results + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(document, encoding="utf-8")
+    return file.with_suffix("")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.turns import Ratio
 from pretrain.corpus import CorpusSection, ReadReport, read_documents
 from pretrain.prepare import prepare
 from pretrain.tokenizer import TokenizerSection, WordEncoder
@@ -62,6 +63,12 @@ def measure(rounds: int = 5, path: str | None = None) -> dict[str, float]:
         "split_characters_per_cpu_second": characters / splitting,
         "prepare_characters_per_second": characters / preparing,
     }
+
+
+def as_ratio(found: dict[str, float]) -> Ratio:
+    """What was measured, as the other measurements are kept."""
+    rates = found["encode_tokens_per_cpu_second"], found["datasets_map_tokens_per_cpu_second"]
+    return Ratio("text_to_ids", 1, "CPU", "tokens", "word by word", "datasets.map", [found["encode_ratio"]], rates)
 
 
 def _timed(function: Callable[[], T]) -> tuple[T, float]:

@@ -2,54 +2,86 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks import workload as work
-from benchmarks.conventional import pad, stock_model
-from benchmarks.workload import LEARNING_RATE, WORKLOADS
-from pretrain.pairs import Tokens
+from benchmarks import ours
+from benchmarks.material import Material
+from benchmarks.workload import LEARNING_RATE, WORKLOADS, Workload, rows
+from engine.batch import PackedBatch
+from engine.loop import share_of_loss
+
+Losses = list[tuple[float, float]]
+"""Of each step, ours and theirs."""
+CHECKS = {
+    "pairs and masked words, fp32": ("nsp_4x256_s128", False, 1e-5),
+    "pairs and masked words, bf16": ("nsp_4x256_s128", True, 1e-3),
+    "glue, fp32": ("glue_mrpc", False, 1e-5),
+}
+"""Workload, whether in bfloat16, and how far the losses may part, relatively."""
 
 
-def same_losses(
-    tokens: Tokens, tokenizer: PreTrainedTokenizerBase, steps: int = 5, tolerance: float = 1e-5
-) -> list[tuple[float, float]]:
-    """Train both ways on the same masked pairs from the same weights, in float32 without dropout; ours and theirs.
+def same_losses(material: Material, steps: int = 5) -> dict[str, Losses]:
+    """Of every check the losses of each step, ours and the padded dense model's.
 
-    Raises ``AssertionError`` where they part by more than the tolerance: a faster step that learns something else.
+    Raises ``AssertionError`` where they part: a faster step that learns something else.
     """
-    workload = replace(WORKLOADS["nsp_4x256_s128"], layers=2, width=128, batch_size=16)
-    source = work.source(workload, tokens, tokenizer)
-    objective = work.objective(workload, tokenizer, 0.0)
-    stock = stock_model(work.config(workload, tokenizer, 0.0), pairs=True)
+    found = {}
+    for name, (workload, bf16, tolerance) in CHECKS.items():
+        small = replace(WORKLOADS[workload], layers=2, width=128, batch_size=16)
+        found[name] = losses = train_both(small, material, bf16=bf16, steps=steps)
+        check(name, losses, tolerance)
+    return found
+
+
+def check(name: str, losses: Losses, tolerance: float) -> None:
+    """``AssertionError`` where a pair of losses differs by more than the tolerance, relatively."""
+    worst = max(abs(ours / theirs - 1) for ours, theirs in losses)
+    assert worst <= tolerance, f"{name}: the losses part by {worst:.1e}, more than {tolerance:.0e}: {losses}"
+
+
+def train_both(workload: Workload, material: Material, *, bf16: bool, steps: int) -> Losses:
+    """Train both ways on the same batches from the same weights, without dropout."""
+    source, objective = ours.source(workload, material), ours.objective(workload, material, 0.0)
+    model_class: Any = type(objective.exported())
+    stock = model_class._from_config(copy.deepcopy(objective.exported().config), attn_implementation="sdpa")
     stock.load_state_dict(objective.exported().state_dict())
-    pad_id = cast(int, tokenizer.pad_token_id)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE) for model in (objective, stock)]
     losses = []
-    for rows in itertools.islice(work.rows(workload, source), steps):
-        batch = source.collate(rows)
-        terms = objective(batch)
-        means = [term.total * term.weight / batch.counts[term.count] for term in terms.values() if term.weight]
-        ours = torch.stack(means).sum()
-        lengths = batch.cu_seqlens.diff().tolist()
-        labels = torch.full_like(batch.input_ids, -100)
-        labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
-        theirs = stock(
-            input_ids=pad(batch.input_ids, lengths, workload.sequence_length, pad_id),
-            token_type_ids=pad(batch.token_type_ids, lengths, workload.sequence_length, 0),
-            attention_mask=pad(torch.ones_like(labels), lengths, workload.sequence_length, 0),
-            labels=pad(labels, lengths, workload.sequence_length, -100),
-            next_sentence_label=batch.targets["pair_labels"],
-        ).loss
-        for loss, optimizer in zip((ours, theirs), optimizers, strict=True):
+    for chosen in itertools.islice(rows(workload, source), steps):
+        batch = source.collate(chosen)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            mine = share_of_loss(objective(batch), batch.counts)
+            theirs = stock(**_padded(batch, cast(int, material.tokenizer.pad_token_id))).loss
+        for loss, optimizer in zip((mine, theirs), optimizers, strict=True):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        losses.append((ours.item(), theirs.item()))
-    worst = max(abs(a / b - 1) for a, b in losses)
-    assert worst <= tolerance, f"the losses part by {worst:.1e}, more than {tolerance:.0e}: {losses}"
+        losses.append((mine.item(), theirs.item()))
     return losses
+
+
+def _padded(batch: PackedBatch, pad_id: int) -> Mapping[str, Tensor]:
+    """What a stock model is called with."""
+
+    def pad(values: Tensor, fill: int) -> Tensor:
+        sequences = values.split(batch.cu_seqlens.diff().tolist())
+        return pad_sequence([*sequences], batch_first=True, padding_value=fill)
+
+    inputs = {
+        "input_ids": pad(batch.input_ids, pad_id),
+        "token_type_ids": pad(batch.token_type_ids, 0),
+        "attention_mask": pad(torch.ones_like(batch.input_ids), 0),
+    }
+    if "labels" in batch.targets:
+        return inputs | {"labels": batch.targets["labels"]}
+    labels = torch.full_like(batch.input_ids, -100)
+    labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
+    return inputs | {"labels": pad(labels, -100), "next_sentence_label": batch.targets["pair_labels"]}

@@ -1,0 +1,109 @@
+"""Our side of a training step: the stages' own examples and objectives, and the loop as it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
+
+from benchmarks.material import Material
+from benchmarks.turns import Step
+from benchmarks.workload import LEARNING_RATE, SEED, Variant, Workload
+from distill.corpus import Part
+from distill.student import StudentSection, build_student
+from distill.teacher import Teacher
+from engine.dropout import use_cheap_dropout
+from engine.loop import training_steps
+from engine.objective import Objective, objective_module, settled
+from engine.optim import OptimSection, build_optimizer
+from engine.order import Cursor, StepData, shares
+from engine.run import RunSection, start_accelerator
+from finetune.examples import TextExamples
+from finetune.objectives import classification
+from pretrain.objectives.mlm import bert_config
+
+MICRO_BATCH_TOKENS = 8192
+_SETTINGS: dict[str, dict[str, Any]] = {"electra": {"embedding_size": 128, "generator_fraction": 0.25}}
+"""What an objective of this size is configured with, where that is not its default."""
+
+
+def source(workload: Workload, material: Material, split: str = "train") -> Any:
+    """The examples of the workload; ``split`` is one of GLUE's task."""
+    length, tokenizer = workload.sequence_length, material.tokenizer
+    if workload.stage == "finetune":
+        found = material.split(workload.learns, split)
+        return TextExamples(found.texts, found.labels, tokenizer, max_length=length, seed=SEED)
+    module, config = _method(workload)
+    text = material.tokens if workload.stage == "pretrain" else Part(material.tokens, material.unigrams)
+    return module.source(config, text, tokenizer, sequence_length=length, seed=SEED)
+
+
+def objective(workload: Workload, material: Material, dropout: float) -> Objective:
+    """Model and loss, freshly initialised."""
+    torch.manual_seed(SEED)
+    model, tokenizer = workload.model(dropout), material.tokenizer
+    if workload.stage == "finetune":
+        classifier = BertForSequenceClassification(bert_config(model, tokenizer))
+        use_cheap_dropout(classifier)
+        return classification.Objective(classifier)
+    module, config = _method(workload)
+    if workload.stage == "pretrain":
+        return module.build(config, model, tokenizer)
+    words = module.MASKED_WORDS
+    teacher = Teacher((BertForMaskedLM if words else BertModel)(bert_config(model, tokenizer)))
+    section = StudentSection(
+        type="distilbert" if words else "bert",
+        num_hidden_layers=workload.layers // 2,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+    )
+    student, _ = build_student(section, teacher.module, masked_words=words)
+    return module.build(config, student, teacher)
+
+
+def step(workload: Workload, material: Material, examples: Any, variant: Variant) -> Step:
+    """The loop, fed with given rows; sharing them out, laying out and masking are part of the step."""
+    threads = torch.get_num_threads()
+    accelerator = start_accelerator(RunSection(threads=threads, device="cpu", precision=variant.precision))
+    trained: nn.Module = accelerator.prepare_model(objective(workload, material, variant.dropout).train())
+    waiting: list[np.ndarray] = []
+    read: list[int] = []
+
+    def data() -> Iterator[StepData]:
+        for number in itertools.count():
+            rows = settled(examples, waiting.pop())
+            split = shares(rows["length"].astype(np.int64), MICRO_BATCH_TOKENS, 1, 0)
+            batches = [examples.collate(rows[part]) for part in split]
+            read.append(sum(batch.num_tokens for batch in batches))
+            yield StepData(number, batches, len(rows), read[-1], Cursor())
+
+    steps = training_steps(
+        accelerator,
+        trained,
+        build_optimizer(OptimSection(), trained),
+        data(),
+        learning_rate=lambda _: LEARNING_RATE,
+        max_gradient_norm=1.0,
+        seed=SEED,
+    )
+
+    def prepare(rows: np.ndarray) -> Callable[[], int]:
+        def step() -> int:
+            waiting.append(rows)
+            next(steps)
+            return read[-1]
+
+        return step
+
+    return prepare
+
+
+def _method(workload: Workload) -> tuple[Any, Any]:
+    """The objective's module and its configuration."""
+    module = objective_module(f"{workload.stage}.objectives", {"type": workload.learns})
+    return module, module.Config(**_SETTINGS.get(workload.learns, {}))

@@ -1,0 +1,187 @@
+"""What is compared: that both sides do the same work, that the check of their losses can fail, what can be asked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from benchmarks import __main__ as command
+from benchmarks import other, sizes, step, table
+from benchmarks.__main__ import NAMES, read_options
+from benchmarks.conventional import Baseline
+from benchmarks.material import Material, random_material
+from benchmarks.same import CHECKS, check, train_both
+from benchmarks.turns import Contest, Ratio, measure
+from benchmarks.workload import SIZES, WORKLOADS, Workload
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    return random_material(256, num_documents=60)
+
+
+def small(name: str, **settings: Any) -> Workload:
+    found = {"layers": 2, "width": 64, "sequence_length": 32, "batch_size": 4, **settings}
+    return replace((WORKLOADS | SIZES)[name], **found)
+
+
+def worked(contest: Contest, items: list[Any] | None = None) -> dict[str, int]:
+    """What each side says it worked on, in this process."""
+    items = items or [next(contest.items)]
+    found = {}
+    for whose, sides in (("ours", contest.ours), ("theirs", contest.theirs)):
+        for label, build in sides.items():
+            AcceleratorState._reset_state(True)  # the sides are of several precisions
+            prepare = build()
+            found[f"{whose} {label}"] = sum(prepare(item)() for item in items)
+    return found
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_all_sides_of_a_step_train_on_the_same_real_tokens(name: str, material: Material) -> None:
+    contest = step.contest(name, small(name), material)
+    full = WORKLOADS[name].learns == "mlm"
+    rows = next(rows for rows in contest.items if full or np.ptp(rows["length"]))  # of unequal lengths: with padding
+    found = worked(contest, [rows])
+    assert len(found) == len(WORKLOADS[name].variants) + 2
+    assert {*found.values()} == {int(rows["length"].sum())}
+
+
+def test_a_side_that_is_given_less_is_noticed(material: Material) -> None:
+    contest = step.contest("mlm_4x256_s128", small("mlm_4x256_s128"), material)
+    (label, honest), *_ = contest.theirs.items()
+
+    def cuts() -> Any:
+        prepare = honest()
+        return lambda rows: prepare(rows[1:])
+
+    with pytest.raises(AssertionError, match="different amounts"):
+        measure(replace(contest, ours={"ours": honest}, theirs={label: cuts}, part=lambda rows: rows), rounds=1)
+
+
+def test_baselines_train_everything_but_a_teacher(material: Material) -> None:
+    """Every tensor that takes part gets a gradient, so that no baseline is spared a backward pass."""
+    unused = {"tinybert": "pooler"}
+    for name, workload in WORKLOADS.items():
+        contest_source = step.ours.source(small(name), material)
+        baseline: Baseline = step.baseline(workload)(small(name), material, contest_source)
+        rows = next(step.rows(small(name), contest_source))
+        baseline.loss(baseline.collate(baseline.examples(rows))).backward()
+        still = [key for key, parameter in baseline.trained.named_parameters() if parameter.grad is None]
+        assert all(unused.get(workload.learns, "nothing") in key for key in still), (name, still)
+
+
+def test_examples_predictions_and_checkpoints_are_alike(material: Material, tmp_path: Path) -> None:
+    some = replace(material, tokens=other._Tokens(material.tokens, 4))
+    pairs = small("nsp_4x256_s128")
+    assert len({*worked(other.examples(some, pairs)).values()}) == 1
+    predictions = other.evaluation("evaluation_qqp", small("glue_qqp"), material)
+    assert len({*worked(predictions).values()}) == 1
+    assert predictions.name == "evaluation_qqp_made_up"
+    for name in ("checkpoint_save", "checkpoint_load"):
+        contest = other.checkpoint(name, small("mlm_12x768_s128"), material, tmp_path)
+        assert {*worked(contest, [0, 1]).values()} == {2}
+
+
+@pytest.mark.parametrize(("name", "bf16", "tolerance"), CHECKS.values(), ids=CHECKS)
+def test_same_losses(name: str, bf16: bool, tolerance: float, material: Material) -> None:
+    losses = train_both(small(name), material, bf16=bf16, steps=2)
+    check(name, losses, tolerance)
+    assert losses[0][1] != losses[1][1], "nothing was trained"
+    ours, theirs = losses[-1]
+    with pytest.raises(AssertionError, match="part by"):
+        check(name, [*losses[:-1], (ours, theirs * (1 + 2 * tolerance))], tolerance)
+
+
+def test_the_check_fails_for_a_step_that_learns_otherwise(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding that attends: what a packed batch is compared with must not be deaf to it."""
+    from benchmarks import same
+
+    padded = same._padded
+    monkeypatch.setattr(same, "_padded", lambda *given: {**padded(*given), "attention_mask": None})
+    losses = train_both(small("glue_qqp"), material, bf16=False, steps=2)
+    with pytest.raises(AssertionError, match="part by"):
+        check("glue", losses, 1e-5)
+
+
+def test_ratios_are_of_the_seconds_of_one_round() -> None:
+    """The baseline does three times the work in every round, whatever the work of the round."""
+
+    def side(times: int) -> Callable[[], Any]:
+        def spin(size: int) -> int:
+            value = np.float64(1)
+            for _ in range(times * size):
+                value = value * 1.0
+            return size
+
+        return lambda: lambda size: lambda: spin(size)
+
+    items: Iterator[int] = itertools.cycle([50_000, 150_000])
+    contest = Contest("spinning", ours={"once": side(1)}, theirs={"thrice": side(3)}, items=items)
+    (ratio,) = measure(contest, rounds=5)
+    assert 2 < ratio.median < 4.5
+    assert ratio.rates[0] > ratio.rates[1]
+    assert ratio.name == "spinning/once/thrice"
+    assert (ratio.clock, len(ratio.per_round)) == ("CPU", 5)
+
+
+def test_what_a_side_raises_ends_the_measurement(capfd: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Any:
+        raise ValueError("no such thing")
+
+    with pytest.raises(RuntimeError, match="error above"):
+        measure(Contest("broken", ours={"a": broken}, theirs={}, items=itertools.count()), rounds=1)
+    assert "no such thing" in capfd.readouterr().err
+
+
+def test_options() -> None:
+    default = read_options([])
+    assert (default.rounds, default.threads) == (5, (1,))
+    assert {*default.workloads} == {*NAMES} - {*SIZES}
+    chosen = read_options(["workloads=nsp,glue_qqp", "rounds=2", "threads=1,2"])
+    assert chosen.workloads == ("nsp_4x256_s128", "nsp_4x256_s512", "glue_qqp")
+    assert (chosen.rounds, chosen.threads) == (2, (1, 2))
+    for wrong in ("workloads=bert", "rounds=0", "threads=x", "speed=9"):
+        with pytest.raises(SystemExit, match="usage"):
+            read_options([wrong])
+
+
+def test_the_command_prints_every_ratio_and_keeps_a_table(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "read_material", lambda _: material)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(sizes, "matmul_rates", lambda threads=1: {"fp32": 1e11, "bf16": 2e11})
+    monkeypatch.setattr(command, "same_losses", lambda _: {"made up": [(1.0, 1.0)]})
+    for found, name in ((WORKLOADS, "tinybert_4x256_s128"), (SIZES, "sizes_tiny_2x128")):
+        monkeypatch.setitem(found, name, small(name))
+    command.main(["rounds=1", "workloads=tinybert,sizes_tiny", f"picture={tmp_path / 'sizes.png'}"])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(summary) == 2 * 2 + 1 * 2
+    assert all(ratio > 0 for ratio in summary.values())
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    kept = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert len(kept["ratios"]) == len(summary)
+
+
+def test_table_and_picture(tmp_path: Path) -> None:
+    pairs = [(name, baseline) for name in SIZES for baseline in ("fp32", "bf16")]
+    ratios = [Ratio(n, 1, "CPU", "tokens", "bf16 dropout off", b, [2.0, 3.0, 4.0], (30.0, 10.0)) for n, b in pairs]
+    sizes.draw(ratios, dict.fromkeys(SIZES, 1e6), 1e9, tmp_path / "sizes.png")
+    assert (tmp_path / "sizes.png").stat().st_size > 10_000
+    saving = Ratio("checkpoint_save", 1, "wall", "times", "ours", "torch.save", [0.5], (0.5, 1.0))
+    about = {"cpu": "a CPU", "cores": 2, "torch": "2", "transformers": "5", "commit": "abc", "changed": True}
+    text = table.document(about, ["a fact"], [*ratios, saving])
+    assert "commit abc with changes" in text
+    row = next(line for line in text.splitlines() if "checkpoint_save" in line)
+    assert [cell.strip() for cell in row.strip("|").split("|")][4:] == ["0.50", "0.50", "0.50", "2.00 s", "1.00 s"]
+    assert statistics.median(ratios[0].per_round) == ratios[0].median
