@@ -6,77 +6,23 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from engine.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
-from engine.config import Section
-from engine.duration import Duration
 from engine.evaluate import HeldOut
 from engine.loop import StepInfo, always, training_steps
 from engine.meter import Meter, Progress
 from engine.micro_batch import largest_micro_batch
 from engine.optim import OptimSection, learning_rate
 from engine.order import Cursor, Steps, load
-from engine.phase import Phase
+from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, StopSignal
 from engine.sharding import assemble
 from engine.tracking import Tracker
-
-
-class TrainSection(Section):
-    """Length and rhythm of training."""
-
-    steps: Duration = Duration("100_000 steps")
-    """Length of the run: steps or epochs."""
-    phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
-    """Batch and sequence length, one phase after the other."""
-    micro_batch_tokens: PositiveInt | Literal["auto"] = 8192
-    """Tokens that one process handles at a time: a matter of memory and speed, not of results. ``auto`` takes the most
-    that fit, and says how many; a run that is to be repeated bit for bit gives that number."""
-    workers: NonNegativeInt | None = None
-    """Processes that prepare batches ahead; 0 on a CPU and 4 on a GPU where not given."""
-    log_every: Duration = Duration("50 steps")
-    """How often metrics are fetched and written."""
-    save_every: Duration = Duration("5%")
-    """How often a checkpoint is written."""
-    evaluate_every: Duration = Duration("10%")
-    """How often held-out numbers are taken (a checkpoint is written before)."""
-    evaluate_examples: PositiveInt | None = 2048
-    """Held-out examples, at most; null takes all."""
-    keep: PositiveInt = 2
-    """Newest checkpoints kept, beside the best."""
-    patience: PositiveInt | None = None
-    """Training ends after so many evaluations in a row that were not the best; without it, at its full length."""
-    export: Literal["last", "best"] = "last"
-    """Weights that leave the run: the last ones, or those of the best evaluation."""
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """A training section in steps."""
-
-    total: int
-    log: int
-    save: int
-    evaluate: int
-
-    @classmethod
-    def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], float]) -> Rhythm:
-        """Convert every duration once; an epoch is counted only where one is given in epochs."""
-        durations = [section.steps, section.log_every, section.save_every, section.evaluate_every]
-        steps_per_epoch = count_steps_per_epoch() if any(d.unit == "epochs" for d in durations) else None
-        total = max(1, section.steps.to_steps(steps_per_epoch=steps_per_epoch))
-        every = [d.to_steps(total_steps=total, steps_per_epoch=steps_per_epoch) for d in durations[1:]]
-        return cls(total, *(max(1, steps) for steps in every))
-
-    def due(self, step: int, every: int) -> bool:
-        """Every so many steps, and at the end."""
-        return step % every == 0 or step == self.total
 
 
 @dataclass(frozen=True)

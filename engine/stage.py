@@ -18,12 +18,13 @@ from pydantic import model_validator
 from engine.config import InputError, Section, describe, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
-from engine.fit import Fit, Rhythm, Trainer, TrainSection
+from engine.fit import Fit, Trainer
 from engine.keyed import key
 from engine.loop import DivergedError
 from engine.objective import Objective, Source
 from engine.optim import OptimSection, build_optimizer, learning_rate
 from engine.phase import EpochSize, steps_per_epoch
+from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, RunSection, start_accelerator
 from engine.sharding import prepared
 from engine.tracking import Tracker, TrackingSection

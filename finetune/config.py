@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from engine.config import ConfigError, Section, read_values, validate
 from engine.duration import Duration
-from engine.fit import TrainSection
 from engine.load import read_config
 from engine.optim import OptimSection
 from engine.phase import Phase
+from engine.rhythm import TrainSection
 from engine.stage import StageConfig
 from finetune.task import TaskSection
 

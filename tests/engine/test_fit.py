@@ -13,9 +13,10 @@ from torch import nn
 from engine.batch import PackedBatch, pack
 from engine.config import validate
 from engine.evaluate import HeldOut
-from engine.fit import Fit, Rhythm, Trainer, TrainSection
+from engine.fit import Fit, Trainer
 from engine.objective import Objective, Term
 from engine.optim import OptimSection, build_optimizer
+from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, RunSection, start_accelerator
 from engine.tracking import Tracker, TrackingSection
 

@@ -19,11 +19,12 @@ from engine.config import InputError, validate
 from engine.dropout import Dropout
 from engine.environment import free_in_groups, free_memory
 from engine.evaluate import HeldOut
-from engine.fit import Rhythm, Trainer, TrainSection
+from engine.fit import Trainer
 from engine.micro_batch import by_estimate, by_trying, largest_micro_batch
 from engine.objective import Objective, Term
 from engine.optim import OptimSection, build_optimizer
 from engine.order import Phase
+from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, RunSection, start_accelerator
 
 

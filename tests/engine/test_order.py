@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from engine.batch import PackedBatch, pack
-from engine.fit import Rhythm, TrainSection
 from engine.order import Cursor, StepData, Steps, Stream, load, on_device, shares
 from engine.phase import Phase
+from engine.rhythm import Rhythm, TrainSection
 
 ROW = np.dtype([("length", np.int32), ("key", np.uint64), ("id", np.int64)])
 

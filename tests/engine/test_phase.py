@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine.config import ConfigError, describe, read_values, validate
-from engine.fit import TrainSection
 from engine.order import Cursor, Stream
 from engine.phase import EpochSize, Phase, steps_per_epoch
+from engine.rhythm import TrainSection
 from tests.engine.test_order import Blocks
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from engine.batch import PackedBatch, pack
 from engine.config import ConfigError, validate
 from engine.evaluate import HeldOut
-from engine.fit import Rhythm, Trainer, TrainSection
+from engine.fit import Trainer
 from engine.keyed import uniform
 from engine.objective import Objective, Term
 from engine.optim import OptimSection
 from engine.rate_range import RangeSection, RangeTest, range_test, smooth, suggestions, write_range
+from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, RunSection, start_accelerator
 
 CURVATURE = 50.0

@@ -27,10 +27,11 @@ from engine.attention import NAME
 from engine.config import ConfigError, validate
 from engine.evaluate import HeldOut
 from engine.export import export_model
-from engine.fit import Rhythm, Trainer, TrainSection
+from engine.fit import Trainer
 from engine.loop import share_of_loss
 from engine.objective import Objective, objective_module
 from engine.optim import OptimSection, build_optimizer
+from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, RunSection, start_accelerator
 from engine.sharding import own_layers, prepared, whole
 from engine.stage import StageConfig
