@@ -158,13 +158,19 @@ def packed_attention(
         return gpu_attention.by_varlen(flat[0], flat[1], flat[2], plan.starts, plan.longest, scale)[None], None
     if kernel == "flex":
         return gpu_attention.by_flex(query, key, value, plan.sequence_mask, scale).transpose(1, 2), None
+    return _in_rectangles(flat, plan, scale, dropout)[None], None
+
+
+@torch.compiler.disable  # their number changes from batch to batch, and each would be compiled anew
+def _in_rectangles(flat: list[Tensor], plan: AttentionPlan, scale: float, dropout: float) -> Tensor:
+    """Attention (T, H, D) from queries, keys and values (T, H, D)."""
     outputs = []
     for q, k, v, bias in zip(*(rectangles(x, plan) for x in flat), plan.biases, strict=True):
         heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout)
         outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1))
     cells = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     rows = cells if plan.identity else _apply(_Scatter, cells, plan)
-    return rows.view(1, *flat[0].shape), None
+    return rows.view(flat[0].shape)
 
 
 def rectangles(rows: Tensor, plan: AttentionPlan) -> list[Tensor]:

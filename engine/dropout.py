@@ -22,6 +22,11 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, probability)
+    return _on_cpu(x, probability)
+
+
+@torch.compiler.disable  # views of one tensor as several types: torch 2.13 compiles them wrongly
+def _on_cpu(x: Tensor, probability: float) -> Tensor:
     return _Dropout.apply(x, probability)
 
 

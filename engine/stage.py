@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from pydantic import model_validator
 
+from engine.compiled import compile_layers
 from engine.config import InputError, Section, describe, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
@@ -39,7 +40,11 @@ class StageConfig(Section):
     tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")
-    def _micro_batch_is_given(self) -> StageConfig:
+    def _sharding_combines(self) -> StageConfig:
+        if self.run.sharding != "none" and self.run.compile:
+            raise ValueError(
+                f"run.compile=true was never tried with run.sharding={self.run.sharding}; give one of them"
+            )
         if self.run.sharding != "none" and self.train.micro_batch_tokens == "auto":
             raise ValueError(
                 f"train.micro_batch_tokens=auto tries passes in each process by itself, and with run.sharding="
@@ -160,6 +165,8 @@ class Stage(ABC):
             phase.check_processes(accelerator.num_processes, f"train.phases.{number}: ")
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
         objective = parts.objective()
+        if config.run.compile:
+            compile_layers(objective)
         return Trainer(
             accelerator,
             prepared(accelerator, objective, config.run.sharding),
