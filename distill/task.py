@@ -19,12 +19,12 @@ from engine.fit import Trainer
 from engine.load import load, load_tokenizer, read_config
 from engine.objective import Objective
 from engine.stage import Parts
-from finetune.__main__ import Finetuning
 from finetune.data import Split, Task, read_task, report
 from finetune.examples import Examples
 from finetune.kind import kind_of
 from finetune.model import Predictor
 from finetune.sources import glue_dir_from_environment
+from finetune.stage import Finetuning
 
 
 def check_readers(config: TaskConfig, student: str) -> None:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from engine.rate_range import range_command
-from finetune.__main__ import Finetuning
 from finetune.config import load_config
+from finetune.stage import Finetuning
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -25,11 +25,11 @@ from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
 from engine.run import RESUMABLE, RunDirectory
 from engine.stage import tool
-from finetune.__main__ import Finetuning
 from finetune.config import load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.space import SPACES, Range, read_space
+from finetune.stage import Finetuning
 from finetune.sweep import sweep_file
 from finetune.trials import Trial, plot_trials, read_ledger, trials_table, write_ledger
 

@@ -21,12 +21,12 @@ from engine.files import write_text
 from engine.plot import figure, markdown, save
 from engine.run import RunDirectory
 from engine.stage import tool
-from finetune.__main__ import Finetuning
 from finetune.config import load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
 from finetune.sources import glue_dir_from_environment
+from finetune.stage import Finetuning
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]

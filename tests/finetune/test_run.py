@@ -22,8 +22,9 @@ from transformers import (
 
 from engine.export import warnings_of_transformers
 from engine.order import Cursor, Stream
-from finetune.__main__ import Finetuning, main
+from finetune.__main__ import main
 from finetune.config import load_config
+from finetune.stage import Finetuning
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,12 +18,12 @@ import yaml
 from engine.config import ConfigError, read_values
 from engine.files import remove
 from finetune import search
-from finetune.__main__ import Finetuning
 from finetune.__main__ import main as finetune
 from finetune.config import load_config
 from finetune.jobs import Job
 from finetune.search import Search, SearchSection, as_argument, main
 from finetune.space import SPACES, Range, Space, read_space
+from finetune.stage import Finetuning
 from finetune.trials import Trial, read_ledger, trials_table
 from tests.finetune.tasks import write_encoder, write_task
 

@@ -1,0 +1,186 @@
+"""Fine-tuning as a stage: what a run of a task prepares, trains and reports. Distilling a task is one of these, too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from engine.config import ConfigError
+from engine.encoders import longest_sequence
+from engine.export import export_model
+from engine.fit import Fit, Trainer
+from engine.load import check_vocabulary, load, load_tokenizer, read_config
+from engine.stage import Parts, Stage
+from engine.tracking import Tracker
+from finetune.config import FinetuneConfig
+from finetune.data import read_task, report
+from finetune.evaluate import Scored, predict
+from finetune.examples import Examples
+from finetune.kind import Predicted, kind_of
+from finetune.model import draw_head, head_parameters
+from finetune.report import (
+    hardest_examples,
+    model_card,
+    plot_curves,
+    results_table,
+    show_example,
+    write_predictions,
+)
+from finetune.sources import glue_dir_from_environment
+
+
+class Finetuning(Stage):
+    """One fine-tuning run."""
+
+    folder = "finetune"
+    config: FinetuneConfig
+
+    def prepare(self) -> Parts:
+        """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
+        config, section = self.config, self.config.task
+        self.tokenizer = self._tokenizer()
+        self.kind = kind_of(section)
+        with self.accelerator.main_process_first():
+            self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+        self.say(report(self.task))
+        train = self._examples("train", training=True)
+        self.validation = {name: self._examples(name) for name in section.validation}
+        return Parts(
+            [train],
+            epoch_size=Examples.epoch_size,
+            objective=self._objective,
+            held_out=Scored(
+                self.validation,
+                self.kind,
+                num_examples=config.train.evaluate_examples,
+            ),
+        )
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        start, asked = self.config.model.from_, self.config.train.phases[0].sequence_length
+        config, tokenizer = read_config(start), load_tokenizer(start, "model.from")
+        longest = longest_sequence(config)
+        if asked > longest:
+            raise ConfigError(
+                f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
+                f"give train.phases.0.sequence_length={longest}"
+            )
+        check_vocabulary(tokenizer, config, start, "model.from")
+        return tokenizer
+
+    def _examples(self, name: str, training: bool = False) -> Examples:
+        split, config = self.task.split(name), self.config
+        if split.labels is None and name not in config.task.test:
+            raise ConfigError(f"{config.task.name}: the split {name} has no labels to train on or to compare with")
+        return self.kind.examples(
+            split,
+            self.tokenizer,
+            max_length=config.train.phases[0].sequence_length,
+            seed=config.run.seed,
+            training=config.train if training else None,
+        )
+
+    def _objective(self) -> Any:
+        section = self.config.model
+        model, self.loaded = load(
+            self.kind.model_class,
+            section.from_,
+            hidden_dropout=section.hidden_dropout,
+            attention_dropout=section.attention_dropout,
+            classifier_dropout=section.classifier_dropout,
+            random=section.weights == "random",
+            **self.kind.settings(),
+        )
+        # A head that was trained for other labels is a start no better than another, and one nobody asked for.
+        same = section.weights == "pretrained" and self.kind.head_fits(read_config(section.from_))
+        fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
+        draw_head(model, fresh)
+        self.loaded = replace(self.loaded, fresh=fresh)
+        return self.kind.objective(model)
+
+    def recorded(self) -> dict[str, Any]:
+        """Where the data came from and how much there is."""
+        sizes = {name: split.num_examples for name, split in self.task.splits.items()}
+        return {"data": {"where": self.task.where, "examples": sizes}}
+
+    def plan(self, trainer: Trainer) -> str:
+        """Model, recipe and one example."""
+        config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
+        size, phase = sum(parameter.numel() for parameter in model.parameters()), config.train.phases[0]
+        cut = self.validation[config.task.validation[0]].num_cut
+        cuts = f"; {cut:,} validation examples are cut" if cut else ""
+        return (
+            f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
+            f"            {self.loaded}\n"
+            f"recipe      {config.recipe}: a batch of {phase} tokens, "
+            f"learning rate {config.optim.learning_rate:g}{cuts}\n\nfirst example\n"
+            f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"
+        )
+
+    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
+        """Predict all splits, export, and set the metrics beside what guessing and counting words reach."""
+        section, predicted, objective = self.config.task, self._predict(trainer), trainer.assembled()
+        if not self.accelerator.is_main_process:
+            return {}
+        first = section.validation[0]
+        chosen = self.kind.choose(predicted[first])
+        write_predictions(self.path / "predictions", predicted, self.kind)
+        values, beside, warnings = {}, {}, {}
+        for name in section.validation:
+            predictions, labels = predicted[name].predictions, predicted[name].labels
+            values[name] = self.kind.scores(predictions, labels)
+            beside[name] = self.kind.baselines(self.task, name)
+            warning = self.kind.warning(predictions, labels)
+            warnings |= {name: warning} if warning else {}
+        table = results_table(values, beside, warnings, chosen)
+        pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
+        plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
+        hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
+        card = model_card(self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline)
+        export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
+        tracker.summary({f"{split}/{name}": value for split, found in values.items() for name, value in found.items()})
+        for picture in pictures:
+            tracker.image(picture.stem, picture, ended.step)
+        return {
+            "steps": ended.step,
+            "scores": values,
+            "baselines": beside,
+            "warnings": warnings,
+            "chosen": chosen,
+            "tokens_per_second": ended.tokens_per_second,
+            "table": table,
+            "hardest": hard,
+        }
+
+    def about(self) -> str:
+        """What the model is, for its card."""
+        return f"`{self.config.model.from_}` fine-tuned on {self.config.task.name}"
+
+    def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
+        """Every validation and test split that there is, with its predictions."""
+        tokens, found = trainer.micro_batch_tokens, {}
+        for name in [*self.config.task.validation, *self.config.task.test]:
+            if name in self.task.splits:
+                examples = self.validation.get(name) or self._examples(name)
+                rows = examples.plan(0, 0)
+                outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
+                predictions = self.kind.decide(outputs, examples, rows["index"])
+                found[name] = Predicted(self.task.split(name), outputs, predictions)
+        return found
+
+    def ending(self, results: dict[str, Any]) -> str:
+        """Scores, files, and the next command."""
+        path = self.path
+        return (
+            f"\n{results['table']}\n\n"
+            f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
+            f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
+            f"next        {self.next_command()}"
+        )
+
+    def next_command(self) -> str:
+        """What to type next."""
+        config = self.config
+        return f"make finetune TASK={config.task.name} MODEL={config.model.from_} SEEDS=5      (one seed says little)"
