@@ -140,6 +140,17 @@ class Trainer:
     def _plain(self) -> Any:
         return self.accelerator.unwrap_model(self.objective)
 
+    @property
+    def workers(self) -> int:
+        """Processes that prepare batches ahead, beside each that trains."""
+        if self.section.workers is not None:
+            return self.section.workers
+        return 4 if self._on_gpu else 0
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.accelerator.device.type == "cuda"
+
     def _acted_on(self, step: int) -> bool:
         """Whether a step is logged, saved or evaluated; any, on a device that the host does not run ahead of."""
         every = self.rhythm.log, self.rhythm.save, self.rhythm.evaluate
@@ -159,14 +170,12 @@ class Trainer:
             rank=self.accelerator.process_index,
             start=(self.step, self.cursor),
         )
-        on_gpu = self.accelerator.device.type == "cuda"
-        workers = (4 if on_gpu else 0) if self.section.workers is None else self.section.workers
         self.objective.train()
         return training_steps(
             self.accelerator,
             self.objective,
             self.optimizer,
-            load(steps, start=self.step, num_workers=workers, pin_memory=on_gpu),
+            load(steps, start=self.step, num_workers=self.workers, pin_memory=self._on_gpu),
             learning_rate=rate,
             max_gradient_norm=self.optim.max_gradient_norm,
             seed=self.seed,

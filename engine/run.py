@@ -75,11 +75,12 @@ def start_accelerator(section: RunSection) -> Accelerator:
         torch.set_num_threads(section.threads)
     elif local_processes > 1 and not on_gpu:
         torch.set_num_threads(max(1, num_cores() // local_processes))
-    keep_large_blocks()
+    memory = "kept" if keep_large_blocks() else "given back"
     if accelerator.is_main_process:
         logger.info("precision %s (%s)", precision, reason)
         processes, threads = accelerator.num_processes, torch.get_num_threads()
-        logger.info("processes: %d, device: %s, CPU threads of each: %d", processes, accelerator.device, threads)
+        facts = processes, accelerator.device, threads, memory
+        logger.info("processes: %d, device: %s, CPU threads of each: %d, freed memory: %s", *facts)
     return accelerator
 
 
@@ -97,16 +98,18 @@ def choose_precision(given: Literal["auto", "bf16", "fp32"], *, on_gpu: bool) ->
     return given, f"as configured; {fact}"
 
 
-def keep_large_blocks() -> None:
-    """Keep freed memory in the process instead of returning it to the system.
+def keep_large_blocks() -> bool:
+    """Keep freed memory in the process instead of returning it to the system; whether that could be arranged.
 
     By default glibc maps every large tensor anew and unmaps it when freed, so each step pays for zeroing the same pages
     again; on the CPU that is 10 to 30 % of a training step. Other C libraries have no such switch, and are left alone.
     """
-    if platform.libc_ver()[0] == "glibc":
+    known = platform.libc_ver()[0] == "glibc"
+    if known:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: only blocks above 1 GiB are mapped singly
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+    return known
 
 
 RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device", "run.compile", "run.sharding",

@@ -121,7 +121,9 @@ class Stage(ABC):
     def _train(self, trainer: Trainer) -> int:
         accelerator, resumed = self.accelerator, trainer.resume()
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
-        self.say(f"\n{self.plan(trainer)}\n\n{begins}, {trainer.rhythm.total:,} steps\n")
+        made = f"made by {trainer.workers} processes" if trainer.workers else "made between the steps"
+        share = f"at most {trainer.micro_batch_tokens:,} tokens at a time, batches {made}"
+        self.say(f"\n{self.plan(trainer)}\n\n{begins}, {trainer.rhythm.total:,} steps; {share}\n")
         tracker = Tracker(
             self.config.tracking,
             self.path,
