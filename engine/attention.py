@@ -161,7 +161,7 @@ def packed_attention(
     return _in_rectangles(flat, plan, scale, dropout)[None], None
 
 
-@torch.compiler.disable  # their number changes from batch to batch, and each would be compiled anew
+@torch.compiler.disable()  # their number changes from batch to batch, and each would be compiled anew
 def _in_rectangles(flat: list[Tensor], plan: AttentionPlan, scale: float, dropout: float) -> Tensor:
     """Attention (T, H, D) from queries, keys and values (T, H, D)."""
     outputs = []

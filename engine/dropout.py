@@ -25,7 +25,7 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     return _on_cpu(x, probability)
 
 
-@torch.compiler.disable  # views of one tensor as several types: torch 2.13 compiles them wrongly
+@torch.compiler.disable()  # views of one tensor as several types: torch 2.13 compiles them wrongly
 def _on_cpu(x: Tensor, probability: float) -> Tensor:
     return _Dropout.apply(x, probability)
 
