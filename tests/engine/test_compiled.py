@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from engine.compiled import compile_layers
-from engine.loop import share_of_loss
-from engine.objective import Objective
 from pretrain.model import ModelSection
 from pretrain.objectives import mlm
+from tests.engine.test_chunks import passed
 from tests.pretrain.test_objectives import TINY, make
-
-
-def passed(objective: Objective, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-    torch.manual_seed(3)
-    terms = objective(batch)
-    objective.zero_grad()
-    share_of_loss(terms, batch.counts).backward()
-    gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
-    return {name: term.total.detach() for name, term in terms.items()}, gradient
 
 
 def test_losses_and_gradients_are_those_of_plain_layers() -> None:
