@@ -44,11 +44,17 @@ class Baseline:
     loss: Callable[[Inputs], Tensor]
 
 
-def step(make: Callable[[Workload, Material, Any], Baseline], *given: Any, bf16: bool) -> Step:
+def step(
+    make: Callable[[Workload, Material, Any], Baseline],
+    *given: Any,
+    bf16: bool,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
+) -> Step:
     """Everything from a list of examples to the updated weights; ``given`` are workload, material and source."""
     torch.manual_seed(SEED)
     baseline = make(*given)
-    parameters = [parameter for parameter in baseline.trained.train().parameters() if parameter.requires_grad]
+    trained = baseline.trained.train().to(device)
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
 
     def prepare(rows: np.ndarray) -> Callable[[], int]:
@@ -56,13 +62,14 @@ def step(make: Callable[[Workload, Material, Any], Baseline], *given: Any, bf16:
 
         def step() -> int:
             inputs = baseline.collate(examples)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = baseline.loss(inputs)
+            tokens = int(inputs["attention_mask"].sum())
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = baseline.loss({name: value.to(device) for name, value in inputs.items()})
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            return int(inputs["attention_mask"].sum())
+            return tokens
 
         return step
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -62,15 +62,14 @@ def spent(build: Callable[[], Any], batches: list[Any]) -> dict[str, float]:
         each()
     with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.profiler.record_function("all"):
         tokens = sum(each() for each in steps[_WARM:])
-    total: Counter[str] = Counter()
+    total: defaultdict[str, float] = defaultdict(float)
     whole = 0.0
     for event in profiler.key_averages():
         if event.key == "all":
             whole = event.cpu_time_total
         elif event.key.startswith("aten::"):
             total[kind_of(event.key)] += event.self_cpu_time_total
-    backward = sum(total.values())
-    total[PYTHON] = max(0.0, whole - backward)
+    total[PYTHON] = max(0.0, whole - sum(total.values()))
     return {kind: microseconds / tokens for kind, microseconds in total.items()}
 
 

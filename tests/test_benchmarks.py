@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks import __main__ as command
-from benchmarks import other, sizes, step, table
+from benchmarks import other, sizes, step, table, utilisation
 from benchmarks.__main__ import NAMES, read_options
 from benchmarks.conventional import Baseline
 from benchmarks.material import Material, random_material
@@ -185,3 +186,14 @@ def test_table_and_picture(tmp_path: Path) -> None:
     row = next(line for line in text.splitlines() if "checkpoint_save" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")][4:] == ["0.50", "0.50", "0.50", "2.00 s", "1.00 s"]
     assert statistics.median(ratios[0].per_round) == ratios[0].median
+
+
+def test_how_a_device_is_used(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, with real tokens alone, and operations by our count."""
+    monkeypatch.setattr(utilisation, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(utilisation, "WORKLOADS", {"small": small("sizes_tiny_2x128")})
+    given = {"tokens": "256", "steps": "2", "rounds": "1", "workers": "0", "layers": "plain", "sizes": "small"}
+    (row,) = utilisation.measure(given, material, rate=1e9)
+    assert row["plain"] > 0
+    assert row["conventional"] > 0
+    assert row["utilisation"] == pytest.approx(row["tflops"] * 1e3)

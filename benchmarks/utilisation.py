@@ -1,0 +1,184 @@
+"""``python -m benchmarks.utilisation [tokens=65536] [steps=40] [rounds=3] [workers=8] [layers=plain,compiled] ...``.
+
+How well a device is used: tokens a second of whole training runs (loader, masks, loop, optimizer) over the sizes of
+BERT and ELECTRA-Small (``sizes=`` takes names), and which share that is of what large matrix products reach on the
+device in bfloat16. Beside it the conventional step, with as many tokens in a batch, padded. It takes the GPU where there
+is one; on a CPU give fewer tokens and steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from accelerate.state import AcceleratorState
+from transformers.utils import logging
+
+from benchmarks import conventional, ours, table
+from benchmarks.material import Material, read_material
+from benchmarks.step import baseline
+from benchmarks.workload import LEARNING_RATE, SEED, SIZES, Workload, rows
+from engine.compiled import compile_layers
+from engine.environment import environment
+from engine.loop import training_steps
+from engine.optim import OptimSection, build_optimizer
+from engine.order import Steps, load
+from engine.phase import Phase
+from engine.plot import markdown
+from engine.run import RunSection, start_accelerator
+
+WORKLOADS = {name.removeprefix("sizes_"): workload for name, workload in SIZES.items()} | {
+    "electra_small_12x256": Workload("pretrain", "electra", 12, 256)
+}
+WARM = 5
+"""Steps that are not timed."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a side does in a second."""
+
+    tokens: float
+    """Real ones."""
+    flops: float
+    """Of the matrix products that it needs by our count; none is counted for the baseline."""
+
+
+def device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def finished() -> float:
+    """The time when all that was asked for is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matmul_rate(size: int, turns: int = 20) -> float:
+    """Floating-point operations a second in products of square matrices in bfloat16: the best of three goes."""
+    a, b = (torch.randn(size, size, device=device()).bfloat16() for _ in range(2))
+    best = float("inf")
+    for _ in range(3):
+        began = finished()
+        for _ in range(turns):
+            torch.mm(a, b)
+        best = min(best, finished() - began)
+    return 2 * size**3 * turns / best
+
+
+def run_ours(workload: Workload, material: Material, tokens: int, steps: int, workers: int, compiled: bool) -> Speed:
+    """A training as the stages do it, in one micro-batch a step."""
+    accelerator = start_accelerator(RunSection())
+    objective = ours.objective(workload, material, 0.0)
+    if compiled:
+        compile_layers(objective)
+    trained = accelerator.prepare_model(objective.train())
+    phase = Phase(batch_tokens=tokens, sequence_length=workload.sequence_length)
+    source, total = ours.source(workload, material), WARM + steps
+    data = Steps([source], [phase], total_steps=total, seed=SEED, micro_batch_tokens=tokens)
+    done = training_steps(
+        accelerator,
+        trained,
+        build_optimizer(OptimSection(), objective),
+        load(data, start=0, num_workers=workers, pin_memory=accelerator.device.type == "cuda"),
+        learning_rate=lambda _: LEARNING_RATE,
+        max_gradient_norm=1.0,
+        seed=SEED,
+        certain=lambda step: step in (WARM, total),
+    )
+    for _ in islice(done, WARM):
+        pass
+    began = finished()
+    infos = [*done]
+    seconds = finished() - began
+    AcceleratorState._reset_state()
+    return Speed(sum(info.num_tokens for info in infos) / seconds, sum(info.flops for info in infos) / seconds)
+
+
+def run_conventional(workload: Workload, material: Material, steps: int) -> Speed:
+    """The baseline in bfloat16; ``workload`` has its batch."""
+    source = ours.source(workload, material)
+    step = conventional.step(baseline(workload), workload, material, source, bf16=True, device=device())
+    turns = [step(some) for some in islice(rows(workload, source), WARM + steps)]
+    for turn in turns[:WARM]:
+        turn()
+    began = finished()
+    tokens = sum(turn() for turn in turns[WARM:])
+    return Speed(tokens / (finished() - began), 0.0)
+
+
+def median(run: Callable[[], Speed], rounds: int) -> Speed:
+    """Of each number; (0, 0) where the device's memory is not enough."""
+    found = []
+    with suppress(torch.OutOfMemoryError):
+        found = [run() for _ in range(rounds)]
+    if not found:
+        return Speed(0.0, 0.0)
+    return Speed(*(statistics.median(values) for values in zip(*((s.tokens, s.flops) for s in found), strict=True)))
+
+
+def measure(given: dict[str, str], material: Material, rate: float) -> Iterator[dict[str, Any]]:
+    """A row for each size; 0 tokens a second is what did not fit into the memory."""
+    tokens, steps, rounds, workers = (int(given[key]) for key in ("tokens", "steps", "rounds", "workers"))
+    for name in given["sizes"].split(","):
+        workload = WORKLOADS[name]
+        padded = replace(workload, batch_size=max(1, tokens // workload.sequence_length))
+        mine = {
+            kind: median(partial(run_ours, workload, material, tokens, steps, workers, kind == "compiled"), rounds)
+            for kind in given["layers"].split(",")
+        }
+        theirs = median(partial(run_conventional, padded, material, max(1, steps // 4)), rounds)
+        best = max(mine.values(), key=lambda speed: speed.tokens)
+        yield {
+            "size": name,
+            **{kind: speed.tokens for kind, speed in mine.items()},
+            "conventional": theirs.tokens,
+            "tflops": best.flops / 1e12,
+            "utilisation": best.flops / rate,
+        }
+
+
+def main(arguments: list[str]) -> None:
+    known = {"tokens": "65536", "steps": "40", "rounds": "3", "workers": "8", "layers": "plain,compiled"}
+    known["sizes"] = ",".join(WORKLOADS)
+    given = known | dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if set(given) != set(known) or not set(given["sizes"].split(",")) <= set(WORKLOADS):
+        sys.exit("usage: python -m benchmarks.utilisation " + " ".join(f"[{k}={v}]" for k, v in known.items()))
+    logging.set_verbosity_error()
+    on_gpu = device().type == "cuda"
+    rate = matmul_rate(8192 if on_gpu else 1024)
+    print(table.machine(environment()), f"{torch.cuda.get_device_name()}" if on_gpu else "no GPU", sep="\n")
+    print(f"matrix products in bfloat16: {rate / 1e12:.2f} TFLOP/s; {given['tokens']} tokens a step\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for row in measure(given, read_material(Path(folder)), rate):
+            found.append(row)
+            print(json.dumps(row), flush=True)
+    kinds = [*given["layers"].split(","), "conventional"]
+    head = ["tokens/s", *kinds, "TFLOP/s", "of matrix products"]
+    cells = [
+        [row["size"], *(f"{row[kind]:,.0f}" for kind in kinds), f"{row['tflops']:.2f}", f"{row['utilisation']:.1%}"]
+        for row in found
+    ]
+    print("\n" + markdown([head, *cells]))
+    print(json.dumps({"matmul": rate, "rows": found}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
