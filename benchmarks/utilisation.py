@@ -2,8 +2,8 @@
 
 How well a device is used: tokens a second of whole training runs (loader, masks, loop, optimizer) over the sizes of
 BERT and ELECTRA-Small (``sizes=`` takes names), and which share that is of what large matrix products reach on the
-device in bfloat16. Beside it the conventional step, with as many tokens in a batch, padded. It takes the GPU where there
-is one; on a CPU give fewer tokens and steps.
+device in bfloat16. Beside it the conventional step, with as many tokens in a batch, padded. It takes the GPU where
+there is one; on a CPU give fewer tokens and steps.
 """
 
 from __future__ import annotations
