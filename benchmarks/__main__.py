@@ -1,11 +1,8 @@
-"""``python -m benchmarks [rounds=5] [workloads=NAME,...] [threads=1,2] [picture=FILE]``: ours and the conventional way.
+"""Ours and the conventional way: ``python -m benchmarks key=value ...``.
 
 Prints a table and keeps it, as JSON and as Markdown, in ``benchmarks/results/``; the last line is one JSON object with
-every ratio. ``workloads`` takes names, or how they begin: ``nsp``, ``glue``, ``checkpoint``. ``sizes``, which is
-measured only where it is asked for, draws a picture of tokens a second over sizes.
-
-One thread is measured in CPU-seconds, which other load on the machine hardly touches; more threads in seconds of the
-clock. Text is taken from the folder in ``BERTILLERY_DATA``; without one, random tokens stand in.
+every ratio. One thread is measured in CPU-seconds, which other load on the machine hardly touches; more threads in
+seconds of the clock. Text is taken from the folder in ``BERTILLERY_DATA``; without one, random tokens stand in.
 """
 
 from __future__ import annotations
@@ -16,13 +13,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+from pydantic import Field, PositiveInt, field_validator
 from transformers.utils import logging
 
 from benchmarks import other, sizes, step, table
@@ -31,7 +30,9 @@ from benchmarks.material import Material, read_material
 from benchmarks.same import Losses, same_losses
 from benchmarks.turns import Contest, Ratio, apart, measure
 from benchmarks.workload import SIZES, WORKLOADS
+from engine.config import Section, read_values, validate
 from engine.environment import environment
+from engine.stage import tool
 
 RESULTS = Path(__file__).parent / "results"
 TEXT_TO_IDS = "text_to_ids"
@@ -48,18 +49,41 @@ _BEFORE, _TEXT_TO_IDS, _WARMING = 45.0, 60.0, 0.7
 warming up takes of a round."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
+class BenchSection(Section):
+    """What is measured."""
 
-    rounds: int
-    workloads: tuple[str, ...]
-    threads: tuple[int, ...]
-    picture: Path
+    workloads: list[str] = []  # noqa: RUF012 (frozen)
+    """Names, or how they begin: ``nsp``, ``glue``, ``checkpoint``. Where none is given everything but ``sizes``, which
+    draws a picture of tokens a second over sizes."""
+    rounds: PositiveInt = 5
+    """Turns of each side."""
+    threads: Annotated[list[PositiveInt], Field(min_length=1)] = [1]  # noqa: RUF012
+    """One after the other."""
+    picture: Path = RESULTS / "sizes.png"
+    """Of the sizes."""
+
+    @field_validator("workloads")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        unknown = [part for part in names if not any(name.startswith(part) for name in NAMES)]
+        if unknown:
+            raise ValueError(f"no such workload: {', '.join(unknown)}; there are: {', '.join(NAMES)}")
+        return names
+
+    @property
+    def names(self) -> list[str]:
+        """Of what is measured, in order."""
+        asked = tuple(self.workloads)
+        return [name for name in NAMES if (name.startswith(asked) if asked else name not in SIZES)]
 
 
-def main(arguments: list[str]) -> None:
-    began, options = time.monotonic(), read_options(arguments)
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print and keep; returns the exit status."""
+    return tool(arguments, help=__doc__, schema=BenchSection, action=lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    began, options = time.monotonic(), validate(BenchSection, *read_values(arguments))
     # Sides are forked from this process; one that never started a thread can be.
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -68,7 +92,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         material = read_material(folder)
-        contests = [contest(name, material, folder) for name in options.workloads if name != TEXT_TO_IDS]
+        contests = [contest(name, material, folder) for name in options.names if name != TEXT_TO_IDS]
         print(f"about {_minutes(contests, options, rates['fp32']):.0f} minutes\n", flush=True)
         losses = apart(partial(same_losses, material))
         facts = _facts(options, material, rates, losses)
@@ -76,7 +100,7 @@ def main(arguments: list[str]) -> None:
         ratios = [*_measured(contests, options)]
         _draw([ratio for ratio in ratios if ratio.contest in SIZES], options, material)
         encoding = None
-        if TEXT_TO_IDS in options.workloads:
+        if TEXT_TO_IDS in options.names:
             encoding = text_to_ids.measure(rounds=1)  # as long as a workload, and far from every line that matters
             ratios.append(text_to_ids.as_ratio(encoding))
             print(table.line(table.cells(ratios[-1])))
@@ -85,21 +109,7 @@ def main(arguments: list[str]) -> None:
     kept = _keep(json.dumps(results | {"ratios": rows}, indent=1), table.document(about, facts, ratios))
     print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes; kept in {kept}")
     print(json.dumps({ratio.name: round(ratio.median, 3) for ratio in ratios}))
-
-
-def read_options(arguments: list[str]) -> Options:
-    """Exits with the usage where an argument is none."""
-    given: dict[str, str] = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
-    asked = tuple(part for part in given.pop("workloads", "").split(",") if part)
-    found = tuple(name for name in NAMES if (name.startswith(asked) if asked else name not in SIZES))
-    numbers = given.pop("rounds", "5"), *given.pop("threads", "1").split(",")
-    picture = Path(given.pop("picture", RESULTS / "sizes.png"))
-    unknown = [part for part in asked if not any(name.startswith(part) for name in NAMES)]
-    if given or unknown or not all(number.isdecimal() and int(number) for number in numbers):
-        wrong = ", ".join([*given, *unknown]) or "rounds and threads are whole numbers"
-        sys.exit(f"error: {wrong}\nusage: {(__doc__ or '').split('``')[1]}\nworkloads: {', '.join(NAMES)}")
-    rounds, *threads = map(int, numbers)
-    return Options(rounds, found, tuple(threads), picture)
+    return 0
 
 
 def contest(name: str, material: Material, folder: Path) -> Contest:
@@ -113,7 +123,7 @@ def contest(name: str, material: Material, folder: Path) -> Contest:
     return other.start_up(folder) if name == "start_up" else other.examples(material)
 
 
-def _measured(contests: Sequence[Contest], options: Options) -> Iterator[Ratio]:
+def _measured(contests: Sequence[Contest], options: BenchSection) -> Iterator[Ratio]:
     for turn, threads in enumerate(options.threads):
         for each in contests:
             if each.threaded or turn == 0:
@@ -122,7 +132,7 @@ def _measured(contests: Sequence[Contest], options: Options) -> Iterator[Ratio]:
                     yield ratio
 
 
-def _draw(ratios: list[Ratio], options: Options, material: Material) -> None:
+def _draw(ratios: list[Ratio], options: BenchSection, material: Material) -> None:
     """The picture of the sizes, where they were measured, with the first number of threads."""
     threads = options.threads[0]
     ratios = [ratio for ratio in ratios if ratio.threads == threads]
@@ -134,7 +144,7 @@ def _draw(ratios: list[Ratio], options: Options, material: Material) -> None:
         print(f"drawn in {options.picture}")
 
 
-def _facts(options: Options, material: Material, rates: dict[str, float], losses: dict[str, Losses]) -> list[str]:
+def _facts(options: BenchSection, material: Material, rates: dict[str, float], losses: dict[str, Losses]) -> list[str]:
     more = "; with more threads in seconds of the clock" if max(options.threads) > 1 else ""
     parted = {name: max(abs(ours / theirs - 1) for ours, theirs in pairs) for name, pairs in losses.items()}
     return [
@@ -145,13 +155,13 @@ def _facts(options: Options, material: Material, rates: dict[str, float], losses
     ]
 
 
-def _minutes(contests: Sequence[Contest], options: Options, rate: float) -> float:
+def _minutes(contests: Sequence[Contest], options: BenchSection, rate: float) -> float:
     """What the measurement will take, from what a round took on the reference machine."""
     threaded = {True: len(options.threads), False: 1}
     spent = sum(
         (_WARMING + (each.rounds or options.rounds)) * each.seconds * threaded[each.threaded] for each in contests
     )
-    spent += _BEFORE + _TEXT_TO_IDS * (TEXT_TO_IDS in options.workloads)
+    spent += _BEFORE + _TEXT_TO_IDS * (TEXT_TO_IDS in options.names)
     return spent * sizes.REFERENCE / rate / 60
 
 
@@ -164,4 +174,4 @@ def _keep(results: str, document: str) -> Path:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

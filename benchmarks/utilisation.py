@@ -1,9 +1,8 @@
-"""``python -m benchmarks.utilisation [tokens=65536] [steps=40] [rounds=3] [workers=8] [layers=plain,compiled] ...``.
+"""How well a device is used: ``python -m benchmarks.utilisation key=value ...``.
 
-How well a device is used: tokens a second of whole training runs (loader, masks, loop, optimizer) over the sizes of
-BERT and ELECTRA-Small (``sizes=`` takes names), and which share that is of what large matrix products reach on the
-device in bfloat16. Beside it the conventional step, with as many tokens in a batch, padded. It takes the GPU where
-there is one; on a CPU give fewer tokens and steps.
+Tokens a second of whole training runs (loader, masks, loop, optimizer) over the sizes of BERT and ELECTRA-Small, and
+which share that is of what large matrix products reach on the device in bfloat16. Beside it the conventional step, with
+as many tokens in a batch, padded. It takes the GPU where there is one; on a CPU give fewer tokens and steps.
 """
 
 from __future__ import annotations
@@ -14,18 +13,19 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 from accelerate.state import AcceleratorState
+from pydantic import NonNegativeInt, PositiveInt, field_validator
 from transformers.utils import logging
 
 from benchmarks import conventional, ours, table
@@ -33,6 +33,7 @@ from benchmarks.material import Material, read_material
 from benchmarks.step import baseline
 from benchmarks.workload import LEARNING_RATE, SEED, SIZES, Workload, rows
 from engine.compiled import compile_layers
+from engine.config import Section, read_values, validate
 from engine.environment import environment
 from engine.loop import training_steps
 from engine.optim import OptimSection, build_optimizer
@@ -40,6 +41,7 @@ from engine.order import Steps, load
 from engine.phase import Phase
 from engine.plot import markdown
 from engine.run import RunSection, start_accelerator
+from engine.stage import tool
 
 WORKLOADS = {name.removeprefix("sizes_"): workload for name, workload in SIZES.items()} | {
     "electra_small_12x256": Workload("pretrain", "electra", 12, 256)
@@ -133,15 +135,42 @@ def median(run: Callable[[], Speed], rounds: int) -> Speed:
     return Speed(*(statistics.median(values) for values in zip(*((s.tokens, s.flops) for s in found), strict=True)))
 
 
-def measure(given: dict[str, str], material: Material, rate: float) -> Iterator[dict[str, Any]]:
+class UtilisationSection(Section):
+    """What is run."""
+
+    sizes: list[str] = [*WORKLOADS]  # noqa: RUF012 (frozen)
+    """Encoders."""
+    layers: list[Literal["plain", "compiled"]] = ["plain", "compiled"]  # noqa: RUF012
+    """As torch runs them one operation after the other, and with ``run.compile``."""
+    tokens: PositiveInt = 65536
+    """Of a step."""
+    steps: PositiveInt = 40
+    """Timed ones of a training; the baseline takes a quarter of them."""
+    rounds: PositiveInt = 3
+    """Trainings of each kind, of which the median is taken."""
+    workers: NonNegativeInt = 8
+    """Processes that prepare batches."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        unknown = sorted({*names} - {*WORKLOADS})
+        if unknown:
+            raise ValueError(f"no such size: {', '.join(unknown)}; there are: {', '.join(WORKLOADS)}")
+        return names
+
+
+def measure(section: UtilisationSection, material: Material, rate: float) -> Iterator[dict[str, Any]]:
     """A row for each size; 0 tokens a second is what did not fit into the memory."""
-    tokens, steps, rounds, workers = (int(given[key]) for key in ("tokens", "steps", "rounds", "workers"))
-    for name in given["sizes"].split(","):
+    tokens, steps, rounds = section.tokens, section.steps, section.rounds
+    for name in section.sizes:
         workload = WORKLOADS[name]
         padded = replace(workload, batch_size=max(1, tokens // workload.sequence_length))
         mine = {
-            kind: median(partial(run_ours, workload, material, tokens, steps, workers, kind == "compiled"), rounds)
-            for kind in given["layers"].split(",")
+            kind: median(
+                partial(run_ours, workload, material, tokens, steps, section.workers, kind == "compiled"), rounds
+            )
+            for kind in section.layers
         }
         theirs = median(partial(run_conventional, padded, material, max(1, steps // 4)), rounds)
         best = max(mine.values(), key=lambda speed: speed.tokens)
@@ -154,23 +183,24 @@ def measure(given: dict[str, str], material: Material, rate: float) -> Iterator[
         }
 
 
-def main(arguments: list[str]) -> None:
-    known = {"tokens": "65536", "steps": "40", "rounds": "3", "workers": "8", "layers": "plain,compiled"}
-    known["sizes"] = ",".join(WORKLOADS)
-    given = known | dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if set(given) != set(known) or not set(given["sizes"].split(",")) <= set(WORKLOADS):
-        sys.exit("usage: python -m benchmarks.utilisation " + " ".join(f"[{k}={v}]" for k, v in known.items()))
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print; returns the exit status."""
+    return tool(arguments, help=__doc__, schema=UtilisationSection, action=lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section = validate(UtilisationSection, *read_values(arguments))
     logging.set_verbosity_error()
     on_gpu = device().type == "cuda"
     rate = matmul_rate(8192 if on_gpu else 1024)
     print(table.machine(environment()), f"{torch.cuda.get_device_name()}" if on_gpu else "no GPU", sep="\n")
-    print(f"matrix products in bfloat16: {rate / 1e12:.2f} TFLOP/s; {given['tokens']} tokens a step\n", flush=True)
+    print(f"matrix products in bfloat16: {rate / 1e12:.2f} TFLOP/s; {section.tokens} tokens a step\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         found = []
-        for row in measure(given, read_material(Path(folder)), rate):
+        for row in measure(section, read_material(Path(folder)), rate):
             found.append(row)
             print(json.dumps(row), flush=True)
-    kinds = [*given["layers"].split(","), "conventional"]
+    kinds = [*section.layers, "conventional"]
     head = ["tokens/s", *kinds, "TFLOP/s", "of matrix products"]
     cells = [
         [row["size"], *(f"{row[kind]:,.0f}" for kind in kinds), f"{row['tflops']:.2f}", f"{row['utilisation']:.1%}"]
@@ -178,7 +208,8 @@ def main(arguments: list[str]) -> None:
     ]
     print("\n" + markdown([head, *cells]))
     print(json.dumps({"matmul": rate, "rows": found}))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

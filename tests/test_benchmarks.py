@@ -17,12 +17,13 @@ from accelerate.state import AcceleratorState
 
 from benchmarks import __main__ as command
 from benchmarks import other, sizes, step, table, utilisation
-from benchmarks.__main__ import NAMES, read_options
+from benchmarks.__main__ import NAMES, BenchSection
 from benchmarks.conventional import Baseline
 from benchmarks.material import Material, random_material
 from benchmarks.same import CHECKS, check, train_both
 from benchmarks.turns import Contest, Ratio, measure
 from benchmarks.workload import SIZES, WORKLOADS, Workload
+from engine.config import read_values, validate
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +145,16 @@ def test_what_a_side_raises_ends_the_measurement(capfd: pytest.CaptureFixture[st
     assert "no such thing" in capfd.readouterr().err
 
 
-def test_options() -> None:
-    default = read_options([])
-    assert (default.rounds, default.threads) == (5, (1,))
-    assert {*default.workloads} == {*NAMES} - {*SIZES}
-    chosen = read_options(["workloads=nsp,glue_qqp", "rounds=2", "threads=1,2"])
-    assert chosen.workloads == ("nsp_4x256_s128", "nsp_4x256_s512", "glue_qqp")
-    assert (chosen.rounds, chosen.threads) == (2, (1, 2))
-    for wrong in ("workloads=bert", "rounds=0", "threads=x", "speed=9"):
-        with pytest.raises(SystemExit, match="usage"):
-            read_options([wrong])
+def test_options(capsys: pytest.CaptureFixture[str]) -> None:
+    default = BenchSection()
+    assert (default.rounds, default.threads) == (5, [1])
+    assert {*default.names} == {*NAMES} - {*SIZES}
+    chosen = validate(BenchSection, *read_values(["workloads=[nsp,glue_qqp]", "rounds=2", "threads=[1,2]"]))
+    assert chosen.names == ["nsp_4x256_s128", "nsp_4x256_s512", "glue_qqp"]
+    assert (chosen.rounds, chosen.threads) == (2, [1, 2])
+    for wrong in ("workloads=[bert]", "rounds=0", "threads=[x]", "threads=[]", "speed=9"):
+        assert command.main([wrong]) == 2
+        assert wrong.split("=")[0] in capsys.readouterr().err
 
 
 def test_the_command_prints_every_ratio_and_keeps_a_table(
@@ -165,7 +166,7 @@ def test_the_command_prints_every_ratio_and_keeps_a_table(
     monkeypatch.setattr(command, "same_losses", lambda _: {"made up": [(1.0, 1.0)]})
     for found, name in ((WORKLOADS, "tinybert_4x256_s128"), (SIZES, "sizes_tiny_2x128")):
         monkeypatch.setitem(found, name, small(name))
-    command.main(["rounds=1", "workloads=tinybert,sizes_tiny", f"picture={tmp_path / 'sizes.png'}"])
+    command.main(["rounds=1", "workloads=[tinybert,sizes_tiny]", f"picture={tmp_path / 'sizes.png'}"])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(summary) == 2 * 2 + 1 * 2
     assert all(ratio > 0 for ratio in summary.values())
@@ -192,8 +193,8 @@ def test_how_a_device_is_used(material: Material, monkeypatch: pytest.MonkeyPatc
     """On a CPU, with real tokens alone, and operations by our count."""
     monkeypatch.setattr(utilisation, "device", lambda: torch.device("cpu"))
     monkeypatch.setattr(utilisation, "WORKLOADS", {"small": small("sizes_tiny_2x128")})
-    given = {"tokens": "256", "steps": "2", "rounds": "1", "workers": "0", "layers": "plain", "sizes": "small"}
-    (row,) = utilisation.measure(given, material, rate=1e9)
+    given = {"tokens": 256, "steps": 2, "rounds": 1, "workers": 0, "layers": ["plain"], "sizes": ["small"]}
+    (row,) = utilisation.measure(utilisation.UtilisationSection(**given), material, rate=1e9)
     assert row["plain"] > 0
     assert row["conventional"] > 0
     assert row["utilisation"] == pytest.approx(row["tflops"] * 1e3)
