@@ -107,8 +107,12 @@ DISTILS := $(if $(filter %.yaml,$(DISTIL)),$(DISTIL),configs/distill/$(DISTIL).y
 FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),model.from=$(STUDENT)))
 
 .PHONY: distill
-distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task TASK and STUDENT
+distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task TASK, STUDENT and SEEDS
+ifeq ($(SEEDS),1)
 	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) teacher.from=$(TEACHER) $(OVERRIDES) $(DEVICE)
+else
+	@$(BIN)/python -m distill.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) teacher.from=$(TEACHER) $(OVERRIDES)
+endif
 
 DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export
 DEMO_STUDENT := runs/distill/distilbert_docs/export

@@ -24,9 +24,10 @@ class Job:
     name: str
     """What it is called in what is printed."""
     arguments: tuple[str, ...]
-    """Of ``python -m finetune``."""
+    """Of ``python -m <module>``."""
     log: Path
     """Where its output goes."""
+    module: str = "finetune"
 
 
 def places(side_by_side: int | None) -> list[dict[str, str]]:
@@ -55,7 +56,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
         # What every run would find out for itself, that no key is there, need be said once only.
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **place}
         with job.log.open("w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "finetune", *job.arguments]
+            command = [sys.executable, "-m", job.module, *job.arguments]
             status = subprocess.run(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
             ).returncode

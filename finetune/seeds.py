@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from engine.files import write_text
 from engine.plot import figure, markdown, save
 from engine.run import RunDirectory
 from engine.stage import tool
-from finetune.config import load_config
+from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
@@ -33,26 +34,47 @@ GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 
 
 class SeedsSection(Section):
-    """What is run; all other keys are those of ``python -m finetune``."""
+    """What is run; all other keys are those of the command that is run for each seed."""
 
-    tasks: list[str] = GLUE
-    """Names in ``configs/finetune``, or YAML files; all of GLUE where not given."""
     seeds: int = Field(default=1, gt=0)
     """Runs of each task, with the seeds 1, 2, 3, ..."""
     side_by_side: int | None = Field(default=None, gt=0)
     """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
+
+
+class TasksSection(SeedsSection):
+    """What is run; all other keys are those of ``python -m finetune``."""
+
+    tasks: list[str] = GLUE
+    """Names in ``configs/finetune``, or YAML files; all of GLUE where not given."""
     after_mnli: list[str] = Field(default=[])
     """Tasks that start from the model fine-tuned on MNLI with the same seed; in ALBERT's paper rte, stsb and mrpc."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that trains on one task with one seed."""
+
+    module: str
+    """``python -m <module>``."""
+    load: Callable[[Sequence[str]], FinetuneConfig]
+    stage: type[Finetuning]
+
+
+FINETUNE = Command("finetune", load_config, Finetuning)
 
 
 class Runs:
     """The runs of one task."""
 
-    def __init__(self, task: str, arguments: Sequence[Sequence[str]]) -> None:
-        """``arguments`` are those of each seed, beside the task's file."""
-        file = task if task.endswith((".yaml", ".yml")) else str(CONFIGS / f"{task}.yaml")
-        self.arguments = [(file, *given, f"run.seed={seed}") for seed, given in enumerate(arguments, 1)]
-        self.stages = [Finetuning(load_config(given)) for given in self.arguments]
+    def __init__(self, arguments: Sequence[Sequence[str]], command: Command = FINETUNE) -> None:
+        """``arguments`` are those of each seed, beside the seed itself, which is ``ConfigError`` there."""
+        fixed = sorted({given for each in arguments for given in each if given.startswith(("run.seed=", "run.name="))})
+        if fixed:
+            raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={len(arguments)}")
+        self.command = command
+        self.arguments = [(*given, f"run.seed={seed}") for seed, given in enumerate(arguments, 1)]
+        self.stages = [command.stage(command.load(given)) for given in self.arguments]
         self.section = self.stages[0].config.task
         self.paths = [stage.path for stage in self.stages]
 
@@ -61,7 +83,8 @@ class Runs:
         found = []
         for given, stage in zip(self.arguments, self.stages, strict=True):
             if not RunDirectory.open(stage.path, stage.text, is_main=False).finished:
-                found.append(Job(stage.name, given, stage.path.with_name(f"{stage.path.name}.log")))
+                log = stage.path.with_name(f"{stage.path.name}.log")
+                found.append(Job(stage.name, given, log, self.command.module))
         return found
 
     def check_data(self) -> None:
@@ -104,44 +127,58 @@ class Runs:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=TasksSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
-    section, rest = take(SeedsSection, arguments)
-    fixed = [given for given in rest if given.startswith(("run.seed=", "run.name="))]
-    if fixed:
-        raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={section.seeds}")
+    section, rest = take(TasksSection, arguments)
     later = [task for task in section.tasks if task in section.after_mnli]
     if later and "mnli" not in section.tasks:
         raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
-    runs = {task: Runs(task, [rest] * section.seeds) for task in section.tasks if task not in later}
-    problems = _problems(runs.values())
-    if problems:
-        raise InputError("\n".join([*problems, "give the tasks whose data is there: tasks=[...]"]))
-    failed = run_jobs([job for task in runs.values() for job in task.jobs()], section.side_by_side)
+    runs = {task: Runs([(_file(task), *rest)] * section.seeds) for task in section.tasks if task not in later}
+    failed = run_all([*runs.values()], section.side_by_side)
     if later:
         others = [given for given in rest if not given.startswith("model.from=")]
         starts = [[*others, f"model.from={path / 'export'}"] for path in runs["mnli"].paths]
-        after = {task: Runs(task, starts) for task in later}
-        failed += run_jobs([job for task in after.values() for job in task.jobs()], section.side_by_side)
+        after = {task: Runs([(_file(task), *start) for start in starts]) for task in later}
+        failed += run_all([*after.values()], section.side_by_side)
         runs |= after
-    summaries = {each.section.name: summary for each in runs.values() if (summary := each.summary())}
-    first = next(iter(runs.values())).stages[0]
-    model = Path(first.name).parts[1]
-    print(write_table(summaries, first.config.run.dir / "finetune" / "tables" / model, model))
-    print("\n".join(failed), end="\n" * bool(failed))
-    return 2 if failed else 0
+    return tell([*runs.values()], failed)
 
 
-def _problems(runs: Any) -> list[str]:
-    found = []
+def _file(task: str) -> str:
+    return task if task.endswith((".yaml", ".yml")) else str(CONFIGS / f"{task}.yaml")
+
+
+def run_all(runs: Sequence[Runs], side_by_side: int | None) -> list[str]:
+    """Run what is not finished; returns what failed. ``InputError`` names all the data that is missing, before."""
+    problems = []
     for task in runs:
         try:
             task.check_data()
         except InputError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join([*problems, "give the tasks whose data is there: tasks=[...]"]))
+    return run_jobs([job for task in runs for job in task.jobs()], side_by_side)
+
+
+def tell(runs: Sequence[Runs], failed: Sequence[str]) -> int:
+    """Write and print the table of all tasks that this model was trained on with seeds; returns the exit status."""
+    first = runs[0].stages[0]
+    model = Path(first.name).parts[1]
+    folder = first.config.run.dir / first.folder / "tables" / model
+    summaries = _earlier(folder) | {each.section.name: found for each in runs if (found := each.summary())}
+    print(write_table(summaries, folder, model))
+    print("\n".join(failed), end="\n" * bool(failed))
+    return 2 if failed else 0
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """What the table there says of runs that still exist."""
+    file = folder / "table.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {task: each for task, each in found.items() if all(Path(run).is_dir() for run in each["runs"])}
 
 
 def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:

@@ -30,9 +30,11 @@ from transformers import (
     ElectraForPreTraining,
 )
 
+from distill import seeds
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
 from engine.export import warnings_of_transformers
+from finetune.jobs import Job
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
 from tests.finetune.texts import wordpiece
@@ -330,6 +332,33 @@ def test_a_score_is_distilled_too(folder: Path, method: str) -> None:
     row = rows(folder / "runs/distill" / f"score-{method}")[0]
     hard, soft = row["train/squared_error"], row["train/soft"]
     assert row["train/loss"] == pytest.approx(hard if method == "tinybert" else 0.5 * hard + 0.5 * soft)
+
+
+def test_seeds_of_a_task(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both stages of each seed, what is finished left alone, and the table of what there is."""
+    ran: list[str] = []
+
+    def run(jobs: list[Job], side_by_side: int | None = None) -> list[str]:
+        ran.extend(f"{job.module} {job.name}" for job in jobs)
+        return [job.name for job in jobs if main([*job.arguments])]
+
+    monkeypatch.setattr("finetune.seeds.run_jobs", run)
+    given = chain(folder, f"run.dir={folder}/seeds", "train.steps=4")
+    assert seeds.main([*given, "seeds=2"]) == 0
+    assert seeds.main([*given, "seeds=3"]) == 0
+    path = "classification_toy/student-tinybert"
+    assert ran == [f"distill {path}/seed-{seed}" for seed in (1, 2, 3)]
+    assert {each.name for each in (folder / f"seeds/distill/{path}-first").iterdir()} == {"seed-1", "seed-2", "seed-3"}
+    found = [json.loads((folder / f"seeds/distill/{path}/seed-{seed}/finished.json").read_text()) for seed in (1, 2, 3)]
+    table = json.loads((folder / "seeds/distill/tables/student-tinybert/table.json").read_text())["classification_toy"]
+    accuracies = [each["scores"]["validation"]["accuracy"] for each in found]
+    assert table["scores"]["validation"]["accuracy"] == accuracies
+    assert (
+        len({exported(folder / f"seeds/distill/{path}/seed-{seed}")["classifier.bias"][0] for seed in (1, 2, 3)}) == 3
+    )
+    capsys.readouterr()
+    assert seeds.main([*general(folder, "many")[:1], f"teacher.from={folder}/teacher", "seeds=2"]) == 2
+    assert "several seeds are for a task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("cola", 50), ("mnli", 10), ("qqp", 10), ("qnli", 10), ("sst2", 20)])

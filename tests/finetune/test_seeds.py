@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_seeds_are_run_once_and_told_together(
     told = capsys.readouterr().out
     assert f"{100 * np.median(values):.2f}" in told
     assert f"{100 * np.std(values, ddof=1):.2f}" in told
+
+
+def test_the_table_keeps_tasks_of_earlier_calls(tmp_path: Path, in_process: list[str]) -> None:
+    """As long as their runs are there."""
+    encoder = write_encoder(tmp_path / "tiny")
+    given = [f"model.from={encoder}", f"run.dir={tmp_path}/runs", "run.threads=1", "train.steps=1"]
+    file, names = tmp_path / "runs/finetune/tables/tiny/table.json", ["classification_toy", "regression_toy"]
+    for kind in ("classification", "regression"):
+        assert main([f"tasks=[{write_task(tmp_path / kind, kind)}]", *given]) == 0
+    assert [*json.loads(file.read_text())] == names
+    shutil.rmtree(tmp_path / "runs/finetune" / names[0])
+    assert main([f"tasks=[{tmp_path}/regression/task.yaml]", *given]) == 0
+    assert [*json.loads(file.read_text())] == names[1:]
 
 
 def test_an_error_in_a_run_is_told_and_the_others_are_run(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""``python -m distill.seeds a.yaml task.yaml seeds=5 teacher.from=... model.from=...``: a task, with several seeds.
+
+Every run is one of ``python -m distill``; what is finished is not run again. The table is that of fine-tuning's seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from distill.config import TaskConfig, load_config
+from distill.task import Answers
+from engine.config import ConfigError, take
+from engine.stage import tool
+from finetune.seeds import Command, Runs, SeedsSection, run_all, tell
+
+
+def _load(arguments: Sequence[str]) -> TaskConfig:
+    config = load_config(arguments)
+    if not isinstance(config, TaskConfig):
+        raise ConfigError("several seeds are for a task: give TASK=<name>, and STUDENT=<directory or Hub id>")
+    return config
+
+
+DISTILL = Command("distill", _load, Answers)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is missing and print the table; returns the exit status."""
+    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section, rest = take(SeedsSection, arguments)
+    runs = [Runs([rest] * section.seeds, DISTILL)]
+    return tell(runs, run_all(runs, section.side_by_side))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
