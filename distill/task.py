@@ -99,7 +99,7 @@ class Answers(Finetuning):
         """The same, and the teacher."""
         return f"{super().about()}, distilled from `{self.config.teacher.from_}`"
 
-    def next_command(self) -> str:
+    def next_command(self, results: dict[str, Any]) -> str:
         """What was gained."""
         return f"make compare TEACHER={self.config.teacher.from_} STUDENTS={self.path / 'export'}"
 

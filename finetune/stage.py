@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -177,10 +178,14 @@ class Finetuning(Stage):
             f"\n{results['table']}\n\n"
             f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
             f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
-            f"next        {self.next_command()}"
+            f"next        {self.next_command(results)}"
         )
 
-    def next_command(self) -> str:
-        """What to type next."""
-        config = self.config
-        return f"make finetune TASK={config.task.name} MODEL={config.model.from_} SEEDS=5      (one seed says little)"
+    def next_command(self, results: dict[str, Any]) -> str:
+        """What to type next: a search of rates where the encoder is worth no more than counting words."""
+        task = self.config.task
+        given, split, metric = f"TASK={task.name} MODEL={self.config.model.from_}", task.validation[0], task.metrics[0]
+        beside = [found[metric] for found in results["baselines"][split].values() if metric in found]
+        if results["scores"][split][metric] <= max(beside, default=-math.inf):
+            return f"make search {given}      (a baseline does as well; most often it is the learning rate)"
+        return f"make finetune {given} SEEDS=5      (one seed says little)"

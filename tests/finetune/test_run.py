@@ -81,6 +81,15 @@ def test_what_a_run_leaves(folder: Path, whole: Path, capsys: pytest.CaptureFixt
     assert "is finished and left alone" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("accuracy", "then"), [(0.5, "search"), (0.6, "search"), (0.61, "finetune")])
+def test_what_to_type_next(folder: Path, accuracy: float, then: str) -> None:
+    """Rates are searched where a baseline does as well."""
+    beside = {"majority": {"accuracy": 0.4}, "bag of words": {"accuracy": 0.6}}
+    found = {"scores": {"validation": {"accuracy": accuracy}}, "baselines": {"validation": beside}}
+    stage = Finetuning(load_config(arguments(folder, "next")))
+    assert stage.next_command(found).startswith(f"make {then} TASK=classification_toy MODEL={folder}/encoder ")
+
+
 @pytest.mark.parametrize("kind", ["regression", "multilabel"])
 def test_scores_and_several_labels(folder: Path, kind: str) -> None:
     task = write_task(folder / kind, kind)
