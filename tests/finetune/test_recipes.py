@@ -91,6 +91,13 @@ def test_electras_table_7(models: dict[str, str], size: str, rate: float, decay:
         assert config.train.both_orders == both
 
 
+def test_small_encoders_are_fine_tuned_with_the_bias_corrected(models: dict[str, str]) -> None:
+    """At six times the rate of Base the first steps of BERT's optimizer would be six times that again."""
+    small, base = (config_of(models, name, "stsb").optim for name in ("bert_mini", "bert"))
+    assert (small.algorithm, small.learning_rate, small.schedule) == ("adamw", 3e-4, "bert")
+    assert (base.algorithm, base.learning_rate) == ("bert_adam", 5e-5)
+
+
 def test_what_is_given_wins(models: dict[str, str]) -> None:
     config = config_of(models, "albert", "rte", "optim.learning_rate=1e-3", "train.steps=5")
     assert (config.optim.learning_rate, config.train.steps.to_steps(), config.optim.warmup.to_steps()) == (1e-3, 5, 200)

@@ -73,8 +73,8 @@ def test_the_spaces_that_are_shipped() -> None:
         assert problems == []
         assert re.search(r"arXiv \d{4}\.\d{5}", path.read_text())
         assert space.settings
-    grid = read_space("bert_grid")[0]
-    assert grid.size == 18, "appendix A.3 of the paper"
+    assert read_space("bert_grid")[0].size == 18, "appendix A.3 of the paper"
+    assert read_space("bert_mini_grid")[0].size == 20, "four rates, five batch sizes"
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_bad_spaces_are_refused_with_all_their_problems(
     assert "optim.warmup: given, and searched" in capsys.readouterr().err
     assert main(arguments(folder, tmp_path, "run.name=mine")) == 2
     assert main(arguments(folder, tmp_path, "space=none_such")) == 2
-    assert "there are: bert_grid, default" in capsys.readouterr().err
+    assert "there are: bert_grid, bert_mini_grid, default" in capsys.readouterr().err
 
 
 def test_the_winner_is_run_again_with_five_seeds(folder: Path, tmp_path: Path) -> None:
