@@ -48,6 +48,8 @@ def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:
     said = would_run("distill", "CONFIG=tinybert_task", "TASK=sst2", "TEACHER=a", "STUDENT=b", "PROCESSES=2")
     files = "configs/distill/tinybert_task.yaml configs/finetune/sst2.yaml"
     assert said.endswith(f"-m distill {files} model.from=b teacher.from=a run.device=cpu")
+    said = would_run("distill", "CONFIG=tinybert_task", "TASK=sst2", "TEACHER=a", "STUDENT=b", "SEEDS=3")
+    assert said.endswith(f"-m distill.seeds {files} model.from=b seeds=3 teacher.from=a")
 
 
 def test_data_becomes_a_list() -> None:
