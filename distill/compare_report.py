@@ -40,8 +40,8 @@ class Comparison:
     def columns(self) -> list[Column]:
         """The first metric of each data set and split on the cards, the teacher's before the students'."""
         found: dict[tuple[str, str], str] = {}
-        for model in self.models:
-            for key, metrics in model.scores.items():
+        for card in (card for model in self.models for card in model.scores):
+            for key, metrics in card.items():
                 found.setdefault(key, next(iter(metrics)))
         return [(*key, metric) for key, metric in found.items()]
 
@@ -80,18 +80,25 @@ class Comparison:
             scores = [self._score(model, column) for column in self.columns]
             sizes = [f"{model.parameters:,}", f"{model.without_embeddings:,}", f"{model.bytes / 1e6:,.1f}"]
             rows.append([model.name, *scores, *sizes, *(f"{n / 1e6:,.1f} M" for n in model.multiply_adds.values())])
-        notes = "\n".join(f"- {note}" for note in [*self.notes, *self._missing()])
+        notes = "\n".join(f"- {note}" for note in [*self.notes, *self._seeds(), *self._missing()])
         return "\n\n".join([markdown(rows), markdown(speed_rows(self.speeds, "teacher")), *([notes] if notes else [])])
 
     def _score(self, model: Facts, column: Column) -> str:
-        own, kept = score(model, column), self.kept(model, column)
+        own, kept, seeds = score(model, column), self.kept(model, column), seeds_scored(model, column)
         share = f" ({100 * kept:.1f} %)" if kept is not None and model is not self.teacher else ""
-        return "-" if own is None else f"{100 * own:.2f}{share}"
+        spread = f" [{100 * min(seeds):.2f}, {100 * max(seeds):.2f}]" if len(seeds) > 1 else ""
+        return "-" if own is None else f"{100 * own:.2f}{spread}{share}"
+
+    def _seeds(self) -> Iterator[str]:
+        several = {model.name: len(model.scores) for model in self.models if len(model.scores) > 1}
+        if several:
+            counts = ", ".join(f"{name} {number}" for name, number in several.items())
+            yield f"Scores are medians over seeds, with the lowest and the highest: {counts}."
 
     def _missing(self) -> Iterator[str]:
         for model in self.models:
             lacking = [_title(column) for column in self.columns if score(model, column) is None]
-            if not model.scores:
+            if not any(model.scores):
                 yield f"{model.name}: its model card has no scores."
             elif lacking:
                 yield f"{model.name}: its model card has no {', '.join(lacking)}."
@@ -103,7 +110,7 @@ class Comparison:
             found = [(column, score(model, column)) for column in self.columns]
             scores = [
                 {"dataset": column[0], "split": column[1], "metric": column[2], "score": own}
-                | {"kept": self.kept(model, column)}
+                | {"kept": self.kept(model, column), "seeds": seeds_scored(model, column)}
                 for column, own in found
                 if own is not None
             ]
@@ -112,9 +119,16 @@ class Comparison:
 
 
 def score(model: Facts, column: Column) -> float | None:
-    """What the model's card says."""
+    """The median of what the model's cards say."""
+    seeds = seeds_scored(model, column)
+    return statistics.median(seeds) if seeds else None
+
+
+def seeds_scored(model: Facts, column: Column) -> list[float]:
+    """What each of the model's cards says that says something."""
     dataset, split, metric = column
-    return model.scores.get((dataset, split), {}).get(metric)
+    found = (card.get((dataset, split), {}).get(metric) for card in model.scores)
+    return [value for value in found if value is not None]
 
 
 def _title(column: Column) -> str:
@@ -157,16 +171,23 @@ def _page(comparison: Comparison) -> str:
 def draw(comparison: Comparison) -> list[Any]:
     """Axes with a point for each model: a panel for each score, or one of parameters where there is none."""
     speed, teacher = comparison.latency(), comparison.teacher.name
-    panels: list[tuple[str, dict[str, float]]] = [
-        (_title(column), {m.name: 100 * own for m in comparison.models if (own := score(m, column)) is not None})
+    panels: list[tuple[str, dict[str, list[float]]]] = [
+        (
+            _title(column),
+            {m.name: [100 * each for each in own] for m in comparison.models if (own := seeds_scored(m, column))},
+        )
         for column in comparison.columns
-    ] or [("parameters (millions)", {model.name: model.parameters / 1e6 for model in comparison.models})]
+    ] or [("parameters (millions)", {model.name: [model.parameters / 1e6] for model in comparison.models})]
     title = f"batch of {speed.batch_size}, {speed.length} tokens, {comparison.about['device'].upper()}"
     axes = figure(len(panels), title, panel=(4.8, 3.8), columns=3)
     colors = {model.name: f"C{number % 10}" for number, model in enumerate(comparison.models)}
-    points = [{name: (1e3 * speed.median(name), height) for name, height in heights.items()} for _, heights in panels]
-    for axis, (name, _), found in zip(axes, panels, points, strict=True):
+    points = [
+        {name: (1e3 * speed.median(name), statistics.median(heights)) for name, heights in panel.items()}
+        for _, panel in panels
+    ]
+    for axis, (name, panel), found in zip(axes, panels, points, strict=True):
         for model, point in found.items():
+            axis.vlines(point[0], min(panel[model]), max(panel[model]), color=colors[model], linewidth=2, zorder=2)
             axis.plot(*point, "D" if model == teacher else "o", color=colors[model], markersize=7, zorder=3)
         if teacher in found:
             axis.axhline(found[teacher][1], color="grey", linestyle="--", linewidth=1, zorder=1)

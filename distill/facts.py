@@ -36,8 +36,8 @@ class Facts:
     """Of the files of weights on disk."""
     multiply_adds: dict[int, int]
     """Of a forward pass of one sequence, by its length."""
-    scores: Scores
-    """From the model card."""
+    scores: tuple[Scores, ...]
+    """From the model cards: of the model, and of those that are the same but for the seed."""
 
 
 def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[int]) -> Facts:
@@ -53,7 +53,7 @@ def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[
         without_embeddings=sum(size for tensor, size in everything.items() if tensor not in tables),
         bytes=sum(file.stat().st_size for file in _weight_files(folder)),
         multiply_adds={length: _multiply_adds(model, length) for length in lengths},
-        scores=read_scores(folder),
+        scores=tuple(map(read_scores, seeds_of(folder))),
     )
 
 
@@ -65,6 +65,13 @@ def _multiply_adds(model: PreTrainedModel, length: int) -> int:
 def _weight_files(folder: Path) -> list[Path]:
     """What ``from_pretrained`` reads: safetensors where there are any."""
     return [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+
+
+def seeds_of(folder: Path) -> list[Path]:
+    """The model, and those that runs of other seeds left beside it: one seed is no score (``seed-<n>/export``)."""
+    run = folder.parent
+    beside = run.parent.glob("seed-*/export") if run.name.startswith("seed-") and folder.name == "export" else []
+    return [folder, *sorted(other for other in beside if other != folder)]
 
 
 def read_scores(folder: Path) -> Scores:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import AutoModel, BertForMaskedLM, BertForPreTraining
 from distill import speed
 from distill.compare import main
 from distill.compare_report import Comparison, draw
-from distill.facts import Facts, facts_of, read_scores
+from distill.facts import Facts, facts_of, read_scores, seeds_of
 from distill.speed import Speed, side_by_side, speed_rows
 from distill.stock import names_of, open_stock, stock_inputs
 from engine.config import InputError
@@ -149,7 +150,7 @@ def test_a_turn_repeats_a_short_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(clock.called) == 2 + 5 * round(0.2 / 0.03125)
 
 
-def facts(name: str, found: dict[tuple[str, str], dict[str, float]]) -> Facts:
+def facts(name: str, *found: dict[tuple[str, str], dict[str, float]]) -> Facts:
     return Facts(name, Path(name), "BertModel", "float32", 12_345_678, 2_345_678, 49_400_000, {32: 98_765_432}, found)
 
 
@@ -185,6 +186,29 @@ def test_table_has_scores_as_columns_and_the_share_that_is_kept() -> None:
     assert found.kept(teacher, found.columns[1]) is None  # a share of a negative correlation says nothing
     assert found.latency() == found.speeds[0]
     assert found.fastest_student() is student
+
+
+def test_a_score_is_the_median_of_the_seeds_that_lie_beside() -> None:
+    """With their range, in the table and in the picture; a seed that was not scored does not count."""
+    cards: list[dict[tuple[str, str], dict[str, float]]] = [
+        {("rte", "validation"): {"accuracy": value}} for value in (0.6, 0.7, 0.5)
+    ]
+    found = comparison([facts("big", cards[1]), facts("small", *cards, {})], [10, 4])
+    assert "| small | 60.00 [50.00, 70.00] (85.7 %) |" in re.sub(" +", " ", found.tables())
+    assert "medians over seeds, with the lowest and the highest: small 4" in found.tables()
+    (axis,) = draw(found)
+    ranges = [[list(line[:, 1]) for line in lines.get_segments()] for lines in axis.collections]
+    assert ranges == [[[70, 70]], [[50, 70]]]
+    pyplot.close(axis.figure)
+
+
+def test_seeds_are_those_of_the_same_runs(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "export" for name in ("seed-1", "seed-2", "seed-11")]
+    for folder in [*folders, tmp_path / "other/export"]:
+        folder.mkdir(parents=True)
+    assert seeds_of(folders[1]) == [folders[1], folders[0], folders[2]]
+    assert seeds_of(tmp_path / "other/export") == [tmp_path / "other/export"]
+    assert seeds_of(tmp_path / "seed-1") == [tmp_path / "seed-1"]
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -245,7 +269,7 @@ def test_the_command_leaves_a_folder_that_reads_back(command: Any, tmp_path: Pat
     results = json.loads((folder / "results.json").read_text())
     assert [model["name"] for model in results["models"]] == ["big", "small", "bare"]
     score = {"dataset": "rte", "split": "validation", "metric": "accuracy", "score": 0.6, "kept": pytest.approx(0.75)}
-    assert results["models"][1]["scores"] == [score]
+    assert results["models"][1]["scores"] == [{**score, "seeds": [0.6]}]
     assert [(each["length"], each["batch_size"]) for each in results["speeds"]] == [(8, 1), (8, 2), (40, 1), (40, 2)]
     for each in results["speeds"]:
         base = each["sides"]["big"]["seconds"]
