@@ -12,7 +12,7 @@ from distill.config import TaskConfig, load_config
 from distill.task import Answers
 from engine.config import ConfigError, take
 from engine.stage import tool
-from finetune.seeds import Command, Runs, SeedsSection, run_all, tell
+from finetune.seeds import Command, Runs, SeedsSection, check_data, run_all, tell
 
 
 def _load(arguments: Sequence[str]) -> TaskConfig:
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     section, rest = take(SeedsSection, arguments)
     runs = [Runs([rest] * section.seeds, DISTILL)]
+    check_data(runs)
     return tell(runs, run_all(runs, section.side_by_side))
 
 

@@ -28,6 +28,7 @@ class Job:
     log: Path
     """Where its output goes."""
     module: str = "finetune"
+    """The command: a package of ours."""
 
 
 def places(side_by_side: int | None) -> list[dict[str, str]]:

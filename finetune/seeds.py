@@ -136,6 +136,7 @@ def _run(arguments: Sequence[str]) -> int:
     if later and "mnli" not in section.tasks:
         raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
     runs = {task: Runs([(_file(task), *rest)] * section.seeds) for task in section.tasks if task not in later}
+    check_data([*runs.values()])
     failed = run_all([*runs.values()], section.side_by_side)
     if later:
         others = [given for given in rest if not given.startswith("model.from=")]
@@ -150,8 +151,8 @@ def _file(task: str) -> str:
     return task if task.endswith((".yaml", ".yml")) else str(CONFIGS / f"{task}.yaml")
 
 
-def run_all(runs: Sequence[Runs], side_by_side: int | None) -> list[str]:
-    """Run what is not finished; returns what failed. ``InputError`` names all the data that is missing, before."""
+def check_data(runs: Sequence[Runs]) -> None:
+    """``InputError`` that names all the data that is missing."""
     problems = []
     for task in runs:
         try:
@@ -159,7 +160,12 @@ def run_all(runs: Sequence[Runs], side_by_side: int | None) -> list[str]:
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError("\n".join([*problems, "give the tasks whose data is there: tasks=[...]"]))
+        ways = ["give the tasks whose data is there: tasks=[...]"] if len(runs) > 1 else []
+        raise InputError("\n".join([*problems, *ways]))
+
+
+def run_all(runs: Sequence[Runs], side_by_side: int | None) -> list[str]:
+    """Run what is not finished; returns what failed."""
     return run_jobs([job for task in runs for job in task.jobs()], side_by_side)
 
 
