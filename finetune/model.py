@@ -19,10 +19,14 @@ from engine.objective import Objective, Term
 
 
 def draw_head(model: PreTrainedModel, fresh: Sequence[str]) -> None:
-    """Draw the parameters named ``fresh`` as BERT's ``run_classifier.py`` does: truncated normal, biases 0."""
+    """Draw the parameters named ``fresh`` as BERT's ``run_classifier.py`` does: truncated normal, biases 0.
+
+    LayerNorms, which families call by different names, keep 1 and 0.
+    """
     std, parameters = model.config.initializer_range, dict(model.named_parameters())
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     for name in fresh:
-        if name in parameters and "LayerNorm" not in name:
+        if name in parameters and name.rpartition(".")[0] not in norms:
             if name.endswith("bias"):
                 nn.init.zeros_(parameters[name])
             else:

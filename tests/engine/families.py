@@ -17,13 +17,14 @@ LENGTHS = [7, 31, 2, 16, 7, 24]
 
 def tiny_config(kind: str, **settings: Any) -> PreTrainedConfig:
     """Three layers, every size another number; weights large enough for each input to matter."""
-    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 40}
+    plain = {"vocab_size": 90, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+    plain |= {"max_position_embeddings": 40, "initializer_range": 0.2}
     names = {FAMILIES[kind].intermediate_size: 56}
     if kind in ("albert", "electra"):
         names["embedding_size"] = 16
     if kind in ("roberta", "xlm-roberta", "camembert"):
         names["type_vocab_size"] = 1
-    return AutoConfig.for_model(kind, vocab_size=90, initializer_range=0.2, **{**sizes, **names, **settings})
+    return AutoConfig.for_model(kind, **{**plain, **names, **settings})
 
 
 def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:

@@ -1,8 +1,33 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
 
-from finetune.model import best_within, log_softmax_within
+from engine.encoders import FAMILIES
+from finetune.model import best_within, draw_head, log_softmax_within
+from tests.engine.families import tiny_config
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_layer_norms_keep_their_ones_whatever_they_are_called(kind: str) -> None:
+    """All else is drawn within two deviations, around 0, and biases are 0."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(tiny_config(kind, initializer_range=0.02))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 7.0)
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    for module in norms:
+        module.reset_parameters()
+    draw_head(model, [name for name, _ in model.named_parameters()])
+    kept = {parameter for module in norms for parameter in module.parameters()}
+    assert all((module.weight == 1).all() and (module.bias == 0).all() for module in norms)
+    drawn = {name: each for name, each in model.named_parameters() if each not in kept}
+    assert len(drawn) > 20
+    for name, each in drawn.items():
+        assert each.abs().max() <= (0 if name.endswith("bias") else 0.04), name
+        assert name.endswith("bias") or each.std() > 0.01, name
 
 
 def test_softmax_within_is_the_softmax_of_each_owner() -> None:
