@@ -114,6 +114,7 @@ def training_steps(
     *,
     learning_rate: Callable[[int], float],
     max_gradient_norm: float,
+    loss_reduction: str = "mean",
     seed: int,
     stop_requested: Callable[[], bool] = lambda: False,
     certain: Callable[[int], bool] = always,
@@ -140,7 +141,7 @@ def training_steps(
             last = turn == len(item.micro_batches) - 1
             with nullcontext() if last else accelerator.no_sync(objective):
                 terms = objective(batch)
-                accelerator.backward(share_of_loss(terms, counts) * accelerator.num_processes)
+                accelerator.backward(share_of_loss(terms, counts, loss_reduction) * accelerator.num_processes)
             done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)
         norm = whole(nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True))
@@ -177,9 +178,11 @@ def _counts(item: StepData) -> dict[str, int]:
     return total
 
 
-def share_of_loss(terms: dict[str, Term], counts: dict[str, int]) -> Tensor:
-    """This micro-batch's share of the step's loss. A step without any target of a kind gives 0 for it, not 0/0."""
-    shares = [term.total * (term.weight / max(1, counts[term.count])) for term in terms.values() if term.weight]
+def share_of_loss(terms: dict[str, Term], counts: dict[str, int], reduction: str = "mean") -> Tensor:
+    """This micro-batch's share of the step's loss, the mean of what the counts count, or the sum. A step without any
+    target of a kind gives 0 for it, not 0/0."""
+    divisors = {name: max(1, count) if reduction == "mean" else 1 for name, count in counts.items()}
+    shares = [term.total * (term.weight / divisors[term.count]) for term in terms.values() if term.weight]
     return torch.stack(shares).sum()
 
 

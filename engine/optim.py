@@ -34,6 +34,9 @@ class OptimSection(Section):
     """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """Of which loss the gradients are that are scaled down: the mean of a step's examples (or words), or, as ELECTRA is
+    fine-tuned, their sum. The sum's are nearly always above the norm, so that every step weighs the same."""
     schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"] = "bert"
     """How the learning rate moves after warm-up; see :func:`learning_rate`."""
     warmup: Duration = Duration("1%")

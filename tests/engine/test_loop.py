@@ -166,3 +166,13 @@ def test_no_checkpoint_holds_a_broken_step(
     assert saved == set(range(2, broken, 2))
     logged = (tmp_path / "a" / "metrics.jsonl").read_text()
     assert "NaN" not in logged
+
+
+def test_of_the_sum_of_losses_a_step_is_the_longer() -> None:
+    """By the number of what is counted, before it is clipped: here the two tokens of the batch."""
+    norms = {}
+    for reduction in ("mean", "sum"):
+        _, _, done = steps([2.0], loss_reduction=reduction)
+        norms[reduction] = next(done).gradient_norm.item()
+    assert norms["sum"] == pytest.approx(2 * norms["mean"])
+    assert norms["mean"] > 0.1

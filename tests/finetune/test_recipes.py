@@ -87,6 +87,7 @@ def test_electras_table_7(models: dict[str, str], size: str, rate: float, decay:
     for task, epochs, both in (("cola", "3", False), ("rte", "10", False), ("stsb", "10", True), ("mrpc", "3", True)):
         config = config_of(models, f"electra_{size}", task)
         assert (config.optim.learning_rate, config.optim.layer_decay, config.optim.weight_decay) == (rate, decay, 0.0)
+        assert config.optim.loss_reduction == "sum"
         assert config.train.steps.split()[0] == epochs
         assert config.train.both_orders == both
 
