@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     section, rest = take(SeedsSection, arguments)
-    runs = [Runs([rest] * section.seeds, DISTILL)]
+    runs = [Runs(dict.fromkeys(section.numbers, rest), DISTILL)]
     check_data(runs)
     return tell(runs, run_all(runs, section.side_by_side))
 

@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from engine.config import ConfigError, InputError, Section, take
-from engine.files import write_text
-from engine.plot import figure, markdown, save
 from engine.run import RunDirectory
 from engine.stage import tool
+from finetune.again import CONFIGS
 from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
+from finetune.seeds_table import write_table
 from finetune.sources import glue_dir_from_environment
 from finetune.stage import Finetuning
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 
 
@@ -40,6 +38,11 @@ class SeedsSection(Section):
     """Runs of each task, with the seeds 1, 2, 3, ..."""
     side_by_side: int | None = Field(default=None, gt=0)
     """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
+
+    @property
+    def numbers(self) -> range:
+        """The seeds."""
+        return range(1, self.seeds + 1)
 
 
 class TasksSection(SeedsSection):
@@ -67,13 +70,14 @@ FINETUNE = Command("finetune", load_config, Finetuning)
 class Runs:
     """The runs of one task."""
 
-    def __init__(self, arguments: Sequence[Sequence[str]], command: Command = FINETUNE) -> None:
+    def __init__(self, arguments: Mapping[int, Sequence[str]], command: Command = FINETUNE) -> None:
         """``arguments`` are those of each seed, beside the seed itself, which is ``ConfigError`` there."""
-        fixed = sorted({given for each in arguments for given in each if given.startswith(("run.seed=", "run.name="))})
+        given = {each for those in arguments.values() for each in those}
+        fixed = sorted(each for each in given if each.startswith(("run.seed=", "run.name=")))
         if fixed:
             raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={len(arguments)}")
         self.command = command
-        self.arguments = [(*given, f"run.seed={seed}") for seed, given in enumerate(arguments, 1)]
+        self.arguments = [(*given, f"run.seed={seed}") for seed, given in arguments.items()]
         self.stages = [command.stage(command.load(given)) for given in self.arguments]
         self.section = self.stages[0].config.task
         self.paths = [stage.path for stage in self.stages]
@@ -96,7 +100,7 @@ class Runs:
 
     def summary(self) -> dict[str, Any] | None:
         """Scores by validation split and metric, over the seeds that are finished; None if there is none."""
-        done = [path for path in self.paths if (path / "finished.json").exists()]
+        done = [path for path in self.paths if _finished(path)]
         results = [json.loads((path / "finished.json").read_text(encoding="utf-8")) for path in done]
         if not results:
             return None
@@ -135,20 +139,35 @@ def _run(arguments: Sequence[str]) -> int:
     later = [task for task in section.tasks if task in section.after_mnli]
     if later and "mnli" not in section.tasks:
         raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
-    runs = {task: Runs([(_file(task), *rest)] * section.seeds) for task in section.tasks if task not in later}
+    # The later ones, too, to see what is wrong with them before anything runs: then their models are not there yet.
+    runs = {task: Runs(dict.fromkeys(section.numbers, (_file(task), *rest))) for task in section.tasks}
     check_data([*runs.values()])
-    failed = run_all([*runs.values()], section.side_by_side)
-    if later:
-        others = [given for given in rest if not given.startswith("model.from=")]
-        starts = [[*others, f"model.from={path / 'export'}"] for path in runs["mnli"].paths]
-        after = {task: Runs([(_file(task), *start) for start in starts]) for task in later}
-        failed += run_all([*after.values()], section.side_by_side)
-        runs |= after
-    return tell([*runs.values()], failed)
+    first = [runs[task] for task in section.tasks if task not in later]
+    failed = run_all(first, section.side_by_side)
+    after = [found for task in later if (found := _after(runs["mnli"], _file(task), rest))]
+    failed += run_all(after, section.side_by_side)
+    lacking = [str(path) for path in runs["mnli"].paths if not _finished(path)] if later else []
+    failed += [f"{', '.join(later)} did not start from {path}: it is not finished" for path in lacking]
+    return tell([*first, *after], failed)
 
 
 def _file(task: str) -> str:
     return task if task.endswith((".yaml", ".yml")) else str(CONFIGS / f"{task}.yaml")
+
+
+def _after(mnli: Runs, file: str, rest: Sequence[str]) -> Runs | None:
+    """The runs of a task that start from those models of MNLI that there are; None where there is none."""
+    others = [given for given in rest if not given.startswith("model.from=")]
+    starts = {
+        seed: (file, *others, f"model.from={path / 'export'}")
+        for seed, path in enumerate(mnli.paths, 1)
+        if _finished(path)
+    }
+    return Runs(starts) if starts else None
+
+
+def _finished(path: Path) -> bool:
+    return (path / "finished.json").exists()
 
 
 def check_data(runs: Sequence[Runs]) -> None:
@@ -185,58 +204,6 @@ def _earlier(folder: Path) -> dict[str, Any]:
     file = folder / "table.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return {task: each for task, each in found.items() if all(Path(run).is_dir() for run in each["runs"])}
-
-
-def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:
-    """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns what to print."""
-    beside = list(
-        dict.fromkeys(name for each in summaries.values() for found in each["baselines"].values() for name in found)
-    )
-    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", *beside]]
-    averages = []
-    for task, summary in summaries.items():
-        averages.append(
-            np.mean([np.median(values) for found in summary["scores"].values() for values in found.values()])
-        )
-        for split, found in summary["scores"].items():
-            label = f"{task} {split.removeprefix('validation').lstrip('_')}".strip()
-            for metric, values in found.items():
-                spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-                base = [summary["baselines"][split].get(name, {}).get(metric) for name in beside]
-                ensemble = summary["ensemble"].get(split, {}).get(metric)
-                numbers = [np.median(values), np.mean(values), spread, max(values), ensemble, *base]
-                cells = ["-" if x is None or np.isnan(x) else f"{100 * x:.2f}" for x in numbers]
-                rows.append([label, metric, str(len(values)), *cells])
-    if len(summaries) > 1:
-        rows.append(["mean of tasks", "", "", f"{100 * np.mean(averages):.2f}", *[""] * (len(rows[0]) - 4)])
-    notes = [
-        f"{task}: {len(summary['warnings'])} of {len(summary['runs'])} models: {summary['warnings'][0]}."
-        for task, summary in summaries.items()
-        if summary["warnings"]
-    ]
-    table = markdown(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", "\n\n".join([f"`{start}`", table, *notes]) + "\n")
-    write_text(folder / "table.json", json.dumps(summaries, indent=1))
-    _plot(summaries, folder / "seeds.png", start)
-    best = "\n".join(f"  {task}: {summary['best']}/export" for task, summary in summaries.items())
-    return "\n\n".join([f"\n{table}", *notes, f"best of the seeds\n{best}", f"table and plot in {folder}"])
-
-
-def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> None:
-    """Every seed a point, beside the baselines."""
-    axes = figure(1, title, panel=(4.0 + 0.8 * len(summaries), 4.0))
-    for place, summary in enumerate(summaries.values()):
-        split, found = next(iter(summary["scores"].items()))
-        metric, values = next(iter(found.items()))
-        axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="seeds" * (not place))
-        for (name, baseline), style in zip(summary["baselines"][split].items(), "_x+", strict=False):
-            if metric in baseline:
-                axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
-    axes[0].set_xticks(range(len(summaries)), list(summaries), rotation=30, ha="right")
-    axes[0].grid(alpha=0.3, axis="y")
-    axes[0].legend(fontsize=8)
-    save(axes, picture)
 
 
 if __name__ == "__main__":

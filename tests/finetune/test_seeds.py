@@ -14,7 +14,8 @@ from engine.stage import guarded
 from finetune import jobs, seeds, submit
 from finetune.__main__ import main as finetune
 from finetune.jobs import Job, run_jobs
-from finetune.seeds import main, write_table
+from finetune.seeds import main
+from finetune.seeds_table import write_table
 from finetune.submission import FILES
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
 
@@ -146,7 +147,13 @@ def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
             " hub: {dataset: x}, submission: {test: RTE.tsv}}\n"
         )
         runs.append(str(run))
-    (tmp_path / "table.json").write_text(json.dumps({"rte": {"runs": runs, "best": runs[1]}}))
+    other = tmp_path / "tokens"
+    other.mkdir()
+    (other / "config.yaml").write_text(
+        "task: {name: own, type: tokens, labels: [O, B-x], metrics: f1, files: {train: x}}\n"
+    )
+    table = {"rte": {"runs": runs, "best": runs[1]}, "own": {"runs": [str(other)], "best": str(other)}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
     assert submit.main([str(tmp_path)]) == 2
     assert "no predictions for CoLA.tsv" in capsys.readouterr().err
     for given, answer in (("ensemble=false", "not_entailment"), ("ensemble=true", "entailment")):
@@ -171,3 +178,35 @@ def test_tasks_that_start_from_mnli(tmp_path: Path, in_process: list[str], monke
     table = json.loads((tmp_path / "runs/finetune/tables/tiny/table.json").read_text())
     assert sorted(table) == ["mnli", "rte"]
     assert main(["tasks=[rte]", "after_mnli=[rte]", f"model.from={encoder}"]) == 2
+
+
+def test_what_cannot_start_from_mnli_is_said(
+    tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing data before the first run; a model of MNLI that failed beside the table of what did not."""
+    encoder = write_encoder(tmp_path / "tiny")
+    for name in ("mnli", "rte"):
+        text = write_task(tmp_path / name).read_text().replace("name: classification_toy", f"name: {name}")
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(seeds, "CONFIGS", tmp_path)
+    given = ["tasks=[mnli,rte]", "after_mnli=[rte]", "seeds=2", f"model.from={encoder}", "train.steps=2"]
+    given += [f"run.dir={tmp_path}/runs", "run.threads=1"]
+    (tmp_path / "rte/train.jsonl").rename(tmp_path / "rte/elsewhere")
+    assert main(given) == 2
+    assert "train.jsonl: no such file" in capsys.readouterr().err
+    assert not in_process
+    (tmp_path / "rte/elsewhere").rename(tmp_path / "rte/train.jsonl")
+    run = seeds.run_jobs
+
+    def broken(jobs: list[Job], side_by_side: int | None = None) -> list[str]:
+        sound = [job for job in jobs if job.name != "mnli/tiny/seed-1"]
+        return run(sound, side_by_side) + ["mnli/tiny/seed-1 failed"] * (len(sound) < len(jobs))
+
+    monkeypatch.setattr(seeds, "run_jobs", broken)
+    assert main(given) == 2
+    assert in_process == ["mnli/tiny/seed-2", "rte/tiny+mnli/seed-2"]
+    told = capsys.readouterr().out
+    assert "mnli/tiny/seed-1 failed" in told
+    assert f"rte did not start from {tmp_path}/runs/finetune/mnli/tiny/seed-1: it is not finished" in told
+    table = json.loads((tmp_path / "runs/finetune/tables/tiny/table.json").read_text())
+    assert [len(table[task]["runs"]) for task in ("mnli", "rte")] == [1, 1]

@@ -1,0 +1,64 @@
+"""What several seeds of some tasks reached: a table, and a picture of every seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.files import write_text
+from engine.plot import figure, markdown, save
+
+
+def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:
+    """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns what to print."""
+    beside = list(
+        dict.fromkeys(name for each in summaries.values() for found in each["baselines"].values() for name in found)
+    )
+    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", *beside]]
+    averages = []
+    for task, summary in summaries.items():
+        averages.append(
+            np.mean([np.median(values) for found in summary["scores"].values() for values in found.values()])
+        )
+        for split, found in summary["scores"].items():
+            label = f"{task} {split.removeprefix('validation').lstrip('_')}".strip()
+            for metric, values in found.items():
+                spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
+                base = [summary["baselines"][split].get(name, {}).get(metric) for name in beside]
+                ensemble = summary["ensemble"].get(split, {}).get(metric)
+                numbers = [np.median(values), np.mean(values), spread, max(values), ensemble, *base]
+                cells = ["-" if x is None or np.isnan(x) else f"{100 * x:.2f}" for x in numbers]
+                rows.append([label, metric, str(len(values)), *cells])
+    if len(summaries) > 1:
+        rows.append(["mean of tasks", "", "", f"{100 * np.mean(averages):.2f}", *[""] * (len(rows[0]) - 4)])
+    notes = [
+        f"{task}: {len(summary['warnings'])} of {len(summary['runs'])} models: {summary['warnings'][0]}."
+        for task, summary in summaries.items()
+        if summary["warnings"]
+    ]
+    table = markdown(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", "\n\n".join([f"`{start}`", table, *notes]) + "\n")
+    write_text(folder / "table.json", json.dumps(summaries, indent=1))
+    _plot(summaries, folder / "seeds.png", start)
+    best = "\n".join(f"  {task}: {summary['best']}/export" for task, summary in summaries.items())
+    return "\n\n".join([f"\n{table}", *notes, f"best of the seeds\n{best}", f"table and plot in {folder}"])
+
+
+def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> None:
+    """Every seed a point, beside the baselines."""
+    axes = figure(1, title, panel=(4.0 + 0.8 * len(summaries), 4.0))
+    for place, summary in enumerate(summaries.values()):
+        split, found = next(iter(summary["scores"].items()))
+        metric, values = next(iter(found.items()))
+        axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="seeds" * (not place))
+        for (name, baseline), style in zip(summary["baselines"][split].items(), "_x+", strict=False):
+            if metric in baseline:
+                axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
+    axes[0].set_xticks(range(len(summaries)), list(summaries), rotation=30, ha="right")
+    axes[0].grid(alpha=0.3, axis="y")
+    axes[0].legend(fontsize=8)
+    save(axes, picture)
