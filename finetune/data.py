@@ -199,6 +199,8 @@ class _SplitReader:
             for name, cell in cells.items()
             if cell is None or (not cell.strip() if isinstance(cell, str) else cell == [])
         ]
+        if labels is not None and labels[row] == -1 and self._called(self.section.label) in table.class_names:
+            empty.append(repr(self._called(self.section.label)))  # what data sets of the Hub say of a label nobody gave
         if row not in table.incomplete and not empty:
             return True
         wrong = table.incomplete.get(row, f"nothing in {' and '.join(empty)}")

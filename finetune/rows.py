@@ -5,8 +5,11 @@ Labels become class ids, scores or one 0/1 for each label: always through names,
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,7 +85,11 @@ class SeveralRows(Rows):
         one = by_name(self.section, source, table, column)
 
         def several(cell: Any) -> np.ndarray:
-            cells = [part for part in cell.split(",") if part.strip()] if isinstance(cell, str) else cell or []
+            cells = split_names(cell) if isinstance(cell, str) else [] if cell is None else cell
+            if not isinstance(cells, list):
+                raise ValueError(
+                    f"{column!r} holds {cell!r}, and several labels are a list, or names with commas between"
+                )
             chosen = np.zeros(len(self.section.labels), dtype=np.float32)
             chosen[[one(part) for part in cells]] = 1
             return chosen
@@ -114,6 +121,18 @@ class ScoreRows(Rows):
         return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
 
 
+def split_names(text: str) -> list[str]:
+    """Names with commas between, quoted where there is a comma in one: a line of csv."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), ()) if name.strip()]
+
+
+def join_names(names: Iterable[str]) -> str:
+    """What ``split_names`` takes apart."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
+
+
 def by_name(section: TaskSection, source: Source, table: Table, column: str) -> Callable[[Any], int]:
     """From a cell to a class id; what it returns raises ``ValueError`` for what is none."""
     names = table.class_names.get(column)
@@ -128,6 +147,8 @@ def by_name(section: TaskSection, source: Source, table: Table, column: str) -> 
 
     def one(cell: Any) -> int:
         cell = cell if names is not None else str(cell).lower() if isinstance(cell, bool) else str(cell).strip()
+        if cell in ("True", "False") and cell not in written:  # as Python and pandas write what YAML calls true, false
+            cell = cell.lower()
         if cell in written:
             return written[cell]
         hint = "" if source.values or names is not None else "; task.values says how a file writes them, in that order"
@@ -142,10 +163,10 @@ def _labels_wanted(section: TaskSection, table: Table, column: str, names: Seque
     listed = ", ".join(
         f"{name!r} ({count:,})" if names is None else repr(name) for name, count in found.most_common(20)
     )
-    offer = ", ".join(names or sorted(found)[:20])
+    offer = json.dumps([*(names or sorted(found)[:20])], ensure_ascii=False)
     return (
         f"{section.name}: task.labels is empty; give the labels in the order of their ids, e.g. "
-        f"task.labels='[{offer}]'. "
+        f"task.labels='{offer}'. "
         f"{table.where} holds in {column!r}: {listed}"
     )
 

@@ -140,11 +140,16 @@ def _hub(hub: HubSection) -> Callable[[str], list[Table]]:
 
         subset, name = _hub_split(hub, split)
         try:
-            data: Any = datasets.load_dataset(hub.dataset, subset, split=name)
+            data: Any = datasets.load_dataset(hub.dataset, subset, split=name, revision=hub.revision)
         except ConnectionError as error:
             raise InputError(f"{hub.dataset} on the Hub: {error}") from error
         except ValueError as error:  # an unknown subset or split; the library names those there are
             raise FileNotFoundError(f"{hub.dataset} on the Hub: {error}") from error
+        except RuntimeError as error:  # a data set that is a script, which the library runs no more
+            raise InputError(
+                f"{hub.dataset} on the Hub: {error}; its rows may be there as parquet files, too: "
+                "task.hub.revision=refs/convert/parquet"
+            ) from error
         where = f"{hub.dataset}/{subset}/{name}" if subset else f"{hub.dataset}/{name}"
         return [from_arrow(where, data.with_format("arrow")[:], data.features.to_dict())]
 

@@ -57,6 +57,8 @@ class ChoiceRows(Rows):
             given, names = given[0]["text"], [str(name) for name in given[0]["label"]]
         elif isinstance(given[0], list):
             given = given[0]
+        if any(not isinstance(choice, str) for choice in given):
+            raise ValueError(f"choices are texts, not {given!r:.200}")
         if len(given) > len(self.section.labels):
             raise ValueError(f"{len(given)} choices, and task.labels names {len(self.section.labels)}")
         if sum(bool(choice.strip()) for choice in given) < 2:

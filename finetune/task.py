@@ -23,6 +23,10 @@ Words = Annotated[list[Annotated[str, BeforeValidator(_word)]], BeforeValidator(
     lambda value: [value] if isinstance(value, str | int | float) else value
 )]  # fmt: skip
 """A list of strings; one alone stands for a list of one."""
+Files = Annotated[dict[str, Words], BeforeValidator(
+    lambda value: {split: names for split, names in value.items() if names} if isinstance(value, dict) else value or {}
+)]  # fmt: skip
+"""Files of each split; a split that is set to null has none."""
 
 
 class FolderSection(Section):
@@ -47,6 +51,8 @@ class HubSection(Section):
     """Its id, `owner/name`."""
     subset: str | None = None
     """The configuration of the data set."""
+    revision: str | None = None
+    """Branch, tag or commit; the newest where not given."""
     splits: dict[str, str] = Field(default={})
     """What the Hub calls a split, where it calls it otherwise; `subset/split` for one of another subset."""
     columns: dict[str, str] = Field(default={})
@@ -99,10 +105,10 @@ class TaskSection(Section):
     """Labelled splits to evaluate on; the first decides."""
     test: Words = Field(default=["test"])
     """Splits to predict, labelled or not."""
-    files: dict[str, Words] = Field(default={})
+    files: Files = {}  # noqa: RUF012 (frozen)
     """Your own data: for each split its files or globs, csv, tsv, jsonl or parquet, SQuAD's json, CoNLL's columns
     (.conll or .txt), also .gz, .xz, .zst. The splits are `train` and those named in `validation` and `test`. Where it
-    is given, no other source is asked."""
+    is given, no other source is asked; `files=null`, or `files.test=null`, takes back what a YAML names."""
     root: Path = Path()
     """Folder that `files` are relative to."""
     header: Words = Field(default=[])

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from engine.batch import PackedBatch
 from engine.objective import Term
 from finetune.kind import Predicted
+from finetune.rows import join_names, split_names
 from finetune.sequences import SequenceKind, SequencePredictor
 
 
@@ -56,12 +57,13 @@ class Kind(SequenceKind):
         return (outputs > 0.5).astype(np.int64)
 
     def in_words(self, prediction: Any) -> str:
-        """Names with commas between."""
-        return ",".join(name for name, on in zip(self.section.labels, prediction, strict=True) if on) or "none"
+        """Names with commas between, as csv has them; nothing where no label is given."""
+        return join_names(name for name, on in zip(self.section.labels, prediction, strict=True) if on)
 
     def from_words(self, text: str) -> list[float]:
         """A row of 0 and 1."""
-        return [float(name in text.split(",")) for name in self.section.labels]
+        given = split_names(text)
+        return [float(name in given) for name in self.section.labels]
 
     def distances(self, predicted: Predicted) -> np.ndarray:
         """That of the label which is furthest off."""

@@ -6,6 +6,8 @@ import json
 import logging
 import lzma
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from engine.config import ConfigError, InputError, read_values, validate
 from finetune import sources
 from finetune.data import Task, read_task, report
+from finetune.kind import kind_of
 from finetune.task import TaskSection
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +217,7 @@ def test_labels_of_the_hub_go_by_name(tmp_path: Path) -> None:
 def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 
-    def load(dataset: str, subset: str | None, split: str) -> datasets.Dataset:
+    def load(dataset: str, subset: str | None, split: str, revision: str | None) -> datasets.Dataset:
         asked.append((dataset, subset, split))
         if split == "test_mismatched":
             raise ValueError('Unknown split "test_mismatched". Should be one of [...]')
@@ -317,7 +320,8 @@ def test_labels_written_otherwise(tmp_path: Path) -> None:
     labels = own(tmp_path, files={"train": "b.jsonl"}, values=[False, True]).split("train").labels
     assert labels is not None
     assert labels.tolist() == [1]
-    with pytest.raises(InputError, match=r"task.labels is empty.*e.g. task.labels='\[0, 1\]'. .*'1' \(1\), '0' \(1\)"):
+    offer = re.escape("""task.labels='["0", "1"]'. """)
+    with pytest.raises(InputError, match=rf"task.labels is empty.*e.g. {offer}.*'1' \(1\), '0' \(1\)"):
         own(tmp_path, files={"train": "a.jsonl"}, labels=[])
 
 
@@ -503,3 +507,81 @@ def test_real_files_of_ones_own() -> None:
     assert labels is not None
     assert np.bincount(labels).tolist() == [1299, 2536, 665]
     assert task.split("train").index[:3].tolist() == [1, 2, 3]
+
+
+def test_labels_of_the_hub_that_nobody_gave(tmp_path: Path) -> None:
+    """-1 beside names of labels, as in SNLI: an incomplete row."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = {"text": ["a", "b", "c"], "label": [1, -1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    files = {"train": "a.parquet"}
+    with pytest.raises(InputError, match="nothing in 'label'"):
+        own(tmp_path, files=files)
+    split = own(tmp_path, files=files, incomplete="skip").split("train")
+    assert (split.texts[0], split.labels.tolist(), split.left_out) == (["a", "c"], [1, 0], 1)  # pyright: ignore
+
+
+def test_truth_values_in_every_way_of_writing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,True\nb,False\nc,true\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
+    found = own(tmp_path, files={"train": "a.csv", "validation": "b.jsonl"}, labels=[False, True])
+    assert [found.split(name).labels.tolist() for name in ("train", "validation")] == [[1, 0, 1], [1, 0]]  # pyright: ignore
+
+
+def test_the_labels_that_are_offered_can_be_pasted(tmp_path: Path) -> None:
+    names = ["01", "a, b", "null", "yes"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x", "label": name}) + "\n" for name in names))
+    with pytest.raises(InputError) as told:
+        own(tmp_path, files={"train": "a.jsonl"}, labels=[])
+    found = re.findall(r"task\.labels='.*?'", str(told.value))
+    assert read_values(shlex.split(*found))[0] == {"task": {"labels": names}}
+
+
+def test_several_labels_whose_names_have_commas(tmp_path: Path) -> None:
+    names = ["news, politics", "sports", "none"]
+    given = [[], ["none"], ["news, politics"], ["sports", "news, politics"]]
+    rows = [{"text": "x", "label": each} for each in given]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.csv").write_text('text,label\nx,\nx,none\nx,"""news, politics"""\nx,"sports, ""news, politics"""\n')
+    (tmp_path / "one.jsonl").write_text('{"text": "x", "label": 0}\n')
+    plain = {"type": "multilabel", "labels": names, "metrics": "macro_f1"}
+    found = own(tmp_path, files={"train": "a.jsonl", "validation": "a.csv"}, **plain)
+    expected = [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0]]
+    assert [found.split(name).labels.tolist() for name in ("train", "validation")] == [expected] * 2  # pyright: ignore
+    kind: Any = kind_of(found.section)
+    assert [kind.from_words(kind.in_words(np.array(row))) for row in expected] == expected
+    with pytest.raises(InputError, match="holds 0, and several labels are a list"):
+        own(tmp_path, files={"train": "one.jsonl"}, **plain)
+
+
+@pytest.mark.parametrize("choices", [[1, 2], ["a", None]])
+def test_choices_are_texts(tmp_path: Path, choices: list[Any]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "ends": choices, "label": "no"}) + "\n")
+    with pytest.raises(InputError, match=r"a\.jsonl:1: choices are texts, not"):
+        own(tmp_path, type="choice", choices="ends", files={"train": "a.jsonl"})
+
+
+def test_a_data_set_that_is_a_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The library refuses it; where its rows lie as parquet is a revision."""
+    asked = []
+
+    def load(name: str, subset: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append(revision)
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found own.py")
+        return datasets.Dataset.from_dict({"text": ["a"], "label": ["no"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(sources, "_unreachable", lambda dataset: None)
+    with pytest.raises(InputError, match=r"no longer supported.*task.hub.revision=refs/convert/parquet"):
+        own(tmp_path, hub={"dataset": "a/b"})
+    assert own(tmp_path, hub={"dataset": "a/b", "revision": "x"}).split("train").num_examples == 1
+    assert asked == [None, *["x"] * 3]
+
+
+def test_files_of_a_yaml_can_be_taken_back() -> None:
+    """For its data set on the Hub, or because one of them is not there."""
+    swag = str(ROOT / "configs/finetune/swag.yaml")
+    for given, left in (("task.files=null", []), ("task.files.test=null", ["train", "validation"])):
+        values, names = read_values([swag, given])
+        assert [*validate(TaskSection, values["task"], names).files] == left
