@@ -12,6 +12,7 @@ def figure(panels: int, title: str, *, panel: tuple[float, float] = (4.2, 3.4), 
     import matplotlib
 
     matplotlib.use("agg")
+    matplotlib.rcParams["text.parse_math"] = False  # names of labels and runs are text, whatever signs are in them
     from matplotlib import pyplot
 
     columns = min(panels, columns)

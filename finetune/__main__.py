@@ -13,7 +13,11 @@ from finetune.stage import Finetuning
 def main(arguments: Sequence[str]) -> int:
     """Fine-tune once; returns the exit status."""
     return command(
-        arguments, help=__doc__, schema=FinetuneConfig, load=load_config, run=lambda config: Finetuning(config).run()
+        arguments,
+        help=__doc__,
+        schema=FinetuneConfig,
+        load=load_config,
+        run=lambda config: Finetuning(config, arguments).run(),
     )
 
 

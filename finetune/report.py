@@ -90,18 +90,20 @@ def plot_curves(
 def plot_confusion(
     predictions: np.ndarray, labels: np.ndarray, names: Sequence[str], picture: Path, title: str
 ) -> None:
-    """Shares of the examples of each class id that were predicted as each class id."""
+    """Shares of the examples of each class id that were predicted as each class id; their numbers, where they can be
+    read."""
     size = len(names)
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (labels, predictions), 1)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    side = 3.0 + 0.5 * size
+    readable = size <= _READABLE
+    side = 3.0 + (0.5 if readable else 0.14) * size
     (axis,) = axes = figure(1, title, panel=(side + 0.8, side))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(size), names, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(size), names, fontsize=8)
+    axis.set_xticks(range(size), names, rotation=45 if readable else 90, ha="right", fontsize=8 if readable else 5)
+    axis.set_yticks(range(size), names, fontsize=8 if readable else 5)
     axis.set(xlabel="predicted", ylabel="label")
-    for row, column in np.ndindex(size, size):
+    for row, column in np.ndindex(size, size) if readable else ():
         color = "white" if shares[row, column] > 0.6 else "black"
         axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
     save(axes, picture)
@@ -135,6 +137,8 @@ def hardest_examples(predicted: Predicted, kind: TaskKind, path: Path, shown: in
     return "\n".join(told)
 
 
+_READABLE = 40
+"""Labels, at most, of a picture that has a number in each cell."""
 _HUB_METRICS = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",

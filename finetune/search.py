@@ -8,13 +8,10 @@ alone: the same command goes on where it was stopped, and with more trials it ex
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,10 +22,12 @@ from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
 from engine.run import RESUMABLE, RunDirectory
 from engine.stage import tool
+from finetune.again import make_command
 from finetune.config import load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
-from finetune.space import SPACES, Range, read_space
+from finetune.sources import glue_dir_from_environment
+from finetune.space import Range, read_space
 from finetune.stage import Finetuning
 from finetune.sweep import sweep_file
 from finetune.trials import Trial, plot_trials, read_ledger, trials_table, write_ledger
@@ -89,8 +88,8 @@ class Search:
 
         Raises ``InputError`` for what would keep every trial from starting.
         """
-        task, glue_dir = self.task, os.environ.get("GLUE_DIR")
-        data = read_task(task, data_dir=self.config.run.data_dir, glue_dir=Path(glue_dir) if glue_dir else None)
+        task = self.task
+        data = read_task(task, data_dir=self.config.run.data_dir, glue_dir=glue_dir_from_environment())
         for name in ["train", *task.validation]:
             data.split(name)
         space = {key: asdict(v) if isinstance(v, Range) else v for key, v in self.space.settings.items()}
@@ -142,14 +141,9 @@ class Search:
 
         In a folder of its own: the task may have been run with other settings, and another trial may win tomorrow.
         """
-        task = next(given for given in self.given if "=" not in given)
-        named = Path(task).stem if Path(task).resolve().parent == SPACES.parent else task
-        replaced = (task, "model.from", "run.dir", "run.seed")
-        rest = [given for given in self.given if given.split("=")[0] not in replaced]
         settings = [as_argument(key, value) for key, value in trial.settings.items()]
-        arguments = [*rest, *settings, f"run.dir={self.folder}/trial-{trial.trial}-seeds"]
-        quoted = " ".join(map(shlex.quote, arguments)).replace('"', '\\"')
-        return f'make finetune TASK={named} MODEL={self.config.model.from_} SEEDS={seeds} ARGS="{quoted}"'
+        own = f"run.dir={self.folder}/trial-{trial.trial}-seeds"
+        return make_command("finetune", self.given, *settings, own, seeds=seeds)
 
     def report(self) -> str:
         """Write ``trials.md`` and ``trials.png``; returns what to print."""

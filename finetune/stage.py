@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.fit import Fit, Trainer
 from engine.load import check_vocabulary, load, load_tokenizer, read_config
 from engine.stage import Parts, Stage
 from engine.tracking import Tracker
+from finetune.again import CONFIGS, make_command
 from finetune.config import FinetuneConfig
 from finetune.data import read_task, report
 from finetune.evaluate import Scored, predict
@@ -38,6 +40,11 @@ class Finetuning(Stage):
     folder = "finetune"
     config: FinetuneConfig
 
+    def __init__(self, config: FinetuneConfig, given: Sequence[str] = ()) -> None:
+        """``given`` are the arguments that the configuration was read from, for the command that is proposed next."""
+        super().__init__(config)
+        self.given = given or (str(CONFIGS / f"{config.task.name}.yaml"), f"model.from={config.model.from_}")
+
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
@@ -48,6 +55,7 @@ class Finetuning(Stage):
         self.say(report(self.task))
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
+        self.test = {name: self._examples(name) for name in section.test if name in self.task.splits}
         return Parts(
             [train],
             epoch_size=Examples.epoch_size,
@@ -136,11 +144,11 @@ class Finetuning(Stage):
             warning = self.kind.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
         table = results_table(values, beside, warnings, chosen)
-        pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
-        plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
-        hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
         card = model_card(self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline)
         export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
+        hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
+        pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
+        plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
         tracker.summary({f"{split}/{name}": value for split, found in values.items() for name, value in found.items()})
         for picture in pictures:
             tracker.image(picture.stem, picture, ended.step)
@@ -162,13 +170,11 @@ class Finetuning(Stage):
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         """Every validation and test split that there is, with its predictions."""
         tokens, found = trainer.micro_batch_tokens, {}
-        for name in [*self.config.task.validation, *self.config.task.test]:
-            if name in self.task.splits:
-                examples = self.validation.get(name) or self._examples(name)
-                rows = examples.plan(0, 0)
-                outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
-                predictions = self.kind.decide(outputs, examples, rows["index"])
-                found[name] = Predicted(self.task.split(name), outputs, predictions)
+        for name, examples in (self.validation | self.test).items():
+            rows = examples.plan(0, 0)
+            outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
+            predictions = self.kind.decide(outputs, examples, rows["index"])
+            found[name] = Predicted(self.task.split(name), outputs, predictions)
         return found
 
     def ending(self, results: dict[str, Any]) -> str:
@@ -183,9 +189,9 @@ class Finetuning(Stage):
 
     def next_command(self, results: dict[str, Any]) -> str:
         """What to type next: a search of rates where the encoder is worth no more than counting words."""
-        task = self.config.task
-        given, split, metric = f"TASK={task.name} MODEL={self.config.model.from_}", task.validation[0], task.metrics[0]
+        split, metric = self.config.task.validation[0], self.config.task.metrics[0]
         beside = [found[metric] for found in results["baselines"][split].values() if metric in found]
         if results["scores"][split][metric] <= max(beside, default=-math.inf):
-            return f"make search {given}      (a baseline does as well; most often it is the learning rate)"
-        return f"make finetune {given} SEEDS=5      (one seed says little)"
+            command = make_command("search", self.given)
+            return f"{command}      (a baseline does as well; most often it is the learning rate)"
+        return f"{make_command('finetune', self.given, seeds=5)}      (one seed says little)"

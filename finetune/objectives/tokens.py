@@ -69,11 +69,11 @@ class SentenceExamples(Examples):
         number = self.number = np.array([len(sentence) for sentence in words])
         first_word = np.cumsum(number) - number
         places = np.cumsum(sizes) - sizes
-        starts = places[first_word]
-        lengths = np.add.reduceat(sizes, first_word)
+        starts = np.append(places, len(ids))[first_word]  # of a sentence without words, too
+        lengths = _sums(sizes, number)
         self._places = places - np.repeat(starts, number)
         self._first_word = first_word
-        self.kept = np.add.reduceat((self._places < room).astype(np.int64), first_word)
+        self.kept = _sums(self._places < room, number)
         """Words of each sentence that are there."""
         self.lost = int((number - self.kept).sum())
         """Words that are not."""
@@ -95,6 +95,13 @@ class SentenceExamples(Examples):
     def num_outputs(self, index: np.ndarray) -> np.ndarray:
         """One for each word that is there."""
         return self.kept[index]
+
+
+def _sums(values: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """The sum of the first ``number[0]`` values, of the next ``number[1]``, and so on; 0 for none of them."""
+    upto = np.append(0, np.cumsum(values, dtype=np.int64))
+    ends = np.cumsum(number)
+    return upto[ends] - upto[ends - number]
 
 
 def _word_tokens(sentences: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:

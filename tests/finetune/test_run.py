@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     get_linear_schedule_with_warmup,
@@ -24,6 +27,7 @@ from engine.export import warnings_of_transformers
 from engine.order import Cursor, Stream
 from finetune.__main__ import main
 from finetune.config import load_config
+from finetune.report import plot_confusion
 from finetune.stage import Finetuning
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
 
@@ -88,6 +92,32 @@ def test_what_to_type_next(folder: Path, accuracy: float, then: str) -> None:
     found = {"scores": {"validation": {"accuracy": accuracy}}, "baselines": {"validation": beside}}
     stage = Finetuning(load_config(arguments(folder, "next")))
     assert stage.next_command(found).startswith(f"make {then} TASK=classification_toy MODEL={folder}/encoder ")
+
+
+def test_the_next_command_is_given_all_that_this_one_was(folder: Path) -> None:
+    given = [*arguments(folder, "next"), "run.seed=3", "optim.learning_rate=1e-3", "train.phases=[{batch_size: 8}]"]
+    found = {"scores": {"validation": {"accuracy": 1.0}}, "baselines": {"validation": {}}}
+    command, _, why = Finetuning(load_config(given), given).next_command(found).partition("      ")
+    assert why == "(one seed says little)"
+    _, target, *variables = shlex.split(command)
+    named = dict(variable.split("=", 1) for variable in variables)
+    assert (target, named["SEEDS"], named["MODEL"]) == ("finetune", "5", f"{folder}/encoder")
+    kept = [each for each in given[1:] if not each.startswith(("model.from=", "run.name=", "run.seed="))]
+    assert [named["TASK"], *shlex.split(named["ARGS"])] == [given[0], *kept]
+
+
+def test_signs_in_names_of_labels_and_many_labels(folder: Path, tmp_path: Path) -> None:
+    """Nothing that is written on a picture may cost a trained model; many labels give a picture of bounded size."""
+    names = ["$5-$10", "$10_$20", "<$5 & more"]
+    text = (folder / "toy/task.yaml").read_text().replace("[red, green, blue]", json.dumps(names))
+    text = text.replace("  files:", "  values: [red, green, blue]\n  files:")
+    (tmp_path / "task.yaml").write_text(text)
+    given = [str(tmp_path / "task.yaml"), f"model.from={folder}/encoder", f"run.dir={tmp_path}/runs", "run.name=signs"]
+    assert main([*given, "train.steps=1"]) == 0
+    assert AutoConfig.from_pretrained(tmp_path / "runs/finetune/signs/export").id2label == dict(enumerate(names))
+    labels = np.arange(150)
+    plot_confusion(labels, labels, [f"label {i}" for i in labels], tmp_path / "many.png", "many")
+    assert max(pyplot.imread(tmp_path / "many.png").shape) < 3500
 
 
 @pytest.mark.parametrize("kind", ["regression", "multilabel"])

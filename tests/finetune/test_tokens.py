@@ -166,7 +166,7 @@ def test_columns_that_cannot_be_used(tmp_path: Path, text: str, message: str) ->
 
 
 def test_tags_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"task.labels='\[B-place, O\]'"):
+    with pytest.raises(InputError, match=r"task.labels='\[\"B-place\", \"O\"\]'"):
         read(tmp_path, "the\tO\ntown\tB-place\n", labels=[])
     with pytest.raises(ConfigError, match="labels of words are O, B-<kind> and I-<kind>, not place"):
         section(tmp_path, labels=["O", "place"])
@@ -180,3 +180,22 @@ def test_what_is_written_is_what_conlleval_reads(tmp_path: Path) -> None:
     lines = [line.split("\t") for line in file.read_text().split("\n")]
     words = [[word, TAGS[tag], "O"] for word, tag in zip(split.texts[0][0], split.labels[0], strict=True)]
     assert lines[: len(words) + 1] == [*words, [""]]
+
+
+def test_a_sentence_without_words_is_predicted_as_nothing() -> None:
+    """Only a test split keeps such a row; the sentences beside it lose nothing."""
+    tokenizer, whole = wordpiece(), tagged(3)
+    for at in range(4):
+        words, labels = [*whole.texts[0]], [*whole.labels]  # pyright: ignore
+        words.insert(at, [])
+        labels.insert(at, np.empty(0, np.int64))
+        split = Split("test", (words,), objects(labels), np.arange(4))
+        examples = SentenceExamples(split, tokenizer, max_length=60, seed=0)
+        number = [len(each) for each in words]
+        assert (examples.kept.tolist(), examples.lost, examples.num_cut) == (number, 0, 0)
+        index = np.arange(4)
+        batch = examples.collate(examples.plan(0, 0)[index])
+        assert batch.targets["labels"].tolist() == [tag for each in labels for tag in each]
+        kind = kind_of(section(Path()))
+        outputs = np.eye(5, dtype=np.float32)[batch.targets["labels"].numpy()]
+        assert [each.tolist() for each in kind.decide(outputs, examples, index)] == [each.tolist() for each in labels]
