@@ -99,7 +99,7 @@ glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; 
 
 .PHONY: submission
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
-	@$(BIN)/python -m finetune.submit runs/finetune/tables/$(MODEL) $(ARGS)
+	@$(BIN)/python -m finetune.submit $(MODEL) $(ARGS)
 
 # Of its own name where CONFIG is not given: the default one is pretraining's.
 DISTIL := $(if $(filter command environment,$(firstword $(origin CONFIG))),$(CONFIG),distilbert_docs)

@@ -1,8 +1,8 @@
-"""``python -m finetune.submit <folder of a table> [ensemble=true] [fill=true]``: a submission to GLUE.
+"""``python -m finetune.submit <model, or folder of a table> [ensemble=true] [fill=true]``: a submission to GLUE.
 
-The folder is what ``make glue`` printed last. Of each task the best seed on the validation split predicts, or, with
-``ensemble``, the mean of all seeds' probabilities. What is missing has to be predicted, or, with ``fill``, gets the
-majority class, which is said.
+The model is the one that was given to ``make glue``, the folder what that printed last. Of each task the best seed on
+the validation split predicts, or, with ``ensemble``, the mean of all seeds' probabilities. What is missing has to be
+predicted, or, with ``fill``, gets the majority class, which is said.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import yaml
 
 from engine.config import InputError, Section, read_values, validate
 from engine.stage import guarded
+from finetune.config import model_name
 from finetune.kind import kind_of
 from finetune.sequences import VectorKind, mean_outputs
 from finetune.submission import write_submission
 from finetune.task import TaskSection
+
+TABLES = Path("runs/finetune/tables")
+"""Where ``make glue`` leaves its tables."""
 
 
 class SubmitSection(Section):
@@ -37,13 +41,22 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0 if arguments else 2
-    return guarded(lambda: _run(Path(arguments[0]), validate(SubmitSection, *read_values(arguments[1:]))))
+    return guarded(lambda: _run(table_folder(arguments[0]), validate(SubmitSection, *read_values(arguments[1:]))))
+
+
+def table_folder(given: str) -> Path:
+    """The folder itself where it holds a table, else that of the model of this name, directory or id."""
+    folder = Path(given)
+    return folder if (folder / "table.json").is_file() else TABLES / model_name(given)
 
 
 def _run(folder: Path, section: SubmitSection) -> int:
     table = folder / "table.json"
     if not table.is_file():
-        raise InputError(f"{folder}: no table.json in it; give the folder that `make glue` names at its end")
+        raise InputError(
+            f"{folder}: no table.json in it; run `make glue` with this model, or give the folder "
+            "that it names at its end"
+        )
     predictions: dict[str, list[str] | np.ndarray] = {}
     for summary in json.loads(table.read_text(encoding="utf-8")).values():
         runs = [Path(run) for run in (summary["runs"] if section.ensemble else [summary["best"]])]

@@ -162,6 +162,16 @@ def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert guarded(lambda: submit.main([str(tmp_path / "nothing")])) == 2
 
 
+def test_a_submission_is_asked_for_by_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as to ``make glue``, or by its name alone; a folder with a table is taken as it is."""
+    monkeypatch.chdir(tmp_path)
+    for given in ("runs/pretrain/tiny/export", "owner/tiny", "tiny", "runs/finetune/tables/tiny"):
+        assert submit.table_folder(given) == Path("runs/finetune/tables/tiny")
+    (tmp_path / "elsewhere/tables").mkdir(parents=True)
+    (tmp_path / "elsewhere/tables/table.json").write_text("{}")
+    assert submit.table_folder("elsewhere/tables") == Path("elsewhere/tables")
+
+
 def test_tasks_that_start_from_mnli(tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each seed from the model of the same seed, with a new head where the labels are others."""
     encoder = write_encoder(tmp_path / "tiny")
