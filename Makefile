@@ -25,8 +25,33 @@ PORT ?= 29500
 comma := ,
 empty :=
 space := $(empty) $(empty)
+list = [$(subst $(space),$(comma) ,$(foreach item,$(1),"$(item)"))]
 CONFIGS := $(if $(filter %.yaml,$(CONFIG)),$(CONFIG),configs/pretrain/$(CONFIG).yaml)
-OVERRIDES := $(if $(DATA),'data.path=[$(subst $(space),$(comma) ,$(strip $(DATA)))]') $(ARGS)
+OVERRIDES := $(if $(DATA),'data.path=$(call list,$(DATA))') $(ARGS)
+
+# What each target takes. Anything else, a misspelt name too, would be without effect and is refused; a name with an underscore is
+# left to the programs that run (GLUE_DIR, WANDB_MODE).
+SPREAD := PROCESSES GPUS MACHINES RANK HEAD PORT
+TAKES_data := CONFIG DATA ARGS
+TAKES_pretrain := CONFIG DATA ARGS $(SPREAD)
+TAKES_finetune := TASK MODEL SEEDS ARGS $(SPREAD)
+TAKES_search := TASK MODEL TRIALS ARGS
+TAKES_rates := TASK MODEL ARGS
+TAKES_glue := TASKS MODEL SEEDS ARGS
+TAKES_submission := MODEL ARGS
+TAKES_distill := CONFIG TASK TEACHER STUDENT SEEDS DATA ARGS $(SPREAD)
+TAKES_compare := TEACHER STUDENTS ARGS
+TAKES_onnx := MODEL ARGS
+TAKES_bench := ARGS
+TAKES_test := ARGS
+TAKEN := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))) HUB PYTHON
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+STRAY := $(strip $(foreach name,$(filter-out $(TAKEN),$(GIVEN)),$(if $(findstring _,$(name)),,$(name))))
+$(if $(and $(MAKECMDGOALS),$(STRAY)),$(error make $(MAKECMDGOALS) does not take $(STRAY); it takes $(strip $(TAKEN))))
+
+# Runs of several seeds are one process each.
+$(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$(filter-out 0 1,$(GPUS) $(PROCESSES) $(MACHINES))),\
+  $(error with SEEDS=$(SEEDS) a run is one process, with a GPU or cores of its own; leave out GPUS, PROCESSES and MACHINES))
 
 # One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
 # accelerate launch, with every flag said so that no default file of the user's can speak.
@@ -51,8 +76,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
-	@echo "TASK=<name in configs/finetune or a .yaml>  MODEL=<directory or Hub id>  SEEDS=<n>  (HUB=1 lets it use the Hub)"
-	@echo "TEACHER=<directory>  STUDENTS='<directories>'"
+	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
+	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
+	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
 	@echo "students: $(basename $(notdir $(wildcard configs/distill/*.yaml)))"
@@ -101,10 +127,13 @@ glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; 
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
 	@$(BIN)/python -m finetune.submit $(MODEL) $(ARGS)
 
-# Of its own name where CONFIG is not given: the default one is pretraining's.
-DISTIL := $(if $(filter command environment,$(firstword $(origin CONFIG))),$(CONFIG),distilbert_docs)
-DISTILS := $(if $(filter %.yaml,$(DISTIL)),$(DISTIL),configs/distill/$(DISTIL).yaml)
+# The defaults of CONFIG and TASK are other targets'.
 FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),model.from=$(STUDENT)))
+DISTIL := $(if $(filter file,$(origin CONFIG)),$(if $(FOR_TASK),distilbert_task,distilbert_docs),$(CONFIG))
+DISTILS := $(if $(filter %.yaml,$(DISTIL)),$(DISTIL),configs/distill/$(DISTIL).yaml)
+OF_TASK := $(if $(FOR_TASK),,$(filter %_task,$(basename $(notdir $(DISTIL)))) $(if $(STUDENT),STUDENT))
+$(if $(and $(filter distill,$(MAKECMDGOALS)),$(strip $(OF_TASK))),\
+  $(error make distill: $(strip $(OF_TASK)) is for a task; give TASK=<name in configs/finetune> and STUDENT=<directory or Hub id>))
 
 .PHONY: distill
 distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task TASK, STUDENT and SEEDS
@@ -128,7 +157,7 @@ demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compar
 
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
-	@$(BIN)/python -m distill.compare teacher=$(TEACHER) 'students=[$(subst $(space),$(comma) ,$(strip $(STUDENTS)))]' $(ARGS)
+	@$(BIN)/python -m distill.compare teacher=$(TEACHER) 'students=$(call list,$(STUDENTS))' $(ARGS)
 
 .venv/.onnx: .venv/.installed
 	@echo 'installing the ONNX packages into .venv'

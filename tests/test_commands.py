@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from engine.config import read_values
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
 """The environment as it was before the make that runs the tests."""
 
 
+def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=OUTSIDE, capture_output=True, text=True)
+
+
 def would_run(*arguments: str) -> str:
     """What make would execute, installed or not."""
-    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=OUTSIDE, capture_output=True, text=True)
+    done = dry_run(*arguments)
     assert done.returncode == 0, done.stderr
     return " ".join(done.stdout.replace("\\\n", " ").split())
 
 
 def test_readme_commands_are_targets_and_configurations() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    commands = [line.split("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line.split("#")[0] for block in blocks for line in block.splitlines() if line.startswith("make ")]
+    commands = [shlex.split(re.sub(r"<.*?>", "x", line)) for line in lines]
     assert ["make", "pretrain"] in commands
     assert ["make", "test"] in commands
     for _, target, *variables in commands:
-        assert would_run(target, *(v for v in variables if v.startswith("CONFIG=")))
+        assert would_run(target, *variables)
         for variable in variables:
             if variable.startswith("CONFIG="):
                 folder = "distill" if target == "distill" else "pretrain"
@@ -44,7 +52,8 @@ def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:
     start = ".venv/bin/python -m distill configs/distill/"
     assert would_run("distill") == f"{start}distilbert_docs.yaml teacher.from=runs/pretrain/bert_docs/export"
     said = would_run("distill", "CONFIG=tinybert_general", "TEACHER=a/b", "DATA=c d", "ARGS=run.seed=1")
-    assert said == f"{start}tinybert_general.yaml teacher.from=a/b 'data.path=[c, d]' run.seed=1"
+    assert said == f"""{start}tinybert_general.yaml teacher.from=a/b 'data.path=["c", "d"]' run.seed=1"""
+    assert would_run("distill", "TASK=sst2", "STUDENT=b").startswith(f"{start}distilbert_task.yaml configs/finetune/")
     said = would_run("distill", "CONFIG=tinybert_task", "TASK=sst2", "TEACHER=a", "STUDENT=b", "PROCESSES=2")
     files = "configs/distill/tinybert_task.yaml configs/finetune/sst2.yaml"
     assert said.endswith(f"-m distill {files} model.from=b teacher.from=a run.device=cpu")
@@ -53,8 +62,50 @@ def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:
 
 
 def test_data_becomes_a_list() -> None:
-    said = would_run("pretrain", "CONFIG=bert_mini", "DATA=a.txt b/*.jsonl")
-    assert said.endswith("configs/pretrain/bert_mini.yaml 'data.path=[a.txt, b/*.jsonl]'")
+    """Of which YAML makes nothing else, whatever the names are."""
+    said = would_run("pretrain", "CONFIG=bert_mini", "DATA=*.txt b/[0-9].jsonl yes hub:a/b")
+    *_, config, given = shlex.split(said)
+    assert config == "configs/pretrain/bert_mini.yaml"
+    assert read_values([given])[0] == {"data": {"path": ["*.txt", "b/[0-9].jsonl", "yes", "hub:a/b"]}}
+    *_, given = shlex.split(would_run("compare", "TEACHER=a", "STUDENTS=b *c"))
+    assert read_values([given])[0] == {"students": ["b", "*c"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("glue TASK=rte", "make glue does not take TASK; it takes TASKS MODEL SEEDS"),
+        ("finetune TASKS=rte", "make finetune does not take TASKS; it takes TASK MODEL SEEDS"),
+        ("pretrain CONFG=bert_mini", "make pretrain does not take CONFG; it takes CONFIG DATA"),
+        ("data CONFIG=bert_mini PROCESSES=2", "make data does not take PROCESSES"),
+        ("finetune SEEDS=2 PROCESSES=2", "with SEEDS=2 a run is one process"),
+        ("distill TASK=rte SEEDS=2 GPUS=8", "with SEEDS=2 a run is one process"),
+        ("distill STUDENT=a", "STUDENT is for a task; give TASK="),
+        ("distill CONFIG=tinybert_task", "tinybert_task is for a task; give TASK="),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given: str, said: str) -> None:
+    done = dry_run(*given.split())
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_variables_of_other_programs_are_left_to_them() -> None:
+    given = ["GLUE_DIR=a", "WANDB_MODE=offline", "OMP_NUM_THREADS=1", "HUB=1", "PYTHON=python3.12"]
+    assert would_run("pretrain", *given) == would_run("pretrain")
+    assert would_run("data", "pretrain", "PROCESSES=2")
+    assert would_run("demo", "HUB=1").count("-m finetune ") == 2
+
+
+def test_variables_that_help_names_are_taken() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    said = dict(re.findall(r"^([a-z]+):.*## (.*)$", makefile, flags=re.M))
+    takes = {target: re.findall(r"[A-Z]+", dry_run(target, "NONE=1").stderr.split("it takes")[1]) for target in said}
+    every = {name for names in takes.values() for name in names}
+    for target, text in said.items():
+        assert every.intersection(re.findall(r"[A-Z]+", text)) <= {*takes[target]}, target
+    spoken = dry_run("help").stdout
+    assert all(f"{name}=" in spoken for name in every - {"PORT", "PYTHON"})
 
 
 def test_cpu_processes_go_through_torchrun() -> None:
