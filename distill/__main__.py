@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from distill.config import GeneralConfig, TaskConfig, load_config
 from distill.general import General
 from distill.task import Answers, FirstStage
+from engine.config import describe
+from engine.objective import describe_objectives
 from engine.stage import command
 
 
 def main(arguments: Sequence[str]) -> int:
     """Distil once; returns the exit status."""
-    schema = TaskConfig if any("task" in argument for argument in arguments) else GeneralConfig
-    return command(arguments, help=__doc__, schema=schema, load=load_config, run=run)
+    return command(arguments, help=__doc__, schema=GeneralConfig, load=load_config, run=run, more=_keys_for_a_task)
+
+
+def _keys_for_a_task() -> str:
+    """What ``--help`` says beside the keys of a general distillation."""
+    general, answers = (describe_objectives("distill.objectives", section) for section in ("Config", "AnswersConfig"))
+    return f"{general}\n\nFor a task:\n\n{describe(TaskConfig)}\n\n{answers}"
 
 
 def run(config: GeneralConfig | TaskConfig) -> int:

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -184,22 +184,23 @@ def dump(section: Section) -> str:
     return yaml.safe_dump(section.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-def describe(schema: type[Section], prefix: str = "") -> str:
-    """Every key with its type, default and docstring: the text behind ``--help``."""
-    lines = []
+def describe(schema: type[Section], prefix: str = "", defaults: Section | None = None) -> str:
+    """Every key with its type, default and docstring: the text behind ``--help``.
+
+    ``defaults`` are those of the section that has it, where they are not the schema's own.
+    """
+    lines, kinds = [], get_type_hints(schema)
     for name, field in schema.model_fields.items():
-        nested = [
-            o for o in [field.annotation, *get_args(field.annotation)] if isinstance(o, type) and issubclass(o, Section)
-        ]
+        default = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
+        inner = [field.annotation, *get_args(field.annotation)]
+        nested = next((o for o in inner if isinstance(o, type) and issubclass(o, Section)), None)
+        key = f"{prefix}{field.alias or name}"
         if nested:
-            lines.append(describe(nested[0], f"{prefix}{name}."))
+            listed, held = isinstance(default, list), default[0] if isinstance(default, list) else default
+            lines.append(describe(nested, f"{key}.0." if listed else f"{key}.", held if type(held) is nested else None))
         else:
-            kind = (
-                getattr(field.annotation, "__name__", str(field.annotation))
-                if not get_args(field.annotation)
-                else str(field.annotation).replace("typing.", "")
-            )
-            default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-            text = " ".join((field.description or "").split())
-            lines.append(f"{prefix}{field.alias or name} ({kind}, {default})\n    {text}")
-    return "\n".join(lines)
+            kind = kinds[name].__name__ if isinstance(kinds[name], type) else str(kinds[name]).replace("typing.", "")
+            shown = str(default) if isinstance(default, Path) else repr(default)
+            given = "required" if field.is_required() and defaults is None else f"default {shown}"
+            lines.append(f"{key} ({kind}, {given})\n    {' '.join((field.description or '').split())}")
+    return "\n".join(filter(None, lines))

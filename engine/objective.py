@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
-from engine.config import ConfigError
+from engine.config import ConfigError, describe
 
 
 def mean(sums: list[float], count: float) -> float:
@@ -97,9 +97,19 @@ def objective_module(package: str, section: Mapping[str, Any]) -> Any:
 
     Raises ``ConfigError`` that lists the modules there are.
     """
-    found = importlib.import_module(package)
-    names = sorted(module.name for module in pkgutil.iter_modules(found.__path__))
+    names = _names(package)
     name = section.get("type")
     if name not in names:
         raise ConfigError(f"objective.type: given {name!r}; there are: {', '.join(names)} (one file each in {package})")
     return importlib.import_module(f"{package}.{name}")
+
+
+def describe_objectives(package: str, section: str = "Config") -> str:
+    """The keys of all objectives of the package that have such a section, for ``--help``."""
+    modules = {name: importlib.import_module(f"{package}.{name}") for name in _names(package)}
+    found = {name: getattr(module, section) for name, module in modules.items() if hasattr(module, section)}
+    return "\n\n".join(f"with objective.type={name}:\n{describe(keys, 'objective.')}" for name, keys in found.items())
+
+
+def _names(package: str) -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))

@@ -194,8 +194,10 @@ def command(
     schema: type[C],
     load: Callable[[Sequence[str]], C],
     run: Callable[[C], int],
+    more: Callable[[], str] = str,
 ) -> int:
-    """Run a stage's command line: ``--help``, ``--print-config``, or the run itself; returns the exit status."""
+    """Run a stage's command line: ``--help``, which ends with ``more``, ``--print-config``, or the run itself; returns
+    the exit status."""
 
     def action() -> int:
         config = load([argument for argument in arguments if argument != "--print-config"])
@@ -207,14 +209,21 @@ def command(
             torch.distributed.destroy_process_group()  # not between stages: it cannot be made a second time
         return status
 
-    return tool(arguments, help=help, schema=schema, action=action)
+    return tool(arguments, help=help, schema=schema, action=action, more=more)
 
 
-def tool(arguments: Sequence[str], *, help: str | None, schema: type[Section], action: Callable[[], int]) -> int:
-    """Run a command line of which the ``schema`` has the keys: ``--help``, or the ``action``; returns the exit
-    status."""
+def tool(
+    arguments: Sequence[str],
+    *,
+    help: str | None,
+    schema: type[Section],
+    action: Callable[[], int],
+    more: Callable[[], str] = str,
+) -> int:
+    """Run a command line of which the ``schema`` has the keys: ``--help``, which ends with ``more``, or the ``action``;
+    returns the exit status."""
     if "--help" in arguments or "-h" in arguments:
-        print(help, describe(schema), sep="\n\n")
+        print("\n\n".join(filter(None, [(help or "").rstrip(), describe(schema), more()])))
         return 0
     return guarded(action)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Trainer
+from engine.objective import describe_objectives
 from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
@@ -31,7 +32,12 @@ _SENTENCES = [
 def main(arguments: Sequence[str]) -> int:
     """Run pretraining; returns the exit status."""
     return command(
-        arguments, help=__doc__, schema=PretrainConfig, load=load_config, run=lambda config: Pretraining(config).run()
+        arguments,
+        help=__doc__,
+        schema=PretrainConfig,
+        load=load_config,
+        run=lambda config: Pretraining(config).run(),
+        more=lambda: describe_objectives("pretrain.objectives"),
     )
 
 

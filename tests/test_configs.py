@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from distill.__main__ import main as distill
 from distill.config import load_config as distillation
 from distill.config import method_of
 from engine.config import dump, validate
 from engine.optim import learning_rate
+from finetune.__main__ import main as finetune
+from pretrain.__main__ import main as pretrain
 from pretrain.config import load_config, objective_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +48,34 @@ def test_students_are_valid_and_round_trip(path: Path, tmp_path: Path) -> None:
     learning_rate(config.optim, total)
     method = method_of(config)
     assert hasattr(method, "task" if of_task else "build")
+
+
+def keys_of(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from keys_of(value, f"{prefix}{key}.")
+        elif key == "phases":
+            yield from keys_of(value[0], f"{prefix}{key}.0.")
+        else:
+            yield f"{prefix}{key}"
+
+
+@pytest.mark.parametrize(("main", "paths"), [(pretrain, CONFIGS), (distill, STUDENTS)], ids=["pretrain", "distill"])
+def test_help_names_every_key(main: Any, paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = {line.split(" (")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
+    given = {key for path in paths for key in keys_of(yaml.safe_load(path.read_text()))}
+    given = {key for key in given if not key.startswith(("before.", "tasks."))}  # of a task's configuration, once more
+    assert {"train.phases.0.batch_size", "objective.type"} <= given
+    assert given <= said
+
+
+def test_help_has_the_defaults_of_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (finetune(["--help"]), "optim.learning_rate (float, default 5e-05)" in capsys.readouterr().out) == (0, True)
+    assert distill(["--help"]) == 0
+    general, for_task = capsys.readouterr().out.split("For a task:")
+    assert "objective.kl (" in general
+    assert "objective.soft (" in for_task
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, *STUDENTS], ids=lambda path: path.stem)

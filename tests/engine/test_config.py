@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from engine.config import ConfigError, Section, describe, dump, read_values, validate
 from engine.duration import Duration
@@ -141,6 +142,28 @@ def test_describe_names_key_default_and_meaning():
     text = describe(Top)
     assert "optim.rate (float, default 0.0001)\n    How fast." in text
     assert "needed (str, required)" in text
+    assert "limit (int | None, default None)" in text
+
+
+class Phase(Section):
+    """One of a list."""
+
+    size: Annotated[int, Field(gt=0)] = 256
+
+
+class Other(Section):
+    """Of which the inner sections have other defaults than their classes."""
+
+    optim: Optim = Optim(rate=5e-5)
+    more: Optim | None = None
+    phases: list[Phase] = Field(default=[Phase(size=32)])
+
+
+def test_describe_has_the_defaults_of_the_section_around():
+    text = describe(Other)
+    assert "\noptim.rate (float, default 5e-05)\n" in f"\n{text}"
+    assert "more.rate (float, default 0.0001)" in text
+    assert "phases.0.size (int, default 32)" in text
 
 
 @pytest.mark.parametrize(
