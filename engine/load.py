@@ -18,6 +18,9 @@ from engine.dropout import use_cheap_dropout
 from engine.encoders import family
 from engine.export import warnings_of_transformers
 
+FIRST = Path("runs/pretrain/bert_docs/export")
+"""What ``make pretrain`` leaves; other targets take it where no ``MODEL`` is given."""
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -101,9 +104,22 @@ def _is_folder(name: str) -> bool:
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{name}: no config.json in this folder; give one that save_pretrained wrote, as export/ is")
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ConfigError(f"{name}: no such folder; give one that save_pretrained wrote, or a name on the Hub")
+    _check_there(name)
     return folder.is_dir()
+
+
+def _check_there(name: str, key: str = "") -> None:
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        made = " (`make pretrain` makes it)" * (Path(name) == FIRST)
+        raise ConfigError(
+            f"{key}{name}: no such folder{made}; give one that save_pretrained wrote, or a name on the Hub"
+        )
+
+
+def _not_found() -> str:
+    off = "is switched off (HF_HUB_OFFLINE=1; with make, HUB=1 switches it on)"
+    hub = off if constants.HF_HUB_OFFLINE else "cannot be reached"
+    return f"no such folder, no model downloaded before, and the Hub {hub}"
 
 
 @cache
@@ -123,7 +139,7 @@ def _configuration(name: str, where: dict[str, bool], settings: dict[str, Any]) 
             config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **where, **settings)
         except (OSError, ValueError, KeyError) as error:
             if where["local_files_only"] and not Path(name).is_dir():
-                reason = "no such folder, no model downloaded before, and the Hub cannot be reached"
+                reason = _not_found()
             else:
                 reason = _first_line(error)
             raise ConfigError(
@@ -172,11 +188,13 @@ def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenize
 
     ``key`` is the configuration's that names the path.
     """
+    _check_there(path, f"{key}: ")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
+        reason = _first_line(error) if Path(path).is_dir() or not constants.HF_HUB_OFFLINE else _not_found()
         raise ConfigError(
-            f"{key}: given {path!r}: no tokenizer could be loaded ({str(error).splitlines()[0]}); "
+            f"{key}: given {path!r}: no tokenizer could be loaded ({reason}); "
             "give a directory that save_pretrained wrote, or a name on the Hub (offline: one already downloaded)"
         ) from error
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import read_values
+from engine.load import FIRST
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
@@ -45,6 +46,7 @@ def test_readme_commands_are_targets_and_configurations() -> None:
 
 def test_one_process_is_plain_python() -> None:
     assert would_run("pretrain") == ".venv/bin/python -m pretrain configs/pretrain/bert_docs.yaml"
+    assert would_run("finetune").endswith(f" model.from={FIRST}")
 
 
 def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:

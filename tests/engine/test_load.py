@@ -153,12 +153,14 @@ def test_what_cannot_be_loaded_is_said_at_once(tmp_path: Path, monkeypatch: pyte
     data = (half / "model.safetensors").read_bytes()
     (half / "model.safetensors").write_bytes(data[: len(data) // 2])
     (bare := save(AutoModel, "bert", tmp_path / "bare") / "model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name, message in (
         (empty, "no config.json in this folder; give"),
         (tmp_path / "none", "no such folder; give"),
         ("runs/pretrain/none/export", "no such folder; give"),
-        ("no-owner/no-model", "no-owner/no-model: no such folder, no model downloaded before, and the Hub cannot"),
+        ("runs/pretrain/bert_docs/export", r"no such folder \(`make pretrain` makes it\); give"),
+        ("no-owner/no-model", "no-owner/no-model: no such folder, no model downloaded before, and the Hub is switched"),
         (gpt, "type 'gpt2' cannot read packed batches; there are: bert"),
         (half, "weights cannot be read"),
         (bare.parent, "weights cannot be read: .*model.safetensors"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -122,9 +123,14 @@ def test_saving_and_loading_gives_the_same_tokenizer(
     assert loaded("The [MASK].", "Next one.").data == tokenizer("The [MASK].", "Next one.").data
 
 
-def test_loading_what_is_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tokenizer.path: given '.*nowhere': no tokenizer could be loaded"):
+def test_loading_what_is_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer.path: .*nowhere: no such folder; give one"):
         load_tokenizer(str(tmp_path / "nowhere"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"no tokenizer could be loaded \(.*HF_HUB_OFFLINE=1; with make, HUB=1"):
+        load_tokenizer("no-owner/no-model", "model.from")
+    with pytest.raises(ConfigError, match=r"given '.*': no tokenizer could be loaded \((?!no such folder)"):
+        load_tokenizer(str(tmp_path))
     backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="has no cls, sep, mask, pad token"):
