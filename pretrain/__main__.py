@@ -141,7 +141,7 @@ class Pretraining(Stage):
             f"\n{results['table']}\n\n{results['fill_mask']}\n\n"
             f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\n"
             f"metrics     {path / 'metrics.jsonl'}\n\n"
-            f"next        make finetune MODEL={path / 'export'}      (TASK=sst2 and others: make help)"
+            f"next        make finetune MODEL={path / 'export'}      (GLUE: TASK=sst2 HUB=1; all tasks: make help)"
         )
 
 

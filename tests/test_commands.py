@@ -9,9 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine.config import read_values
 from engine.load import FIRST
+from finetune.task import TaskSection
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
@@ -30,10 +32,14 @@ def would_run(*arguments: str) -> str:
     return " ".join(done.stdout.replace("\\\n", " ").split())
 
 
-def test_readme_commands_are_targets_and_configurations() -> None:
+def readme_commands() -> list[list[str]]:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     lines = [line.split("#")[0] for block in blocks for line in block.splitlines() if line.startswith("make ")]
-    commands = [shlex.split(re.sub(r"<.*?>", "x", line)) for line in lines]
+    return [shlex.split(re.sub(r"<.*?>", "x", line)) for line in lines]
+
+
+def test_readme_commands_are_targets_and_configurations() -> None:
+    commands = readme_commands()
     assert ["make", "pretrain"] in commands
     assert ["make", "test"] in commands
     for _, target, *variables in commands:
@@ -42,6 +48,21 @@ def test_readme_commands_are_targets_and_configurations() -> None:
             if variable.startswith("CONFIG="):
                 folder = "distill" if target == "distill" else "pretrain"
                 assert (ROOT / f"configs/{folder}/{variable.removeprefix('CONFIG=')}.yaml").is_file()
+
+
+def test_readme_says_where_the_data_of_glue_is() -> None:
+    """A command that needs it and does not say so would end with the Hub switched off."""
+    for _, target, *variables in readme_commands():
+        given = dict(variable.split("=", 1) for variable in variables)
+        task = ROOT / f"configs/finetune/{given.get('TASK')}.yaml"
+        if target == "glue" or (task.is_file() and "hub" in read_values([str(task)])[0]["task"]):
+            assert given.keys() & {"HUB", "GLUE_DIR"}, (target, variables)
+
+
+def test_readme_task_is_a_task() -> None:
+    (text,) = re.findall(r"```yaml\n(task:.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    task = TaskSection(**yaml.safe_load(text)["task"])
+    assert {"train", *task.validation} == task.files.keys()
 
 
 def test_one_process_is_plain_python() -> None:

@@ -21,6 +21,7 @@ from pretrain.config import load_config, objective_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+TASKS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 STUDENTS = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
 
 
@@ -85,6 +86,14 @@ def test_configuration_opens_with_paper_and_command(path: Path) -> None:
     assert {"distill": "make distill", "pretrain": "make pretrain"}[path.parent.name] in head
     stem = path.stem
     assert stem in ("bert_docs", "distilbert_docs") or f"CONFIG={stem}" in head
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_task_opens_with_a_command_that_has_its_data(path: Path) -> None:
+    head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    (command,) = re.findall(rf"make finetune TASK={path.stem} MODEL=<export or Hub id>(.*)", head)
+    task = yaml.safe_load(path.read_text())["task"]
+    assert ("task.root=" in command, "HUB=1" in command) == ("files" in task, "hub" in task and "files" not in task)
 
 
 def test_a_configuration_holds_only_differences() -> None:
