@@ -1,4 +1,4 @@
-# The way of the data as commands. Everything runs inside .venv, which the first target makes.
+# The flow of data as commands. Everything runs inside .venv, which the first target makes.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
