@@ -29,9 +29,44 @@ def open_packed(path: Path) -> IO[bytes]:
     if suffix == ".xz":
         return lzma.open(path, "rb")
     if suffix == ".zst":
-        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)
+        return io.BufferedReader(_Frames(path), 1 << 20)
     return path.open("rb")
+
+
+class _Frames(io.RawIOBase):
+    """The unpacked bytes of a .zst file, which is one frame or several; ``EOFError`` where the last one is cut short.
+
+    The library's own reader takes the end of the file for the end of the text, wherever that is.
+    """
+
+    _BYTES = 1 << 14  # read at a time: text that repeats itself may be thousands of times as long
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._packed = self._unpacked = b""
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._unpacked:
+            self._packed = self._packed or self._file.read(self._BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._unpacked, self._packed = self._frame.decompress(self._packed), self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        taken = min(len(buffer), len(self._unpacked))
+        buffer[:taken], self._unpacked = self._unpacked[:taken], self._unpacked[taken:]
+        return taken
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def json_objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:

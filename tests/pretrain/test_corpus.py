@@ -159,12 +159,26 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         read("hub:wikipedia")
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz"])
-def test_archives_cut_short(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("lost", [1, 2000])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_archives_cut_short(tmp_path: Path, suffix: str, lost: int) -> None:
     path = write(tmp_path / f"a.txt{suffix}", "".join(f"line {i * i}\n" for i in range(5000)))
-    path.write_bytes(path.read_bytes()[:-2000])
+    path.write_bytes(path.read_bytes()[:-lost])
     with pytest.raises(ValueError, match="damaged or cut short"):
         read(path)
+
+
+def test_archives_of_several_parts(tmp_path: Path) -> None:
+    rows = [f"line {i * i}" for i in range(50_000)]
+    halves = ["".join(f"{row}\n" for row in half) for half in (rows[:25_000], rows[25_000:])]
+    for suffix in (".gz", ".xz", ".zst"):
+        first, second, nothing = (write(tmp_path / f"{i}.txt{suffix}", text) for i, text in enumerate([*halves, ""]))
+        path = tmp_path / f"whole.txt{suffix}"
+        path.write_bytes(first.read_bytes() + nothing.read_bytes() + second.read_bytes())
+        assert read(path) == [rows]
+        path.write_bytes(first.read_bytes() + second.read_bytes()[:-1])
+        with pytest.raises(ValueError, match="damaged or cut short"):
+            read(path)
 
 
 def test_section_takes_one_path_or_several() -> None:
