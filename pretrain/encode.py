@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +24,8 @@ Document = tuple[bool, list[str]]
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1_000_000
 MIN_REPEATED = 80
 """Characters from which on a repeated paragraph is dropped; shorter ones ("References.") repeat by chance."""
+_INITIAL = re.compile(r"([A-Z]\s*)[^\S\x00-\x7f](?=\.)")
+"""What sentencex 1.0.32 panics at: a capital and a full stop with a space of several bytes between, as in "C\xa0."."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,16 @@ def batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
+def sentences(language: str, paragraph: str) -> list[str]:
+    """The sentences of a paragraph, stripped; the whole paragraph where the splitter fails at it."""
+    try:
+        return [text.strip() for text in segment(language, _INITIAL.sub(r"\1 ", paragraph))]
+    except BaseException as error:  # a panic in Rust is no Exception, and cannot be sent back from a worker process
+        if type(error).__name__ != "PanicException":
+            raise
+        return [paragraph]
+
+
 class Encoder:
     """Splits and encodes batches of documents."""
 
@@ -78,7 +91,7 @@ class Encoder:
     def __call__(self, documents: list[Document]) -> Encoded:
         """Encode one batch."""
         paragraphs = [paragraph for _, document in documents for paragraph in document]
-        split = [[text.strip() for text in segment(self._language, paragraph)] for paragraph in paragraphs]
+        split = [sentences(self._language, paragraph) for paragraph in paragraphs]
         ids = self._words.encode_bytes([sentence for sentences in split for sentence in sentences])
         lengths = np.array([len(sentence) for sentence in ids], np.int64) // self._words.dtype.itemsize
         # A sentence of nothing but control characters has no tokens.

@@ -275,6 +275,37 @@ def test_sentences_without_tokens_and_documents_of_them_vanish(tmp_path: Path) -
     assert (np.diff(prepared.train.sentences) > 0).all()
 
 
+SPACES = [chr(point) for point in range(0x80, 0x3001) if chr(point).isspace()]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{ord(space):x}")
+def test_an_initial_apart_from_its_full_stop(space: str) -> None:
+    found = encode.sentences("en", f"They lacked vitamin C{space}. Scurvy{space}followed. It was cured.")
+    assert " ".join(found) == f"They lacked vitamin C . Scurvy{space}followed. It was cured.", "nothing else changes"
+    assert found[-1] == "It was cured."
+
+
+class PanicException(BaseException):
+    """As Rust's in its Python bindings."""
+
+
+def test_a_paragraph_that_the_splitter_fails_at_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(language: str, paragraph: str) -> list[str]:
+        if "gathering" in paragraph:
+            raise PanicException("byte index 22 is not a char boundary")
+        return segment(language, paragraph)
+
+    monkeypatch.setattr(encode, "segment", fails)
+    monkeypatch.setattr(encode, "_BATCH_DOCUMENTS", 7)
+    path = write(tmp_path / "a.txt", [*documents(30), ["The hills. People gathering corn."]])
+    one, two = (prepare(section(path), TOKENIZER, tmp_path / f"{n}", workers=n) for n in (1, 2))
+    assert files_of(one) == files_of(two)
+    found = [text for part in (one.train, one.valid) for document in decoded(one, part) for text in document]
+    assert "the hills. people gathering corn." in [text.replace(" .", ".") for text in found]
+
+
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     prepared = prepare(section(write(tmp_path / "a.txt", documents(60))), TOKENIZER, tmp_path / "cache")
     ids = prepared.path / "train" / "ids.bin"
