@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from engine.encoders import longest_sequence
 from engine.files import publish, remove
 
 
@@ -27,7 +29,8 @@ def export_model(
 
     ``companions`` are written whole, with the tokenizer, to folders of their names within it. The folder appears only
     after everything was read back by each model's own class without a warning and every tensor was found equal bit by
-    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
+    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved. A tokenizer
+    that is asked to truncate cuts a text to what the model beside it can read.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
@@ -38,7 +41,9 @@ def export_model(
             dtypes = {str(parameter.dtype) for parameter in each.parameters()}
             assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
             each.save_pretrained(partial / name)
-            tokenizer.save_pretrained(partial / name)
+            beside = copy.copy(tokenizer)
+            beside.model_max_length = longest_sequence(each.config)
+            beside.save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
         (partial / "README.md").write_text(card, encoding="utf-8")
     if problems or warnings:

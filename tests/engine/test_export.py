@@ -8,14 +8,17 @@ import pytest
 import torch
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
     PreTrainedModel,
+    pipeline,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -71,6 +74,24 @@ def test_it_loads_through_the_auto_classes(model: BertForPreTraining, tokenizer:
     text = "a bees fly"
     again = AutoTokenizer.from_pretrained(folder)
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"] == [2, 5, 6, 7, 8, 3]
+
+
+@pytest.mark.parametrize(("architecture", "positions", "longest"), [("bert", 12, 12), ("roberta", 12, 11)])
+def test_a_stock_pipeline_cuts_a_long_text_to_what_the_model_reads(
+    tokenizer: BertTokenizer, tmp_path: Path, architecture: str, positions: int, longest: int
+):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(
+        architecture, vocab_size=len(WORDS), max_position_embeddings=positions, pad_token_id=0, **sizes
+    )
+    model, other = (AutoModelForSequenceClassification.from_config(each) for each in (config, BertConfig(**sizes)))
+    before = tokenizer.model_max_length
+    folder = export_model(model, tokenizer, tmp_path / "export", card="", companions={"other": other})
+    assert tokenizer.model_max_length == before
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == longest
+    assert AutoTokenizer.from_pretrained(folder / "other").model_max_length == 512
+    (answer,) = pipeline("text-classification", str(folder))("a bees fly " * 50, truncation=True)
+    assert 0 < answer["score"] < 1
 
 
 def test_an_older_export_is_replaced(model: BertForPreTraining, tokenizer: BertTokenizer, tmp_path: Path):
