@@ -35,6 +35,7 @@ from engine.config import ConfigError, InputError, Section
 from engine.files import write_text
 from engine.keyed import key
 from engine.packed import json_objects
+from engine.waiting import patient_barrier
 from finetune.data import Split
 from finetune.task import TaskSection
 
@@ -77,8 +78,9 @@ def augmented(
     Raises what :class:`Augmentation` and :meth:`Augmentation.make` do.
     """
     augmentation = Augmentation(section, task, split, data_dir=data_dir, seed=seed)
+    meet = patient_barrier(accelerator)
     augmentation.make(accelerator.device, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
-    accelerator.wait_for_everyone()
+    meet()
     return augmentation.read()
 
 

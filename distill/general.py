@@ -22,6 +22,7 @@ from engine.objective import Objective, settled
 from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage
 from engine.tracking import Tracker
+from engine.waiting import main_process_first
 from pretrain.examples import epoch_size
 from pretrain.prepare import corpus_report, prepare
 from pretrain.prepared import of_held_out_text
@@ -40,7 +41,7 @@ class General(Stage):
         config = self.config
         assert isinstance(config, GeneralConfig)
         self.open_teacher()
-        with self.accelerator.main_process_first():
+        with main_process_first(self.accelerator):
             corpus = prepare(config.data, TokenizerSection(path=config.teacher.from_), config.run.data_dir)
         self.say(corpus_report(corpus))
         train, valid = (Part(tokens, corpus.unigrams) for tokens in (corpus.train, corpus.valid))

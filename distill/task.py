@@ -19,6 +19,7 @@ from engine.fit import Trainer
 from engine.load import load, load_tokenizer, read_config
 from engine.objective import Objective
 from engine.stage import Parts
+from engine.waiting import main_process_first
 from finetune.data import Split, Task, read_task, report
 from finetune.examples import Examples
 from finetune.kind import kind_of
@@ -121,7 +122,7 @@ class FirstStage(General):
         check_readers(config, config.model.from_)
         self.open_teacher()
         kind = kind_of(section)
-        with self.accelerator.main_process_first():
+        with main_process_first(self.accelerator):
             task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(task))
         phase = config.train.phases[0]

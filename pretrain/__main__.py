@@ -14,6 +14,7 @@ from engine.objective import describe_objectives
 from engine.order import Cursor, Stream
 from engine.stage import Parts, Stage, command
 from engine.tracking import Tracker
+from engine.waiting import main_process_first
 from pretrain.config import PretrainConfig, load_config, objective_of
 from pretrain.examples import epoch_size
 from pretrain.prepare import corpus_report, prepare
@@ -51,7 +52,7 @@ class Pretraining(Stage):
         """Corpus and tokenizer (the main process makes them, the others open them), examples, objective."""
         config = self.config
         self.objective_module = objective_of(config)
-        with self.accelerator.main_process_first():
+        with main_process_first(self.accelerator):
             self.corpus = prepare(config.data, config.tokenizer, config.run.data_dir)
         self.tokenizer = self.corpus.tokenizer()
         self.say(corpus_report(self.corpus))
