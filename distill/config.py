@@ -56,14 +56,16 @@ class TaskConfig(FinetuneConfig):
 def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
     """Read ``*.yaml`` files and overrides; raises ``ConfigError`` with all problems at once.
 
-    What a file has under ``tasks.<name>``, a list of overrides, holds for the task of that name alone. A run without a
-    name is called after its files, or, for a task, ``<task>/<student>-<method>/seed-<seed>``.
+    What a file has under ``tasks.<name>``, a list of overrides, holds for the task of that name alone. What is given
+    beside it wins, but for keys of a section that the task does without (``augment=null``): one command is for all
+    tasks. A run without a name is called after its files, or, for a task, ``<task>/<student>-<method>/seed-<seed>``.
     """
     values, _ = read_values(arguments)
     named = values.pop("tasks", None) or {}
     for_task = named.get(values.get("task", {}).get("name"), [])
     files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
-    overrides = [argument for argument in arguments if argument not in files]
+    without = tuple(f"{rule.removesuffix('=null')}." for rule in for_task if rule.endswith("=null"))
+    overrides = [argument for argument in arguments if argument not in files and not argument.startswith(without)]
     values, sources = read_values([*files, *for_task, *overrides])
     values.pop("tasks", None)
     if not values.get("teacher", {}).get("from"):

@@ -93,8 +93,11 @@ class Answers(Finetuning):
         return method_of(self.config).task(self.config.objective, super()._objective(), self.teacher)
 
     def plan(self, trainer: Trainer) -> str:
-        """The teacher, then as in fine-tuning."""
-        return f"teacher     {self.config.teacher.from_}\n{super().plan(trainer)}"
+        """The teacher, whether variants were for the stage before alone, then as in fine-tuning."""
+        config = self.config
+        apart = config.augment is None and config.before is not None and config.before.augment is not None
+        texts = "texts       the task's own; their variants were for the stage before alone\n" * apart
+        return f"teacher     {config.teacher.from_}\n{texts}{super().plan(trainer)}"
 
     def about(self) -> str:
         """The same, and the teacher."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,8 +34,10 @@ from transformers import (
 from distill import seeds
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
+from distill.task import Answers
 from engine.export import warnings_of_transformers
 from finetune.jobs import Job
+from finetune.stage import Finetuning
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
 from tests.finetune.texts import wordpiece
@@ -378,14 +381,25 @@ def test_a_task_has_settings_of_its_own(folder: Path, name: str, epochs: int) ->
     assert (given.before.model.hidden_dropout, given.before.model.from_) == (0.3, f"{folder}/student")
 
 
-def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path) -> None:
+def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Finetuning, "plan", lambda *_: "")
     files = [str(ROOT / "configs/distill/tinybert_task.yaml"), str(ROOT / "configs/finetune/stsb.yaml")]
     given = [f"model.from={folder}/student", f"teacher.from={folder}/score"]
-    config = load_config([*files, *given, "before.augment.model=m"])
-    assert isinstance(config, TaskConfig)
-    assert config.augment is None
-    assert config.before is not None
-    assert config.before.augment is not None
+    documented = (ROOT / "configs/distill/tinybert_task.yaml").read_text().split('ARGS="')[1].split('"')[0]
+    asked = re.sub("<.*?>", "m", documented).split()
+    assert asked == ["augment.model=m", "before.augment.model=m"]
+    for more in (asked, [*asked, "augment.tries=5"], asked[1:]):
+        config = load_config([*files, *given, *more])
+        assert isinstance(config, TaskConfig)
+        assert config.augment is None
+        assert config.before is not None
+        assert config.before.augment is not None
+        assert "variants were for the stage before alone" in Answers(config).plan(cast(Any, None))
+    for wanted in (["tasks.stsb=[]"], ["augment={model: m}"]):
+        config = load_config([*files, *given, *asked, *wanted])
+        assert isinstance(config, TaskConfig)
+        assert config.augment is not None
+        assert "alone" not in Answers(config).plan(cast(Any, None))
 
 
 WRONG_GENERAL = [
