@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny, create_model
 
 from distill.augment import AugmentSection
 from distill.student import StudentSection
-from engine.config import ConfigError, Section, read_values, validate
+from engine.config import ConfigError, Section, check_sections, read_values, validate
 from engine.objective import objective_module
 from engine.stage import StageConfig, run_name
 from finetune.config import FinetuneConfig, model_name
@@ -60,7 +60,8 @@ def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
     beside it wins, but for keys of a section that the task does without (``augment=null``): one command is for all
     tasks. A run without a name is called after its files, or, for a task, ``<task>/<student>-<method>/seed-<seed>``.
     """
-    values, _ = read_values(arguments)
+    values, sources = read_values(arguments)
+    check_sections(TaskConfig if "task" in values else GeneralConfig, values, sources)
     named = values.pop("tasks", None) or {}
     for_task = named.get(values.get("task", {}).get("name"), [])
     files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]

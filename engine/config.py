@@ -10,7 +10,8 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -142,6 +143,36 @@ def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | 
         raise ConfigError("\n".join([head, *(f"  - {line}" for line in lines)])) from None
 
 
+def check_sections(schema: type[Section], values: dict[str, Any], sources: dict[str, str], prefix: str = "") -> None:
+    """Raise ``ConfigError`` where something else stands in the place of a section, for who looks into the ``values``
+    before :func:`validate` does."""
+    for name, field in schema.model_fields.items():
+        key, section = field.alias or name, _section_of(field.annotation)
+        if section is None or key not in values or (values[key] is None and NoneType in get_args(field.annotation)):
+            continue
+        path = f"{prefix}{key}"
+        if not isinstance(values[key], dict):
+            raise ConfigError(_no_section(path, values[key], section, _where(sources, path.split("."))))
+        check_sections(section, values[key], sources, f"{path}.")
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, if it holds one, or may."""
+    options = [annotation, *(() if get_origin(annotation) is list else get_args(annotation))]
+    options = [getattr(option, "__origin__", option) for option in options]  # what stands in an Annotated[...]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+
+
+def _no_section(path: str, value: Any, section: type[Section], where: str) -> str:
+    keys = [field.alias or name for name, field in section.model_fields.items()] or ["type"]  # an objective's: a module
+    names_it = next((key for key in keys if key == "from" or len(keys) == 1), None)
+    if isinstance(value, str) and names_it:
+        hint = f"did you mean {path}.{names_it}={value}?"
+    else:
+        hint = f"give its keys: {', '.join(f'{path}.{key}' for key in keys)}"
+    return f"{path}: given {value!r}{where}, but it is a section; {hint}"
+
+
 def take(schema: type[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
     """The section of a command's own keys, and the other arguments, which are some other command's.
 
@@ -154,8 +185,7 @@ def take(schema: type[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
 def _describe(schema: type[Section], problem: Any, sources: dict[str, str]) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path) or "the configuration"
-    source = next((sources[k] for k in (".".join(path[:n]) for n in range(len(path), 0, -1)) if k in sources), None)
-    where = f" (from {source})" if source else ""
+    where = _where(sources, path)
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(schema, path[:-1])
         near = difflib.get_close_matches(path[-1], fields, n=1)
@@ -167,6 +197,11 @@ def _describe(schema: type[Section], problem: Any, sources: dict[str, str]) -> s
     if problem["type"] in ("value_error", "assertion_error") and isinstance(problem["input"], dict | Section):
         return f"{name}: {message}{where}"
     return f"{name}: given {problem['input']!r}{where}: {message}"
+
+
+def _where(sources: dict[str, str], path: Sequence[str]) -> str:
+    source = next((sources[k] for k in (".".join(path[:n]) for n in range(len(path), 0, -1)) if k in sources), None)
+    return f" (from {source})" if source else ""
 
 
 def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from engine.config import ConfigError, Section, read_values, validate
+from engine.config import ConfigError, Section, check_sections, read_values, validate
 from engine.duration import Duration
 from engine.load import read_config
 from engine.optim import OptimSection
@@ -81,6 +81,7 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     A run without a name is called ``<task>/<model>/seed-<seed>``.
     """
     values, sources = read_values(arguments)
+    check_sections(FinetuneConfig, values, sources)
     start = values.get("model", {}).get("from")
     section = values.get("task", {})
     task = section.get("name")

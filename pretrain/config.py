@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
-from engine.config import Section, read_values, validate
+from engine.config import Section, check_sections, read_values, validate
 from engine.objective import objective_module
 from engine.stage import StageConfig, run_name
 from pretrain.corpus import CorpusSection
@@ -45,6 +45,7 @@ def load_config(arguments: Sequence[str]) -> PretrainConfig:
     in.
     """
     values, sources = read_values(arguments)
+    check_sections(PretrainConfig, values, sources)
     values.setdefault("objective", {}).setdefault("type", "bert")
     module = objective_module("pretrain.objectives", values["objective"])
     adopt(values, sources, module.Config)

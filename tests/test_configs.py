@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import yaml
 from distill.__main__ import main as distill
 from distill.config import load_config as distillation
 from distill.config import method_of
-from engine.config import dump, validate
+from engine.config import ConfigError, dump, validate
 from engine.optim import learning_rate
 from finetune.__main__ import main as finetune
+from finetune.config import load_config as finetuning
 from pretrain.__main__ import main as pretrain
 from pretrain.config import load_config, objective_of
 
@@ -99,3 +100,34 @@ def test_task_opens_with_a_command_that_has_its_data(path: Path) -> None:
 def test_a_configuration_holds_only_differences() -> None:
     for path in [*CONFIGS, *STUDENTS]:
         assert len(path.read_text().splitlines()) <= 40, path
+
+
+TASK = [f"{ROOT}/configs/distill/tinybert_task.yaml", f"{ROOT}/configs/finetune/sst2.yaml"]
+SECTIONS = [
+    (load_config, ["objective=mlm"], "objective: given 'mlm' (from argument 'objective=mlm')", "objective.type=mlm?"),
+    (load_config, ["model=a/b"], "model: given 'a/b' (from argument 'model=a/b')", "model.from=a/b?"),
+    (load_config, ["train=5"], "train: given 5", "give its keys: train.steps, train.phases, "),
+    (load_config, ["tokenizer=null"], "tokenizer: given None", "give its keys: tokenizer.type, tokenizer.path, "),
+    (finetuning, ["model=a/b"], "model: given 'a/b'", "did you mean model.from=a/b?"),
+    (finetuning, ["task=sst2", "model.from=a"], "task: given 'sst2'", "give its keys: task.name, "),
+    (distillation, [str(STUDENTS[0]), "teacher=a/b"], "teacher: given 'a/b'", "did you mean teacher.from=a/b?"),
+    (distillation, [*TASK, "task=sst2"], "task: given 'sst2'", "give its keys: task.name, "),
+    (distillation, [*TASK, "model=a/b"], "model: given 'a/b'", "did you mean model.from=a/b?"),
+    (distillation, [*TASK, "before=[]"], "before: given []", "give its keys: before.run, "),
+    (distillation, [*TASK, "before.objective=x"], "before.objective: given 'x'", "mean before.objective.type=x?"),
+]
+
+
+@pytest.mark.parametrize(("load", "given", "what", "remedy"), SECTIONS, ids=[" ".join(row[1]) for row in SECTIONS])
+def test_a_value_in_the_place_of_a_section(load: Callable[..., Any], given: list[str], what: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(given)
+    message = str(caught.value)
+    assert message.startswith(what)
+    assert ", but it is a section; " in message
+    assert remedy in message
+
+
+def test_a_section_that_may_be_left_out() -> None:
+    config = distillation([*TASK, "teacher.from=a", "model.from=b", "before=null", "augment=null"])
+    assert config.model_dump()["before"] is None
