@@ -35,12 +35,13 @@ def rarity_weights(unigrams: np.ndarray, smoothing: float) -> np.ndarray:
 class RareMaskedSource(DocumentSource):
     """Segments of whole sentences, masked: exactly ``ceil(rate * tokens)`` of a step, special tokens counted.
 
-    They are drawn without replacement, a token with a probability proportional to its weight; special tokens never. The
-    draw is over the whole step, as the original's is over its batch, and does not depend on how the step is shared out:
-    every token has a keyed exponential time of its weight, the earliest are taken (Efraimidis and Spirakis 2006), and
-    :meth:`settle` writes the time of the last one into the rows. Segments of less than 12 tokens or with more than half
-    of them unknown are left out, and ``ConfigError`` is raised where that leaves none. The original groups examples by
-    length, for the sake of padding, which packed batches have not.
+    They are drawn without replacement, a token with a probability proportional to its weight; special tokens never,
+    wherever they stand, and an unknown word's is one. The draw is over the whole step, as the original's is over its
+    batch, and does not depend on how the step is shared out: every token has a keyed exponential time of its weight,
+    the earliest are taken (Efraimidis and Spirakis 2006), and :meth:`settle` writes the time of the last one into the
+    rows. Segments of less than 12 tokens or with more than half of them unknown are left out, and ``ConfigError`` is
+    raised where that leaves none. The original groups examples by length, for the sake of padding, which packed batches
+    have not.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class RareMaskedSource(DocumentSource):
             ),
             finish=_refuse,
         )
-        self._weights, self._rate = weights, rate
+        self._weights, self._rate = weights.copy(), rate
+        self._weights[tokenizer.all_special_ids] = 0
         self._mask_id, self._vocab_size = cast(int, tokenizer.mask_token_id), len(tokenizer)
         starts = range(0, len(tokens.ids), _SCANNED)
         found = [
@@ -92,7 +94,7 @@ class RareMaskedSource(DocumentSource):
         times = self._times(examples)
         wanted = min(int(np.ceil(self._rate * len(times))), int(np.isfinite(times).sum()))
         rows = rows.copy()
-        rows["threshold"] = np.partition(times, wanted - 1)[wanted - 1]
+        rows["threshold"] = np.partition(times, wanted - 1)[wanted - 1] if wanted else -1
         return rows
 
     def collate(self, rows: np.ndarray) -> PackedBatch:
@@ -117,8 +119,8 @@ class RareMaskedSource(DocumentSource):
 
     def _times(self, examples: FlatExamples) -> np.ndarray:
         """(T,) float64: when each token's turn to be predicted comes; never for special tokens."""
-        times = -np.log1p(-uniform(_token_keys(examples), _PLACE)) / self._weights[examples.input_ids]
-        return np.where(examples.special, np.inf, times)
+        weights, turns = self._weights[examples.input_ids], -np.log1p(-uniform(_token_keys(examples), _PLACE))
+        return np.divide(turns, weights, out=np.full(len(turns), np.inf), where=weights > 0)
 
 
 def _token_keys(examples: FlatExamples) -> np.ndarray:

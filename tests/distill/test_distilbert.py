@@ -100,6 +100,23 @@ def test_special_tokens_are_never_masked_and_others_become_something_else() -> N
         assert abs(found / number - share) < 3 * math.sqrt(share * (1 - share) / number)
 
 
+def test_special_tokens_in_the_text_are_never_masked() -> None:
+    """Above all [UNK], which is as rare as words are that are masked often."""
+    tokens = learnable_tokens(100)
+    places = np.random.default_rng(1).permutation(len(tokens.ids))
+    for special, found in enumerate(np.split(places[:250], 5)):
+        tokens.ids[found] = special
+    labels = torch.cat([batch.targets["masked_ids"] for step in steps_of(source_of(tokens)) for batch in step])
+    assert (labels >= 5).all()
+    all_but = source_of(tokens, rate=0.99)
+    batch = all_but.collate(settled(all_but, all_but.plan(0, 0)))
+    before = batch.input_ids.clone()
+    before[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
+    assert batch.targets["masked_positions"].tolist() == torch.nonzero(before >= 5).flatten().tolist()
+    nothing_else = source_of(Tokens(np.full(40, MASK), np.array([0, 20, 40]), np.arange(3)))
+    assert nothing_else.collate(settled(nothing_else, nothing_else.plan(0, 0))).counts["masked"] == 0
+
+
 def test_rare_tokens_are_masked_more_often() -> None:
     """Taking the earliest exponential times, a token is chosen with probability 1 - exp(-weight * time): the logarithms
     are to one another as the weights are."""
