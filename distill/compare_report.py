@@ -80,7 +80,7 @@ class Comparison:
             scores = [self._score(model, column) for column in self.columns]
             sizes = [f"{model.parameters:,}", f"{model.without_embeddings:,}", f"{model.bytes / 1e6:,.1f}"]
             rows.append([model.name, *scores, *sizes, *(f"{n / 1e6:,.1f} M" for n in model.multiply_adds.values())])
-        notes = "\n".join(f"- {note}" for note in [*self.notes, *self._seeds(), *self._missing()])
+        notes = "\n".join(f"- {note}" for note in [*self.notes, *self._seeds(), *self._left_out(), *self._missing()])
         return "\n\n".join([markdown(rows), markdown(speed_rows(self.speeds, "teacher")), *([notes] if notes else [])])
 
     def _score(self, model: Facts, column: Column) -> str:
@@ -94,6 +94,11 @@ class Comparison:
         if several:
             counts = ", ".join(f"{name} {number}" for name, number in several.items())
             yield f"Scores are medians over seeds, with the lowest and the highest: {counts}."
+
+    def _left_out(self) -> Iterator[str]:
+        for model in self.models:
+            if model.left_out:
+                yield f"{model.name}: not other seeds of the same run, and left out: {'; '.join(model.left_out)}."
 
     def _missing(self) -> Iterator[str]:
         for model in self.models:

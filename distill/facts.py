@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from engine.batch import pack
 from engine.flops import model_flops
+from engine.run import RESUMABLE, changes
 
 Scores = dict[tuple[str, str], dict[str, float]]
 """By data set and split, then by metric; the first metric is the one that counts."""
@@ -38,11 +39,14 @@ class Facts:
     """Of a forward pass of one sequence, by its length."""
     scores: tuple[Scores, ...]
     """From the model cards: of the model, and of those that are the same but for the seed."""
+    left_out: tuple[str, ...] = ()
+    """What lies where other seeds do, and is of another run."""
 
 
 def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[int]) -> Facts:
     """Count what there is to count."""
     everything = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    same, left_out = seeds_of(folder)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return Facts(
         name=name,
@@ -53,7 +57,8 @@ def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[
         without_embeddings=sum(size for tensor, size in everything.items() if tensor not in tables),
         bytes=sum(file.stat().st_size for file in _weight_files(folder)),
         multiply_adds={length: _multiply_adds(model, length) for length in lengths},
-        scores=tuple(map(read_scores, seeds_of(folder))),
+        scores=tuple(map(read_scores, same)),
+        left_out=tuple(left_out),
     )
 
 
@@ -67,11 +72,34 @@ def _weight_files(folder: Path) -> list[Path]:
     return [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
 
 
-def seeds_of(folder: Path) -> list[Path]:
-    """The model, and those that runs of other seeds left beside it: one seed is no score (``seed-<n>/export``)."""
+def seeds_of(folder: Path) -> tuple[list[Path], list[str]]:
+    """The model, with those that runs of other seeds left beside it (``seed-<n>/export``), as one seed is no score.
+
+    A run whose configuration differs in more than that is another one: these come second, each with a difference.
+    """
+    same, others = [folder], []
     run = folder.parent
     beside = run.parent.glob("seed-*/export") if run.name.startswith("seed-") and folder.name == "export" else []
-    return [folder, *sorted(other for other in beside if other != folder)]
+    for other in sorted(set(beside) - {folder}):
+        found = _differences(run, other.parent)
+        if found:
+            others.append(f"{other.parent.name} ({found[0]})")
+        else:
+            same.append(other)
+    return same, others
+
+
+def _differences(run: Path, other: Path) -> list[str]:
+    """What two runs were given otherwise, but for what is each run's own."""
+    files = [path / "config.yaml" for path in (run, other)]
+    missing = [f"there is no {file}" for file in files if not file.is_file()]
+    if missing:
+        return missing
+    here, there = (file.read_text(encoding="utf-8") for file in files)
+    ignored = ["run", *RESUMABLE]
+    if yaml.safe_load(here).get("before"):  # a stage before this one, whose export is where this one's student is from
+        ignored += ["model.from", *(f"before.{key}" for key in ignored)]
+    return changes(there, here, ignored)
 
 
 def read_scores(folder: Path) -> Scores:

@@ -144,9 +144,9 @@ class RunDirectory:
         """
         config_file = path / "config.yaml"
         if config_file.exists():
-            changes = _changes(config_file.read_text(encoding="utf-8"), config_text, ignore)
-            if changes:
-                listing = "\n".join(f"  - {change}" for change in changes)
+            found = changes(config_file.read_text(encoding="utf-8"), config_text, ignore)
+            if found:
+                listing = "\n".join(f"  - {change}" for change in found)
                 raise ConfigError(
                     f"{path} holds a run with another configuration:\n{listing}\n"
                     "Give this run another name (run.name=...), use the old values to resume, or delete the folder."
@@ -192,7 +192,8 @@ class RunDirectory:
         write_text(self.path / "finished.json", json.dumps(results, indent=1))
 
 
-def _changes(old: str, new: str, ignore: Sequence[str]) -> list[str]:
+def changes(old: str, new: str, ignore: Sequence[str]) -> list[str]:
+    """Where two configurations (YAML) differ, but for the keys and sections to ``ignore``."""
     before, after = (dict(_flat(yaml.safe_load(text) or {})) for text in (old, new))
     keys = [k for k in {**before, **after} if not any(k == i or k.startswith(f"{i}.") for i in ignore)]
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +203,46 @@ def test_a_score_is_the_median_of_the_seeds_that_lie_beside() -> None:
     pyplot.close(axis.figure)
 
 
+def write_run(path: Path, **settings: Any) -> Path:
+    """The folder of a run with this configuration, which has to be there to be compared; its export."""
+    (path / "export").mkdir(parents=True)
+    (path / "config.yaml").write_text(json.dumps(settings))
+    return path / "export"
+
+
 def test_seeds_are_those_of_the_same_runs(tmp_path: Path) -> None:
-    folders = [tmp_path / name / "export" for name in ("seed-1", "seed-2", "seed-11")]
-    for folder in [*folders, tmp_path / "other/export"]:
-        folder.mkdir(parents=True)
-    assert seeds_of(folders[1]) == [folders[1], folders[0], folders[2]]
-    assert seeds_of(tmp_path / "other/export") == [tmp_path / "other/export"]
-    assert seeds_of(tmp_path / "seed-1") == [tmp_path / "seed-1"]
+    start = {"from": "a/student"}
+    one, two, eleven = (
+        write_run(tmp_path / f"seed-{n}", run={"name": f"seed-{n}", "seed": n}, model=start, train={"keep": n})
+        for n in (1, 2, 11)
+    )
+    other = write_run(tmp_path / "other", run={"seed": 3}, model=start)
+    assert seeds_of(two) == ([two, one, eleven], [])
+    assert seeds_of(other) == ([other], [])
+    assert seeds_of(tmp_path / "seed-1") == ([tmp_path / "seed-1"], [])
+    write_run(tmp_path / "seed-3", run={"seed": 3}, model=start, optim={"learning_rate": 0.001})
+    write_run(tmp_path / "seed-4", run={"seed": 4}, model={"from": "b/student"})
+    write_run(tmp_path / "seed-5").with_name("config.yaml").unlink()
+    same, others = seeds_of(two)
+    assert same == [two, one, eleven]
+    assert others == [
+        "seed-3 (optim.learning_rate: 0.001 there, nothing given)",
+        "seed-4 (model.from: 'b/student' there, 'a/student' given)",
+        f"seed-5 (there is no {tmp_path}/seed-5/config.yaml)",
+    ]
+    noted = comparison([replace(facts("big", {}), left_out=tuple(others)), facts("small", {})], [10, 4]).tables()
+    assert f"- big: not other seeds of the same run, and left out: {'; '.join(others)}." in noted
+    assert "small: not" not in noted
+
+
+def test_seeds_of_two_stages_are_those_of_the_same_first_stage(tmp_path: Path) -> None:
+    def stages(seed: int, student: str) -> Path:
+        before = {"run": {"seed": seed}, "model": {"from": student}}
+        start = {"from": f"first/seed-{seed}/export"}
+        return write_run(tmp_path / f"seed-{seed}", run={"seed": seed}, model=start, before=before)
+
+    one, two, _ = stages(1, "a"), stages(2, "a"), stages(3, "b")
+    assert seeds_of(one) == ([one, two], ["seed-3 (before.model.from: 'b' there, 'a' given)"])
 
 
 @pytest.mark.parametrize("scored", [True, False])
