@@ -97,6 +97,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def read_manifest(path: Path) -> str:
+    """Sizes and checksums of a checkpoint's files: two that have the same are the same."""
+    return (path / "manifest.json").read_text(encoding="utf-8")
+
+
+def difference(path: Path, manifest: str) -> str | None:
+    """What keeps a checkpoint from being the whole one that another process has the ``manifest`` of, or None."""
+    if not path.exists():
+        return "it is not there"
+    defect = _defect(path, checksums=True)
+    return "it is another one" if defect is None and read_manifest(path) != manifest else defect
+
+
 def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill model and optimizer from a checkpoint and return the loop's state.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from engine.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from engine.checkpoint import checkpoint_name, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluate import HeldOut
 from engine.loop import StepInfo, always, training_steps
 from engine.meter import Meter, Progress
 from engine.micro_batch import largest_micro_batch
 from engine.optim import OptimSection, learning_rate
 from engine.order import Cursor, Steps, load
+from engine.resume import HELD_OUT, check_everywhere, held_out_numbers, newest_checkpoint
 from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, StopSignal
 from engine.sharding import assemble
@@ -68,12 +68,12 @@ class Trainer:
         """Held-out numbers by step."""
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint, where there is one; returns the step it is from."""
-        path = latest_checkpoint(self.run_directory.checkpoints)
+        """Load the newest whole checkpoint, where there is one; returns the step it is from, alike in all processes."""
+        path = newest_checkpoint(self.accelerator, self.run_directory.checkpoints)
         if path is not None:
-            state = load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
+            state = self._load(path)
             self.step, self.cursor = state["step"], Cursor(**state["cursor"])
-            self.evaluations = _evaluations(self.run_directory.metrics_file, self.step)
+            self.evaluations = held_out_numbers(self.accelerator, self.run_directory.metrics_file, self.step)
         return self.step
 
     def run(self, tracker: Tracker) -> Fit:
@@ -126,8 +126,7 @@ class Trainer:
         """Leave the weights to be exported in the objective; returns the step that they are from."""
         if self.section.export == "last" or self.best == self.step:
             return self.step
-        path = self.run_directory.checkpoints / checkpoint_name(self.best)
-        load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
+        self._load(self.run_directory.checkpoints / checkpoint_name(self.best))
         progress.note(f"the best evaluation was that of step {self.best:,}: its weights are taken")
         return self.best
 
@@ -184,6 +183,10 @@ class Trainer:
             certain=certain,
         )
 
+    def _load(self, path: Path) -> dict[str, Any]:
+        check_everywhere(self.accelerator, path)
+        return load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
+
     def _save(self) -> None:
         folder, is_main = self.run_directory.checkpoints, self.accelerator.is_main_process
         save_checkpoint(
@@ -208,20 +211,10 @@ class Trainer:
     def _evaluate(self, tracker: Tracker, progress: Progress) -> None:
         values = self.held_out.evaluate(self.accelerator, self.objective)
         self.evaluations[self.step] = values
-        named = {f"{_HELD_OUT}{name}": value for name, value in values.items()}
+        named = {f"{HELD_OUT}{name}": value for name, value in values.items()}
         tracker.log(self.step, named)
         progress.note(f"step {self.step:,}: held-out " + "  ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
 
-_HELD_OUT = "held_out/"
 _IN_STEP = ("cpu",)
 """Devices that have always finished what the host has asked for."""
-
-
-def _evaluations(metrics_file: Path, last: int) -> dict[int, dict[str, float]]:
-    """The held-out numbers that are on record, up to a step."""
-    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
-    named = [
-        (row["step"], {n.removeprefix(_HELD_OUT): v for n, v in row.items() if n.startswith(_HELD_OUT)}) for row in rows
-    ]
-    return {step: values for step, values in named if values and step <= last}

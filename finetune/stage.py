@@ -16,6 +16,7 @@ from engine.fit import Fit, Trainer
 from engine.load import check_vocabulary, load, load_tokenizer, read_config
 from engine.stage import Parts, Stage
 from engine.tracking import Tracker
+from engine.waiting import main_process_first
 from finetune.again import CONFIGS, make_command
 from finetune.config import FinetuneConfig
 from finetune.data import read_task, report
@@ -50,7 +51,7 @@ class Finetuning(Stage):
         config, section = self.config, self.config.task
         self.tokenizer = self._tokenizer()
         self.kind = kind_of(section)
-        with self.accelerator.main_process_first():
+        with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
         train = self._examples("train", training=True)

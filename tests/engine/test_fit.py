@@ -67,13 +67,13 @@ class Scripted(HeldOut):
         return values["score"]
 
 
-def train(folder: Path, scores: list[float], **section: Any) -> tuple[Fit, Trainer, Tracker]:
+def trainer_of(folder: Path, scores: list[float], **section: Any) -> Trainer:
     accelerator = start_accelerator(RunSection(threads=1, precision="fp32"))
     settings = {"steps": 12, "phases": [{"batch_size": 4}], "evaluate_every": 2, "save_every": 2, "log_every": 4}
     train_section = validate(TrainSection, {**settings, **section})
     objective = Weight()
     optim = OptimSection(learning_rate=1e-2)
-    trainer = Trainer(
+    return Trainer(
         accelerator,
         objective,
         build_optimizer(optim, objective),
@@ -86,6 +86,10 @@ def train(folder: Path, scores: list[float], **section: Any) -> tuple[Fit, Train
         sources=[Examples()],
         held_out=Scripted(scores),
     )
+
+
+def train(folder: Path, scores: list[float], **section: Any) -> tuple[Fit, Trainer, Tracker]:
+    trainer = trainer_of(folder, scores, **section)
     resumed = trainer.resume()
     tracking = TrackingSection(wandb="off")
     tracker = Tracker(tracking, folder, name="a", config={}, is_main=True, resume_step=resumed or None)
