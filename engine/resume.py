@@ -6,7 +6,6 @@ they would train on from different weights, and nothing would say so.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from engine.checkpoint import difference, latest_checkpoint, read_manifest
 from engine.config import InputError
+from engine.tracking import read_rows
 
 HELD_OUT = "held_out/"
 """How the names of held-out numbers begin in ``metrics.jsonl``."""
@@ -47,8 +47,8 @@ def held_out_numbers(accelerator: Accelerator, metrics_file: Path, last: int) ->
 
 
 def _held_out(metrics_file: Path, last: int) -> dict[int, dict[str, float]]:
-    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     named = [
-        (row["step"], {n.removeprefix(HELD_OUT): v for n, v in row.items() if n.startswith(HELD_OUT)}) for row in rows
+        (row["step"], {n.removeprefix(HELD_OUT): v for n, v in row.items() if n.startswith(HELD_OUT)})
+        for row in read_rows(metrics_file)
     ]
     return {step: values for step, values in named if values and step <= last}

@@ -18,6 +18,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
@@ -41,11 +42,20 @@ class TrackingSection(Section):
     """``auto``: what WANDB_MODE or ``wandb offline`` say, else online if there is an API key, else offline."""
 
 
+def read_rows(metrics_file: Path) -> list[dict[str, Any]]:
+    """What is on record, line by line; a last line that a crash or a full disk left half written is not, and a file
+    that is not there holds nothing."""
+    rows = []
+    for line in metrics_file.read_text(encoding="utf-8").splitlines() if metrics_file.exists() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def read_series(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:
     """What a run recorded, by the metric's name: (step, value) in the order of time."""
     series: dict[str, list[tuple[int, float]]] = {}
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(metrics_file):
         for name, value in row.items():
             series.setdefault(name, []).append((row["step"], value))
     return series
@@ -183,15 +193,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _cut(path: Path, last_step: int | None) -> None:
-    """Drop the rows after a step, and a last row that a crash left half written."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if last_step is not None and row["step"] <= last_step:
-            kept.append(line)
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    """Drop the rows after a step, and a last one that is half written."""
+    kept = [row for row in read_rows(path) if last_step is not None and row["step"] <= last_step]
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))

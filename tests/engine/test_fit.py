@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,23 @@ def test_a_resumed_run_remembers_its_evaluations(tmp_path: Path) -> None:
     ended, trainer, _ = train(tmp_path / "a", [9.9], patience=2, export="best")
     assert sorted(trainer.evaluations) == [2, 4, 6, 8]
     assert (ended.step, trainer.best) == (4, 4)
+
+
+@pytest.mark.parametrize(("record", "known"), [(11, [2, 4, 6, 8, 10]), (None, [10])])
+def test_a_half_written_record_keeps_no_run_from_being_resumed(
+    tmp_path: Path, record: int | None, known: list[int]
+) -> None:
+    """The disk was full, or the machine went down, while a row was written; or the whole file was lost."""
+    train(tmp_path / "a", SCORES)
+    shutil.rmtree(tmp_path / "a/checkpoints/step-0000000012")
+    file = tmp_path / "a" / "metrics.jsonl"
+    text = file.read_text()
+    file.unlink() if record is None else file.write_text(text[:-record])
+    ended, trainer, _ = train(tmp_path / "a", [0.7, 0.7])
+    assert sorted(trainer.evaluations) == [*known, 12]
+    assert ended.step == 12
+    if record is not None:
+        steps, expected = (
+            [json.loads(line)["step"] for line in each.splitlines()] for each in (file.read_text(), text)
+        )
+        assert steps == expected
