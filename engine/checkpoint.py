@@ -121,14 +121,17 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
-def prune_checkpoints(folder: Path, *, keep: int, best: str | None) -> None:
-    """Delete all but the newest ``keep`` whole checkpoints and the one named ``best``; call it after a save."""
+def prune_checkpoints(folder: Path, *, saved: str, keep: int, best: str | None) -> None:
+    """Delete all but the newest ``keep`` whole checkpoints up to the one just ``saved``, and the one named ``best``.
+
+    What is newer was passed over when the run was resumed, and may be whole by its sizes only.
+    """
     assert keep >= 1, keep
     for old in folder.glob("step-*.old"):  # left by a crash while a step was replaced; then it may be the only copy
         target = old.with_suffix("")
         remove(old) if target.exists() else old.rename(target)
     # Sizes only: reading gigabytes at every save would cost more than it finds. latest_checkpoint reads them.
-    whole = [path for path in _newest_first(folder) if _defect(path, checksums=False) is None]
+    whole = [p for p in _newest_first(folder) if p.name <= saved and _defect(p, checksums=False) is None]
     kept = {path.name for path in whole[:keep]} | {best}
     for path in [*_newest_first(folder), *folder.glob("step-*.partial")]:
         if path.name not in kept:

@@ -189,7 +189,7 @@ class Trainer:
 
     def _save(self) -> None:
         folder, is_main = self.run_directory.checkpoints, self.accelerator.is_main_process
-        save_checkpoint(
+        saved = save_checkpoint(
             folder,
             step=self.step,
             model=self._plain,
@@ -205,7 +205,7 @@ class Trainer:
         )
         if is_main:
             best = checkpoint_name(self.best) if self.evaluations else None
-            prune_checkpoints(folder, keep=self.section.keep, best=best)
+            prune_checkpoints(folder, saved=saved.name, keep=self.section.keep, best=best)
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, tracker: Tracker, progress: Progress) -> None:

@@ -182,7 +182,7 @@ def test_a_crash_while_replacing_leaves_the_old_one(tmp_path: Path):
     old = path.rename(path.with_name(f"{path.name}.old"))  # where the crash was: after the first of two renames
     assert latest_checkpoint(tmp_path) == old
     newest = save(tmp_path, 6)
-    prune_checkpoints(tmp_path, keep=1, best=path.name)
+    prune_checkpoints(tmp_path, saved=newest.name, keep=1, best=path.name)
     assert sorted(tmp_path.iterdir()) == [path, newest]
 
 
@@ -259,8 +259,19 @@ def test_prune_keeps_the_newest_whole_ones_and_the_best(tmp_path: Path):
     paths = [save(tmp_path, step) for step in range(1, 7)]
     (tmp_path / "step-0000000009.partial").mkdir()
     truncate(paths[4])
-    prune_checkpoints(tmp_path, keep=2, best="step-0000000002")
+    prune_checkpoints(tmp_path, saved=paths[5].name, keep=2, best="step-0000000002")
     assert sorted(tmp_path.iterdir()) == [paths[1], paths[3], paths[5]]
+
+
+def test_what_was_passed_over_is_not_kept_in_the_place_of_what_was_saved(tmp_path: Path):
+    """A damaged checkpoint may have the right sizes; being newer, it must not push out the one that is whole."""
+    older, newer = save(tmp_path, 100), save(tmp_path, 200)
+    flip_a_bit(newer)
+    assert latest_checkpoint(tmp_path) == older
+    saved = save(tmp_path, 110)
+    prune_checkpoints(tmp_path, saved=saved.name, keep=1, best=None)
+    assert [*tmp_path.iterdir()] == [saved]
+    assert latest_checkpoint(tmp_path) == saved
 
 
 def test_state_is_plain_json(tmp_path: Path):
