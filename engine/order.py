@@ -7,8 +7,11 @@ follow each other with one sequence length go through one stream.
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,10 +174,36 @@ class Steps(Dataset[StepData]):
         )
 
 
+class Packets(Dataset[bytes]):
+    """Steps as they cross from a worker to the process that trains: each one string of bytes.
+
+    Left to itself torch opens shared memory, a file descriptor and a connection for every tensor. A step of many
+    micro-batches has thousands, which is slow and more than a process may have open.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> bytes:
+        packet = io.BytesIO()
+        _Packer(packet, protocol=5).dump(self.steps[step])
+        return packet.getvalue()
+
+
+class _Packer(pickle.Pickler):
+    """Pickles tensors as the arrays they were made from."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
 def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Iterator[StepData]:
     """The steps from ``start`` on, prepared ahead by ``num_workers`` processes; their number changes nothing else."""
     loader = DataLoader(
-        steps,
+        Packets(steps) if num_workers else steps,
         batch_size=None,
         sampler=range(start, len(steps)),
         num_workers=num_workers,
@@ -182,7 +211,8 @@ def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Ite
         prefetch_factor=4 if num_workers else None,
         persistent_workers=False,
     )
-    for data in loader:
+    for item in loader:
+        data: StepData = pickle.loads(item) if num_workers else item
         if pin_memory:
             data.micro_batches[:] = [batch.pin_memory() for batch in data.micro_batches]
         yield data

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def ids(steps: Steps, step: int) -> list[int]:
 
 def taken(data: StepData) -> list[int]:
     return sorted(i for batch in data.micro_batches for i in batch.targets["id"].tolist())
+
+
+def tensors(batch: PackedBatch) -> list[torch.Tensor]:
+    """All of them."""
+    plan = batch.attention
+    found = [batch.input_ids, batch.token_type_ids, batch.position_ids, batch.cu_seqlens, *batch.targets.values()]
+    return [*found, plan.gather, plan.scatter, plan.starts, *(bias for bias in plan.biases if bias is not None)]
 
 
 def test_an_epoch_visits_every_example_once() -> None:
@@ -189,6 +197,26 @@ def test_workers_change_nothing() -> None:
     assert all_ids(0) == all_ids(2)
 
 
+def test_a_step_from_a_worker_is_the_same_to_the_bit_and_takes_no_descriptors() -> None:
+    """However many micro-batches it has: a process may have 1,024 files open, and a large step has more tensors."""
+
+    def loaded(num_workers: int) -> list[StepData]:
+        plan = steps((2000,), (Phase(batch_size=100),), total_steps=2, micro_batch_tokens=60)
+        return list(load(plan, start=0, num_workers=num_workers, pin_memory=False))
+
+    expected, before = loaded(0), len(os.listdir("/dev/fd"))
+    found = loaded(1)
+    assert sum(len(tensors(batch)) for item in found for batch in item.micro_batches) > 300
+    assert len(os.listdir("/dev/fd")) < before + 30, "those of processes and queues"
+    for mine, other in zip(found, expected, strict=True):
+        one, two = ([each for b in item.micro_batches for each in tensors(b)] for item in (mine, other))
+        assert [each.dtype for each in one] == [each.dtype for each in two]
+        assert all(map(torch.equal, one, two))
+        assert replace(mine, micro_batches=[]) == replace(other, micro_batches=[])
+        kept = [(b.counts, b.squared_lengths, b.attention.shapes) for b in mine.micro_batches]
+        assert kept == [(b.counts, b.squared_lengths, b.attention.shapes) for b in other.micro_batches]
+
+
 def test_shares_are_even_and_complete() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -256,11 +284,8 @@ def test_every_tensor_of_a_batch_is_said_to_be_used(monkeypatch: pytest.MonkeyPa
     batch, used = steps()[0].micro_batches[0], []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: used.append(id(self)), raising=False)
     batch.used_on(None)  # type: ignore[arg-type]
-    plan = batch.attention
-    tensors = [batch.input_ids, batch.token_type_ids, batch.position_ids, batch.cu_seqlens, *batch.targets.values()]
-    tensors += [plan.gather, plan.scatter, plan.starts, *(bias for bias in plan.biases if bias is not None)]
-    assert any(bias is not None for bias in plan.biases)
-    assert sorted(used) == sorted(map(id, tensors))
+    assert any(bias is not None for bias in batch.attention.biases)
+    assert sorted(used) == sorted(map(id, tensors(batch)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
