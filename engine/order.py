@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -210,6 +211,9 @@ def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Ite
         pin_memory=False,
         prefetch_factor=4 if num_workers else None,
         persistent_workers=False,
+        # Forked, as Linux did by itself before Python 3.14: workers share what the sources hold instead of being sent
+        # a copy of it, and sources need not be picklable. That CUDA is running is no matter, as they never use it.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
     )
     for item in loader:
         data: StepData = pickle.loads(item) if num_workers else item

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -215,6 +217,19 @@ def test_a_step_from_a_worker_is_the_same_to_the_bit_and_takes_no_descriptors() 
         assert replace(mine, micro_batches=[]) == replace(other, micro_batches=[])
         kept = [(b.counts, b.squared_lengths, b.attention.shapes) for b in mine.micro_batches]
         assert kept == [(b.counts, b.squared_lengths, b.attention.shapes) for b in other.micro_batches]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started as the system does it")
+def test_sources_need_not_be_picklable() -> None:
+    """Whatever way Python starts processes by itself: since 3.14 it pickles what they are given."""
+    plan = steps(total_steps=2)
+    plan.streams[0].source.drawn_by = lambda: None  # type: ignore[attr-defined]
+    given = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        assert [data.step for data in load(plan, start=0, num_workers=1, pin_memory=False)] == [0, 1]
+    finally:
+        multiprocessing.set_start_method(given, force=True)
 
 
 def test_shares_are_even_and_complete() -> None:
