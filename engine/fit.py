@@ -84,7 +84,8 @@ class Trainer:
         ):
             meter, stopped = Meter(self.accelerator, self._plain), False
             if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
-                self._evaluate(tracker, progress)  # stopped between saving and evaluating
+                with meter.paused():
+                    self._evaluate(tracker, progress)  # stopped between saving and evaluating
             rate = learning_rate(self.optim, self.rhythm.total)
             asked = (lambda: signal.requested is not None), self._acted_on
             steps = [] if self._out_of_patience else self.steps(rate, *asked)
@@ -99,10 +100,10 @@ class Trainer:
                     progress.show(values)
                 evaluation_due = self.rhythm.due(info.step, self.rhythm.evaluate) and not stopped
                 if self.rhythm.due(info.step, self.rhythm.save) or evaluation_due or stopped:
-                    self._save()
-                if evaluation_due:
-                    self._evaluate(tracker, progress)
-                meter.resume_clock()
+                    with meter.paused():
+                        self._save()
+                        if evaluation_due:
+                            self._evaluate(tracker, progress)
                 if stopped or (evaluation_due and self._out_of_patience):
                     break
             if stopped:

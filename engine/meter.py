@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -30,10 +32,14 @@ class Meter:
         self._sums, self._tokens, self._examples, self._flops, self._steps = Sums(), 0, 0, 0.0, 0
         self._since = time.perf_counter()
 
-    def resume_clock(self) -> None:
-        """Time spent saving and evaluating is not training time."""
-        if not self._steps:
-            self._since = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in it is not training time: saving and evaluating, wherever they fall between two readings."""
+        if self._accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self._accelerator.device)  # for steps that are queued still, which are training
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def add(self, info: StepInfo) -> None:
         """Note one step."""

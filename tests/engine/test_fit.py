@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine import fit, meter
 from engine.batch import PackedBatch, pack
 from engine.config import validate
 from engine.evaluate import HeldOut
@@ -145,3 +147,31 @@ def test_a_half_written_record_keeps_no_run_from_being_resumed(
             [json.loads(line)["step"] for line in each.splitlines()] for each in (file.read_text(), text)
         )
         assert steps == expected
+
+
+def test_saving_and_evaluating_are_not_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 8 tokens takes a second by this clock, wherever what takes longer falls between two readings."""
+    now = [0.0]
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds: float, owner: Any, name: str) -> None:
+        done = getattr(owner, name)
+
+        def late(*given: Any, **named: Any) -> Any:
+            now[0] += seconds
+            return done(*given, **named)
+
+        monkeypatch.setattr(owner, name, late)
+
+    takes(1, Weight, "forward")
+    takes(100, fit, "save_checkpoint")
+    takes(1000, Scripted, "evaluate")
+    rhythm = {"log_every": 5, "save_every": 4, "evaluate_every": 3}
+    ended, *_ = train(tmp_path / "a", SCORES, **rhythm)
+    shutil.rmtree(tmp_path / "a/checkpoints/step-0000000012")
+    file = tmp_path / "a/metrics.jsonl"
+    file.write_text("")  # so that the resumed run evaluates before its first step
+    resumed, *_ = train(tmp_path / "a", SCORES, **rhythm)
+    speeds = [row.get("tokens_per_second") for row in map(json.loads, file.read_text().splitlines())]
+    assert speeds == [None, 8, 8, None]
+    assert ended.tokens_per_second == resumed.tokens_per_second == 8
