@@ -40,7 +40,10 @@ def places(side_by_side: int | None) -> list[dict[str, str]]:
     gpus, cores = torch.cuda.device_count(), num_cores()
     number = side_by_side or gpus or cores
     if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": str(place % gpus)} for place in range(number)]
+        # Of those that this process was given, by number or by name; torch counts no others.
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = given.split(",") if given else [*map(str, range(gpus))]
+        return [{"CUDA_VISIBLE_DEVICES": names[place % gpus].strip()} for place in range(number)]
     return [{"OMP_NUM_THREADS": str(max(1, cores // number))}] * number
 
 

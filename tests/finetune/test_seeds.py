@@ -105,7 +105,11 @@ def test_places_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs.places(None) == [{"OMP_NUM_THREADS": "1"}] * 8
     assert jobs.places(3) == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setattr(jobs.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(4)] == ["0", "1", "0", "1"]
+    for given in (["4", "5"], ["GPU-8932f937", "GPU-3fb1c2aa"]):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ", ".join(given))
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(3)] == [*given, given[0]]
 
 
 def test_the_table_names_models_that_learned_nothing(tmp_path: Path) -> None:
