@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine.config import InputError
 from engine.environment import free_memory
 from engine.loop import share_of_loss
-from engine.objective import Objective, Source
+from engine.objective import Objective, Source, settled
 from engine.phase import Phase
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def largest_micro_batch(
     with _undisturbed(plain, device), _reserved(optimizer, device) as reserved:
 
         def needs(examples: int) -> int | None:
-            batch = source.collate(np.repeat(row, examples)).to(device)
+            batch = source.collate(settled(source, np.repeat(row, examples))).to(device)
             return _bytes_needed(plain, batch)
 
         first = max(1, _FIRST // length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ class OneBlock(Lengths):
         return super().plan(epoch, 1)
 
 
+class Deciding(Lengths):
+    """Examples of a step settle their number of targets together; until then there is none."""
+
+    def plan(self, epoch: int, block: int) -> np.ndarray:
+        rows = np.zeros(len(self.lengths) * block, np.dtype([("length", np.int64), ("targets", np.int64)]))
+        rows["length"] = self.lengths * block
+        return rows
+
+    def settle(self, rows: np.ndarray) -> np.ndarray:
+        rows = rows.copy()
+        rows["targets"] = 3
+        return rows
+
+    def collate(self, rows: np.ndarray) -> PackedBatch:
+        batch = super().collate(rows)
+        return replace(batch, counts={"examples": int(rows["targets"].sum())})
+
+
 class Limited(Objective):
     """Out of memory above so many tokens; keeps 4 bytes a token for its backward pass."""
 
@@ -62,10 +81,12 @@ class Limited(Objective):
         super().__init__()
         self.weight, self.dropout, self.limit = nn.Parameter(torch.ones(1)), Dropout(0.5), limit
         self.seen: list[int] = []
+        self.counted: list[int] = []
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         assert self.training
         self.seen.append(batch.num_tokens)
+        self.counted.append(batch.counts["examples"])
         if batch.num_tokens > self.limit:
             raise torch.OutOfMemoryError("no memory left")
         values = self.dropout(self.weight * torch.ones(batch.num_tokens))
@@ -122,6 +143,12 @@ def test_the_longest_examples_of_all_phases_are_tried() -> None:
     objective = Limited()
     assert largest(objective, Lengths(9, 128), Lengths(512, 40), batch_sizes=(64, 8)) == 64 * 512
     assert {tokens % 512 for tokens in objective.seen} == {0}
+
+
+def test_what_is_tried_has_targets_as_a_step_has() -> None:
+    objective = Limited()
+    largest(objective, Deciding(100), batch_sizes=(33,))
+    assert objective.counted == [3 * tokens // 100 for tokens in objective.seen]
 
 
 @pytest.mark.parametrize(("limit", "first", "kept"), [(1, 1, 1), (2, 1, 1), (8, 8, 6), (0, 1, 0), (7, 8, 0)])
