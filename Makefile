@@ -53,6 +53,9 @@ $(if $(and $(MAKECMDGOALS),$(STRAY)),$(error make $(MAKECMDGOALS) does not take 
 $(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$(filter-out 0 1,$(GPUS) $(PROCESSES) $(MACHINES))),\
   $(error with SEEDS=$(SEEDS) a run is one process, with a GPU or cores of its own; leave out GPUS, PROCESSES and MACHINES))
 
+$(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\
+  $(error PROCESSES=$(PROCESSES) is for CPUs; with GPUS=$(GPUS) each GPU has one process, leave out the other))
+
 # One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
 # accelerate launch, with every flag said so that no default file of the user's can speak.
 ifneq ($(GPUS),0)
@@ -68,7 +71,7 @@ else
 endif
 
 # Nothing of ours needs a network once the data is there; a Hub id does, and says HUB=1.
-export HF_HUB_OFFLINE ?= $(if $(or $(HUB),$(findstring hub:,$(DATA) $(ARGS))),0,1)
+export HF_HUB_OFFLINE ?= $(if $(or $(filter-out 0,$(HUB)),$(findstring hub:,$(DATA) $(ARGS))),0,1)
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help

@@ -103,6 +103,7 @@ def test_data_becomes_a_list() -> None:
         ("data CONFIG=bert_mini PROCESSES=2", "make data does not take PROCESSES"),
         ("finetune SEEDS=2 PROCESSES=2", "with SEEDS=2 a run is one process"),
         ("distill TASK=rte SEEDS=2 GPUS=8", "with SEEDS=2 a run is one process"),
+        ("pretrain GPUS=2 PROCESSES=2", "PROCESSES=2 is for CPUs; with GPUS=2 each GPU has one process"),
         ("distill STUDENT=a", "STUDENT is for a task; give TASK="),
         ("distill CONFIG=tinybert_task", "tinybert_task is for a task; give TASK="),
     ],
@@ -111,6 +112,13 @@ def test_what_would_be_ignored_is_refused(given: str, said: str) -> None:
     done = dry_run(*given.split())
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(("given", "offline"), [("", "1"), ("HUB=0", "1"), ("HUB=1", "0"), ("DATA=hub:a/b", "0")])
+def test_the_hub_is_asked_only_where_one_says_so(monkeypatch: pytest.MonkeyPatch, given: str, offline: str) -> None:
+    monkeypatch.delitem(OUTSIDE, "HF_HUB_OFFLINE", raising=False)
+    rule = "said: ; @echo offline $(HF_HUB_OFFLINE)"
+    assert would_run("--eval", rule, "said", "data", *given.split()).startswith(f"echo offline {offline} ")
 
 
 def test_variables_of_other_programs_are_left_to_them() -> None:
