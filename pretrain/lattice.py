@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class Lattice:
         SentencePiece splits so by default. The "▁" that opens a word goes with whatever follows.
         """
         characters, index = np.unique(self._points, return_inverse=True)
-        names = [_kind(chr(point)) for point in characters.tolist()]
+        names = [kind(chr(point)) for point in characters.tolist()]
         numbers = {name: number for number, name in enumerate(sorted(set(names)))}
         kinds = np.array([numbers[name] for name in names])[index]
         opening = self._starts[self._lengths > 1]
@@ -177,7 +178,8 @@ class Lattice:
         return order, base, best, back
 
 
-def _kind(character: str) -> str:
+@cache
+def kind(character: str) -> str:
     """Script of a letter, or what else a character is."""
     if character.isdigit():
         return "digit"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -112,7 +112,9 @@ def corpus_report(prepared: PreparedCorpus) -> str:
             f"{part.num_documents:,} documents ({single:.1%} of one sentence), {part.num_sentences:,} sentences "
             f"(mean {part.num_tokens / part.num_sentences:.1f} tokens), {part.num_tokens:,} tokens",
         ))  # fmt: skip
-    rows.append(("vocabulary", f"{manifest['vocab_size']:,} pieces, {int((prepared.unigrams > 0).sum()):,} in use"))
+    used, unknown = int((prepared.unigrams > 0).sum()), prepared.tokenizer().unk_token_id
+    share = 0.0 if unknown is None else prepared.unigrams[cast(int, unknown)] / prepared.unigrams.sum()
+    rows.append(("vocabulary", f"{manifest['vocab_size']:,} pieces, {used:,} in use; {share:.2%} of tokens unknown"))
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
 
 

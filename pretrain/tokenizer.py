@@ -22,7 +22,9 @@ from engine.config import ConfigError, Section
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4."""
-_ALPHABET = 1000
+_ALPHABET, _COVERAGE = 1000, 0.9995
+"""Characters of an alphabet: the most frequent so many, or, of Chinese and Japanese, all that make up this share of
+text. The rest, 1 in 2,000, become [UNK]; SentencePiece advises the share for scripts with thousands of characters."""
 _SMALLEST = 64
 _CACHED_WORDS = 400_000
 
@@ -59,7 +61,7 @@ def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrain
     """
     texts, size = list(texts), section.vocab_size
     normalizer = normalizers.BertNormalizer(lowercase=section.lowercase)
-    characters = _characters(texts, normalizer)[:_ALPHABET]
+    characters = _characters(texts, normalizer)
     vocabulary_of = cache(lambda number: _wordpieces(texts, normalizer, sorted(characters[:number]), section))
     # A small vocabulary keeps half its pieces for what is longer than a character.
     least = min(len(characters), (size - len(SPECIALS)) // 4)
@@ -118,13 +120,16 @@ def _wordpieces(
 
 
 def _characters(texts: Sequence[str], normalizer: Any) -> list[str]:
-    """All characters, the most frequent first, ties by code point."""
+    """The characters of an alphabet, the most frequent first, ties by code point."""
     counts = np.zeros(0x110000, np.int64)
     for start in range(0, len(texts), 1000):
         text = normalizer.normalize_str(" ".join(texts[start : start + 1000]))
         counts += np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32), minlength=len(counts))
     points = [int(point) for point in np.flatnonzero(counts) if not chr(point).isspace()]
-    return [chr(point) for point in sorted(points, key=lambda point: -counts[point])]
+    points.sort(key=lambda point: -counts[point])
+    covered = np.cumsum(counts[points])
+    enough = int(np.searchsorted(covered, _COVERAGE * counts[points].sum())) + 1
+    return [chr(point) for point in points[: max(_ALPHABET, enough)]]
 
 
 class WordEncoder:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
+from hashlib import blake2b
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
 from transformers import AlbertTokenizer, PreTrainedTokenizerBase
 
-from pretrain.lattice import Lattice
+from engine.config import InputError
+from pretrain.lattice import Lattice, kind
 from pretrain.tokenizer import TokenizerSection, fewest, too_few_pieces
 
 SPECIALS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
@@ -31,9 +34,15 @@ def train_unigram(texts: Iterable[str], section: TokenizerSection) -> PreTrained
     """Train an ALBERT tokenizer; the same texts in any order give the same vocabulary and scores.
 
     Lower-casing also strips accents and decomposes characters (NFKD), as in ALBERT; a cased tokenizer does neither.
-    Raises ``ConfigError`` when the texts do not support a vocabulary of the size asked for.
+    Raises ``ConfigError`` when the texts do not support a vocabulary of the size asked for, and ``InputError`` when
+    they are no text.
     """
     words, counts = _count_words(texts, _tokenizer([], section))
+    if not words:
+        raise InputError(
+            f"the text to train a vocabulary on has no word of less than {_LONGEST_WORD} characters; check data.path "
+            "and data.text, separate words by spaces, or give an existing tokenizer: tokenizer.path"
+        )
     wanted = section.vocab_size - len(SPECIALS) - len(SYMBOLS)
     characters, seeds = _characters(words, counts)[:wanted], _SEEDS_PER_PIECE * wanted
     over = cache(lambda n: Lattice(words, counts, sorted(characters[:n]), SYMBOLS, section.min_frequency, seeds))
@@ -63,7 +72,11 @@ def _tokenizer(scored: list[tuple[str, float]], section: TokenizerSection) -> Pr
 
 
 def _count_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], np.ndarray]:
-    """The normalised words, each opened by "▁", in the order of their code points, and how often they occur."""
+    """The normalised words, each opened by "▁", in the order of their code points, and how often they occur.
+
+    Of several as frequent, those of text without spaces are chosen by a hash: they are many, and in the order of their
+    code points it would be those that begin alike.
+    """
     normalizer = cast(Any, tokenizer).backend_tokenizer.normalizer
     raw: Counter[str] = Counter()
     for text in texts:
@@ -71,10 +84,24 @@ def _count_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> tu
     words: Counter[str] = Counter()
     for word, count in raw.items():
         for part in normalizer.normalize_str(word).split():
-            words["▁" + part] += count
-    frequent = sorted((word for word in words if len(word) <= _LONGEST_WORD), key=lambda word: (-words[word], word))
+            for run in _runs("▁" + part):
+                words[run] += count
+    frequent = sorted(
+        (word for word in words if len(word) <= _LONGEST_WORD),
+        key=lambda word: (-words[word], "" if word[0] == "▁" else blake2b(word.encode()).hexdigest(), word),
+    )
     kept = sorted(frequent[:_MOST_WORDS])
     return kept, np.array([words[word] for word in kept], np.int64)
+
+
+def _runs(word: str) -> list[str]:
+    """The word itself, or, if it is a sentence of a language without spaces, its runs of one script, no piece crossing
+    from one to the next. Long words of nothing but ASCII are addresses and the like, which teach nothing."""
+    if len(word) <= _LONGEST_WORD or word[1:].isascii():
+        return [word]
+    first, *rest = ("".join(run) for _, run in groupby(word[1:], kind))
+    runs = "▁" + first, *rest
+    return [run[start : start + _LONGEST_WORD] for run in runs for start in range(0, len(run), _LONGEST_WORD)]
 
 
 def _characters(words: list[str], counts: np.ndarray) -> list[str]:

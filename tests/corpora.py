@@ -77,6 +77,15 @@ def write_text(path: Path, num_documents: int = 40, seed: int = 0) -> Path:
     return path
 
 
+def unspaced_text(num_documents: int, characters: int = 1500, seed: int = 0) -> list[str]:
+    """Documents of one paragraph of several sentences without spaces; a few ideographs are frequent, most are rare."""
+    rng = np.random.default_rng(seed)
+    share = 1 / (np.arange(characters) + 3)
+    points = 0x4E00 + rng.permutation(characters)
+    sentence = lambda: "".join(map(chr, rng.choice(points, rng.integers(15, 40), p=share / share.sum()))) + "。"  # noqa: E731
+    return ["".join(sentence() for _ in range(5)) for _ in range(num_documents)]
+
+
 def korean_text(num_documents: int, seed: int = 0) -> list[list[str]]:
     """Documents of Korean sentences about a topic each, grammatical though of little sense; a sentence an entry."""
     rng = np.random.default_rng(seed)

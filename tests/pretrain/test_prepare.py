@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def test_manifest_and_report_state_the_numbers(tmp_path: Path) -> None:
     assert f"{prepared.train.num_tokens:,} tokens" in report
     assert "60 documents" in report
     assert "120 pieces" in report
+    assert "in use; 0.00% of tokens unknown" in report
+    some = np.where(np.arange(120) == 1, 7, prepared.unigrams * 0 + 1)
+    assert f"120 in use; {7 / 126:.2%} of tokens unknown" in corpus_report(replace(prepared, unigrams=some))
 
 
 def test_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:

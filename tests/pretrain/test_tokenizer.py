@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers.normalizers import BertNormalizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from engine.config import ConfigError
@@ -18,6 +19,7 @@ from engine.load import load_tokenizer
 from engine.pydocs import _read_topics
 from pretrain import tokenizer as module
 from pretrain.tokenizer import SPECIALS, TokenizerSection, WordEncoder, train_wordpiece
+from tests.corpora import unspaced_text
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))
 
@@ -192,3 +194,19 @@ def test_word_encoder_on_real_text() -> None:
     tokenizer = train_wordpiece(lines, TokenizerSection(vocab_size=8000))
     german = (DATA / "multi30k_en_de/val.de").read_text().splitlines()
     assert WordEncoder(tokenizer).encode_batch([*lines, *german]) == reference(tokenizer, [*lines, *german])
+
+
+def test_an_alphabet_of_more_characters_where_the_text_has_them() -> None:
+    texts = unspaced_text(250)
+    tokenizer = train_wordpiece(texts, TokenizerSection(vocab_size=1300))
+    ids = [token for encoded in tokenizer(texts)["input_ids"] for token in encoded]
+    assert ids.count(SPECIALS.index("[UNK]")) / len(ids) < 0.03
+    with pytest.raises(ConfigError, match=r"the corpus supports 1[45]\d\d; set"):
+        train_wordpiece(texts, TokenizerSection(vocab_size=3000))
+
+
+def test_characters_that_hardly_occur_are_none_of_an_alphabet() -> None:
+    texts = ["the old mill " * 5000, "".join(chr(0x4E00 + number) for number in range(1200)) * 2]
+    normalizer = BertNormalizer()
+    assert 1150 < len(module._characters(texts, normalizer)) < 1209
+    assert len(module._characters([texts[0] * 200, texts[1]], normalizer)) == 1000

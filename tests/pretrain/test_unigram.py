@@ -13,15 +13,15 @@ from typing import Any, cast
 import pytest
 from transformers import AlbertTokenizer, AutoTokenizer, PreTrainedTokenizerBase
 
-from engine.config import ConfigError
+from engine.config import ConfigError, InputError
 from engine.load import load_tokenizer
 from engine.pydocs import _read_topics
 from pretrain.corpus import CorpusSection
 from pretrain.masking import word_starts
 from pretrain.prepare import prepare
 from pretrain.tokenizer import TokenizerSection, WordEncoder
-from pretrain.unigram import SPECIALS, SYMBOLS, train_unigram
-from tests.corpora import korean_text, write_text
+from pretrain.unigram import SPECIALS, SYMBOLS, _runs, train_unigram
+from tests.corpora import korean_text, unspaced_text, write_text
 from tests.pretrain.test_tokenizer import TRICKY, random_texts, reference
 
 KOREAN = [" ".join(document) for document in korean_text(5)]
@@ -138,3 +138,23 @@ def test_a_corpus_is_prepared_with_it(tmp_path: Path) -> None:
     assert isinstance(first.tokenizer(), AlbertTokenizer)
     assert first.manifest["files"] == second.manifest["files"]
     assert first.unigrams[1] == 0, "no unknown tokens"
+
+
+def test_text_without_spaces_is_cut_into_runs_of_a_script() -> None:
+    texts = unspaced_text(250)
+    tokenizer = train_unigram(texts, section(2500))
+    ids = [token for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in encoded]
+    assert ids.count(SPECIALS.index("<unk>")) / len(ids) < 0.03
+    pieces = [piece.removeprefix("▁") for piece in tokenizer.get_vocab()]
+    assert sum(len(piece) > 1 and piece[0] >= "\u4e00" for piece in pieces) > 1200
+    assert not [piece for piece in pieces if len(piece) > 1 and "。" in piece]
+    assert model_of(tokenizer) == model_of(train_unigram(texts[::-1], section(2500)))
+    word = "▁" + "漢字" * 40 + "、かな" + "3" * 5
+    runs = [word[:64], word[64:81], "、", "かな", "33333"]
+    assert _runs(word) == runs
+    assert (_runs("▁" + "漢" * 63), _runs("▁" + "a/" * 99)) == (["▁" + "漢" * 63], ["▁" + "a/" * 99])
+
+
+def test_text_of_nothing_but_overlong_words_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no word of less than 64 characters; check data.path"):
+        train_unigram(["0123456789abcdef" * 10], section())
