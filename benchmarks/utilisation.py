@@ -1,8 +1,9 @@
 """How well a device is used: ``python -m benchmarks.utilisation key=value ...``.
 
 Tokens a second of whole training runs (loader, masks, loop, optimizer) over the sizes of BERT and ELECTRA-Small, and
-which share that is of what large matrix products reach on the device in bfloat16. Beside it the conventional step, with
-as many tokens in a batch, padded. It takes the GPU where there is one; on a CPU give fewer tokens and steps.
+which share that is of what large matrix products reach on the device in bfloat16. Where it waits for data, the
+loader is what was measured, and more workers help. Beside it the conventional step, with as many tokens in a batch,
+padded. It takes the GPU where there is one; on a CPU give fewer tokens and steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,7 @@ from engine.config import Section, read_values, validate
 from engine.environment import environment
 from engine.loop import training_steps
 from engine.optim import OptimSection, build_optimizer
-from engine.order import Steps, load
+from engine.order import AHEAD, StepData, Steps, load
 from engine.phase import Phase
 from engine.plot import markdown
 from engine.run import RunSection, start_accelerator
@@ -47,7 +48,7 @@ WORKLOADS = {name.removeprefix("sizes_"): workload for name, workload in SIZES.i
     "electra_small_12x256": Workload("pretrain", "electra", 12, 256)
 }
 WARM = 5
-"""Steps that are not timed."""
+"""Steps that are not timed, beside those that workers made meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,24 @@ class Speed:
     """Real ones."""
     flops: float
     """Of the matrix products that it needs by our count; none is counted for the baseline."""
+    waiting: float = 0.0
+    """Share of the second that the host waited for data; the baseline's lies ready."""
+
+
+class Waited:
+    """Data, and the seconds that were spent waiting for it."""
+
+    def __init__(self, data: Iterator[StepData]) -> None:
+        self._data, self.seconds = data, 0.0
+
+    def __iter__(self) -> Iterator[StepData]:
+        while True:
+            began = time.perf_counter()
+            item = next(self._data, None)
+            self.seconds += time.perf_counter() - began
+            if item is None:
+                return
+            yield item
 
 
 def device() -> torch.device:
@@ -92,25 +111,29 @@ def run_ours(workload: Workload, material: Material, tokens: int, steps: int, wo
         compile_layers(objective)
     trained = accelerator.prepare_model(objective.train())
     phase = Phase(batch_tokens=tokens, sequence_length=workload.sequence_length)
-    source, total = ours.source(workload, material), WARM + steps
+    # Warming up takes long, and meanwhile workers fill their queues: what these hold is no measure of the loader.
+    untimed = WARM + workers * AHEAD
+    source, total = ours.source(workload, material), untimed + steps
     data = Steps([source], [phase], total_steps=total, seed=SEED, micro_batch_tokens=tokens)
+    batches = Waited(load(data, start=0, num_workers=workers, pin_memory=accelerator.device.type == "cuda"))
     done = training_steps(
         accelerator,
         trained,
         build_optimizer(OptimSection(), objective),
-        load(data, start=0, num_workers=workers, pin_memory=accelerator.device.type == "cuda"),
+        batches,
         learning_rate=lambda _: LEARNING_RATE,
         max_gradient_norm=1.0,
         seed=SEED,
-        certain=lambda step: step in (WARM, total),
+        certain=lambda step: step in (untimed, total),
     )
-    for _ in islice(done, WARM):
+    for _ in islice(done, untimed):
         pass
-    began = finished()
+    began, waited = finished(), batches.seconds
     infos = [*done]
     seconds = finished() - began
     AcceleratorState._reset_state()
-    return Speed(sum(info.num_tokens for info in infos) / seconds, sum(info.flops for info in infos) / seconds)
+    tokens, flops = sum(info.num_tokens for info in infos), sum(info.flops for info in infos)
+    return Speed(tokens / seconds, flops / seconds, (batches.seconds - waited) / seconds)
 
 
 def run_conventional(workload: Workload, material: Material, steps: int) -> Speed:
@@ -126,13 +149,13 @@ def run_conventional(workload: Workload, material: Material, steps: int) -> Spee
 
 
 def median(run: Callable[[], Speed], rounds: int) -> Speed:
-    """Of each number; (0, 0) where the device's memory is not enough."""
+    """Of each number; 0 where the device's memory is not enough."""
     found = []
     with suppress(torch.OutOfMemoryError):
         found = [run() for _ in range(rounds)]
     if not found:
         return Speed(0.0, 0.0)
-    return Speed(*(statistics.median(values) for values in zip(*((s.tokens, s.flops) for s in found), strict=True)))
+    return Speed(*map(statistics.median, zip(*map(astuple, found), strict=True)))
 
 
 class UtilisationSection(Section):
@@ -144,8 +167,8 @@ class UtilisationSection(Section):
     """As torch runs them one operation after the other, and with ``run.compile``."""
     tokens: PositiveInt = 65536
     """Of a step."""
-    steps: PositiveInt = 40
-    """Timed ones of a training; the baseline takes a quarter of them."""
+    steps: PositiveInt = 160
+    """Timed ones of a training, several times as many as workers have ready; the baseline takes a quarter of them."""
     rounds: PositiveInt = 3
     """Trainings of each kind, of which the median is taken."""
     workers: NonNegativeInt = 8
@@ -180,6 +203,7 @@ def measure(section: UtilisationSection, material: Material, rate: float) -> Ite
             "conventional": theirs.tokens,
             "tflops": best.flops / 1e12,
             "utilisation": best.flops / rate,
+            "waiting": best.waiting,
         }
 
 
@@ -201,9 +225,14 @@ def _run(arguments: Sequence[str]) -> int:
             found.append(row)
             print(json.dumps(row), flush=True)
     kinds = [*section.layers, "conventional"]
-    head = ["tokens/s", *kinds, "TFLOP/s", "of matrix products"]
+    head = ["tokens/s", *kinds, "TFLOP/s", "of matrix products", "waiting for data"]
     cells = [
-        [row["size"], *(f"{row[kind]:,.0f}" for kind in kinds), f"{row['tflops']:.2f}", f"{row['utilisation']:.1%}"]
+        [
+            row["size"],
+            *(f"{row[kind]:,.0f}" for kind in kinds),
+            f"{row['tflops']:.2f}",
+            *(f"{row[share]:.1%}" for share in ("utilisation", "waiting")),
+        ]
         for row in found
     ]
     print("\n" + markdown([head, *cells]))

@@ -23,6 +23,9 @@ from engine.keyed import Permutation
 from engine.objective import Source, settled
 from engine.phase import Phase
 
+AHEAD = 4
+"""Steps that each worker has ready at most."""
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -209,7 +212,7 @@ def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Ite
         sampler=range(start, len(steps)),
         num_workers=num_workers,
         pin_memory=False,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=AHEAD if num_workers else None,
         persistent_workers=False,
         # Forked, as Linux did by itself before Python 3.14: workers share what the sources hold instead of being sent
         # a copy of it, and sources need not be picklable. That CUDA is running is no matter, as they never use it.

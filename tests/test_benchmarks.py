@@ -24,6 +24,7 @@ from benchmarks.same import CHECKS, check, train_both
 from benchmarks.turns import Contest, Ratio, measure
 from benchmarks.workload import SIZES, WORKLOADS, Workload
 from engine.config import read_values, validate
+from engine.order import AHEAD, load
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +199,26 @@ def test_how_a_device_is_used(material: Material, monkeypatch: pytest.MonkeyPatc
     assert row["plain"] > 0
     assert row["conventional"] > 0
     assert row["utilisation"] == pytest.approx(row["tflops"] * 1e3)
+    assert 0 < row["waiting"] < 1
+
+
+def test_batches_that_were_made_before_the_clock_started_are_not_timed(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers have eight steps ready when the model is warm; the clock starts behind them."""
+    monkeypatch.setattr(utilisation, "device", lambda: torch.device("cpu"))
+    taken, at_clock = [0], []
+
+    def counting(*given: Any, **named: Any) -> Iterator[Any]:
+        for item in load(*given, **{**named, "num_workers": 0}):
+            taken[0] += 1
+            yield item
+
+    def clock() -> float:
+        at_clock.append(taken[0])
+        return float(len(at_clock))
+
+    monkeypatch.setattr(utilisation, "load", counting)
+    monkeypatch.setattr(utilisation, "finished", clock)
+    utilisation.run_ours(small("sizes_tiny_2x128"), material, tokens=64, steps=3, workers=2, compiled=False)
+    assert at_clock == [utilisation.WARM + 2 * AHEAD, utilisation.WARM + 2 * AHEAD + 3]
