@@ -35,7 +35,7 @@ class RunSection(Section):
     name: str | None = None
     """Folder under ``run.dir``; without one it is taken from the configuration files."""
     dir: Path = Path("runs")
-    """Folder of all runs."""
+    """Folder of all runs; of several machines one that they share."""
     data_dir: Path = Path("data")
     """Folder of corpora, prepared corpora and downloaded tasks."""
     seed: int = 12345
