@@ -84,7 +84,8 @@ class Pretraining(Stage):
         return objective
 
     def plan(self, trainer: Trainer) -> str:
-        """Model, sizes of the batches and one example."""
+        """Model, sizes of the batches, how much is predicted and one example."""
+        config, below = self.config, f"\n{'':<12}"
         rows, _ = Stream(trainer.sources[0], self.config.run.seed).take(Cursor(), 1)
         example = show_example(trainer.sources[0].collate(rows), self.tokenizer)
         objective = self.accelerator.unwrap_model(trainer.objective)
@@ -92,12 +93,14 @@ class Pretraining(Stage):
         models = " and ".join(
             type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
         )
-        batches = ", ".join(map(str, self.config.train.phases))
-        start = f"\n{'':<12}".join(self.weights)
+        batches = ", ".join(map(str, config.train.phases))
+        lengths = dict.fromkeys(phase.sequence_length for phase in config.train.phases)
+        start, predicted = below.join(self.weights), below.join(map(config.objective.predicted, lengths))
         return (
             f"model       {models}, {size:,} parameters\n"
             f"weights     {start}\n"
-            f"training    batch of a step x longest example: {batches}\n\n"
+            f"training    batch of a step x longest example: {batches}\n"
+            f"predicted   {predicted}\n\n"
             f"first example\n{example}"
         )
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
-from engine.config import Section, check_sections, read_values, validate
+from engine.config import check_sections, read_values, validate
 from engine.objective import objective_module
 from engine.stage import StageConfig, run_name
 from pretrain.corpus import CorpusSection
 from pretrain.model import ModelSection
-from pretrain.start import adopt
+from pretrain.start import ObjectiveSection, adopt
 from pretrain.tokenizer import TokenizerSection
 
 
@@ -22,7 +22,7 @@ class PretrainConfig(StageConfig):
     data: CorpusSection = CorpusSection()
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection = ModelSection()
-    objective: SerializeAsAny[Section]
+    objective: SerializeAsAny[ObjectiveSection]
     """``type`` names a file in ``pretrain/objectives``; the other keys are that file's ``Config``."""
 
     @model_validator(mode="after")

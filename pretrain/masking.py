@@ -27,13 +27,13 @@ class Masked:
     """(M,) the original ids there."""
 
 
-def num_predictions(lengths: np.ndarray, rate: float, maximum: int) -> np.ndarray:
+def num_predictions(lengths: np.ndarray | int, rate: float, maximum: int) -> np.ndarray:
     """How many tokens of each example are predicted: ``min(maximum, max(1, round(rate * length)))``, special tokens
     counted.
 
     Rounds half to even, like the original (``create_pretraining_data.py``).
     """
-    return np.minimum(maximum, np.maximum(1, np.rint(lengths * rate))).astype(np.int64)
+    return np.minimum(maximum, np.maximum(1, np.rint(np.asarray(lengths) * rate))).astype(np.int64)
 
 
 def mask_tokens(

@@ -28,6 +28,10 @@ class ObjectiveSection(Section):
         """Values of this section's keys that follow from existing weights; ``ConfigError`` if it cannot train them."""
         return {}
 
+    def predicted(self, sequence_length: int) -> str:
+        """How many tokens of an example of this length are predicted, and what else than the rate decides that."""
+        raise NotImplementedError
+
 
 def adopt(values: dict[str, Any], sources: dict[str, str], section: type[ObjectiveSection]) -> None:
     """Complete the plain ``values`` of a configuration, in place, by what the weights of ``model.from`` decide.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from finetune.__main__ import main as finetune
 from finetune.config import load_config as finetuning
 from pretrain.__main__ import main as pretrain
 from pretrain.config import load_config, objective_of
+from tests.corpora import random_tokens, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
@@ -100,6 +102,44 @@ def test_task_opens_with_a_command_that_has_its_data(path: Path) -> None:
 def test_a_configuration_holds_only_differences() -> None:
     for path in [*CONFIGS, *STUDENTS]:
         assert len(path.read_text().splitlines()) <= 40, path
+
+
+HALF_HOUR = str(ROOT / "configs/half_hour.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["bert_docs"], "26 of 64 tokens"),
+        (["bert_base"], "19 of 128 tokens"),
+        (["electra_base"], "77 of 512 tokens"),
+        (["pairs_mini"], "51 of 128 tokens"),
+        (["albert_docs", "objective.masking.max_predictions=null"], "26 of 64 tokens"),
+        (["albert_docs"], "20 of 64 tokens: objective.masking.max_predictions=20 decides, not the rate of 0.4, which"),
+        (["albert_mini", HALF_HOUR, "objective.masking.rate=0.4"], "20 of 128 tokens: "),
+        (
+            ["albert_mini", HALF_HOUR, "objective.masking.rate=0.4", "objective.masking.max_predictions=null"],
+            "51 of 128",
+        ),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_how_much_is_predicted_is_said(given: list[str], said: str) -> None:
+    """With what decides, if that is not the rate; and it is what is done."""
+    name, *more = given
+    config = load_config([str(ROOT / f"configs/pretrain/{name}.yaml"), *more])
+    length = config.train.phases[0].sequence_length
+    found = config.objective.predicted(length)
+    assert found.startswith(said)
+    assert ("decides" in found) == (":" in said)
+    tokens = random_tokens(40, sentences=(40, 60), vocab_size=512)
+    source = objective_of(config).source(config.objective, tokens, tiny_tokenizer(), sequence_length=length, seed=1)
+    batch = source.collate(source.plan(0, 0)[:200])
+    lengths = batch.cu_seqlens.diff()
+    predicted = np.bincount(np.searchsorted(batch.cu_seqlens, batch.targets["masked_positions"], side="right") - 1)
+    whole = predicted[: len(lengths)][lengths[: len(predicted)] == length]
+    assert len(whole)
+    assert whole.max() == int(found.split()[0])
 
 
 TASK = [f"{ROOT}/configs/distill/tinybert_task.yaml", f"{ROOT}/configs/finetune/sst2.yaml"]

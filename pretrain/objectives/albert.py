@@ -56,6 +56,10 @@ class Config(ObjectiveSection):
     sharing: Sharing = "all"
     """What the layers share: everything, their attention or their feed-forward parts only, or nothing (Table 4)."""
 
+    def predicted(self, sequence_length: int) -> str:
+        """The masking's."""
+        return self.masking.predicted(sequence_length)
+
     @classmethod
     def decided_by(cls, weights: Weights) -> dict[str, Any]:
         """The width of the embeddings, and what the layers share."""

@@ -34,6 +34,10 @@ class Config(ObjectiveSection):
     short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of document passes with a random shorter target length."""
 
+    def predicted(self, sequence_length: int) -> str:
+        """The masking's."""
+        return self.masking.predicted(sequence_length)
+
 
 def source(
     config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int

@@ -27,6 +27,7 @@ from engine.objective import Objective, Term
 from pretrain.detection import detection_terms
 from pretrain.electra_examples import mask_slots, segment_pairs
 from pretrain.examples import DocumentSource, FlatExamples
+from pretrain.masking import num_predictions
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens
 from pretrain.start import ObjectiveSection
@@ -56,6 +57,15 @@ class Config(ObjectiveSection):
     short_probability: Probability = 0.05
     """Share of examples with a random shorter target length."""
 
+    def most(self, sequence_length: int) -> int:
+        """Predictions in an example, at most, where sequences have this length."""
+        return max(1, int((self.rate + 0.005) * sequence_length))
+
+    def predicted(self, sequence_length: int) -> str:
+        """The rate's, cut as the original cuts it."""
+        predicted = num_predictions(sequence_length, self.rate, self.most(sequence_length))
+        return f"{int(predicted)} of {sequence_length} tokens"
+
     @classmethod
     def decided_by(cls, weights: Weights) -> dict[str, Any]:
         """The width of the embeddings and, where a generator lies beside the discriminator, of that."""
@@ -80,7 +90,7 @@ def source(
             examples.keys,
             ~examples.special & (examples.input_ids != mask_id),
             rate=config.rate,
-            maximum=max(1, int((config.rate + 0.005) * sequence_length)),
+            maximum=config.most(sequence_length),
             mask_id=mask_id,
             replacement=config.replacement == "with",
         )

@@ -18,7 +18,7 @@ from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource, FlatExamples
-from pretrain.masking import mask_tokens, word_starts
+from pretrain.masking import mask_tokens, num_predictions, word_starts
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens, full_segments
 from pretrain.start import ObjectiveSection
@@ -37,6 +37,18 @@ class MaskingSection(Section):
     longest_ngram: Annotated[int, Field(ge=1, le=10)] = 1
     """Choose runs of up to so many words (or tokens), short ones more often; ALBERT's is 3."""
 
+    def most(self, sequence_length: int) -> int:
+        """Predictions in an example, at most, where sequences have this length."""
+        return self.max_predictions or int(np.ceil(self.rate * sequence_length))
+
+    def predicted(self, sequence_length: int) -> str:
+        """As :meth:`ObjectiveSection.predicted`."""
+        most, wanted = self.most(sequence_length), int(num_predictions(sequence_length, self.rate, sequence_length))
+        return f"{min(most, wanted)} of {sequence_length} tokens" + (
+            f": objective.masking.max_predictions={self.max_predictions} decides, not the rate of {self.rate:g}, which "
+            f"would be {wanted} (max_predictions=null)"
+        ) * (most < wanted)
+
 
 class Config(ObjectiveSection):
     """Section of this objective."""
@@ -44,6 +56,10 @@ class Config(ObjectiveSection):
     family: ClassVar[str] = "bert"
     type: Literal["mlm"] = "mlm"
     masking: MaskingSection = MaskingSection()
+
+    def predicted(self, sequence_length: int) -> str:
+        """The masking's."""
+        return self.masking.predicted(sequence_length)
 
 
 def masked_batch(
@@ -56,7 +72,7 @@ def masked_batch(
     """The function that masks flat examples and packs them, with pair ``labels`` where the objective has pairs."""
     pieces = [*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
     starts_word = word_starts(pieces, unigram=is_unigram(tokenizer))
-    maximum = section.max_predictions or int(np.ceil(section.rate * sequence_length))
+    maximum = section.most(sequence_length)
 
     def finish(examples: FlatExamples) -> PackedBatch:
         masked = mask_tokens(

@@ -109,7 +109,7 @@ def whole(folder: Path) -> str:
 
 def test_a_run_shows_what_it_does(folder: Path, whole: str) -> None:
     for part in (
-        "read ", "dropped", "train ", "held out", "parameters", "first example", "[CLS]", "label: ",
+        "read ", "dropped", "train ", "held out", "parameters", "predicted ", "first example", "[CLS]", "label: ",
         "step 12/12", "tokens/s", "min left", "unigrams, and copying", "majority class", "fill-mask",
         "export", "curves.png", "next ",
     ):  # fmt: skip
