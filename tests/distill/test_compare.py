@@ -348,7 +348,7 @@ def test_what_does_not_belong_together_is_refused(command: Any, tmp_path: Path) 
 
 def test_make_says_what_is_compared() -> None:
     said = would_run("compare", "TEACHER=a/export", "STUDENTS=b/export  c", "ARGS=rounds=9")
-    assert said == ".venv/bin/python -m distill.compare teacher=a/export 'students=[b/export, c]' rounds=9"
+    assert said == """.venv/bin/python -m distill.compare teacher=a/export 'students=["b/export", "c"]' rounds=9"""
 
 
 def test_only_whole_models_are_opened(tmp_path: Path) -> None:

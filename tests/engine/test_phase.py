@@ -27,7 +27,7 @@ def test_a_phase_is_shown_and_read_back(given: dict[str, Any], shown: str) -> No
     section = validate(TrainSection, {"phases": [given]})
     assert str(section.phases[0]) == shown
     assert validate(TrainSection, read_values([], under=section.model_dump(mode="json"))[0]) == section
-    assert "train.phases.batch_tokens" in describe(TrainSection, "train.")
+    assert "train.phases.0.batch_tokens" in describe(TrainSection, "train.")
 
 
 @pytest.mark.parametrize(
