@@ -31,6 +31,9 @@ class EncoderSection(Section):
     """Dropout of attention probabilities; the model's own where not given."""
     classifier_dropout: float | None = None
     """Dropout before the classifier; the model's own where not given."""
+    score_bias: Literal["zero", "mean"] = "zero"
+    """Where a fresh head for a score begins: at 0, as in the papers, or at the mean of the training scores. On the long
+    way from 0 a small encoder at a high rate can lose what it knew."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """``random`` draws all weights anew: the baseline that says what pretraining was worth."""
 
@@ -72,6 +75,8 @@ class FinetuneConfig(StageConfig):
         pairs = len(self.task.text) == 2 and self.task.type in ("classification", "multilabel", "regression")
         if self.train.both_orders and not pairs:
             raise ValueError(f"train.both_orders is for pairs of texts, and {self.task.name} has none")
+        if self.model.score_bias == "mean" and self.task.type != "regression":
+            raise ValueError(f"model.score_bias is for a score, and {self.task.name} is of type {self.task.type}")
         return self
 
 

@@ -33,6 +33,13 @@ def draw_head(model: PreTrainedModel, fresh: Sequence[str]) -> None:
                 nn.init.trunc_normal_(parameters[name], std=std, a=-2 * std, b=2 * std)
 
 
+def begin_at(model: PreTrainedModel, score: float) -> None:
+    """Let a head with one output, and small weights, answer about ``score`` to everything."""
+    parameters = dict(model.named_parameters())
+    (bias,) = [parameters[name] for name in head_parameters(model) if parameters[name].shape == (1,)]
+    nn.init.constant_(bias, score)
+
+
 def head_parameters(model: PreTrainedModel) -> list[str]:
     """Names of the parameters outside the encoder."""
     return [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]

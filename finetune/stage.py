@@ -23,7 +23,7 @@ from finetune.data import read_task, report
 from finetune.evaluate import Scored, predict
 from finetune.examples import Examples
 from finetune.kind import Predicted, kind_of
-from finetune.model import draw_head, head_parameters
+from finetune.model import begin_at, draw_head, head_parameters
 from finetune.report import (
     hardest_examples,
     model_card,
@@ -107,6 +107,9 @@ class Finetuning(Stage):
         same = section.weights == "pretrained" and self.kind.head_fits(read_config(section.from_))
         fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
+        labels = self.task.split("train").labels
+        if section.score_bias == "mean" and labels is not None and not same:
+            begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
         return self.kind.objective(model)
 

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from engine.encoders import FAMILIES
-from finetune.model import best_within, draw_head, log_softmax_within
+from finetune.model import begin_at, best_within, draw_head, head_parameters, log_softmax_within
 from tests.engine.families import tiny_config
 
 
@@ -28,6 +28,15 @@ def test_layer_norms_keep_their_ones_whatever_they_are_called(kind: str) -> None
     for name, each in drawn.items():
         assert each.abs().max() <= (0 if name.endswith("bias") else 0.04), name
         assert name.endswith("bias") or each.std() > 0.01, name
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_head_for_a_score_begins_where_it_is_told(kind: str) -> None:
+    model = AutoModelForSequenceClassification.from_config(tiny_config(kind, initializer_range=0.02, num_labels=1))
+    draw_head(model, head_parameters(model))
+    begin_at(model, 3.5)
+    ids = torch.randint(5, 90, (4, 9), generator=torch.Generator().manual_seed(0))
+    assert (model.eval()(ids).logits - 3.5).abs().max() < 0.5
 
 
 def test_softmax_within_is_the_softmax_of_each_owner() -> None:

@@ -135,6 +135,16 @@ def test_scores_and_several_labels(folder: Path, kind: str) -> None:
     assert model.config.problem_type == {"regression": "regression", "multilabel": "multi_label_classification"}[kind]
 
 
+def test_a_score_begins_at_the_mean_of_those_to_learn(folder: Path) -> None:
+    """The loss of the first step is then their variance, more or less, and not their square."""
+    task = write_task(folder / "mean", "regression")
+    given = [str(task), f"run.dir={folder}/runs", f"model.from={folder}/encoder", "train.steps=1", "run.threads=1"]
+    labels = [json.loads(line)["label"] for line in (folder / "mean/train.jsonl").read_text().splitlines()]
+    for start, expected in (("zero", np.mean(np.square(labels))), ("mean", np.var(labels))):
+        assert main([*given, f"run.name=from-{start}", f"model.score_bias={start}"]) == 0
+        assert losses(folder, f"from-{start}")[0] == pytest.approx(expected, rel=0.5)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, whole: Path) -> None:
     again = whole.with_name("again")
     shutil.copytree(whole, again)
@@ -225,6 +235,10 @@ def test_a_head_is_kept_only_for_the_same_labels(folder: Path, whole: Path) -> N
         (["recipe=electra_small"], "is not meant for the bert model"),
         (["recipe=bret"], "'bret' does not exist"),
         (["task.metrics=bleu"], "for classification there are accuracy"),
+        (
+            ["model.score_bias=mean"],
+            "model.score_bias is for a score, and classification_toy is of type classification",
+        ),
         (["task.label=lable"], "no column 'lable'; there are: 'first', 'second', 'label'"),
         (["task.labels=[red, green]"], "'blue'"),
         (["train.phases=[{batch_size: 8, sequence_length: 4}]"], "leaves no room"),
