@@ -25,7 +25,8 @@ from pretrain.detection import area_under_roc, detection_terms, histograms
 from pretrain.electra_examples import Slots, mask_slots, segment_pairs
 from pretrain.model import ModelSection
 from pretrain.objectives import electra
-from pretrain.objectives.electra import Config, Electra, build, generator_sizes, sample
+from pretrain.objectives.electra import Config, Electra, build, generator_sizes
+from pretrain.sampling import sample
 from tests.corpora import Tokens, counting_tokens, learnable_tokens, random_tokens, tiny_tokenizer
 from tests.pretrain.test_objectives import STILL, train
 
