@@ -148,7 +148,9 @@ def check_sections(schema: type[Section], values: dict[str, Any], sources: dict[
     before :func:`validate` does."""
     for name, field in schema.model_fields.items():
         key, section = field.alias or name, _section_of(field.annotation)
-        if section is None or key not in values or (values[key] is None and NoneType in get_args(field.annotation)):
+        if section is None or get_origin(field.annotation) is list or key not in values:
+            continue
+        if values[key] is None and NoneType in get_args(field.annotation):
             continue
         path = f"{prefix}{key}"
         if not isinstance(values[key], dict):
@@ -157,8 +159,8 @@ def check_sections(schema: type[Section], values: dict[str, Any], sources: dict[
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, if it holds one, or may."""
-    options = [annotation, *(() if get_origin(annotation) is list else get_args(annotation))]
+    """The section that a field holds, or may hold, or holds a list of; None for any other field."""
+    options = [annotation, *get_args(annotation)]
     options = [getattr(option, "__origin__", option) for option in options]  # what stands in an Annotated[...]
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
@@ -209,8 +211,7 @@ def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
     current: Any = schema
     for part in path:
         annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else current
-        options = [annotation, *get_args(annotation)]
-        current = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), current)
+        current = _section_of(annotation) or current
     return [field.alias or name for name, field in current.model_fields.items()]
 
 
@@ -227,10 +228,8 @@ def describe(schema: type[Section], prefix: str = "", defaults: Section | None =
     lines, kinds = [], get_type_hints(schema)
     for name, field in schema.model_fields.items():
         default = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
-        inner = [field.annotation, *get_args(field.annotation)]
-        nested = next((o for o in inner if isinstance(o, type) and issubclass(o, Section)), None)
-        key = f"{prefix}{field.alias or name}"
-        if nested:
+        key, nested = f"{prefix}{field.alias or name}", _section_of(field.annotation)
+        if nested and nested is not schema:  # one of its own kind has the keys that are said already
             listed, held = isinstance(default, list), default[0] if isinstance(default, list) else default
             lines.append(describe(nested, f"{key}.0." if listed else f"{key}.", held if type(held) is nested else None))
         else:
