@@ -176,13 +176,18 @@ def test_a_submission_is_asked_for_by_the_model(tmp_path: Path, monkeypatch: pyt
     assert submit.table_folder("elsewhere/tables") == Path("elsewhere/tables")
 
 
-def test_tasks_that_start_from_mnli(tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each seed from the model of the same seed, with a new head where the labels are others."""
-    encoder = write_encoder(tmp_path / "tiny")
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An encoder, and two toys that are called mnli and rte."""
     for name in ("mnli", "rte"):
         text = write_task(tmp_path / name).read_text().replace("name: classification_toy", f"name: {name}")
         (tmp_path / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(seeds, "CONFIGS", tmp_path)
+    return write_encoder(tmp_path / "tiny")
+
+
+def test_tasks_that_start_from_mnli(tmp_path: Path, in_process: list[str], encoder: Path) -> None:
+    """Each seed from the model of the same seed, with a new head where the labels are others."""
     given = ["tasks=[rte,mnli]", "after_mnli=[rte]", "seeds=2", f"model.from={encoder}", "train.steps=2"]
     assert main([*given, f"run.dir={tmp_path}/runs", "run.threads=1"]) == 0
     assert in_process == ["mnli/tiny/seed-1", "mnli/tiny/seed-2", "rte/tiny+mnli/seed-1", "rte/tiny+mnli/seed-2"]
@@ -195,14 +200,13 @@ def test_tasks_that_start_from_mnli(tmp_path: Path, in_process: list[str], monke
 
 
 def test_what_cannot_start_from_mnli_is_said(
-    tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    in_process: list[str],
+    encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Missing data before the first run; a model of MNLI that failed beside the table of what did not."""
-    encoder = write_encoder(tmp_path / "tiny")
-    for name in ("mnli", "rte"):
-        text = write_task(tmp_path / name).read_text().replace("name: classification_toy", f"name: {name}")
-        (tmp_path / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(seeds, "CONFIGS", tmp_path)
     given = ["tasks=[mnli,rte]", "after_mnli=[rte]", "seeds=2", f"model.from={encoder}", "train.steps=2"]
     given += [f"run.dir={tmp_path}/runs", "run.threads=1"]
     (tmp_path / "rte/train.jsonl").rename(tmp_path / "rte/elsewhere")
