@@ -49,6 +49,8 @@ def places(side_by_side: int | None) -> list[dict[str, str]]:
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
     """Run all, a line for each that ends; returns what went wrong, with the end of each failed one's log."""
+    if not jobs:
+        return []
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     around = places(side_by_side)
     for place in around:

@@ -23,7 +23,7 @@ def show_example(examples: Examples, split: Split, kind: TaskKind, tokenizer: Pr
     laid_out = [examples.sequences.lay_out(which[None])[0] for which in examples.members(np.array([0]))]
     lines = [f"  {tokenizer.decode(ids)}" for ids in laid_out]
     assert split.labels is not None
-    lines.append(f"  {sum(map(len, laid_out))} tokens, label: {kind.label_in_words(split.labels[0])}")
+    lines.append(f"  {sum(map(len, laid_out))} tokens, label: {kind.label_in_words(split.labels[0]) or 'none'}")
     return "\n".join(lines)
 
 
@@ -132,7 +132,8 @@ def hardest_examples(predicted: Predicted, kind: TaskKind, path: Path, shown: in
         label, given = kind.label_in_words(predicted.labels[i]), kind.in_words(predicted.predictions[i])
         lines.append("\t".join([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts]))
         if len(told) < shown:
-            told.append(f"  {label}, off by {distances[i]:.2f} with {given or 'nothing'}: {' | '.join(texts)[:160]}")
+            right, wrong = label or "nothing", given or "nothing"
+            told.append(f"  {right}, off by {distances[i]:.2f} with {wrong}: {' | '.join(texts)[:160]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(told)
 

@@ -84,6 +84,12 @@ def test_an_error_in_a_run_is_told_and_the_others_are_run(tmp_path: Path) -> Non
     assert "one task, one seed" in (tmp_path / "fine.log").read_text()
 
 
+def test_no_runs_are_not_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where everything is finished, or no task starts from MNLI."""
+    assert run_jobs([]) == []
+    assert capsys.readouterr().out == ""
+
+
 def test_missing_data_is_said_for_all_tasks_at_once(
     tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
