@@ -220,6 +220,15 @@ def dump(section: Section) -> str:
     return yaml.safe_dump(section.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
+def completed(text: str, schema: type[Section]) -> str:
+    """A dumped configuration with the keys that were added since, at their defaults; as it is where it is not one that
+    the schema takes today."""
+    try:
+        return dump(schema.model_validate(yaml.safe_load(text)))
+    except ValidationError:
+        return text
+
+
 def describe(schema: type[Section], prefix: str = "", defaults: Section | None = None) -> str:
     """Every key with its type, default and docstring: the text behind ``--help``.
 

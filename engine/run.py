@@ -21,7 +21,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from engine.config import ConfigError, Section
+from engine.config import ConfigError, Section, completed
 from engine.environment import num_cores
 from engine.files import write_text
 from engine.sharding import Sharding
@@ -133,18 +133,21 @@ class RunDirectory:
         path: Path,
         config_text: str,
         *,
+        schema: type[Section] | None = None,
         ignore: Sequence[str] = RESUMABLE,
         is_main: bool = True,
     ) -> RunDirectory:
         """Open the folder of the run with this configuration (YAML), to start it or to resume it.
 
-        ``ignore`` names keys, or whole sections, that may differ when a run is resumed. All processes call this and
-        check alike, so that all of them fail or none; only the main one writes. Let them meet at a barrier after it.
-        Raises ``ConfigError`` if the folder belongs to something else.
+        ``ignore`` names keys, or whole sections, that may differ when a run is resumed. A key of the ``schema`` that
+        the folder's configuration lacks is younger than the run, which was made with what is its default now. All
+        processes call this and check alike, so that all of them fail or none; only the main one writes. Let them meet
+        at a barrier after it. Raises ``ConfigError`` if the folder belongs to something else.
         """
         config_file = path / "config.yaml"
         if config_file.exists():
-            found = changes(config_file.read_text(encoding="utf-8"), config_text, ignore)
+            there = config_file.read_text(encoding="utf-8")
+            found = changes(completed(there, schema) if schema else there, config_text, ignore)
             if found:
                 listing = "\n".join(f"  - {change}" for change in found)
                 raise ConfigError(

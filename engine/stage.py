@@ -104,14 +104,14 @@ class Stage(ABC):
     def run(self) -> int:
         """Prepare, train, report; a finished run is only reported. Returns the exit status."""
         # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
-        directory = self.directory = RunDirectory.open(self.path, self.text, is_main=False)
+        directory = self.directory = self.open(is_main=False)
         if directory.finished:
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
             print(self.ending(directory.results))
             return 0
         trainer = self.start()
         accelerator = self.accelerator
-        RunDirectory.open(self.path, self.text, is_main=accelerator.is_main_process)
+        self.open(is_main=accelerator.is_main_process)
         with directory.held() if accelerator.is_main_process else nullcontext():
             accelerator.wait_for_everyone()
             status = self._train(trainer)
@@ -147,6 +147,10 @@ class Stage(ABC):
         finally:
             tracker.close(status, preempted=ended is not None and ended.stopped_by is not None)
         return status
+
+    def open(self, *, is_main: bool) -> RunDirectory:
+        """The run's folder; ``ConfigError`` if it belongs to something else. Only the main process makes it."""
+        return RunDirectory.open(self.path, self.text, schema=type(self.config), is_main=is_main)
 
     def start(self) -> Trainer:
         """All that a training consists of, ready for its first step; nothing is written."""

@@ -17,7 +17,6 @@ from typing import Any
 from pydantic import Field
 
 from engine.config import ConfigError, InputError, Section, take
-from engine.run import RunDirectory
 from engine.stage import tool
 from finetune.again import CONFIGS
 from finetune.config import FinetuneConfig, load_config
@@ -86,7 +85,7 @@ class Runs:
         """Those that are not finished; raises what would keep one from starting."""
         found = []
         for given, stage in zip(self.arguments, self.stages, strict=True):
-            if not RunDirectory.open(stage.path, stage.text, is_main=False).finished:
+            if not stage.open(is_main=False).finished:
                 log = stage.path.with_name(f"{stage.path.name}.log")
                 found.append(Job(stage.name, given, log, self.command.module))
         return found

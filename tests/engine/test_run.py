@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 
 import engine.run
-from engine.config import ConfigError, validate
+from engine.config import ConfigError, dump, validate
 from engine.environment import environment
+from engine.optim import OptimSection
 from engine.run import RunDirectory, RunSection, StopSignal, choose_precision, keep_large_blocks, start_accelerator
 
 CONFIG = "run: {seed: 1, threads: 2, name: a}\noptim: {rate: 5.0e-05}\ntracking: {project: p}\n"
@@ -42,6 +43,22 @@ def test_another_run_is_refused_on_every_process(tmp_path: Path, is_main: bool):
     assert message.count("  - ") == 2, message
     assert "run.name=" in message
     assert (tmp_path / "a" / "config.yaml").read_text() == CONFIG
+
+
+def test_keys_that_are_younger_than_a_run_had_their_defaults(tmp_path: Path):
+    """An update of the package does not disown the runs that were made before it."""
+    today = dump(OptimSection())
+    older = "".join(line for line in today.splitlines(True) if not line.startswith("loss_reduction"))
+    assert older != today
+    RunDirectory.open(tmp_path / "a", older)
+    assert RunDirectory.open(tmp_path / "a", today, schema=OptimSection).path == tmp_path / "a"
+    assert (tmp_path / "a" / "config.yaml").read_text() == older
+    other = dump(OptimSection(loss_reduction="sum"))
+    with pytest.raises(ConfigError, match="loss_reduction: 'mean' there, 'sum' given"):
+        RunDirectory.open(tmp_path / "a", other, schema=OptimSection)
+    RunDirectory.open(tmp_path / "b", f"{older}momentum: 0.9\n")  # a key that is no more: nothing is filled in
+    with pytest.raises(ConfigError, match=r"momentum: 0\.9 there, nothing given"):
+        RunDirectory.open(tmp_path / "b", today, schema=OptimSection)
 
 
 @pytest.mark.parametrize("is_main", [True, False])
