@@ -12,7 +12,7 @@ from distill.student import StudentSection
 from engine.config import ConfigError, Section, check_sections, read_values, validate
 from engine.objective import objective_module
 from engine.stage import StageConfig, run_name
-from finetune.config import FinetuneConfig, model_name
+from finetune.config import EncoderSection, FinetuneConfig, model_name
 from pretrain.corpus import CorpusSection
 
 _OBJECTIVES = "distill.objectives"
@@ -63,6 +63,8 @@ def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
     values, sources = read_values(arguments)
     check_sections(TaskConfig if "task" in values else GeneralConfig, values, sources)
     named = values.pop("tasks", None) or {}
+    if not isinstance(named, dict):
+        raise ConfigError(f"tasks: given {named!r}, but it holds a list of overrides for each task: tasks.<name>")
     for_task = named.get(values.get("task", {}).get("name"), [])
     files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
     without = tuple(f"{rule.removesuffix('=null')}." for rule in for_task if rule.endswith("=null"))
@@ -76,11 +78,23 @@ def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
         )
     if "task" in values:
         return _task_config(values, sources)
+    if not values.get("model"):
+        raise ConfigError(
+            "a general distillation describes its student (model.num_hidden_layers=...), and nothing does here; "
+            "for the distillation of a task give TASK=<name> and STUDENT=<directory or Hub id>"
+        )
     config = validate(_schema(GeneralConfig, values), values, sources)
     return _named(config, run_name(files, otherwise=config.objective.model_dump()["type"]))
 
 
 def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
+    sizes = [key for key in StudentSection.model_fields if key not in EncoderSection.model_fields]
+    described = [key for key in sizes if key in values.get("model", {})]
+    if described:
+        raise ConfigError(
+            f"model.{described[0]} ({sources[f'model.{described[0]}']}) describes the student of a general "
+            "distillation; a task's is read from STUDENT: take distilbert_task or tinybert_task, or leave TASK out"
+        )
     if not values.get("model", {}).get("from"):
         raise ConfigError(
             "distillation of a task needs a student, a smaller pretrained encoder such as the export of a general "

@@ -409,6 +409,7 @@ WRONG_GENERAL = [
     (["teacher.from={folder}/short"], "the teacher reads 16 tokens at most, and sequence_length is 32"),
     (["train.phases=[{{batch_size: 8, sequence_length: 11}}]"], "no segment of the text"),
     (["objective.type=bert"], "given 'bert'; there are: distilbert, minilm, tinybert"),
+    (["tasks=mrpc"], "tasks: given 'mrpc', but it holds a list of overrides for each task"),
     (["objective.stage=answers"], "unknown key"),
     (["model.hidden_size=8"], "have no angle"),
     (["objective.type=tinybert", "model.num_attention_heads=1"], "objective.type=minilm, which does not mind"),
@@ -426,6 +427,11 @@ def test_what_cannot_be_distilled_is_said_before_the_first_step(
     assert not (folder / "runs/distill/wrong").exists()
 
 
+def test_a_task_without_its_name_is_no_general_distillation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(ROOT / "configs/distill/distilbert_task.yaml"), f"teacher.from={folder}/teacher"]) == 2
+    assert "a general distillation describes its student" in capsys.readouterr().err
+
+
 WRONG_TASK = [
     (["teacher.from=null"], "distillation needs a teacher"),
     (["model.from=null"], "needs a student"),
@@ -439,6 +445,10 @@ WRONG_TASK = [
     (["model.from={folder}/short_student"], "short_student reads 16 tokens at most, and sequence_length is 24"),
     (["objective.type=minilm"], "compares encoders, not answers"),
     (["recipe=electra_small"], "recipe: given 'electra_small'"),
+    (
+        ["model.num_hidden_layers=2"],
+        "model.num_hidden_layers (argument 'model.num_hidden_layers=2') describes the stud",
+    ),
 ]
 
 
