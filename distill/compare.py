@@ -93,7 +93,7 @@ def check_tasks(models: Mapping[str, PreTrainedModel]) -> None:
 
 def measure(section: CompareSection, models: Mapping[str, PreTrainedModel], lengths: Sequence[int]) -> list[Speed]:
     """Time all models, which are moved to the device, at each length and batch size; the first is the base."""
-    gpu = torch.accelerator.current_accelerator() if section.device == "auto" else None
+    gpu = torch.accelerator.current_accelerator(check_available=True) if section.device == "auto" else None
     wait: Callable[[], object] = torch.accelerator.synchronize if gpu else lambda: None
     for model in models.values():
         nn.Module.to(model, gpu or torch.device("cpu"))  # transformers' own has no types

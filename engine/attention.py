@@ -28,7 +28,7 @@ NAME = "packed"
 """The value of ``attn_implementation`` under which transformers finds :func:`packed_attention`."""
 
 
-@dataclass(frozen=True)
+@dataclass  # frozen, torch 2.11 would compile layers anew for every number of rectangles
 class AttentionPlan:
     """Where the sequences of the flat batch lie, and which of its rows form which rectangle."""
 

@@ -19,9 +19,10 @@ import torch
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, source and command line, as JSON can hold them; the machine is not named."""
-    packages = ("torch", "transformers", "accelerate", "tokenizers")
+    packages = ("transformers", "accelerate", "tokenizers")
     return {
         "python": platform.python_version(),
+        "torch": str(torch.__version__),
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": platform.platform(),
         "cpu": _cpu_model(),

@@ -50,15 +50,19 @@ def choose(device: str, dtype: torch.dtype, dropout: float, head_size: int, *, v
 
 def kernel_for(query: Tensor, dropout: float) -> Kernel:
     """The kernel for queries (..., D) where they are."""
-    device = query.device
-    varlen, flex = _offered(device) if device.type == "cuda" else (False, False)
-    return choose(device.type, query.dtype, dropout, query.shape[-1], varlen=varlen, flex=flex)
+    varlen, flex = _offered(query.device)
+    return choose(query.device.type, query.dtype, dropout, query.shape[-1], varlen=varlen, flex=flex)
+
+
+@torch.compiler.assume_constant_result
+def _offered(device: torch.device) -> tuple[bool, bool]:
+    """Whether torch has ``varlen`` and ``flex`` for a device: asked, not traced, where layers are compiled."""
+    return _looked_up(device)
 
 
 @lru_cache
-def _offered(device: torch.device) -> tuple[bool, bool]:
-    """Whether torch has ``varlen`` and ``flex`` for a GPU."""
-    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+def _looked_up(device: torch.device) -> tuple[bool, bool]:
+    recent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     varlen = recent and varlen_attn is not None and torch.backends.cuda.is_flash_attention_available()
     return varlen, recent and importlib.util.find_spec("triton") is not None
 
@@ -77,7 +81,9 @@ def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: f
 @lru_cache
 def _compiled_flex() -> Any:
     # Every batch has another T. Not compiled, the function would hold the scores of all pairs of tokens; torch gives up
-    # compiling after 8 kinds of calls, and two networks, trained and evaluated, can be as many.
+    # compiling after 8 kinds of calls, and two networks, trained and evaluated, can be as many. The scale is a constant
+    # of the kernel and has to be a number where it is compiled, not a symbol.
+    torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 

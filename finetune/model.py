@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from engine.batch import PackedBatch
 from engine.flops import encoder_flops
+from engine.initial import truncated_normal_
 from engine.objective import Objective, Term
 
 
@@ -30,7 +31,7 @@ def draw_head(model: PreTrainedModel, fresh: Sequence[str]) -> None:
             if name.endswith("bias"):
                 nn.init.zeros_(parameters[name])
             else:
-                nn.init.trunc_normal_(parameters[name], std=std, a=-2 * std, b=2 * std)
+                truncated_normal_(parameters[name], std)
 
 
 def begin_at(model: PreTrainedModel, score: float) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from engine.config import Section
+from engine.initial import truncated_normal_
 
 
 class ModelSection(Section):
@@ -56,6 +57,6 @@ def initialize(model: nn.Module, std: float) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            truncated_normal_(module.weight, std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,25 @@ def test_flex_attention_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     inputs = [torch.randn(1, sum(lengths), 3, 16, generator=generator).transpose(1, 2) for _ in range(3)]
     output, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, plan=plan_of(lengths))  # pyright: ignore
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_flex_attention_has_a_number_for_its_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a symbol for T: one compilation for all batches, one for each size of heads."""
+    graphs: list[Any] = []
+
+    def traced(graph: Any, inputs: Any) -> Any:
+        graphs.append(next(node.args[5] for node in graph.graph.nodes if "flex_attention" in str(node.target)))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
+    gpu_attention._compiled_flex.cache_clear()
+    with torch.no_grad():
+        for lengths, scale in ((RAGGED[3], 0.25), (RAGGED[4], 0.25), (RAGGED[2], 0.25), (RAGGED[3], 0.125)):
+            rows = torch.randn(1, 2, sum(lengths), 16)
+            output = gpu_attention.by_flex(rows, rows, rows, plan_of(lengths).sequence_mask, scale)
+            assert output.shape == rows.shape
+    gpu_attention._compiled_flex.cache_clear()
+    assert graphs == [0.25, 0.125]
 
 
 @pytest.mark.parametrize("kernel", ["varlen", "flex", "rectangles"])
