@@ -23,6 +23,13 @@ Kernel = Literal["varlen", "flex", "rectangles"]
 _BLOCK = 128
 """Queries and keys of a cell of the block mask."""
 
+# The scale is a constant of a kernel, and has to be a number where that is compiled, not a symbol. And torch gives up
+# compiling after 8 kinds of calls: two networks, trained and evaluated, can be as many.
+torch._dynamo.config.specialize_float = True
+torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+# Not compiled, the function would hold the scores of all pairs of tokens. Every batch has another T.
+_compiled_flex = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
 
 def _library_varlen() -> Any:
     """``torch.nn.attention.varlen.varlen_attn``, or None where there is none that takes a scale."""
@@ -75,17 +82,7 @@ def by_varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
     """Attention (1, H, T, D) from (1, H, T, D) each; ``mask`` is that of :func:`sequence_mask`."""
-    return _compiled_flex()(query, key, value, block_mask=mask, scale=scale)
-
-
-@lru_cache
-def _compiled_flex() -> Any:
-    # Every batch has another T. Not compiled, the function would hold the scores of all pairs of tokens; torch gives up
-    # compiling after 8 kinds of calls, and two networks, trained and evaluated, can be as many. The scale is a constant
-    # of the kernel and has to be a number where it is compiled, not a symbol.
-    torch._dynamo.config.specialize_float = True
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return _compiled_flex(query, key, value, block_mask=mask, scale=scale)
 
 
 def sequence_mask(starts: Tensor, total: int) -> BlockMask:

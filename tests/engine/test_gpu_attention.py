@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,7 +119,7 @@ def test_flex_attention_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     lengths = RAGGED[3]
     expected = attend(lengths)[0]
     monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: "flex")
-    monkeypatch.setattr(gpu_attention, "_compiled_flex", lambda: gpu_attention.flex_attention)
+    monkeypatch.setattr(gpu_attention, "_compiled_flex", gpu_attention.flex_attention)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, sum(lengths), 3, 16, generator=generator).transpose(1, 2) for _ in range(3)]
     output, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, plan=plan_of(lengths))  # pyright: ignore
@@ -135,14 +134,13 @@ def test_compiled_flex_attention_has_a_number_for_its_scale(monkeypatch: pytest.
         graphs.append(next(node.args[5] for node in graph.graph.nodes if "flex_attention" in str(node.target)))
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
-    gpu_attention._compiled_flex.cache_clear()
+    compiled = torch.compile(gpu_attention.flex_attention, dynamic=True, fullgraph=True, backend=traced)
+    monkeypatch.setattr(gpu_attention, "_compiled_flex", compiled)
     with torch.no_grad():
         for lengths, scale in ((RAGGED[3], 0.25), (RAGGED[4], 0.25), (RAGGED[2], 0.25), (RAGGED[3], 0.125)):
             rows = torch.randn(1, 2, sum(lengths), 16)
             output = gpu_attention.by_flex(rows, rows, rows, plan_of(lengths).sequence_mask, scale)
             assert output.shape == rows.shape
-    gpu_attention._compiled_flex.cache_clear()
     assert graphs == [0.25, 0.125]
 
 
