@@ -172,7 +172,7 @@ onnx: .venv/.onnx ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
 	@$(BIN)/python -m distill.onnx model=$(MODEL) $(ARGS)
 
 .PHONY: bench
-bench: .venv/.installed ## measure this machine against the conventional way; ARGS="workloads=[glue] threads=[1,2]"
+bench: .venv/.installed ## measure this machine against the conventional way; ARGS="workloads=[glue] threads=[1]"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test

@@ -44,9 +44,9 @@ NAMES = (
     *SIZES,
 )
 """Everything there is, in the order in which it is measured."""
-_BEFORE, _TEXT_TO_IDS, _WARMING = 45.0, 60.0, 0.7
-"""Seconds that text, vocabulary and checks take before the first round; seconds of one round of text to ids; what
-warming up takes of a round."""
+_BEFORE, _PREPARING, _TEXT_TO_IDS, _WARMING = 45.0, 45.0, 15.0, 0.7
+"""Seconds that text, vocabulary and checks take before the first round; seconds before text to ids, and of a round of
+it; what warming up takes of a round."""
 
 
 class BenchSection(Section):
@@ -57,7 +57,7 @@ class BenchSection(Section):
     draws a picture of tokens a second over sizes."""
     rounds: PositiveInt = 5
     """Turns of each side."""
-    threads: Annotated[list[PositiveInt], Field(min_length=1)] = [1]  # noqa: RUF012
+    threads: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2]  # noqa: RUF012
     """One after the other."""
     picture: Path = RESULTS / "sizes.png"
     """Of the sizes."""
@@ -101,7 +101,7 @@ def _run(arguments: Sequence[str]) -> int:
         _draw([ratio for ratio in ratios if ratio.contest in SIZES], options, material)
         encoding = None
         if TEXT_TO_IDS in options.names:
-            encoding = text_to_ids.measure(rounds=1)  # as long as a workload, and far from every line that matters
+            encoding = text_to_ids.measure(options.rounds)
             ratios.append(text_to_ids.as_ratio(encoding))
             print(table.line(table.cells(ratios[-1])))
     results = {"environment": about, "facts": facts, "losses": losses, "matmul": rates, "text_to_ids": encoding}
@@ -158,10 +158,8 @@ def _facts(options: BenchSection, material: Material, rates: dict[str, float], l
 def _minutes(contests: Sequence[Contest], options: BenchSection, rate: float) -> float:
     """What the measurement will take, from what a round took on the reference machine."""
     threaded = {True: len(options.threads), False: 1}
-    spent = sum(
-        (_WARMING + (each.rounds or options.rounds)) * each.seconds * threaded[each.threaded] for each in contests
-    )
-    spent += _BEFORE + _TEXT_TO_IDS * (TEXT_TO_IDS in options.names)
+    spent = sum((_WARMING + options.rounds) * each.seconds * threaded[each.threaded] for each in contests)
+    spent += _BEFORE + (_PREPARING + _TEXT_TO_IDS * options.rounds) * (TEXT_TO_IDS in options.names)
     return spent * sizes.REFERENCE / rate / 60
 
 

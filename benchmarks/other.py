@@ -219,6 +219,5 @@ def start_up(folder: Path) -> Contest:
         unit="times",
         clock="wall",
         threaded=False,
-        rounds=3,
         seconds=20.0,
     )

@@ -49,8 +49,6 @@ class Contest:
     """CPU-seconds with one thread and wall-clock seconds with more, where not given."""
     threaded: bool = True
     """Whether more threads could matter; without it there is one measurement, on one thread."""
-    rounds: int | None = None
-    """Where not as many as asked for."""
     seconds: float = 5.0
     """What a round took on the machine of :data:`benchmarks.sizes.REFERENCE`."""
 
@@ -96,7 +94,7 @@ def measure(contest: Contest, rounds: int, threads: int = 1) -> list[Ratio]:
     for side in sides:
         side.seconds.clear()
     worked = []
-    for _ in range(contest.rounds or rounds):
+    for _ in range(rounds):
         items = [next(contest.items) for _ in range(contest.steps)]
         amounts = [side.turn(items) for side in sides]
         assert len({*amounts}) == 1, f"{contest.name}: the sides worked on different amounts: {amounts}"

@@ -148,7 +148,7 @@ def test_what_a_side_raises_ends_the_measurement(capfd: pytest.CaptureFixture[st
 
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     default = BenchSection()
-    assert (default.rounds, default.threads) == (5, [1])
+    assert (default.rounds, default.threads) == (5, [1, 2])
     assert {*default.names} == {*NAMES} - {*SIZES}
     chosen = validate(BenchSection, *read_values(["workloads=[nsp,glue_qqp]", "rounds=2", "threads=[1,2]"]))
     assert chosen.names == ["nsp_4x256_s128", "nsp_4x256_s512", "glue_qqp"]
@@ -167,7 +167,7 @@ def test_the_command_prints_every_ratio_and_keeps_a_table(
     monkeypatch.setattr(command, "same_losses", lambda _: {"made up": [(1.0, 1.0)]})
     for found, name in ((WORKLOADS, "tinybert_4x256_s128"), (SIZES, "sizes_tiny_2x128")):
         monkeypatch.setitem(found, name, small(name))
-    command.main(["rounds=1", "workloads=[tinybert,sizes_tiny]", f"picture={tmp_path / 'sizes.png'}"])
+    command.main(["rounds=1", "threads=[1]", "workloads=[tinybert,sizes_tiny]", f"picture={tmp_path / 'sizes.png'}"])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(summary) == 2 * 2 + 1 * 2
     assert all(ratio > 0 for ratio in summary.values())
