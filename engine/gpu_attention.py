@@ -27,8 +27,6 @@ _BLOCK = 128
 # compiling after 8 kinds of calls: two networks, trained and evaluated, can be as many.
 torch._dynamo.config.specialize_float = True
 torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-# Not compiled, the function would hold the scores of all pairs of tokens. Every batch has another T.
-_compiled_flex = torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def _library_varlen() -> Any:
@@ -82,7 +80,15 @@ def by_varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
     """Attention (1, H, T, D) from (1, H, T, D) each; ``mask`` is that of :func:`sequence_mask`."""
-    return _compiled_flex(query, key, value, block_mask=mask, scale=scale)
+    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()  # compiled with the layer around it
+    return attend(query, key, value, block_mask=mask, scale=scale)
+
+
+@lru_cache
+def _compiled_flex() -> Any:
+    # Not compiled, the function would hold the scores of all pairs of tokens. Every batch has another T. Compiling is
+    # prepared here, not above, because that takes a third of a second, which a CPU has no use for.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def sequence_mask(starts: Tensor, total: int) -> BlockMask:

@@ -119,7 +119,7 @@ def test_flex_attention_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     lengths = RAGGED[3]
     expected = attend(lengths)[0]
     monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: "flex")
-    monkeypatch.setattr(gpu_attention, "_compiled_flex", gpu_attention.flex_attention)
+    monkeypatch.setattr(gpu_attention, "_compiled_flex", lambda: gpu_attention.flex_attention)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, sum(lengths), 3, 16, generator=generator).transpose(1, 2) for _ in range(3)]
     output, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, plan=plan_of(lengths))  # pyright: ignore
@@ -135,7 +135,7 @@ def test_compiled_flex_attention_has_a_number_for_its_scale(monkeypatch: pytest.
         return graph.forward
 
     compiled = torch.compile(gpu_attention.flex_attention, dynamic=True, fullgraph=True, backend=traced)
-    monkeypatch.setattr(gpu_attention, "_compiled_flex", compiled)
+    monkeypatch.setattr(gpu_attention, "_compiled_flex", lambda: compiled)
     with torch.no_grad():
         for lengths, scale in ((RAGGED[3], 0.25), (RAGGED[4], 0.25), (RAGGED[2], 0.25), (RAGGED[3], 0.125)):
             rows = torch.randn(1, 2, sum(lengths), 16)
