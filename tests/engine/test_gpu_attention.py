@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,12 @@ def test_compiled_flex_attention_has_a_number_for_its_scale(monkeypatch: pytest.
             output = gpu_attention.by_flex(rows, rows, rows, plan_of(lengths).sequence_mask, scale)
             assert output.shape == rows.shape
     assert graphs == [0.25, 0.125]
+
+
+def test_a_start_does_not_load_the_compiler() -> None:
+    """It costs a third of a second."""
+    code = "import sys, engine.stage; print('torch._inductor.codecache' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("kernel", ["varlen", "flex", "rectangles"])
