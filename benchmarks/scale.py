@@ -24,10 +24,10 @@ from benchmarks import table
 from benchmarks.processes import physical_cores, two_beside_one
 from benchmarks.scale_data import write_text
 from benchmarks.scale_measures import PLACES, apart, first_batches, prepare_and_take, train_tokenizer
+from engine.command import tool
 from engine.config import Section, read_values, validate
 from engine.environment import environment
 from engine.plot import figure, save
-from engine.stage import tool
 from pretrain.corpus import CorpusSection
 from pretrain.tokenizer import TokenizerSection
 

@@ -33,6 +33,7 @@ from benchmarks import conventional, ours, table
 from benchmarks.material import Material, read_material
 from benchmarks.step import baseline
 from benchmarks.workload import LEARNING_RATE, SEED, SIZES, Workload, rows
+from engine.command import tool
 from engine.compiled import compile_layers
 from engine.config import Section, read_values, validate
 from engine.environment import environment
@@ -42,7 +43,6 @@ from engine.order import AHEAD, StepData, Steps, load
 from engine.phase import Phase
 from engine.plot import markdown
 from engine.run import RunSection, start_accelerator
-from engine.stage import tool
 
 WORKLOADS = {name.removeprefix("sizes_"): workload for name, workload in SIZES.items()} | {
     "electra_small_12x256": Workload("pretrain", "electra", 12, 256)

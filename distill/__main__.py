@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from distill.config import GeneralConfig, TaskConfig, load_config
 from distill.general import General
 from distill.task import Answers, FirstStage
+from engine.command import command
 from engine.config import describe
 from engine.objective import describe_objectives
-from engine.stage import command
 
 
 def main(arguments: Sequence[str]) -> int:

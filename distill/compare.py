@@ -21,10 +21,10 @@ from distill.compare_report import Comparison, write_comparison
 from distill.facts import facts_of
 from distill.speed import Speed, SpeedSection, side_by_side
 from distill.stock import head_in_words, names_of, open_stock, stock_inputs
+from engine.command import tool
 from engine.config import ConfigError, InputError, read_values, validate
 from engine.encoders import longest_sequence
 from engine.environment import environment
-from engine.stage import tool
 
 
 class CompareSection(SpeedSection):

@@ -9,9 +9,10 @@ from pydantic import Field, SerializeAsAny, create_model
 
 from distill.augment import AugmentSection
 from distill.student import StudentSection
+from engine.command import run_name
 from engine.config import ConfigError, Section, check_sections, read_values, validate
 from engine.objective import objective_module
-from engine.stage import StageConfig, run_name
+from engine.stage import StageConfig
 from finetune.config import EncoderSection, FinetuneConfig, model_name
 from pretrain.corpus import CorpusSection
 

@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 from distill.compare import forward
 from distill.speed import Speed, SpeedSection, side_by_side, speed_rows
 from distill.stock import open_stock, stock_inputs
+from engine.command import tool
 from engine.config import InputError, read_values, validate
 from engine.encoders import longest_sequence
 from engine.files import publish, remove
 from engine.plot import markdown
-from engine.stage import tool
 
 _TOLERANCE = 1e-4
 """Of the largest number that the model answers with."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from distill.config import TaskConfig, load_config
 from distill.task import Answers
+from engine.command import tool
 from engine.config import ConfigError, take
-from engine.stage import tool
 from finetune.seeds import Command, Runs, SeedsSection, check_data, run_all, tell
 
 

@@ -18,13 +18,14 @@ import numpy as np
 from accelerate import Accelerator
 from pydantic import Field, PositiveFloat, model_validator
 
+from engine.command import tool
 from engine.config import Section, dump, take
 from engine.evaluate import Sums
 from engine.files import write_text
 from engine.fit import Trainer
 from engine.loop import DivergedError
 from engine.plot import figure, save
-from engine.stage import Stage, StageConfig, tool
+from engine.stage import Stage, StageConfig
 
 _MEMORY = 0.9
 """Share of the past in the smoothed loss: it remembers about ten steps."""

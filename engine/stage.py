@@ -1,27 +1,23 @@
-"""What pretraining, fine-tuning and distillation have in common: a command, and the life of a run."""
+"""What pretraining, fine-tuning and distillation have in common: the life of a run."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from accelerate.state import AcceleratorState
 from pydantic import model_validator
 
 from engine.compiled import compile_layers
-from engine.config import InputError, Section, describe, dump
+from engine.config import Section, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
 from engine.fit import Fit, Trainer
 from engine.keyed import key
-from engine.loop import DivergedError
 from engine.objective import Objective, Source
 from engine.optim import OptimSection, build_optimizer, learning_rate
 from engine.phase import EpochSize, steps_per_epoch
@@ -186,67 +182,3 @@ class Stage(ABC):
             sources=parts.sources,
             held_out=parts.held_out,
         )
-
-
-C = TypeVar("C", bound=StageConfig)
-
-
-def command(
-    arguments: Sequence[str],
-    *,
-    help: str | None,
-    schema: type[C],
-    load: Callable[[Sequence[str]], C],
-    run: Callable[[C], int],
-    more: Callable[[], str] = str,
-) -> int:
-    """Run a stage's command line: ``--help``, which ends with ``more``, ``--print-config``, or the run itself; returns
-    the exit status."""
-
-    def action() -> int:
-        config = load([argument for argument in arguments if argument != "--print-config"])
-        if "--print-config" in arguments:
-            print(dump(config), end="")
-            return 0
-        status = run(config)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # not between stages: it cannot be made a second time
-        return status
-
-    return tool(arguments, help=help, schema=schema, action=action, more=more)
-
-
-def tool(
-    arguments: Sequence[str],
-    *,
-    help: str | None,
-    schema: type[Section],
-    action: Callable[[], int],
-    more: Callable[[], str] = str,
-) -> int:
-    """Run a command line of which the ``schema`` has the keys: ``--help``, which ends with ``more``, or the ``action``;
-    returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print("\n\n".join(filter(None, [(help or "").rstrip(), describe(schema), more()])))
-        return 0
-    return guarded(action)
-
-
-def guarded(action: Callable[[], int]) -> int:
-    """Do what a command does and return its status: 2, and one message, for what a user can do something about."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for package in ("engine", "pretrain", "finetune", "distill"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    try:
-        return action()
-    except (InputError, DivergedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-
-
-def run_name(arguments: Sequence[str], otherwise: str) -> str:
-    """A run without a name is called after its configuration files."""
-    return "-".join(Path(argument).stem for argument in arguments if argument.endswith((".yaml", ".yml"))) or otherwise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from engine.stage import command
+from engine.command import command
 from finetune.config import FinetuneConfig, load_config
 from finetune.stage import Finetuning
 

@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from engine.command import tool
 from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
 from engine.run import RESUMABLE, RunDirectory
-from engine.stage import tool
 from finetune.again import make_command
 from finetune.config import load_config
 from finetune.data import read_task

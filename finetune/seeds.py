@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import Field
 
+from engine.command import tool
 from engine.config import ConfigError, InputError, Section, take
-from engine.stage import tool
 from finetune.again import CONFIGS
 from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task

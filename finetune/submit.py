@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from engine.command import guarded
 from engine.config import InputError, Section, read_values, validate
-from engine.stage import guarded
 from finetune.config import model_name
 from finetune.kind import kind_of
 from finetune.sequences import VectorKind, mean_outputs

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
+from engine.command import command
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Trainer
 from engine.objective import describe_objectives
 from engine.order import Cursor, Stream
-from engine.stage import Parts, Stage, command
+from engine.stage import Parts, Stage
 from engine.tracking import Tracker
 from engine.waiting import main_process_first
 from pretrain.config import PretrainConfig, load_config, objective_of

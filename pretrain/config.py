@@ -7,9 +7,10 @@ from typing import Any, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
+from engine.command import run_name
 from engine.config import check_sections, read_values, validate
 from engine.objective import objective_module
-from engine.stage import StageConfig, run_name
+from engine.stage import StageConfig
 from pretrain.corpus import CorpusSection
 from pretrain.model import ModelSection
 from pretrain.start import ObjectiveSection, adopt

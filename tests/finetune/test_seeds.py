@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.stage import guarded
+from engine.command import guarded
 from finetune import jobs, seeds, submit
 from finetune.__main__ import main as finetune
 from finetune.jobs import Job, run_jobs
