@@ -75,7 +75,7 @@ def read_values(
         is_file = argument.endswith((".yaml", ".yml")) and ("=" not in argument or Path(argument).is_file())
         if "=" in argument and not is_file:
             key, text = argument.split("=", 1)
-            layer: Any = _parse_yaml(text, f"argument {argument!r}")
+            layer: Any = parse_yaml(text, f"argument {argument!r}")
             for part in reversed(key.strip().split(".")):
                 layer = {part: layer}
             _merge(values, layer, sources, f"argument {argument!r}")
@@ -86,7 +86,7 @@ def read_values(
                 raise ConfigError(
                     f"no configuration file {argument!r}" + (f"; there are: {', '.join(near)}" * bool(near))
                 )
-            layer = _parse_yaml(path.read_text(encoding="utf-8"), argument)
+            layer = parse_yaml(path.read_text(encoding="utf-8"), argument)
             if not isinstance(layer, dict | None):
                 raise ConfigError(
                     f"{argument}: a configuration file holds keys and values, this one a {type(layer).__name__}"
@@ -97,7 +97,8 @@ def read_values(
     return values, sources
 
 
-def _parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str) -> Any:
+    """Plain values of a YAML document; ``ConfigError`` opened by ``name`` where it is not one."""
     try:
         loader = _Loader(text)
         loader.name = name
