@@ -1,4 +1,4 @@
-"""The shape of the house, kept by a test: which way imports run, and how large a file or function may be."""
+"""The shape of the house, kept by a test: which way imports run, and that a function fits a screen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way_and_files_stay_small(path: Path) -> None:
+def test_imports_run_one_way_and_functions_fit_a_screen(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     package = path.relative_to(ROOT).parts[0]
@@ -26,7 +26,6 @@ def test_imports_run_one_way_and_files_stay_small(path: Path) -> None:
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name.split(".")[0] for name in imported} & ({*ALLOWED} | {"tests", "benchmarks"})
     assert ours <= ALLOWED[package]
-    assert len(text.splitlines()) <= 260
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
     assert {name: length for name, length in lengths.items() if length > 62} == {}
