@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,10 +47,27 @@ class Comparison:
         return [(*key, metric) for key, metric in found.items()]
 
     def kept(self, model: Facts, column: Column) -> float | None:
-        """Share of the teacher's score; of none, or of one that is not above 0 as a correlation may be, there is no
-        share."""
+        """Share of the teacher's score. There is none of a score that is missing or, as a correlation may be, not above
+        0, and none where either model is no better than one answer to everything: it would be a share of nothing
+        learned."""
         own, whole = score(model, column), score(self.teacher, column)
-        return own / whole if own is not None and whole is not None and whole > 0 else None
+        if own is None or whole is None or whole <= 0:
+            return None
+        return None if self.constant(model, column) or self.constant(self.teacher, column) else own / whole
+
+    def constant(self, model: Facts, column: Column) -> str | None:
+        """Why a model's score is no better than one answer to everything, or None where it is."""
+        *key, metric = column
+        own, counted = score(model, column), len(seeds_scored(model, column))
+        said = Counter(warning for each in model.warnings if (warning := each.get((key[0], key[1]))))
+        if said and 2 * said.total() >= counted:
+            which = "; ".join(f"{number} of {counted} models: {warning}" for warning, number in said.most_common())
+            return which if counted > 1 else next(iter(said))
+        floors = (each.majority.get((key[0], key[1]), {}).get(metric) for each in self.models)
+        floor = max((each for each in floors if each is not None), default=None)
+        if own is not None and floor is not None and own <= floor:
+            return f"its score is no higher than that of one answer to everything, {100 * floor:.2f}"
+        return None
 
     def latency(self) -> Speed:
         """The smallest batch of the longest sequences."""
@@ -80,7 +98,10 @@ class Comparison:
             scores = [self._score(model, column) for column in self.columns]
             sizes = [f"{model.parameters:,}", f"{model.without_embeddings:,}", f"{model.bytes / 1e6:,.1f}"]
             rows.append([model.name, *scores, *sizes, *(f"{n / 1e6:,.1f} M" for n in model.multiply_adds.values())])
-        notes = "\n".join(f"- {note}" for note in [*self.notes, *self._seeds(), *self._left_out(), *self._missing()])
+        notes = "\n".join(
+            f"- {note}"
+            for note in [*self.notes, *self._seeds(), *self._constant(), *self._left_out(), *self._missing()]
+        )
         return "\n\n".join([markdown(rows), markdown(speed_rows(self.speeds, "teacher")), *([notes] if notes else [])])
 
     def _score(self, model: Facts, column: Column) -> str:
@@ -94,6 +115,13 @@ class Comparison:
         if several:
             counts = ", ".join(f"{name} {number}" for name, number in several.items())
             yield f"Scores are medians over seeds, with the lowest and the highest: {counts}."
+
+    def _constant(self) -> Iterator[str]:
+        for model in self.models:
+            for column in self.columns:
+                if why := self.constant(model, column):
+                    kept = "nothing that students could keep" if model is self.teacher else "no share of the teacher's"
+                    yield f"{model.name}, {_title(column)}: {kept}, since {why}."
 
     def _left_out(self) -> Iterator[str]:
         for model in self.models:
@@ -116,10 +144,12 @@ class Comparison:
             scores = [
                 {"dataset": column[0], "split": column[1], "metric": column[2], "score": own}
                 | {"kept": self.kept(model, column), "seeds": seeds_scored(model, column)}
+                | ({"constant": why} if (why := self.constant(model, column)) else {})
                 for column, own in found
                 if own is not None
             ]
-            models.append(asdict(model) | {"folder": str(model.folder), "scores": scores})
+            own = asdict(model) | {"folder": str(model.folder), "scores": scores}
+            models.append({key: value for key, value in own.items() if key not in ("warnings", "majority")})
         return {**self.about, "models": models, "speeds": [speed.as_json() for speed in self.speeds]}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -41,12 +43,17 @@ class Facts:
     """From the model cards: of the model, and of those that are the same but for the seed."""
     left_out: tuple[str, ...] = ()
     """What lies where other seeds do, and is of another run."""
+    warnings: tuple[dict[tuple[str, str], str], ...] = ()
+    """From the same cards, by data set and split: what is wrong with predictions that do not depend on the example."""
+    majority: Scores = field(default_factory=dict)
+    """What giving every example one answer scores."""
 
 
 def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[int]) -> Facts:
     """Count what there is to count."""
     everything = {id(parameter): parameter.numel() for parameter in model.parameters()}
     same, left_out = seeds_of(folder)
+    cards = [read_card(each) for each in same]
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return Facts(
         name=name,
@@ -57,8 +64,10 @@ def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[
         without_embeddings=sum(size for tensor, size in everything.items() if tensor not in tables),
         bytes=sum(file.stat().st_size for file in _weight_files(folder)),
         multiply_adds={length: _multiply_adds(model, length) for length in lengths},
-        scores=tuple(map(read_scores, same)),
+        scores=tuple(card.scores for card in cards),
         left_out=tuple(left_out),
+        warnings=tuple(card.warnings for card in cards),
+        majority={key: found for card in cards for key, found in card.majority.items()},
     )
 
 
@@ -102,16 +111,32 @@ def _differences(run: Path, other: Path) -> list[str]:
     return changes(there, here, ignored)
 
 
-def read_scores(folder: Path) -> Scores:
-    """The ``model-index`` of a model card's metadata; nothing where there is no card, or none that can be read."""
-    scores: Scores = {}
+@dataclass(frozen=True)
+class Card:
+    """What a model card's metadata says of the model; empty where there is no card, or none that can be read."""
+
+    scores: Scores = field(default_factory=dict)
+    """The ``model-index``."""
+    warnings: dict[tuple[str, str], str] = field(default_factory=dict)
+    majority: Scores = field(default_factory=dict)
+
+
+def read_card(folder: Path) -> Card:
+    """The card in a model's folder."""
     try:
         metadata = metadata_load(folder / "README.md") or {}
         _, results = model_index_to_eval_results(metadata["model-index"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return scores
+        return Card()
+    card = Card()
     for result in results:
         if isinstance(result.metric_value, int | float):
-            found = scores.setdefault((result.dataset_name, result.dataset_split or "validation"), {})
+            found = card.scores.setdefault((result.dataset_name, result.dataset_split or "validation"), {})
             found.setdefault(result.metric_name or result.metric_type, float(result.metric_value))
-    return scores
+    own: Any = metadata.get("bertillery")
+    for key in card.scores:
+        with suppress(AttributeError, KeyError, TypeError):  # not there, or a card that somebody edited
+            card.warnings[key] = str(own["warnings"][key[1]])
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            card.majority[key] = {name: float(value) for name, value in own["baselines"][key[1]]["majority"].items()}
+    return card

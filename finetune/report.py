@@ -155,9 +155,12 @@ def model_card(
     config: FinetuneConfig,
     text: str,
     pipeline: str | None,
+    *,
+    baselines: dict[str, dict[str, dict[str, float]]],
+    warnings: dict[str, str],
 ) -> str:
     """The export's README.md, which says ``about`` the model what it is, with the measured results as metadata that
-    the Hub reads."""
+    the Hub reads, and beside them, by split, the baselines and the warnings that a comparison of models needs."""
     section = config.task
     results = [
         {
@@ -179,6 +182,7 @@ def model_card(
         **({"pipeline_tag": pipeline} if pipeline else {}),
         "tags": ["bertillery", section.name],
         "model-index": [{"name": name.replace("/", "-"), "results": results}],
+        "bertillery": {"baselines": baselines, "warnings": warnings},
     }
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"

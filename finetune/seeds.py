@@ -23,11 +23,9 @@ from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
-from finetune.seeds_table import write_table
+from finetune.seeds_table import GLUE, write_table
 from finetune.sources import glue_dir_from_environment
 from finetune.stage import Finetuning
-
-GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 
 
 class SeedsSection(Section):
@@ -114,10 +112,14 @@ class Runs:
             },
             "ensemble": self._ensemble(done) if len(done) > 1 else {},
             "baselines": results[0]["baselines"],
-            "warnings": [warning for result in results for warning in result["warnings"].values()],
+            "warnings": [self._warning(*each) for result in results for each in result["warnings"].items()],
             "runs": [str(path) for path in done],
             "best": str(best[1]),
         }
+
+    def _warning(self, split: str, warning: str) -> str:
+        """With its split where there are several, so that a model says each thing once."""
+        return warning if len(self.section.validation) == 1 else f"on {split} {warning}"
 
     def _ensemble(self, paths: Sequence[Path]) -> dict[str, dict[str, float]]:
         """What the mean of the outputs reaches."""

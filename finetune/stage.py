@@ -148,7 +148,10 @@ class Finetuning(Stage):
             warning = self.kind.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
         table = results_table(values, beside, warnings, chosen)
-        card = model_card(self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline)
+        card = model_card(
+            self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline,
+            baselines=beside, warnings=warnings,
+        )  # fmt: skip
         export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
         hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
         pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]

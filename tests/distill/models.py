@@ -25,8 +25,8 @@ def classifier(kind: str, **settings: Any) -> Any:
     return AutoModelForSequenceClassification.from_config(tiny_config(kind, **{**labelled(), **settings})).eval()
 
 
-def saved(model: Any, folder: Path, found: Found | None = None) -> Path:
-    """The model's directory; with what it ``found`` by data set and split, a card says so."""
+def saved(model: Any, folder: Path, found: Found | None = None, **more: Any) -> Path:
+    """The model's directory; with what it ``found`` by data set and split, a card says so, and ``more`` beside it."""
     model.save_pretrained(folder)
     if found is not None:
         results = [
@@ -37,6 +37,6 @@ def saved(model: Any, folder: Path, found: Found | None = None) -> Path:
             }
             for (name, split), metrics in found.items()
         ]
-        head = yaml.safe_dump({"model-index": [{"name": folder.name, "results": results}]}, sort_keys=False)
+        head = yaml.safe_dump({"model-index": [{"name": folder.name, "results": results}], **more}, sort_keys=False)
         (folder / "README.md").write_text(f"---\n{head}---\n\n# a model\n", encoding="utf-8")
     return folder

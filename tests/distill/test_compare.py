@@ -19,7 +19,7 @@ from transformers import AutoModel, BertForMaskedLM, BertForPreTraining
 from distill import speed
 from distill.compare import main
 from distill.compare_report import Comparison, draw
-from distill.facts import Facts, facts_of, read_scores, seeds_of
+from distill.facts import Facts, facts_of, read_card, seeds_of
 from distill.speed import Speed, side_by_side, speed_rows
 from distill.stock import names_of, open_stock, stock_inputs
 from engine.config import InputError
@@ -97,11 +97,11 @@ def test_inputs_are_words_and_masks_are_theirs() -> None:
 
 def test_scores_are_read_from_the_card(tmp_path: Path) -> None:
     found = {("mnli", "validation_matched"): {"accuracy": 0.8, "f1": 0.7}, ("sts", "validation"): {"pearson": -0.1}}
-    assert read_scores(saved(classifier("bert"), tmp_path / "a", found)) == found
-    assert read_scores(saved(classifier("bert"), tmp_path / "b")) == {}
+    assert read_card(saved(classifier("bert"), tmp_path / "a", found)).scores == found
+    assert read_card(saved(classifier("bert"), tmp_path / "b")).scores == {}
     for broken in ("no metadata", "---\n- 1\n---\n", "---\nmodel-index:\n- name: x\n---\n", "---\na: [\n---\n"):
         (tmp_path / "b/README.md").write_text(broken)
-        assert read_scores(tmp_path / "b") == {}
+        assert read_card(tmp_path / "b").scores == {}
 
 
 def test_names_tell_runs_apart() -> None:
@@ -188,6 +188,44 @@ def test_table_has_scores_as_columns_and_the_share_that_is_kept() -> None:
     assert found.kept(teacher, found.columns[1]) is None  # a share of a negative correlation says nothing
     assert found.latency() == found.speeds[0]
     assert found.fastest_student() is student
+
+
+def test_no_share_is_shown_of_what_is_no_better_than_one_answer(tmp_path: Path) -> None:
+    """As the cards say: by a warning, or because the score is that of the majority class; and it is said why."""
+    found = {("rte", "validation"): {"accuracy": 0.53}}
+    majority = {"baselines": {"validation": {"majority": {"accuracy": 0.53}}}}
+    warned = {"warnings": {"validation": "predicts the class 'no' for every example"}, "baselines": {}}
+    models = {
+        "big": ({("rte", "validation"): {"accuracy": 0.53001}}, {}),
+        "alike": (found, majority),
+        "constant": (found, warned),
+        "sound": ({("rte", "validation"): {"accuracy": 0.7}}, {}),
+    }
+    facts = [
+        facts_of(name, saved(classifier("bert"), tmp_path / name, scores, bertillery=said), classifier("bert"), [4])
+        for name, (scores, said) in models.items()
+    ]
+    shown = comparison(facts, [10, 4, 4, 4])
+    kept = {name: re.search(rf"\| {name} +\| ([\d.]+)( \([\d.]+ %\))?", shown.tables()) for name in models}
+    assert {name: bool(match and match[2]) for name, match in kept.items()} == {
+        **dict.fromkeys(("big", "alike", "constant"), False), "sound": True,
+    }  # fmt: skip
+    assert "- alike, rte accuracy: no share of the teacher's, since its score is no higher than" in shown.tables()
+    assert "- constant, rte accuracy: no share of the teacher's, since predicts the class 'no'" in shown.tables()
+    json.dumps(shown.as_json())
+    turned = comparison(facts[::-1], [10, 4, 4, 4])
+    assert turned.kept(facts[0], ("rte", "validation", "accuracy")) == pytest.approx(0.53001 / 0.7)
+    assert all(comparison([facts[i], facts[3]], [1, 1]).kept(facts[3], turned.columns[0]) is None for i in (1, 2))
+
+
+def test_of_several_seeds_those_without_an_answer_are_counted() -> None:
+    key, constant = ("rte", "validation"), "predicts the class 'no' for every example"
+    student = replace(facts("small", *[{key: {"accuracy": 0.6}}] * 3), warnings=({key: constant}, {}, {key: constant}))
+    teacher = facts("big", {key: {"accuracy": 0.8}})
+    shown = comparison([teacher, student], [10, 4])
+    assert f"since 2 of 3 models: {constant}." in shown.tables()
+    once = replace(student, warnings=({key: constant}, {}, {}))
+    assert comparison([teacher, once], [10, 4]).kept(once, shown.columns[0]) == pytest.approx(0.75)
 
 
 def test_a_score_is_the_median_of_the_seeds_that_lie_beside() -> None:

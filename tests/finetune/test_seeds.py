@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from engine.command import guarded
 from finetune import jobs, seeds, submit
@@ -49,7 +51,13 @@ def test_seeds_are_run_once_and_told_together(
     ]
     values = summary["scores"]["validation"]["accuracy"]
     assert values == [each["accuracy"] for each in found]
-    assert len({*values}) > 1, "a seed changes the head, the order and the dropout"
+    heads = {
+        load_file(tmp_path / f"runs/finetune/{path}{seed}/export/model.safetensors")["classifier.weight"]
+        .numpy()
+        .tobytes()
+        for seed in (1, 2, 3)
+    }
+    assert len(heads) == 3, "a seed changes the head, the order and the dropout"
     assert summary["best"].endswith(f"seed-{int(np.argmax(values)) + 1}")
     files = [tmp_path / f"runs/finetune/{path}{seed}/predictions/validation.tsv" for seed in (1, 2, 3)]
     together = np.mean([read_outputs(file) for file in files], axis=0).argmax(-1)
@@ -140,6 +148,54 @@ def test_the_table_names_models_that_learned_nothing(tmp_path: Path) -> None:
     ]
     assert "1 of 3 models: predicts the majority class 'a'" in table
     assert (tmp_path / "t/seeds.png").stat().st_size > 5000
+
+
+def summary_of(*values: float, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a task's seeds reached, as ``write_table`` takes it."""
+    return {
+        "scores": {"validation": {"accuracy": [*values]}},
+        "ensemble": {},
+        "baselines": {"validation": {}},
+        "warnings": [*warnings],
+        "runs": [f"seed-{i}" for i in range(len(values))],
+        "best": "seed-0",
+    }
+
+
+def test_a_statement_over_models_counts_those_it_is_true_of(tmp_path: Path) -> None:
+    one, other = "predicts the class 'a' for every example", "predicts the majority class 'b' for every example"
+    table = write_table({"toy": summary_of(0.5, 0.5, 0.4, 0.7, warnings=[other, one, other])}, tmp_path, "model")
+    assert f"toy: 2 of 4 models: {other}." in table
+    assert f"toy: 1 of 4 models: {one}." in table
+    assert "3 of 4" not in table
+
+
+def test_a_model_with_two_splits_is_one_model(tmp_path: Path) -> None:
+    encoder, task = write_encoder(tmp_path / "tiny"), write_task(tmp_path / "toy")
+    given = (str(task), f"model.from={encoder}", f"run.dir={tmp_path}/runs", "task.validation=[validation,other]")
+    runs = seeds.Runs({1: (*given, "task.files.other=validation.jsonl")})
+    (path,) = runs.paths
+    path.mkdir(parents=True)
+    said = dict.fromkeys(("validation", "other"), "predicts the class 'red' for every example")
+    scores = {name: {"accuracy": 0.3, "macro_f1": 0.1} for name in said}
+    (path / "finished.json").write_text(json.dumps({"scores": scores, "baselines": {}, "warnings": said}))
+    summary = runs.summary()
+    assert summary is not None
+    summary["baselines"] = {name: {} for name in said}
+    table = write_table({"toy": summary}, tmp_path / "t", "model")
+    assert table.count("1 of 1 models") == 2
+    assert "2 of 1" not in table
+
+
+def test_the_mean_of_glue_is_over_its_tasks(tmp_path: Path) -> None:
+    """And says which; a task of somebody's own has no part in it."""
+    table = write_table({"rte": summary_of(0.6), "mood": summary_of(0.9), "sst2": summary_of(0.8)}, tmp_path, "model")
+    (mean,) = [line for line in table.splitlines() if line.startswith("| mean")]
+    assert "70.00" in mean
+    assert "mean of GLUE: rte, sst2 (2 of its 9 tasks)" in table
+    assert (
+        "| mean" not in write_table({"rte": summary_of(0.6), "mood": summary_of(0.9)}, tmp_path, "m").split("\n", 2)[2]
+    )
 
 
 def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
