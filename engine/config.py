@@ -25,6 +25,17 @@ class ConfigError(InputError):
     """The configuration cannot be used; the message lists every problem at once."""
 
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+"""The configurations that are shipped, beside the packages: in a checkout as in an installation."""
+
+
+def configurations(folder: Path) -> Path:
+    """A folder below ``CONFIGS``, as it is; ``ConfigError`` where it is not there."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder, though it is a part of the program; install the program again")
+    return folder
+
+
 class Section(BaseModel):
     """Base of every configuration section: frozen, unknown keys refused, field docstrings kept for ``--help``."""
 

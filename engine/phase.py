@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from engine.config import ConfigError, Section
 
-_EXAMPLES = 256
-
 
 class Phase(Section):
     """A stretch of training with one sequence length, and one batch or one that grows."""
 
+    usual_batch: ClassVar[int] = 256
+    """``batch_size`` where neither it nor ``batch_tokens`` is given."""
+
     share: PositiveFloat = 1.0
     """Share of the run's steps."""
     batch_size: PositiveInt | None = None
-    """Examples in one optimizer step, over all processes and micro-batches; 256 where ``batch_tokens`` is not given."""
+    """Examples in one optimizer step, over all processes and micro-batches; 256 (fine-tuning: 32) where
+    ``batch_tokens`` is not given."""
     batch_tokens: PositiveInt | None = None
     """In place of ``batch_size``: a step takes the next examples until another one would exceed so many tokens."""
     batch_from: PositiveInt | None = None
@@ -32,7 +34,7 @@ class Phase(Section):
     @classmethod
     def _counts_examples_by_default(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("batch_size") is None and values.get("batch_tokens") is None:
-            return {**values, "batch_size": _EXAMPLES}
+            return {**values, "batch_size": cls.usual_batch}
         return values
 
     @model_validator(mode="after")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from engine.config import ConfigError, Section, check_sections, read_values, validate
+from engine.config import CONFIGS, ConfigError, Section, check_sections, configurations, read_values, validate
 from engine.duration import Duration
 from engine.load import read_config
 from engine.optim import OptimSection
@@ -17,7 +17,7 @@ from engine.rhythm import TrainSection
 from engine.stage import StageConfig
 from finetune.task import TaskSection
 
-RECIPES = Path(__file__).resolve().parents[1] / "configs" / "finetune" / "recipes"
+RECIPES = CONFIGS / "finetune" / "recipes"
 
 
 class EncoderSection(Section):
@@ -38,12 +38,29 @@ class EncoderSection(Section):
     """``random`` draws all weights anew: the baseline that says what pretraining was worth."""
 
 
+class FinetuneOptimSection(OptimSection):
+    """The optimizer and its learning rate, as BERT is fine-tuned."""
+
+    learning_rate: float = 5e-5
+    """Peak."""
+    warmup: Duration = Duration("10%")
+    """Linear warm-up from 0."""
+
+
+class FinetunePhase(Phase):
+    """The batch of fine-tuning."""
+
+    usual_batch: ClassVar[int] = 32
+
+
 class FinetuneTrainSection(TrainSection):
     """Length and rhythm of fine-tuning."""
 
     steps: Duration = Duration("3 epochs")
     """Length of the run: steps or epochs."""
-    phases: list[Phase] = Field(default=[Phase(batch_size=32, sequence_length=128)], min_length=1, max_length=1)
+    phases: list[FinetunePhase] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=[FinetunePhase()], min_length=1, max_length=1
+    )
     """Batch and sequence length; longer examples are cut."""
     save_every: Duration = Duration("1 epoch")
     """How often a checkpoint is written."""
@@ -66,8 +83,8 @@ class FinetuneConfig(StageConfig):
     model: EncoderSection
     recipe: str = "auto"
     """Settings that a paper gives for the task: a file in ``configs/finetune/recipes``. ``auto`` takes the one of the
-    model's family and size, ``none`` leaves the defaults. What is given beside it wins."""
-    optim: OptimSection = OptimSection(learning_rate=5e-5, warmup=Duration("10%"))
+    model's family and width, ``none`` leaves the defaults. What is given beside it wins."""
+    optim: FinetuneOptimSection = FinetuneOptimSection()  # pyright: ignore[reportIncompatibleVariableOverride]
     train: FinetuneTrainSection = FinetuneTrainSection()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @model_validator(mode="after")
@@ -117,19 +134,21 @@ def model_name(start: str) -> str:
 
 
 def recipe_for(start: str, name: str) -> str:
-    """The recipe to use: the one named, if it is meant for the model's family, or the family's own.
+    """The recipe to use: the one named, if it is meant for the model's family, or, for ``auto``, the family's for the
+    model's width.
 
+    Of a family's recipes each names the ``widths`` it is for, but for one, the general recipe, which is for all others.
     Raises ``ConfigError`` that lists the recipes there are for the family.
     """
     if name == "none":
         return name
-    found = read_config(start)
+    found, recipes = read_config(start), _recipes()
     family, width = found.model_type, found.hidden_size
-    recipes = {path.stem: _read(path) for path in sorted(RECIPES.glob("*.yaml"))}
     fitting = {stem: recipe for stem, recipe in recipes.items() if family in recipe["families"]}
     if name == "auto":
-        widths = [(abs(recipe.get("width", width) - width), stem) for stem, recipe in fitting.items()]
-        return min(widths)[1] if widths else "none"
+        special = [stem for stem, recipe in fitting.items() if width in recipe.get("widths", ())]
+        general = [stem for stem, recipe in fitting.items() if "widths" not in recipe]
+        return next(iter([*special, *general]), "none")
     if name not in fitting:
         there = "; ".join(f"{stem} for {', '.join(recipe['families'])}" for stem, recipe in recipes.items())
         what = f"is not meant for the {family} model" if name in recipes else "does not exist; it was asked for with"
@@ -137,18 +156,34 @@ def recipe_for(start: str, name: str) -> str:
     return name
 
 
+def recipe_in_words(start: str, name: str) -> str:
+    """A recipe and what it has to do with the model, as in ``bert_mini: a bert of width 256 (for 128, 256, 512)``."""
+    found = read_config(start)
+    model = f"{found.model_type} of width {found.hidden_size}"
+    if name == "none":
+        return f"none, the defaults: {model}"
+    widths = _recipes()[name].get("widths")
+    if widths is None:
+        return f"{name}: {model} (general, for every width that no other recipe names)"
+    return f"{name}: {model} (for {', '.join(map(str, widths))})"
+
+
 def recipe_values(name: str, task: str, kind: str | None = None) -> dict[str, Any]:
     """What a recipe sets for a task: its ``all``, over it what it has for tasks of this ``kind`` (``task.type``), and
     over that what it has for the task alone."""
     if name == "none":
         return {}
-    recipe = _read(RECIPES / f"{name}.yaml")
+    recipe = _read(configurations(RECIPES) / f"{name}.yaml")
     merged: dict[str, Any] = {}
     layers = recipe.get("all", {}), recipe.get("kinds", {}).get(kind, {}), recipe.get("tasks", {}).get(task, {})
     for layer in layers:
         for section, settings in layer.items():
             merged[section] = {**merged.get(section, {}), **settings}
     return merged
+
+
+def _recipes() -> dict[str, dict[str, Any]]:
+    return {path.stem: _read(path) for path in sorted(configurations(RECIPES).glob("*.yaml"))}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def find_source(task: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> 
             where = f"{task.hub.dataset} {task.hub.subset or ''}".strip()
             return Source(f"{where} on the Hub", _hub(task.hub), task.hub.columns, task.hub.values)
         tried.append(f"{task.hub.dataset} on the Hub: {unreachable}")
-    layout = f" that holds {task.folder.name}/{next(iter(task.folder.files.values()))}" if task.folder else ""
+    layout = f" that holds {task.folder.name}/{task.folder.file('train')}" if task.folder else ""
     raise InputError(
         f"no data for {task.name}: {'; '.join(tried)}. Set GLUE_DIR=<folder>{layout}, or give the Hub a way "
         "(a network, and HUB=1 to make), or name files of your own (task.files.train=...)"
@@ -108,7 +108,7 @@ def _folder(task: TaskSection, glue_dir: Path) -> Callable[[str], list[Table]]:
     assert folder is not None
 
     def read(split: str) -> list[Table]:
-        path = Path(os.path.normpath(glue_dir / folder.name / folder.files.get(split, f"{split}.tsv")))
+        path = Path(os.path.normpath(glue_dir / folder.name / folder.file(split)))
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there")
         return [read_table(path, header=folder.header, needed=[folder.columns.get(name, name) for name in task.text])]

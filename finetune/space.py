@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from engine.config import ConfigError, read_values
+from engine.config import CONFIGS, ConfigError, configurations, read_values
 from engine.keyed import Permutation, integers, uniform
 
-SPACES = Path(__file__).resolve().parents[1] / "configs" / "finetune" / "spaces"
+SPACES = CONFIGS / "finetune" / "spaces"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def read_space(name: str) -> tuple[Space, list[str]]:
 
     Settings that are wrong are left out. Raises ``ConfigError`` where there is no such file, or nothing in it.
     """
-    path = name if name.endswith((".yaml", ".yml")) else str(SPACES / f"{name}.yaml")
+    path = name if name.endswith((".yaml", ".yml")) else str(configurations(SPACES) / f"{name}.yaml")
     given, _ = read_values([path])
     if not given:
         raise ConfigError(f"{path}: a space has at least one setting, such as optim.learning_rate: [2.0e-5, 5.0e-5]")

@@ -18,7 +18,7 @@ from engine.stage import Parts, Stage
 from engine.tracking import Tracker
 from engine.waiting import main_process_first
 from finetune.again import CONFIGS, make_command
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, recipe_in_words
 from finetune.data import read_task, report
 from finetune.evaluate import Scored, predict
 from finetune.examples import Examples
@@ -127,8 +127,9 @@ class Finetuning(Stage):
         return (
             f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
             f"            {self.loaded}\n"
-            f"recipe      {config.recipe}: a batch of {phase} tokens, "
-            f"learning rate {config.optim.learning_rate:g}{cuts}\n\nfirst example\n"
+            f"recipe      {recipe_in_words(config.model.from_, config.recipe)}\n"
+            f"            a batch of {phase} tokens, learning rate {config.optim.learning_rate:g}{cuts}\n\n"
+            "first example\n"
             f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"
         )
 

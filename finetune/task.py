@@ -35,13 +35,18 @@ class FolderSection(Section):
     name: str
     """The folder."""
     files: dict[str, str] = Field(default={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"})
-    """The file of each split."""
+    """The file of each split; one that is not named here is called as by default, or after the split."""
     columns: dict[str, str] = Field(default={})
     """What the files call our columns, where they call them otherwise."""
     header: Words = Field(default=[])
     """Columns of a file whose first line does not name them."""
     values: Words = Field(default=[])
     """How the labels are written, in the order of `labels`; without it as in `labels`."""
+
+    def file(self, split: str) -> str:
+        """The name of a split's file."""
+        usual = type(self).model_fields["files"].default
+        return {**usual, **self.files}.get(split, f"{split}.tsv")
 
 
 class HubSection(Section):

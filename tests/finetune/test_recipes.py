@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
 from engine.config import ConfigError, dump, validate
-from finetune.config import RECIPES, FinetuneConfig, load_config, model_name, recipe_for
+from finetune.config import RECIPES, FinetuneConfig, load_config, model_name, recipe_for, recipe_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 MODELS = {
     "bert": BertConfig(hidden_size=768),
     "bert_mini": BertConfig(hidden_size=256, num_attention_heads=4),
+    "bert_small": BertConfig(hidden_size=512, num_attention_heads=8),
+    "bert_384": BertConfig(hidden_size=384, num_attention_heads=12),
+    "bert_640": BertConfig(hidden_size=640, num_attention_heads=10),
     "albert": AlbertConfig(hidden_size=768, num_attention_heads=12),
     "electra_small": ElectraConfig(hidden_size=256),
     "electra_base": ElectraConfig(hidden_size=768, num_attention_heads=12),
@@ -39,8 +43,44 @@ def config_of(models: dict[str, str], model: str, task: str, *more: str) -> Fine
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_recipe_follows_from_the_model(models: dict[str, str], model: str) -> None:
-    wanted = {"distilbert": "bert", "roberta": "bert"}.get(model, model)
-    assert recipe_for(models[model], "auto") == wanted
+    """A width that is not in the published grid of small BERTs, or in any other recipe, has the general one."""
+    wanted = {
+        "distilbert": "bert",
+        "roberta": "bert",
+        "bert_small": "bert_mini",
+        "bert_384": "bert",
+        "bert_640": "bert",
+    }
+    assert recipe_for(models[model], "auto") == wanted.get(model, model)
+
+
+def test_no_two_recipes_are_for_one_model() -> None:
+    """Of a family one is general; the others name their widths, each once."""
+    recipes = [yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")]
+    for family in {family for recipe in recipes for family in recipe["families"]}:
+        widths = [recipe.get("widths", ["general"]) for recipe in recipes if family in recipe["families"]]
+        named = [width for each in widths for width in each]
+        assert len(set(named)) == len(named), family
+        assert "general" in named, family
+
+
+def test_the_recipe_is_said_with_its_reason(models: dict[str, str]) -> None:
+    assert recipe_in_words(models["bert_small"], "bert_mini") == "bert_mini: bert of width 512 (for 128, 256, 512)"
+    general = "bert: bert of width 384 (general, for every width that no other recipe names)"
+    assert recipe_in_words(models["bert_384"], "bert") == general
+
+
+@pytest.mark.parametrize("model", ["albert", "bert"])
+def test_one_key_beside_a_recipe_leaves_the_others(models: dict[str, str], model: str) -> None:
+    """Also of a task for which the recipe has no rate of its own; and without a recipe, too."""
+    for recipe in ("auto", "none"):
+        plain, given = (
+            config_of(models, model, "docs_package", f"recipe={recipe}", *more)
+            for more in ((), ("optim.epsilon=1e-7", "train.phases.0.sequence_length=64"))
+        )
+        assert (given.optim.learning_rate, given.optim.warmup) == (5e-5, "10%")
+        assert given.optim.model_dump() | {"epsilon": 0} == plain.optim.model_dump() | {"epsilon": 0}
+        assert (given.train.phases[0].batch_size, plain.train.phases[0].batch_size) == (32, 32)
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
@@ -52,8 +92,6 @@ def test_every_task_has_a_valid_configuration_under_every_recipe(models: dict[st
 
 
 def load_dumped(config: FinetuneConfig) -> dict[str, object]:
-    import yaml
-
     return yaml.safe_load(dump(config))
 
 

@@ -1,0 +1,106 @@
+"""Properties of every key of every command: defaults that stand by themselves, and the schemas that have the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import create_model
+
+from distill.compare import CompareSection
+from distill.config import GeneralConfig, TaskConfig
+from distill.onnx import OnnxSection
+from engine.config import Section, read_values, validate
+from engine.objective import objective_module
+from engine.rate_range import RangeSection
+from finetune.config import FinetuneConfig
+from finetune.search import SearchSection
+from finetune.seeds import TasksSection
+from finetune.submit import SubmitSection
+from finetune.task import FolderSection
+from pretrain.config import PretrainConfig
+
+TASK = {"name": "mood", "type": "classification", "labels": ["bad", "good"], "metrics": ["accuracy"]}
+TASK |= {"files": {"train": ["a.csv"], "validation": ["b.csv"]}}
+ANSWERS = {"task": TASK, "model": {"from": "a"}, "teacher": {"from": "b"}}
+SIZED = {"teacher": {"from": "b"}, "model": {"num_hidden_layers": 2}}
+
+
+def with_objective(base: type[Any], kind: str, section: str) -> type[Any]:
+    package = "pretrain.objectives" if base is PretrainConfig else "distill.objectives"
+    module = objective_module(package, {"type": kind})
+    return create_model(base.__name__, __base__=base, objective=(getattr(module, section), getattr(module, section)()))
+
+
+SCHEMAS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "finetune": (FinetuneConfig, {"task": TASK, "model": {"from": "a"}}),
+    **{
+        f"pretrain {kind}": (with_objective(PretrainConfig, kind, "Config"), {})
+        for kind in ("bert", "mlm", "albert", "electra")
+    },
+    **{
+        f"distill {kind}": (with_objective(GeneralConfig, kind, "Config"), SIZED)
+        for kind in ("distilbert", "tinybert", "minilm")
+    },
+    **{
+        f"distill task {kind}": (with_objective(TaskConfig, kind, "AnswersConfig"), ANSWERS)
+        for kind in ("distilbert", "tinybert")
+    },
+    "seeds": (TasksSection, {}),
+    "search": (SearchSection, {}),
+    "rates": (RangeSection, {}),
+    "compare": (CompareSection, {"teacher": "a", "students": ["b"]}),
+    "onnx": (OnnxSection, {"model": "a"}),
+    "submit": (SubmitSection, {}),
+}
+"""Schema of every command, and the least that it takes."""
+EVERY = pytest.mark.parametrize(("schema", "least"), SCHEMAS.values(), ids=SCHEMAS)
+
+
+def keys_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that a section holds, of the sections within it, too."""
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{field.alias or name}"
+        items = {key: value} if isinstance(value, Section) else {}
+        if isinstance(value, list):
+            items = {f"{key}.{i}": item for i, item in enumerate(value) if isinstance(item, Section)}
+        for path, item in items.items():
+            yield from keys_of(item, f"{path}.")
+        if not items:
+            yield key, value
+
+
+def values_of(config: Section) -> dict[str, Any]:
+    return {key: str(value) for key, value in keys_of(config)}
+
+
+@EVERY
+def test_a_key_at_its_default_changes_no_other(schema: type[Any], least: dict[str, Any]) -> None:
+    """Whatever section is named for the sake of one key, its other keys stay what they are without it."""
+    config = validate(schema, least)
+    plain, dumped = values_of(config), config.model_dump(mode="json", by_alias=True)
+    for key in plain:
+        nested: Any = dumped
+        for part in key.split("."):
+            nested = nested[int(part) if part.isdecimal() else part]
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values, _ = read_values([], under=_merged(least, nested))
+        assert values_of(validate(schema, values)) == plain, key
+
+
+def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = _merged(values[key], value) if both else value
+    return values
+
+
+def test_one_file_of_a_folder_leaves_the_others() -> None:
+    folder = validate(FolderSection, {"name": "RTE", "files": {"test": "mine.tsv"}})
+    assert [folder.file(split) for split in ("train", "validation", "test", "more")] == [
+        "train.tsv", "dev.tsv", "mine.tsv", "more.tsv",
+    ]  # fmt: skip
