@@ -49,10 +49,12 @@ class Section(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads ``5e-5`` as a string and ``off`` as false, and accepts a key given twice; this loader does not."""
+    """PyYAML reads ``5e-5`` as a string, ``off`` as false, ``010`` as 8, ``1:30`` as 90 and ``2024-01-01`` as a date,
+    and accepts a key given twice. This loader does not: a scalar that is no decimal number, without leading zeros, is
+    text as it is written."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge", ":value"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -65,9 +67,18 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_FLOAT = re.compile(  # integers are recognised before it
+    r"^[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that any reader would take for a number: what PyYAML does, and ours."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def read_values(
@@ -229,7 +240,8 @@ def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
 
 def dump(section: Section) -> str:
     """The resolved configuration as YAML; reading it back gives an equal section."""
-    return yaml.safe_dump(section.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    values = section.model_dump(mode="json", by_alias=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def completed(text: str, schema: type[Section]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from engine.config import InputError
-from finetune.rows import NO_LABEL, Rows, ScoreRows, SeveralRows
+from finetune.rows import Rows, ScoreRows, SeveralRows, as_id, unlabelled
 from finetune.sources import Source, find_source
-from finetune.structured import ChoiceRows, SpanRows, TokenRows
+from finetune.structured import ChoiceRows, SpanRows, TokenRows, objects
 from finetune.tables import Table
 from finetune.task import TaskSection
 
@@ -45,7 +45,7 @@ class Split:
     """Class ids int64 ``(N,)``, scores float32 ``(N,)``, 0/1 float32 ``(N, L)``, or objects ``(N,)``; None where there
     are none."""
     index: np.ndarray
-    """Official number or name of each example ``(N,)``; the row's number from 0 where there is none."""
+    """Id of each example ``(N,)``: what its column holds, as it is written there, or the row's number from 0."""
     left_out: int = 0
     """Incomplete rows that are not among the examples."""
 
@@ -144,6 +144,7 @@ class _SplitReader:
         self.texts: list[tuple[Any, ...]] = []
         self.labels: list[Any] = []
         self.index: list[int | str] = []
+        self.places: dict[int | str, str] = {}
         self.problems: list[str] = []
         self.left_out: list[str] = []
         self.num_rows = self.num_unlabelled = 0
@@ -152,14 +153,15 @@ class _SplitReader:
         """Add a table's rows; problems are gathered, wrong columns raise at once."""
         section = self.section
         texts = {name: self._column(table, name, setting) for name, setting in self.rows.columns.items()}
-        labels, label = None, self._called(section.label)
-        if label in table.columns or not self.is_test:
-            labels = self._column(table, section.label, f"task.label={section.label}")
-            if self.is_test and all(cell in NO_LABEL for cell in labels):
-                labels = None
+        label = self._called(section.label)
+        labels = self.rows.label_cells(self.source, table, label)
+        if labels is None and not self.is_test:
+            each = ", or give each label a column of 0 and 1" * isinstance(self.rows, SeveralRows)
+            self._column(table, section.label, f"task.label={section.label}{each}")
+        if labels is not None and self.is_test and all(map(unlabelled, labels)):
+            labels = None
         convert = None if labels is None else self.rows.converter(self.source, table, label)
-        numbers = table.columns.get(self._called(section.index)) if section.index else None
-        named = _number if self.rows.numbered else str
+        ids = self._ids(table)
         for row in range(len(table.lines)):
             try:
                 if not self._complete(table, row, texts, labels):
@@ -167,9 +169,11 @@ class _SplitReader:
                 cells = tuple(self.rows.text("" if column[row] is None else column[row]) for column in texts.values())
                 given = None if labels is None or convert is None else convert(labels[row])
                 example, given = self.rows.example(cells, given)
-                index = self.num_rows + row if numbers is None else named(numbers[row])
+                index = self.num_rows + row if ids is None else as_id(self._called(section.index or ""), ids[row])
+                if self.rows.unique_ids and self.name != "train":
+                    self._note(index, self._place(table, row))
             except ValueError as error:
-                self.problems.append(f"{table.where}:{table.lines[row]}: {error}")
+                self.problems.append(f"{self._place(table, row)}: {error}")
                 continue
             self.texts.append(example)
             self.index.append(index)
@@ -177,6 +181,19 @@ class _SplitReader:
                 self.labels.append(given)
         self.num_rows += len(table.lines)
         self.num_unlabelled += labels is None
+
+    def _ids(self, table: Table) -> list[Any] | None:
+        return table.columns.get(self._called(self.section.index)) if self.section.index else None
+
+    def _place(self, table: Table, row: int) -> str:
+        """Where a row is, and its id where it has one."""
+        ids = self._ids(table)
+        return table.place(row) + ("" if ids is None else f" ({self.section.index} {ids[row]!r:.80})")
+
+    def _note(self, index: int | str, place: str) -> None:
+        """Remember which row has an id; ``ValueError`` for the second one that does."""
+        if self.places.setdefault(index, place) != place:
+            raise ValueError(f"{self.places[index]} has this id, too, and predictions are written by id")
 
     def _called(self, name: str) -> str:
         return self.source.columns.get(name, name)
@@ -206,7 +223,7 @@ class _SplitReader:
         wrong = table.incomplete.get(row, f"nothing in {' and '.join(empty)}")
         if self.section.incomplete == "fail" or (self.is_test and row in table.incomplete):
             raise ValueError(wrong)
-        self.left_out.append(f"{table.where}:{table.lines[row]}: {wrong}")
+        self.left_out.append(f"{self._place(table, row)}: {wrong}")
         return self.is_test
 
     def split(self) -> Split:
@@ -224,19 +241,11 @@ class _SplitReader:
                 "%s %s: %d of %d rows %s, the first is %s",
                 section.name, self.name, len(self.left_out), self.num_rows, kept, self.left_out[0],
             )  # fmt: skip
-        index = np.array(self.index, dtype=np.int64 if self.rows.numbered else None)
-        if self.name in section.submission and (index != np.arange(len(index))).any():
+        if self.name in section.submission and list(map(str, self.index)) != list(map(str, range(len(self.index)))):
             raise InputError(
                 f"{section.name} {self.name}: the column {section.index!r} does not count from 0; "
                 "a submission is in the official order"
             )
         labels = None if self.num_unlabelled else self.rows.labels(self.labels)
         left_out = 0 if self.is_test else len(self.left_out)
-        return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, index, left_out)
-
-
-def _number(cell: Any) -> int:
-    try:
-        return int(cell)
-    except (TypeError, ValueError):
-        raise ValueError(f"{cell!r} is no number of an example") from None
+        return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, objects(self.index), left_out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,36 @@ def squad_rows(document: Any) -> list[dict[str, Any]] | None:
     """
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
         return None
-    try:
-        rows = [
-            {
-                "id": question["id"],
-                "title": article.get("title"),
-                "context": paragraph["context"],
-                "question": question["question"],
-                **({"answers": question["answers"]} if "answers" in question else {}),
-            }
-            for article in document["data"]
-            for paragraph in article["paragraphs"]
-            for question in paragraph["qas"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not in SQuAD's form, data > paragraphs > qas: {error!r}") from None
+    rows: list[dict[str, Any]] = []
+    for at, article in _each(document, "data", ""):
+        for inside, paragraph in _each(article, "paragraphs", at):
+            for where, question in _each(paragraph, "qas", inside):
+                row = {
+                    "id": _field(question, "id", where),
+                    "title": article.get("title"),
+                    "context": _field(paragraph, "context", inside),
+                    "question": _field(question, "question", where),
+                }
+                rows.append(row | ({"answers": question["answers"]} if "answers" in question else {}))
     if not rows:
         raise ValueError("no questions in it")
     return rows
+
+
+def _field(holder: dict[str, Any], name: str, where: str) -> Any:
+    if name not in holder:
+        raise ValueError(f"not in SQuAD's form, data > paragraphs > qas: {where} has no {name!r}")
+    return holder[name]
+
+
+def _each(holder: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a list, and where each is."""
+    items = _field(holder, name, where)
+    for number, item in enumerate(items if isinstance(items, list) else [items]):
+        at = f"{where}{'.' if where else ''}{name}[{number}]"
+        if not isinstance(item, dict) or not isinstance(items, list):
+            raise ValueError(f"not in SQuAD's form, data > paragraphs > qas: {at} is no object in a list")
+        yield at, item
 
 
 def sentences(path: Path, lines: Iterable[str], header: Sequence[str]) -> tuple[dict[str, list[list[str]]], list[int]]:

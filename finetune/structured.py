@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from finetune.answers import Answer
 from finetune.entities import entities, kinds
-from finetune.rows import Rows, by_name
+from finetune.rows import Rows, as_text, by_name
 from finetune.sources import Source
 from finetune.tables import Table
 from finetune.task import SpansSection
@@ -26,8 +26,6 @@ class ChoiceRows(Rows):
     In a single column of ``task.choices`` the choices are a list, or, as on the Hub, ``{"text": [...], "label":
     [...]}``; then the label is one of those beside them.
     """
-
-    numbered = False
 
     @property
     def columns(self) -> dict[str, str]:
@@ -47,26 +45,23 @@ class ChoiceRows(Rows):
     def converter(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
         """From the name of a choice to its number; where a row names its own, that is left to ``example``."""
         cells = table.columns[source.columns.get(self.section.choices[0], self.section.choices[0])]
-        return str if isinstance(next(iter(cells), None), dict) else by_name(self.section, source, table, column)
+        if any(isinstance(cell, dict) for cell in cells):
+            return lambda cell: cell if isinstance(cell, str) else str(cell)
+        return by_name(self.section, source, table, column)
 
     def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
         """The text and its choices, each behind what they begin with."""
         size = len(self.section.text)
-        given, names = list(texts[size:]), None
-        if isinstance(given[0], dict):
-            given, names = given[0]["text"], [str(name) for name in given[0]["label"]]
-        elif isinstance(given[0], list):
-            given = given[0]
-        if any(not isinstance(choice, str) for choice in given):
-            raise ValueError(f"choices are texts, not {given!r:.200}")
+        given, names = _choices(texts[size:])
         if len(given) > len(self.section.labels):
             raise ValueError(f"{len(given)} choices, and task.labels names {len(self.section.labels)}")
         if sum(bool(choice.strip()) for choice in given) < 2:
             raise ValueError(f"less than two choices: {given}")
-        if names is not None and label is not None:
-            if label not in names:
-                raise ValueError(f"the label is {label!r}, and the choices are called {', '.join(names)}")
-            label = names.index(label)
+        if isinstance(label, str):  # where some rows name their own choices
+            called = self.section.labels if names is None else names
+            if label not in called:
+                raise ValueError(f"the label is {label!r}, and the choices are called {', '.join(called)}")
+            label = called.index(label)
         if label is not None and (label >= len(given) or not given[label].strip()):
             raise ValueError(f"the label is that of choice {label + 1}, which is empty")
         begin = texts[1] + " " if size == 2 else ""
@@ -77,21 +72,43 @@ class ChoiceRows(Rows):
         return " ".join(text.split() if isinstance(text, str) else " / ".join(filter(None, text)).split())
 
 
+def _choices(cells: Sequence[Any]) -> tuple[list[str], list[str] | None]:
+    """The choices in a row's cells, and their names where the row gives them; ``ValueError`` for anything else."""
+    given, names = (cells[0], None) if isinstance(cells[0], list) else (list(cells), None)
+    if isinstance(cells[0], dict):
+        given, names = cells[0].get("text"), cells[0].get("label")
+        if not (isinstance(given, list) and isinstance(names, list) and len(given) == len(names)):
+            raise ValueError(f"choices are two lists of one length, text and label, not {cells[0]!r:.200}")
+        names = [str(name) for name in names]
+        if len({*names}) < len(names):
+            raise ValueError(f"two choices of one name: {', '.join(names)}")
+    if len(cells) > 1 and any(isinstance(cell, list | dict) for cell in cells):
+        raise ValueError(f"choices are a column each, or all of them in one: {cells!r:.200}")
+    try:
+        return [as_text(choice) for choice in given], names
+    except ValueError as error:
+        raise ValueError(f"choices are texts, not {given!r:.200} ({error})") from None
+
+
 class TokenRows(Rows):
     """Words ``[word, ...]``; labels are ids of their tags, int64 (number of words,)."""
-
-    numbered = False
 
     def text(self, cell: Any) -> Any:
         """A list of words."""
         if not isinstance(cell, list) or any(not isinstance(word, str) or not word.strip() for word in cell):
             raise ValueError(f"no list of words, none of them empty: {cell!r:.200}")
-        return cell
+        return [as_text(word) for word in cell]
 
     def converter(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
         """From a list of tags to their ids."""
         one = by_name(self.section, source, table, column)
-        return lambda cell: np.array([one(tag) for tag in cell], dtype=np.int64)
+
+        def tags(cell: Any) -> np.ndarray:
+            if not isinstance(cell, list):
+                raise ValueError(f"{column!r} holds {cell!r:.200}; a sentence has a list of tags")
+            return np.array([one(tag) for tag in cell], dtype=np.int64)
+
+        return tags
 
     def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
         """As many tags as words."""
@@ -115,22 +132,45 @@ class TokenRows(Rows):
         return f"{sum(map(len, labels)):,} words, {len(found):,} entities ({listed})"
 
 
+def _start(value: Any) -> int:
+    """Where an answer begins, in characters; ``ValueError`` for what is no place in a text."""
+    if (isinstance(value, str) and value.isdecimal()) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"answer_start is {value!r:.200}; it is the number of characters of the context before it")
+    return value
+
+
 class SpanRows(Rows):
     """Question and context; labels are the answers ``(Answer, ...)``, each of which is in the context where it says."""
 
     label_needed = False
-    numbered = False
+    unique_ids = True
 
     def converter(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
-        """From ``[{"text": ..., "answer_start": ...}, ...]``, or a dictionary of lists as on the Hub."""
+        """From ``[{"text": ..., "answer_start": ...}, ...]``, or a dictionary of lists as on the Hub.
+
+        A question without an answer has an empty list, or empty lists. A start is an integer, also where a file has
+        it as text (``"21"``) or as a float without a fraction (``21.0``).
+        """
 
         def answers(cell: Any) -> tuple[Answer, ...]:
-            try:
-                if isinstance(cell, dict):
-                    return tuple(map(Answer, cell["text"], cell["answer_start"]))
-                return tuple(Answer(each["text"], each["answer_start"]) for each in cell or ())
-            except (KeyError, TypeError):
-                raise ValueError(f"{column!r} holds {cell!r:.200}, and answers have text and answer_start") from None
+            wanted = f"{column!r} holds {cell!r:.200}; answers have text and answer_start"
+            pairs = [cell] if isinstance(cell, dict) else cell
+            if not isinstance(pairs, list) or not all(
+                isinstance(p, dict) and {"text", "answer_start"} <= {*p} for p in pairs
+            ):
+                raise ValueError(f"{wanted}, and no answer is an empty list")
+            found: list[Answer] = []
+            for pair in pairs:
+                texts, starts = pair["text"], pair["answer_start"]
+                if isinstance(texts, list) != isinstance(starts, list):
+                    raise ValueError(f"{wanted}, both lists or neither")
+                texts, starts = (texts, starts) if isinstance(texts, list) else ([texts], [starts])
+                if len(texts) != len(starts):
+                    raise ValueError(f"{wanted}, as many of one as of the other")
+                found += [Answer(as_text(text), _start(start)) for text, start in zip(texts, starts, strict=True)]
+            return tuple(found)
 
         return answers
 

@@ -29,11 +29,17 @@ class Table:
     """File, or data set of the Hub."""
     columns: dict[str, list[Any]]
     lines: Sequence[int]
-    """Line of each row in the file, or its number from 1."""
+    """Line of each row in the file, or its number from 1 (:attr:`counted`)."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """What the numbers of a column stand for, where the table says so."""
     incomplete: dict[int, str] = field(default_factory=dict)
     """Rows whose fields are not as many as the columns, and what is wrong with them; their cells are all None."""
+    counted: str = ""
+    """What ``lines`` numbers where it is no lines: rows, or questions."""
+
+    def place(self, row: int) -> str:
+        """Where a row is, counted from 0: its line in the file, or its number."""
+        return f"{self.where}:{f' {self.counted} ' if self.counted else ''}{self.lines[row]}"
 
 
 def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> Table:
@@ -119,9 +125,10 @@ def _read_json(path: Path, lines: Iterable[str]) -> Table:
     return _from_objects(path, [row for _, row in found], [number for number, _ in found])
 
 
-def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Table:
+def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int], counted: str = "") -> Table:
     names = dict.fromkeys(name for row in rows for name in row)
-    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, numbers)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return Table(str(path), columns, numbers, counted=counted)
 
 
 def _read_squad(path: Path) -> Table | None:
@@ -132,7 +139,7 @@ def _read_squad(path: Path) -> Table | None:
         return None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return None if rows is None else _from_objects(path, rows, range(1, len(rows) + 1))
+    return None if rows is None else _from_objects(path, rows, range(1, len(rows) + 1), counted="question")
 
 
 def _read_parquet(path: Path) -> Table:
@@ -155,4 +162,4 @@ def from_arrow(where: str, table: pyarrow.Table, features: Mapping[str, Any]) ->
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
             names[column] = list(inner["names"])
-    return Table(where, columns, range(1, table.num_rows + 1), names)
+    return Table(where, columns, range(1, table.num_rows + 1), names, counted="row")

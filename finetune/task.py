@@ -97,8 +97,10 @@ class TaskSection(Section):
     spans: SpansSection | None = None
     """How answers are looked for; only with ``type=spans``, where it may be left out."""
     label: str = "label"
-    """Column of the label. Of several labels: a list, or in csv and tsv their names with commas between. For ``tokens``
-    a list of tags, for ``spans`` the answers as SQuAD has them."""
+    """Column of the label. Of several labels: a list of names, or in csv and tsv names with commas between, or a vector
+    with 0 or 1 for each of `labels`; without such a column, a column of 0 and 1 for each label, called as the label is
+    written. For ``tokens`` a list of tags. For ``spans`` the answers as SQuAD has them, `answer_start` an integer, also
+    as 21.0 or "21"; a question without an answer has an empty list."""
     labels: Words = Field(default=[])
     """Names of the labels, in the order of their ids; none for a score or an answer. For ``choice`` what the column
     calls the choices, in their order."""
@@ -128,7 +130,8 @@ class TaskSection(Section):
     hub: HubSection | None = None
     """Where it lies on the Hub, or in a folder `GLUE_DIR` that is laid out as the Hub, `<subset>/<split>-*.parquet`."""
     index: str | None = None
-    """Column with the number of an example, where a split has it; otherwise the row's number from 0."""
+    """Column with the id of an example, where a split has it, kept as it is written; otherwise the row's number from 0.
+    For ``spans`` no two questions of a split that is predicted share an id."""
     incomplete: Literal["fail", "skip"] = "fail"
     """Rows without text or with missing fields: an error, or, with `skip`, left out and counted. A test split leaves
     out nothing, since every row needs a prediction; a text that is missing there is empty."""

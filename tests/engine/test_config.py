@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import yaml
 from pydantic import Field
 
 from engine.config import ConfigError, Section, describe, dump, read_values, validate
@@ -76,6 +77,49 @@ def test_an_empty_file_changes_nothing(tmp_path: Path):
 def test_floats_are_floats(tmp_path: Path, text: str):
     assert read_values([f"optim.rate={text}"])[0] == {"optim": {"rate": 5e-5}}
     assert read_values([write(tmp_path, "a.yaml", f"rate: {text}\n")])[0] == {"rate": 5e-5}
+
+
+WRITTEN = [
+    "001",
+    "010",
+    "0x10",
+    "0b1",
+    "1:30",
+    "2024-01-01",
+    "00.5",
+    "1e3",
+    "1.50",
+    "12",
+    "1_000",
+    "on",
+    ".5",
+    "~",
+    "true",
+]
+
+
+def test_what_is_no_decimal_number_is_text():
+    """YAML 1.1 has octal numbers, numbers to the base of 60, and dates."""
+    assert read_values([f"names=[{', '.join(WRITTEN)}]"])[0]["names"] == [
+        *WRITTEN[:7],
+        1000.0,
+        1.5,
+        12,
+        1000,
+        "on",
+        0.5,
+        None,
+        True,
+    ]
+
+
+class Names(Section):
+    names: list[str]
+
+
+def test_text_that_looks_like_something_else_survives_a_dump(tmp_path: Path):
+    dumped = dump(Names(names=WRITTEN))
+    assert yaml.safe_load(dumped) == read_values([write(tmp_path, "a.yaml", dumped)])[0] == {"names": WRITTEN}
 
 
 def test_all_problems_at_once_with_source_and_near_name(tmp_path: Path):

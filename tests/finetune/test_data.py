@@ -21,7 +21,8 @@ import pytest
 from engine.config import ConfigError, InputError, read_values, validate
 from finetune import sources
 from finetune.data import Task, read_task, report
-from finetune.kind import kind_of
+from finetune.kind import Predicted, kind_of
+from finetune.report import write_predictions
 from finetune.task import TaskSection
 
 ROOT = Path(__file__).parents[2]
@@ -379,7 +380,6 @@ def test_a_line_number_is_that_of_the_file_in_spite_of_quoted_line_breaks(tmp_pa
             {"text": ["a", "text"]},
             r"no column 'a'; there are: 'text', 'label'; name the column with task.text=\[a, text\]",
         ),
-        ({"index": "label"}, r"a.csv:2: 'yes' is no number of an example"),
     ],
 )
 def test_wrong_columns(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -506,7 +506,7 @@ def test_real_files_of_ones_own() -> None:
     labels = task.split("train").labels
     assert labels is not None
     assert np.bincount(labels).tolist() == [1299, 2536, 665]
-    assert task.split("train").index[:3].tolist() == [1, 2, 3]
+    assert task.split("train").index[:3].tolist() == ["1", "2", "3"]
 
 
 def test_labels_of_the_hub_that_nobody_gave(tmp_path: Path) -> None:
@@ -585,3 +585,115 @@ def test_files_of_a_yaml_can_be_taken_back() -> None:
     for given, left in (("task.files=null", []), ("task.files.test=null", ["train", "validation"])):
         values, names = read_values([swag, given])
         assert [*validate(TaskSection, values["task"], names).files] == left
+
+
+SEVERAL: dict[str, Any] = {"type": "multilabel", "metrics": "macro_f1", "labels": ["a", "b", "c"]}
+VECTORS = [[0, 1, 1], [0, 0, 0], [1, 0, 1]]
+
+
+def several(tmp_path: Path, cells: list[Any], **changes: Any) -> list[list[float]]:
+    """The labels that are read from these cells."""
+    rows = [json.dumps({"text": "x", "label": cell}) for cell in cells]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    return own(tmp_path, files={"train": "a.jsonl"}, **SEVERAL | changes).split("train").labels.tolist()  # pyright: ignore
+
+
+def test_several_labels_as_vectors(tmp_path: Path) -> None:
+    assert several(tmp_path, VECTORS) == VECTORS
+    assert several(tmp_path, [[float(bit) for bit in row] for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [[bool(bit) for bit in row] for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [str(row) for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [" ".join(map(str, row)) for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [",".join(map(str, row)) for row in VECTORS], values=["A", "B", "C"]) == VECTORS
+
+
+def test_labels_by_number_are_no_vectors(tmp_path: Path) -> None:
+    numbers = {"values": [0, 1, 2]}
+    assert several(tmp_path, [[0, 2], [], [1], [0, 1, 2], "0, 1"], **numbers) == [
+        [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [1, 1, 0]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cell", "changes", "message"),
+    [
+        ([0, 1], {}, r"0 or 1 for each of the 3 labels a, b, c, this one has 2"),
+        ([0, 0], {"labels": ["a", "b"], "values": [0, 1]}, "reads as a vector of 0 and 1 and as a list of labels"),
+        ([1, 1], {"labels": ["a", "b"], "values": [0, 1]}, "for vectors leave out task.values"),
+        ([0, 1], {"labels": ["a", "b"], "values": [0, 1]}, "for vectors leave out task.values"),
+        ("1,1", {"labels": ["a", "b"], "values": [0, 1]}, "for vectors leave out task.values"),
+        ([0, 1, 1], {"values": [0, 1, 2]}, "for vectors leave out task.values"),
+        ([0, 2, 1], {}, "holds '0', which is none of a, b, c"),
+        ([0, None, 1], {}, "which is none of a, b, c"),
+    ],
+)
+def test_what_may_be_a_vector_and_a_list_is_refused(
+    tmp_path: Path, cell: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"a\.jsonl:1: .*{message}"):
+        several(tmp_path, [cell], **changes)
+
+
+def test_several_labels_in_a_column_each(tmp_path: Path) -> None:
+    as_csv(tmp_path / "a.csv", [{"text": "x", **dict(zip("cab", map(str, row), strict=True))} for row in VECTORS])
+    as_csv(tmp_path / "unlabelled.csv", [{"text": "x", "a": "", "b": "", "c": ""}])
+    as_csv(tmp_path / "names.csv", [{"text": "x", "A": "True", "B": "False", "C": "1.0"}])
+    task = own(tmp_path, files={"train": "a.csv", "test": "unlabelled.csv"}, **SEVERAL)
+    assert task.split("train").labels.tolist() == [[b, c, a] for a, b, c in VECTORS]  # pyright: ignore
+    assert task.split("test").labels is None
+    named = own(tmp_path, files={"train": "names.csv"}, values=["A", "B", "C"], **SEVERAL)
+    assert named.split("train").labels.tolist() == [[1, 0, 1]]  # pyright: ignore
+    as_csv(tmp_path / "a.csv", [{"text": "x", "a": "0", "b": "2", "c": ""}])
+    with pytest.raises(InputError, match=r"a\.csv:2: 'b' holds '2'; the column of a label holds 0 or 1"):
+        own(tmp_path, files={"train": "a.csv"}, **SEVERAL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "message"),
+    [
+        (
+            "classification",
+            [0, 1],
+            "holds .* where one label is expected; several labels of a row need task.type=multi",
+        ),
+        ("regression", True, "True is no number"),
+        ("regression", "1_0", "'1_0' is no number"),
+    ],
+)
+def test_labels_of_another_type(tmp_path: Path, kind: str, cell: Any, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": cell}))
+    changes = {"type": "regression", "metrics": "pearson", "labels": []} if kind == "regression" else {}
+    with pytest.raises(InputError, match=rf"a\.jsonl:1: .*{message}"):
+        own(tmp_path, files={"train": "a.jsonl"}, **changes)
+
+
+def test_a_text_is_made_of_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800", "label": "no"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl:1: half a surrogate pair"):
+        own(tmp_path, files={"train": "a.jsonl"})
+
+
+@pytest.mark.parametrize(
+    "choices", [{"text": "abc", "label": ["A", "B", "C"]}, {"text": ["a", "b"], "label": ["A"]}, {}]
+)
+def test_choices_are_lists(tmp_path: Path, choices: Any) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "ends": choices, "label": "A"}))
+    plain = {"type": "choice", "choices": "ends", "labels": ["A", "B", "C"]}
+    with pytest.raises(InputError, match=r"a\.jsonl:1: choices are two lists of one length"):
+        own(tmp_path, files={"train": "a.jsonl"}, **plain)
+
+
+def test_ids_and_labels_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    """Leading zeros in a file, and in a YAML, whose 010 would be 8."""
+    as_csv(tmp_path / "a.csv", [{"id": f"{i:06}", "text": "x", "label": name} for i, name in enumerate(["001", "010"])])
+    (tmp_path / "task.yaml").write_text("labels: [001, 010]\n")
+    labels = read_values([str(tmp_path / "task.yaml")])[0]["labels"]
+    task = own(tmp_path, files={"train": "a.csv"}, labels=labels, index="id")
+    assert task.section.labels == ["001", "010"]
+    split = task.split("train")
+    assert split.labels.tolist() == [0, 1]  # pyright: ignore
+    folder = tmp_path / "predictions"
+    kind: Any = kind_of(task.section)
+    write_predictions(folder, {"train": Predicted(split, np.eye(2, dtype=np.float32), np.array([1, 0]))}, kind)
+    written = [line.split("\t")[:3] for line in (folder / "train.tsv").read_text().splitlines()[1:]]
+    assert written == [["000000", "010", "001"], ["000001", "001", "010"]]

@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering, BertTokenizer, PreTraine
 
 from engine.config import ConfigError, InputError, validate
 from engine.load import load
-from finetune.answers import exact_match
+from finetune.answers import Answer, exact_match
 from finetune.data import Task, read_task
 from finetune.kind import kind_of
 from finetune.questions import QuestionExamples
@@ -137,7 +137,10 @@ def test_training_is_the_stock_models_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": [{"text": "no such", "answer_start": 0}]}, r"train.json:2: the answer 'no such' is not in the"),
+        (
+            {"answers": [{"text": "no such", "answer_start": 0}]},
+            r"train.json: question 2 \(id 'q1'\): the answer 'no such' is not in the",
+        ),
         ({"answers": [{"text": "x"}]}, "answers have text and answer_start"),
         ({"answers": []}, "a question without an answer; with task.spans.unanswerable=true"),
         ({"question": " "}, "nothing in 'question'"),
@@ -168,8 +171,76 @@ def test_other_ways_to_write_questions(tmp_path: Path) -> None:
         assert split.index.tolist() == [f"q{i}" for i in range(40)]
 
 
+CONTEXT = "It is in Lund. 1854"
+
+
+def one_question(tmp_path: Path, answers: Any, **changes: Any) -> Task:
+    """The task of a question on ``CONTEXT``, as a row; unanswerable ones are allowed, so that a lost answer shows."""
+    row = {"id": "q7", "question": "Where?", "context": CONTEXT, "answers": answers, **changes}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    spans = {"unanswerable": True}
+    return squad(tmp_path, files={"train": "rows.jsonl", "train_too": "rows.jsonl"}, spans=spans)
+
+
+@pytest.mark.parametrize("start", [9, 9.0, "9"])
+@pytest.mark.parametrize("form", ["objects", "lists", "object"])
+def test_a_start_is_an_integer_however_it_is_written(tmp_path: Path, start: Any, form: str) -> None:
+    one = {"text": "Lund", "answer_start": start}
+    answers = {"objects": [one], "lists": {key: [value] for key, value in one.items()}, "object": one}[form]
+    split = one_question(tmp_path, answers).split("train")
+    assert list(split.labels) == [(Answer("Lund", 9),)]  # pyright: ignore
+
+
+@pytest.mark.parametrize("answers", [[], {"text": [], "answer_start": []}])
+def test_no_answer_is_an_empty_list(tmp_path: Path, answers: Any) -> None:
+    assert list(one_question(tmp_path, answers).split("train").labels) == [()]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"text": "Lund", "answer_start": [9]}, "both lists or neither"),
+        ({"text": ["Lund"], "answer_start": 9}, "both lists or neither"),
+        ({"text": ["Lund"], "answer_start": []}, "as many of one as of the other"),
+        ({"text": ["Lund", "in"], "answer_start": [9]}, "as many of one as of the other"),
+        ({"text": ["Lund"]}, "answers have text and answer_start"),
+        (["Lund"], "answers have text and answer_start"),
+        ("Lund", "answers have text and answer_start"),
+        (None, "no answer is an empty list"),
+        ([{"text": "Lund", "answer_start": None}], "answer_start is None"),
+        ([{"text": "Lund", "answer_start": 9.5}], r"answer_start is 9\.5"),
+        ([{"text": "Lund", "answer_start": "nine"}], "answer_start is 'nine'"),
+        ([{"text": "t", "answer_start": True}], "answer_start is True"),
+        ([{"text": "Lund", "answer_start": -10}], "answer_start is -10"),
+        ([{"text": 1854, "answer_start": 15}], "a int where a text is expected: 1854"),
+    ],
+)
+def test_answers_of_another_type_are_refused_with_their_row(tmp_path: Path, answers: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"rows\.jsonl:1 \(id 'q7'\): .*{message}"):
+        one_question(tmp_path, answers)
+
+
+@pytest.mark.parametrize("changes", [{"question": 5}, {"context": 5}, {"id": None}, {"id": True}, {"id": "a\tb"}])
+def test_questions_of_another_type_are_refused_with_their_row(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"rows\.jsonl:1 \("):
+        one_question(tmp_path, [], **changes)
+
+
+def test_two_questions_with_one_id(tmp_path: Path) -> None:
+    """Predictions are written by id, which would lose one of them; training needs no ids."""
+    document = questions(3)
+    document["data"][0]["paragraphs"][2]["qas"][0]["id"] = "q0"
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    first, second = (rf"train\.json: question {number} \(id 'q0'\)" for number in (1, 3))
+    with pytest.raises(InputError, match=rf"own train_too: 1 of 3 rows(.|\n)*{second}: .*{first} has this id, too"):
+        squad(tmp_path, document)
+    (tmp_path / "valid.json").write_text(json.dumps(questions(3)))
+    task = squad(tmp_path, document, files={"train": "train.json", "train_too": "valid.json"})
+    assert task.split("train").num_examples == 3
+
+
 def test_a_broken_document_and_no_room(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not in SQuAD's form, data > paragraphs > qas: KeyError"):
+    with pytest.raises(InputError, match=r"not in SQuAD's form, .*: data\[0\]\.paragraphs\[0\] has no 'context'"):
         squad(tmp_path, {"data": [{"paragraphs": [{"qas": [{"id": "q0", "question": "Who?"}]}]}]})
     with pytest.raises(InputError, match="no questions"):
         squad(tmp_path, {"data": []})
