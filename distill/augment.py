@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,12 +33,14 @@ from distill.candidates import STOP_WORDS, Candidates, load_word_model
 from distill.neighbours import fingerprint
 from distill.variants import Variant, variants
 from engine.config import ConfigError, InputError, Section
-from engine.files import write_text
+from engine.files import tidy, write_text
 from engine.keyed import key
 from engine.packed import json_objects
 from engine.waiting import patient_barrier
 from finetune.data import Split
 from finetune.task import TaskSection
+
+logger = logging.getLogger(__name__)
 
 SERVED = ("classification", "multilabel", "regression")
 """Types of tasks whose examples are one text or a pair."""
@@ -141,6 +144,7 @@ class Augmentation:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             with self._alone(self.num_shards):
+                tidy(self.folder, "manifest.json.*")
                 write_text(self.folder / "manifest.json", json.dumps(self.made_from, indent=1))
         originals = set(zip(*self.split.texts, strict=True))
         total = sum(len(self._rows(shard)) for shard in missing)
@@ -160,9 +164,17 @@ class Augmentation:
 
     @contextmanager
     def _alone(self, shard: int) -> Iterator[None]:
-        """Hold a byte of a file: another run of the same variants waits for the shard and then finds it."""
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX, 1, shard)
+        """Hold a byte of a file: another run of the same variants waits for the shard and then finds it.
+
+        A lock of this kind, unlike that of ``engine.lock``, can be one byte's, and is not inherited by children.
+        """
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
+            except BlockingIOError:
+                logger.warning("%s: another process is making the same variants; waiting for a part of it", self.folder)
+                fcntl.lockf(lock, fcntl.LOCK_EX, 1, shard)
+            tidy(self.folder, f"{self._file(shard).name}.*")
             yield
 
     def _lines(self, rows: range, candidates: Candidates, originals: Container[tuple[str, ...]]) -> Iterator[str]:

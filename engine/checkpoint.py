@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.config import InputError
-from engine.files import publish, remove
+from engine.files import publish, remove, tidy
 from engine.sharding import gathered, split_like
 
 logger = logging.getLogger(__name__)
@@ -127,13 +127,11 @@ def prune_checkpoints(folder: Path, *, saved: str, keep: int, best: str | None) 
     What is newer was passed over when the run was resumed, and may be whole by its sizes only.
     """
     assert keep >= 1, keep
-    for old in folder.glob("step-*.old"):  # left by a crash while a step was replaced; then it may be the only copy
-        target = old.with_suffix("")
-        remove(old) if target.exists() else old.rename(target)
+    tidy(folder)
     # Sizes only: reading gigabytes at every save would cost more than it finds. latest_checkpoint reads them.
     whole = [p for p in _newest_first(folder) if p.name <= saved and _defect(p, checksums=False) is None]
     kept = {path.name for path in whole[:keep]} | {best}
-    for path in [*_newest_first(folder), *folder.glob("step-*.partial")]:
+    for path in _newest_first(folder):
         if path.name not in kept:
             remove(path)
 

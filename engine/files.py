@@ -1,18 +1,38 @@
-"""Writing so that a reader, and a later process after a crash, sees the old or the new content and nothing between."""
+"""Writing so that a reader, and a later process after a crash, sees the old or the new content and nothing between.
+
+What is half-written, or half-deleted, is called ``<name>.partial``; a kill may leave it. The next process that holds
+the lock of the folder removes it with :func:`tidy`.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from engine.lock import locked
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content; the text is on disk when this returns."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
+    """Replace a file's content; the text is on disk when this returns.
+
+    It is written under a name of this process's own, so that two processes do not mix, and never through a link.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(descriptor)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 
@@ -30,10 +50,48 @@ def publish(partial: Path, folder: Path) -> None:
     remove(old)
 
 
+def make_once(folder: Path, make: Callable[[Path], Path], *, doing: str) -> None:
+    """Have a folder made by one process, where it is not there; others wait, and find it.
+
+    ``make`` is given the place ``<name>.partial``, which a kill leaves as it is, fills it, and returns the path in it
+    of what becomes the folder. ``doing`` is as in :func:`engine.lock.locked`.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    if folder.is_dir() and not partial.exists():
+        return
+    lock = partial / "lock"
+    with locked(lock, doing=doing):
+        try:
+            if not folder.is_dir():
+                publish(make(partial), folder)
+            remove(partial)
+        except BaseException:
+            if [*partial.iterdir()] == [lock]:  # nothing to go on from
+                remove(partial)
+            raise
+
+
 def remove(folder: Path) -> None:
-    """Delete a folder, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Delete a folder, if it is there; a kill leaves it as it was, or as ``<name>.partial``."""
+    doomed = folder if folder.suffix == ".partial" else folder.with_name(f"{folder.name}.partial")
+    if folder != doomed and folder.exists():
+        remove(doomed)
+        folder.rename(doomed)
+    if doomed.exists():
+        shutil.rmtree(doomed)
+
+
+def tidy(folder: Path, names: str = "*") -> None:
+    """Finish or remove what a kill left in a folder, of files and folders of such ``names`` (a pattern), while this
+    process holds its lock."""
+    for left in folder.glob(f"{names}.partial"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    for old in filter(Path.is_dir, folder.glob(f"{names}.old")):
+        target = old.with_suffix("")
+        remove(old) if target.exists() else old.rename(target)  # then it is the only copy
 
 
 def _sync(path: Path) -> None:

@@ -25,6 +25,7 @@ from engine.files import write_text
 from engine.fit import Trainer
 from engine.loop import DivergedError
 from engine.plot import figure, save
+from engine.run import RunDirectory
 from engine.stage import Stage, StageConfig
 
 _MEMORY = 0.9
@@ -197,8 +198,9 @@ def _run(stage: Stage, section: RangeSection) -> int:
     if not len(test.losses):
         raise DivergedError("the first step, before any update, has no finite loss or gradient: see model and data")
     if stage.accelerator.is_main_process:
-        write_range(test, stage.path, f"{stage.name}: {test.ended}")
-        write_text(stage.path / "config.yaml", dump(stage.config))
+        with RunDirectory(stage.path).held():
+            write_range(test, stage.path, f"{stage.name}: {test.ended}")
+            write_text(stage.path / "config.yaml", dump(stage.config))
         stage.say(
             f"\nended       {test.ended}\nsuggested   {suggestions(test)}\n\n"
             f"picture     {stage.path / 'rate_range.png'}\nnumbers     {stage.path / 'rates.jsonl'}\n\n"

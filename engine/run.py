@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import logging
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from engine.config import ConfigError, Section, completed
 from engine.environment import num_cores
-from engine.files import write_text
+from engine.files import tidy, write_text
+from engine.lock import locked
 from engine.sharding import Sharding
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,10 @@ RESUMABLE = ("run.name", "run.dir", "run.data_dir", "run.threads", "run.device",
 """Keys that may change when a run is resumed: they change nothing but rounding, speed and what is written."""
 
 
+_OF_A_START = re.compile(r"lock$|config\.yaml")
+"""Names of what is in the folder of a run that was killed while it was made."""
+
+
 class RunDirectory:
     """The folder of one run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``export/``, ``finished.json``."""
 
@@ -141,8 +146,9 @@ class RunDirectory:
 
         ``ignore`` names keys, or whole sections, that may differ when a run is resumed. A key of the ``schema`` that
         the folder's configuration lacks is younger than the run, which was made with what is its default now. All
-        processes call this and check alike, so that all of them fail or none; only the main one writes. Let them meet
-        at a barrier after it. Raises ``ConfigError`` if the folder belongs to something else.
+        processes call this and check alike, so that all of them fail or none; only the main one writes, which has to
+        hold the run. Let them meet at a barrier after it. Raises ``ConfigError`` if the folder belongs to something
+        else.
         """
         config_file = path / "config.yaml"
         if config_file.exists():
@@ -154,7 +160,7 @@ class RunDirectory:
                     f"{path} holds a run with another configuration:\n{listing}\n"
                     "Give this run another name (run.name=...), use the old values to resume, or delete the folder."
                 )
-        elif path.exists() and (not path.is_dir() or any(not e.name.startswith("config.yaml") for e in path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(not _OF_A_START.match(e.name) for e in path.iterdir())):
             raise ConfigError(
                 f"{path} exists and is not a run (it has no config.yaml); give another run.name or run.dir, or move it"
             )
@@ -167,17 +173,12 @@ class RunDirectory:
     def held(self) -> Iterator[None]:
         """Keep the run to this process: ``ConfigError`` where another one is at it, which would write the same files.
 
-        The lock is the system's and goes with the process, however that ends. Folders that know no locks have none.
+        What a kill left half-written in the folder is finished or removed.
         """
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path}: another process is at this run; wait for it, end it, or give another run.name"
-                ) from None
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): see to it that nothing else is at this run", lock.name, error)
+        remedy = "wait for it, end it, or give another run.name"
+        with locked(self.path / "lock", doing="is at this run", remedy=remedy):
+            tidy(self.path)
+            tidy(self.checkpoints)
             yield
 
     @property

@@ -107,8 +107,8 @@ class Stage(ABC):
             return 0
         trainer = self.start()
         accelerator = self.accelerator
-        self.open(is_main=accelerator.is_main_process)
         with directory.held() if accelerator.is_main_process else nullcontext():
+            self.open(is_main=accelerator.is_main_process)
             accelerator.wait_for_everyone()
             status = self._train(trainer)
         AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision

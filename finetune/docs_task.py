@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from engine import pydocs
 from engine.config import InputError
-from engine.files import publish, remove
+from engine.files import make_once, remove
 
 SPLITS = ("train", "validation", "test")
 _HELD_OUT = 8
@@ -63,23 +63,26 @@ def embedded_files(kind: str, columns: Sequence[str], labels: Sequence[str], dat
     """The task's files, a jsonl for each split, made in ``data_dir`` unless they are there; columns as given.
 
     ``labels`` are the packages to tell apart, or, of pairs, the names for apart and together, in this order. Raises
-    ``InputError`` for a package of which there are no docstrings. One process makes them at a time.
+    ``InputError`` for a package of which there are no docstrings. One process makes them; others wait for it.
     """
     made_from = [pydocs.fingerprint(), Path(__file__).read_text(encoding="utf-8"), kind, *columns, *labels]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     folder = data_dir / f"docs_{kind}-{digest[:12]}"
-    if not folder.is_dir():
+
+    def make(partial: Path) -> Path:
         splits = (_packages if kind == "package" else _pairs)(labels)
-        partial = folder.with_name(f"{folder.name}.partial")
-        remove(partial)
-        partial.mkdir(parents=True)
+        files = partial / "files"
+        remove(files)
+        files.mkdir()
         for name, examples in splits.items():
-            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
+            with (files / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
                 for example in examples:
                     row = dict(zip(columns, example.texts, strict=True)) | {"label": example.label}
                     row |= {"module": example.module, "definition": example.definition}
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        publish(partial, folder)
+        return files
+
+    make_once(folder, make, doing="is making this task")
     return {name: folder / f"{name}.jsonl" for name in SPLITS}
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -83,8 +83,9 @@ class Search:
         settings = [as_argument(key, value) for key, value in self.settings(number).items()]
         return [*self.given, *settings, f"run.name={self.name}/trial-{number}"]
 
-    def open(self) -> None:
-        """Make the folder, or see that it is this search's, and write its ``sweep.yaml``.
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, or see that it is this search's, and keep it to this process; writes its ``sweep.yaml``.
 
         Raises ``InputError`` for what would keep every trial from starting.
         """
@@ -94,8 +95,9 @@ class Search:
             data.split(name)
         space = {key: asdict(v) if isinstance(v, Range) else v for key, v in self.space.settings.items()}
         text = yaml.safe_dump({"space": space, "trials": self.config.model_dump(mode="json")}, sort_keys=False)
+        ignore = [f"trials.{key}" for key in RESUMABLE]
         try:
-            RunDirectory.open(self.folder, text, ignore=[f"trials.{key}" for key in RESUMABLE])
+            directory = RunDirectory.open(self.folder, text, ignore=ignore, is_main=False)
         except ConfigError as error:
             raise ConfigError(f"{error}\nA search gets another name by another search_seed=...") from None
         sweep = sweep_file(
@@ -106,7 +108,10 @@ class Search:
             trials=self.number,
             project=self.config.tracking.project,
         )
-        write_text(self.folder / "sweep.yaml", sweep)
+        with directory.held():
+            RunDirectory.open(self.folder, text, ignore=ignore)
+            write_text(self.folder / "sweep.yaml", sweep)
+            yield
 
     def finished(self) -> list[Trial]:
         """The trials that are finished, of those asked for; the ledger is written anew if it lacks some."""
@@ -181,9 +186,9 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     section, rest = take(SearchSection, arguments)
     search = Search(section, rest)
-    search.open()
-    failed = run_jobs(search.jobs(), section.side_by_side)
-    print(search.report())
+    with search.opened():
+        failed = run_jobs(search.jobs(), section.side_by_side)
+        print(search.report())
     print("\n".join(failed), end="\n" * bool(failed))
     return 2 if failed else 0
 

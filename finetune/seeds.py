@@ -18,6 +18,8 @@ from pydantic import Field
 
 from engine.command import tool
 from engine.config import ConfigError, InputError, Section, take
+from engine.files import tidy
+from engine.lock import locked
 from finetune.again import CONFIGS
 from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task
@@ -194,8 +196,10 @@ def tell(runs: Sequence[Runs], failed: Sequence[str]) -> int:
     first = runs[0].stages[0]
     model = Path(first.name).parts[1]
     folder = first.config.run.dir / first.folder / "tables" / model
-    summaries = _earlier(folder) | {each.section.name: found for each in runs if (found := each.summary())}
-    print(write_table(summaries, folder, model))
+    found = {each.section.name: summary for each in runs if (summary := each.summary())}
+    with locked(folder / "lock", doing="is writing this table"):
+        tidy(folder)
+        print(write_table(_earlier(folder) | found, folder, model))
     print("\n".join(failed), end="\n" * bool(failed))
     return 2 if failed else 0
 

@@ -8,7 +8,6 @@ kill where it stopped, and is moved into place when whole.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine import pydocs
 from engine.config import InputError
+from engine.files import make_once
 from engine.load import load_tokenizer
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
@@ -45,22 +45,19 @@ def prepare(
     """Open the prepared corpus of these settings; made first, by ``workers`` processes, where ``cache`` has none."""
     existing = load_tokenizer(tokenizer.path) if tokenizer.path else None
     name = _name(data, tokenizer, existing)
-    folder, partial = cache / name, cache / f"{name}.partial"
-    if folder.exists():
-        return PreparedCorpus.open(folder)
+    folder = cache / name
+
+    def make(partial: Path) -> Path:
+        _build(partial, data, tokenizer, existing, workers or os.cpu_count() or 1)
+        return partial / "corpus"
+
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with (partial / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second run of the same corpus waits here for the first
-            if not folder.exists():
-                _build(partial, data, tokenizer, existing, workers or os.cpu_count() or 1)
-                (partial / "corpus").rename(folder)
-                shutil.rmtree(partial)
+        make_once(folder, make, doing="is preparing this corpus")
     except (OSError, sqlite3.OperationalError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
             raise OSError(
                 errno.ENOSPC,
-                f"no space left while preparing {partial}; free some, or set run.data_dir to another disk; "
+                f"no space left while preparing {folder}.partial; free some, or set run.data_dir to another disk; "
                 "running again continues from there",
             ) from error
         raise

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch import nn
 import engine.checkpoint
 from engine.checkpoint import (
     CheckpointError,
+    checkpoint_name,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
 from engine.optim import OptimSection, build_optimizer
+from engine.run import RunDirectory
 
 
 class Tied(nn.Module):
@@ -278,3 +281,25 @@ def test_state_is_plain_json(tmp_path: Path):
     path = save(tmp_path, 1)
     assert json.loads((path / "state.json").read_text()) == {"step": 1}
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json", ".yaml"}
+
+
+def test_a_kill_while_an_old_checkpoint_is_pruned_leaves_nothing_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is half-deleted goes with the next start."""
+    run = RunDirectory.open(tmp_path / "run", "a: 1\n")
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters())
+    for step in (1, 2):
+        save_checkpoint(run.checkpoints, step=step, model=model, optimizer=optimizer, state={}, config="")
+
+    def killed(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune_checkpoints(run.checkpoints, saved=checkpoint_name(2), keep=1, best=None)
+    with run.held():
+        assert [path.name for path in run.checkpoints.iterdir()] == [checkpoint_name(2)]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from engine.config import ConfigError, dump, validate
 from engine.environment import environment
 from engine.optim import OptimSection
 from engine.run import RunDirectory, RunSection, StopSignal, choose_precision, keep_large_blocks, start_accelerator
+from engine.stage import Stage, StageConfig
 
 CONFIG = "run: {seed: 1, threads: 2, name: a}\noptim: {rate: 5.0e-05}\ntracking: {project: p}\n"
 
@@ -77,9 +79,10 @@ def test_only_the_main_process_writes(tmp_path: Path):
 
 
 def test_a_crash_while_starting_is_no_obstacle(tmp_path: Path):
-    (tmp_path / "config.yaml.partial").write_text("run: {se")
-    RunDirectory.open(tmp_path, CONFIG)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["config.yaml"]
+    (tmp_path / "config.yaml.123.partial").write_text("run: {se")
+    with RunDirectory.open(tmp_path, CONFIG, is_main=False).held():
+        RunDirectory.open(tmp_path, CONFIG)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.yaml", "lock"]
 
 
 def test_a_run_is_one_process_at_a_time(tmp_path: Path):
@@ -88,6 +91,62 @@ def test_a_run_is_one_process_at_a_time(tmp_path: Path):
         pass
     with held.held():  # let go of when it ended
         pass
+
+
+def test_a_child_does_not_hold_the_run_when_its_parent_is_gone(tmp_path: Path):
+    run = RunDirectory.open(tmp_path / "run", "a: 1\n")
+    stays, ends = os.pipe()
+    began, begins = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with run.held():
+            if os.fork() == 0:
+                os.close(ends)
+                os.write(begins, b"x")
+                os.read(stays, 1)
+            else:
+                os.read(began, 1)
+            os._exit(0)
+    os.waitpid(parent, 0)
+    with run.held():
+        pass
+    os.close(ends)
+
+
+def test_the_configuration_is_written_by_the_one_that_holds_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written = []
+
+    def write(path: Path, text: str) -> None:
+        with pytest.raises(ConfigError, match="another process is at this run"), RunDirectory(path.parent).held():
+            pass
+        written.append(path.name)
+
+    class Toy(Stage):
+        folder = "toy"
+
+        def start(self) -> Any:
+            self.accelerator = Accelerator(cpu=True)
+
+        prepare = plan = report = ending = lambda *_: None
+        _train = lambda *_: 0  # noqa: E731
+
+    monkeypatch.setattr(engine.run, "write_text", write)
+    assert Toy(StageConfig(run=RunSection(name="a", dir=tmp_path))).run() == 0
+    assert written == ["config.yaml"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path):
+    (tmp_path / "mine").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml.partial", f"config.yaml.{os.getpid()}.partial"):
+        (run / name).symlink_to(tmp_path / "mine")
+    RunDirectory.open(run, CONFIG)
+    assert (tmp_path / "mine").read_text() == "mine"
+    (run / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"lock is a symbolic link.*; delete it"), RunDirectory(run).held():
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,9 +5,11 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -42,6 +44,21 @@ def installed() -> list[tuple[str, list[pydocs.Definition]]]:
             modules.append((f"{place}/m{number}.py", [*definitions, ("short", ["Too short to tell."])]))
     modules.append(("1/other/same.py", modules[0][1]))  # a text of two packages tells nothing
     return modules
+
+
+def test_several_first_runs_at_once_make_the_files_once(tmp_path: Path, reads: list[int]) -> None:
+    together = Barrier(3)
+
+    def run(_: int) -> dict[str, Path]:
+        together.wait()
+        return embedded_files("package", ["text"], PACKAGES, tmp_path / "data")
+
+    with ThreadPoolExecutor(3) as threads:
+        one, *others = threads.map(run, range(3))
+    assert others == [one, one]
+    assert all(file.stat().st_size > 1000 for file in one.values())
+    assert reads == [1]
+    assert [*(tmp_path / "data").iterdir()] == [one["train"].parent]
 
 
 @pytest.fixture(autouse=True)

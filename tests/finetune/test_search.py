@@ -281,7 +281,8 @@ def test_the_sweep_is_one_that_an_agent_can_start(folder: Path, tmp_path: Path, 
     assert (config.optim.learning_rate, config.optim.warmup, config.train.phases[0].batch_size) == (2e-4, "2 steps", 4)
     (folder / "uniform.yaml").write_text("optim.weight_decay: {distribution: uniform, low: 0, high: 0.1}\n")
     section = SearchSection(space=str(folder / "uniform.yaml"), trials=1, search_seed=5)
-    Search(section, arguments(folder, tmp_path)[:-1]).open()
+    with Search(section, arguments(folder, tmp_path)[:-1]).opened():
+        pass
     other = yaml.safe_load((base.with_name("search-5") / "sweep.yaml").read_text())
     assert other["parameters"] == {"optim.weight_decay": {"distribution": "uniform", "min": 0, "max": 0.1}}
 

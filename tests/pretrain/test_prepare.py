@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,35 @@ module.prepare(CorpusSection(path=[{path!r}], holdout=0.2), TokenizerSection(voc
     killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert files_of(prepare(section(path), TOKENIZER, tmp_path / "two", 1)) == files_of(whole)
+
+
+def test_a_kill_behind_the_move_leaves_nothing_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = section(write(tmp_path / "a.txt", documents(60)))
+
+    def killed(folder: Path, **_: Any) -> None:
+        if folder.suffix == ".partial":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, TOKENIZER, tmp_path / "cache")
+    assert len([*(tmp_path / "cache").iterdir()]) == 2
+    prepared = prepare(data, TOKENIZER, tmp_path / "cache")
+    assert [*(tmp_path / "cache").iterdir()] == [prepared.path]
+
+
+def test_a_corpus_is_on_disk_before_anything_depends_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = set(), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    prepared = prepare(section(write(tmp_path / "a.txt", documents(60))), TOKENIZER, tmp_path / "cache")
+    files = [prepared.path.parent, prepared.path, *prepared.path.rglob("*")]
+    assert [file for file in files if file.stat().st_ino not in synced] == []
 
 
 def test_an_existing_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
