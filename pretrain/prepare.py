@@ -32,7 +32,7 @@ from engine.load import load_tokenizer
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
 from pretrain.ledger import Ledger
-from pretrain.prepared import FORMAT, PreparedCorpus, corpus_report
+from pretrain.prepared import FORMAT, PreparedCorpus, corpus_report, write_manifest
 from pretrain.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from pretrain.unigram import train_unigram
 
@@ -109,9 +109,7 @@ def _build(
     state = _encode_all(partial, data, tokenizer, report, workers)
     unigrams = _count_tokens(corpus / "train" / "ids.bin", _dtype(tokenizer), len(tokenizer))
     np.save(corpus / "unigrams.npy", unigrams)
-    files = sorted(file for file in corpus.rglob("*") if file.is_file() and file.name != "manifest.json")
-    manifest = {
-        "format": FORMAT,
+    facts = {
         "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
         "read": asdict(report),
         "duplicates": state["duplicates"],
@@ -120,12 +118,8 @@ def _build(
         "dtype": _dtype(tokenizer).name,
         "vocab_size": len(tokenizer),
         "tokenizer": _vocabulary_hash(tokenizer),
-        "files": {
-            file.relative_to(corpus).as_posix(): {"size": file.stat().st_size, "sha256": _file_hash(file)}
-            for file in files
-        },
     }
-    (corpus / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_manifest(corpus, facts)
 
 
 def _documents(data: CorpusSection, report: ReadReport) -> Iterator[Document]:
@@ -210,11 +204,6 @@ def _count_tokens(ids: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
         while chunk := stream.read(1 << 24):
             counts += np.bincount(np.frombuffer(chunk, dtype), minlength=vocab_size)
     return counts
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _progress(documents: Iterator[Document]) -> Iterable[Document]:

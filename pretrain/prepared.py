@@ -1,10 +1,18 @@
-"""A prepared corpus on disk: memory-mapped token ids with sentence and document boundaries, and its manifest."""
+"""A prepared corpus on disk: memory-mapped token ids with sentence and document boundaries, and its manifest.
+
+The manifest has a checksum of every file, and one of itself. The first time that a corpus is opened all of it is read
+and compared; the times of change of the files that were found right are kept in ``checked.json`` beside them, and while
+they and the sizes stay as they are nothing is read again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +21,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError, InputError
+from engine.files import tidy, write_text
 from engine.load import load_tokenizer
+from engine.records import read_json
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
 """Version of the layout on disk; part of the folder's name."""
+_MANIFEST, _CHECKED = "manifest.json", "checked.json"
+_REMEDY = "delete the folder and prepare again"
+_PIECE = 1 << 22
+"""Elements that are looked at at once."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +76,109 @@ class PreparedCorpus:
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedCorpus:
-        """Map the corpus in ``path``; ``InputError`` when it is not one, of another version, or damaged."""
+        """Map the corpus in ``path``; ``InputError`` when it is not one, of another version, or damaged.
+
+        All of it is read where its files have changed, by their times and sizes, since that was done the last time.
+        """
         path = Path(path)
-        try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: not a prepared corpus ({error}); delete the folder and prepare again") from error
-        if manifest["format"] != FORMAT:
-            raise InputError(
-                f"{path}: format {manifest['format']}, this version reads {FORMAT}; delete the folder and prepare again"
-            )
-        for name, file in manifest["files"].items():
-            size = (path / name).stat().st_size if (path / name).is_file() else None
-            if size != file["size"]:
-                found = "is missing" if size is None else f"has {size} bytes instead of {file['size']}"
-                raise InputError(f"{path}: torn: {name} {found}; delete the folder and prepare again")
+        manifest = _read_manifest(path)
+        stamp = _stamp(path, manifest)
+        known = stamp == _read_stamp(path)
+        if not known:
+            _check_content(path, manifest)
         parts = {part: _map_part(path / part, np.dtype(manifest["dtype"])) for part in ("train", "valid")}
+        if not known:
+            for part, arrays in parts.items():
+                _check_structure(path / part, arrays, manifest["vocab_size"])
+            _write_stamp(path, stamp)
         return cls(path, manifest, parts["train"], parts["valid"], np.load(path / "unigrams.npy"))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content of all files, the tokenizer's among them; the same wherever the corpus is."""
+        return _hash({name: file["sha256"] for name, file in self.manifest["files"].items()})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the corpus was encoded with."""
         return load_tokenizer(str(self.path / "tokenizer"))
+
+
+def write_manifest(path: Path, facts: dict[str, Any]) -> None:
+    """Finish a corpus: fingerprint all its files, and record them with the ``facts``."""
+    own = (_MANIFEST, _CHECKED)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(own))
+    manifest = {"format": FORMAT, **facts, "files": {
+        file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": _file_hash(file)} for file in files
+    }}  # fmt: skip
+    text = json.dumps({**manifest, "checksum": _hash(manifest)}, indent=1)
+    (path / _MANIFEST).write_text(text, encoding="utf-8")
+    _write_stamp(path, _stamp(path, manifest))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    remedy = f"not a prepared corpus, or a damaged one: {_REMEDY}"
+    manifest = read_json(path / _MANIFEST, dict[str, Any], remedy=remedy)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}; {_REMEDY}")
+    if manifest.pop("checksum", None) != _hash(manifest):
+        raise InputError(f"{path / _MANIFEST}: damaged: it has another checksum; {_REMEDY}")
+    return manifest
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _stamp(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What tells without reading them that the files are those that were checked; ``InputError`` where they cannot be
+    those of the manifest. Of the two times the later, that of any change, cannot be set to what it was."""
+    times = {}
+    for name, file in manifest["files"].items():
+        stat = (path / name).stat() if (path / name).is_file() else None
+        if stat is None or stat.st_size != file["size"]:
+            found = "is missing" if stat is None else f"has {stat.st_size} bytes instead of {file['size']}"
+            raise InputError(f"{path}: torn: {name} {found}; {_REMEDY}")
+        times[name] = [stat.st_mtime_ns, stat.st_ctime_ns]
+    for file in (path / "tokenizer").iterdir():  # any file there may change what the tokenizer is
+        if f"tokenizer/{file.name}" not in manifest["files"]:
+            raise InputError(f"{path}: {file.relative_to(path)} is not part of the corpus; delete that file")
+    return {"manifest": _hash(manifest), "times": times}
+
+
+def _read_stamp(path: Path) -> Any:
+    with suppress(OSError, ValueError):
+        return json.loads((path / _CHECKED).read_text(encoding="utf-8"))
+
+
+def _write_stamp(path: Path, stamp: dict[str, Any]) -> None:
+    with suppress(OSError):  # a folder that can only be read is checked at every start
+        tidy(path, f"{_CHECKED}.*")
+        write_text(path / _CHECKED, json.dumps(stamp, indent=1))
+
+
+def _check_content(path: Path, manifest: dict[str, Any]) -> None:
+    size, began = sum(file["size"] for file in manifest["files"].values()), time.monotonic()
+    logger.info("checking the prepared corpus %s (%s MB), once", path, f"{size / 1e6:,.1f}")
+    for name, file in manifest["files"].items():
+        if _file_hash(path / name) != file["sha256"]:
+            raise InputError(f"{path}: damaged: {name} has another checksum; {_REMEDY}")
+    logger.info("checked in %.1f s", time.monotonic() - began)
+
+
+def _check_structure(path: Path, arrays: TokenArrays, vocab_size: int) -> None:
+    """``InputError`` for what no corpus of ours is like, and what a run would hang or fail at."""
+    for name, bounds in (("sentences", arrays.sentences), ("documents", arrays.documents)):
+        steps = (bounds[at : at + _PIECE + 1] for at in range(0, len(bounds) - 1, _PIECE))
+        if bounds[0] != 0 or any((np.diff(piece) <= 0).any() for piece in steps):
+            raise InputError(f"{path}: damaged: the boundaries in {name}.bin do not ascend from 0; {_REMEDY}")
+    pieces = (arrays.ids[at : at + _PIECE] for at in range(0, len(arrays.ids), _PIECE))
+    if any(piece.max() >= vocab_size for piece in pieces):
+        raise InputError(f"{path}: damaged: ids.bin has a token beyond the {vocab_size} of the vocabulary; {_REMEDY}")
 
 
 def _map_part(path: Path, dtype: np.dtype) -> TokenArrays:

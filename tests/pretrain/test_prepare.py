@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,10 +20,11 @@ from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]
 from engine.config import ConfigError
 from pretrain import encode
 from pretrain import prepare as module
+from pretrain import prepared as module_of_prepared
 from pretrain.corpus import CorpusSection
 from pretrain.ledger import Ledger
 from pretrain.prepare import prepare
-from pretrain.prepared import PreparedCorpus, TokenArrays, corpus_report
+from pretrain.prepared import PreparedCorpus, TokenArrays, corpus_report, write_manifest
 from pretrain.tokenizer import TokenizerSection
 
 WORDS = (  # noqa: SIM905
@@ -63,7 +65,8 @@ def decoded(prepared: PreparedCorpus, part: TokenArrays) -> list[list[str]]:
 
 
 def files_of(prepared: PreparedCorpus) -> dict[str, bytes]:
-    return {str(f.relative_to(prepared.path)): f.read_bytes() for f in sorted(prepared.path.rglob("*")) if f.is_file()}
+    files = [file for file in sorted(prepared.path.rglob("*")) if file.is_file() and file.name != "checked.json"]
+    return {str(file.relative_to(prepared.path)): file.read_bytes() for file in files}
 
 
 def spelled(text: str) -> str:
@@ -355,6 +358,77 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         PreparedCorpus.open(prepared.path)
     with pytest.raises(ValueError, match="not a prepared corpus"):
         PreparedCorpus.open(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus to make damaged copies of."""
+    folder = tmp_path_factory.mktemp("sound")
+    return prepare(section(write(folder / "a.txt", documents(60))), TOKENIZER, folder / "cache").path
+
+
+def test_a_changed_byte_of_any_file_is_found_and_named(sound: Path, tmp_path: Path) -> None:
+    """Also where size and time of modification are as before."""
+    corpus = shutil.copytree(sound, tmp_path / "corpus")
+    PreparedCorpus.open(corpus)
+    files = [file for file in sorted(corpus.rglob("*")) if file.is_file() and file.name != "checked.json"]
+    assert {"ids.bin", "unigrams.npy", "tokenizer.json", "manifest.json"} <= {file.name for file in files}
+    for file in files:
+        stat, content = file.stat(), file.read_bytes()
+        at = len(content) // 2
+        at = content.index(b'"tokens": ') + 10 if file.name == "manifest.json" else at  # a digit stays one
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        name = re.escape(file.relative_to(corpus).as_posix())
+        with pytest.raises(ValueError, match=rf"damaged: {name} has another|{name}: damaged.*delete the folder"):
+            PreparedCorpus.open(corpus)
+        file.write_bytes(content)
+        PreparedCorpus.open(corpus)
+    (corpus / "tokenizer" / "added_tokens.json").write_text('{"the": 5}')
+    with pytest.raises(ValueError, match=r"tokenizer/added_tokens.json is not part of the corpus; delete that file"):
+        PreparedCorpus.open(corpus)
+
+
+def test_a_corpus_is_read_once_and_its_cost_said(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pretrain.prepared")
+    with monkeypatch.context() as context:
+        context.setattr(module_of_prepared, "_file_hash", lambda _: pytest.fail("read again"))
+        PreparedCorpus.open(sound)  # it was fingerprinted when it was made
+    assert not caplog.text
+    corpus = shutil.copytree(sound, tmp_path / "corpus")
+    assert PreparedCorpus.open(corpus).fingerprint == PreparedCorpus.open(sound).fingerprint
+    assert re.search(r"checking the prepared corpus \S+/corpus \(0\.\d MB\), once.*checked in \d", caplog.text, re.S)
+    caplog.clear()
+    PreparedCorpus.open(corpus)
+    (corpus / "checked.json").write_text("{")
+    assert not caplog.text
+    PreparedCorpus.open(corpus)
+    assert "checked in" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_what_a_run_would_hang_at_is_refused_whoever_made_it(sound: Path, tmp_path: Path, part: str) -> None:
+    """A manifest can be right about files that are wrong."""
+    corpus = shutil.copytree(sound, tmp_path / "corpus")
+    manifest = PreparedCorpus.open(corpus).manifest
+    for name, kind, place, value, said in (
+        ("ids", np.uint16, 3, 120, "ids.bin has a token beyond the 120"),
+        ("sentences", np.int64, 1, 0, r"sentences.bin do not ascend"),
+        ("sentences", np.int64, 0, 1, r"sentences.bin do not ascend"),
+        ("documents", np.int64, 2, 0, r"documents.bin do not ascend"),
+    ):
+        file = corpus / part / f"{name}.bin"
+        content = file.read_bytes()
+        values = np.frombuffer(content, kind).copy()
+        values[place] = value
+        file.write_bytes(values.tobytes())
+        write_manifest(corpus, manifest)
+        (corpus / "checked.json").unlink()
+        with pytest.raises(ValueError, match=rf"{part}: damaged: .*{said}"):
+            PreparedCorpus.open(corpus)
+        file.write_bytes(content)
 
 
 def test_a_full_disk_says_where_and_that_it_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
