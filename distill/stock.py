@@ -17,6 +17,7 @@ from engine.encoders import family
 from engine.export import warnings_of_transformers
 from engine.load import read_config
 from finetune.config import model_name
+from finetune.sequences import problem_of
 
 
 def open_stock(folder: Path) -> PreTrainedModel:
@@ -75,12 +76,18 @@ def stock_inputs(model: PreTrainedModel, batch_size: int, length: int, *, padded
     return {key: value.to(model.device) for key, value in inputs.items()}
 
 
+def head_kind(config: PreTrainedConfig) -> str:
+    """What the model answers, in transformers' terms; ``no task`` for what is pretrained, whatever its heads are."""
+    kind = (config.architectures or [""])[0].partition("For")[2]
+    if kind == "SequenceClassification":
+        return f"{kind} ({problem_of(config)})"
+    return kind if kind in ("TokenClassification", "MultipleChoice", "QuestionAnswering") else "no task"
+
+
 def head_in_words(config: PreTrainedConfig) -> str:
     """What the model answers with: its kind of head, and the labels by their numbers where it has any."""
-    kind = (config.architectures or [""])[0].partition("For")[2]
-    if kind not in ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"):
-        return "no task"  # what is pretrained is compared whatever its heads are
-    if kind in ("MultipleChoice", "QuestionAnswering"):
+    kind = head_kind(config)
+    if kind in ("no task", "MultipleChoice", "QuestionAnswering"):
         return kind
     labels: dict[Any, str] = config.id2label or {}
     return f"{kind} with the labels {', '.join(f'{labels[key]}={key}' for key in sorted(labels))}"

@@ -11,6 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 from distill.augment import augmented
 from distill.config import TaskConfig, method_of
 from distill.general import General
+from distill.stock import head_kind
 from distill.teacher import Teacher
 from engine.config import ConfigError
 from engine.encoders import longest_sequence
@@ -60,8 +61,9 @@ def open_answering(config: TaskConfig, student: str) -> PreTrainedModel:
     found = read_config(start)
     if not kind.head_fits(found):
         raise ConfigError(
-            f"teacher.from: {start} was not fine-tuned for {task.name}: its labels are "
-            f"{[*(found.id2label or {}).values()]}, the task's are {task.labels or 'scores'}; give one that was: "
+            f"teacher.from: {start} was not fine-tuned for {task.name} ({task.type}): its head is for "
+            f"{head_kind(found)}, its labels are {[*(found.id2label or {}).values()]}, the task's are "
+            f"{task.labels or 'scores'}; give one that was: "
             f"make finetune TASK={task.name}"
         )
     model, loaded = load(kind.model_class, start, **kind.settings())

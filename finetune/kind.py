@@ -55,7 +55,14 @@ class TaskKind(ABC):
         """What the model's configuration says of the task."""
 
     def head_fits(self, config: PreTrainedConfig) -> bool:
-        """Whether a head of the right shape that comes with a model of this configuration is for the task, too."""
+        """Whether the head that comes with a model of this configuration is for the task: of the task's kind, and for
+        its labels. A configuration that names no class is taken for one of the right kind."""
+        ending = self.model_class.__name__.removeprefix("AutoModel")
+        made_for = config.architectures or [ending]
+        return any(name.endswith(ending) for name in made_for) and self.labels_fit(config)
+
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
+        """Whether a head of the task's kind is for its labels."""
         return [*(config.id2label or {}).values()] == self.section.labels
 
     @abstractmethod

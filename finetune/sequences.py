@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch
 from engine.encoders import sequence_logits
@@ -29,6 +29,12 @@ def label_names(names: Sequence[str]) -> dict[str, Any]:
     """The names as a model's configuration holds them."""
     both = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     return both if names else {}
+
+
+def problem_of(config: PreTrainedConfig) -> str:
+    """The ``problem_type`` of a sequence classifier; where its configuration has none, what transformers' pipeline
+    takes it for: one label of several, or a score where there is one output."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
 class SequencePredictor(Predictor):
@@ -89,6 +95,10 @@ class SequenceKind(VectorKind):
         """Names of the labels, and the kind of problem."""
         names = self.section.labels
         return {"num_labels": max(1, len(names)), "problem_type": self.problem} | label_names(names)
+
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
+        """Where the labels are the same, and as many of them hold at once."""
+        return super().labels_fit(config) and problem_of(config) == self.problem
 
     def examples(
         self,

@@ -118,7 +118,7 @@ class Kind(VectorKind):
         """Nothing: the model does not know how many choices there are."""
         return {}
 
-    def head_fits(self, config: PreTrainedConfig) -> bool:
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
         """Always: it is one score."""
         return True
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from engine.batch import PackedBatch
 from engine.objective import Term
 from finetune.kind import Predicted
-from finetune.sequences import SequenceKind, SequencePredictor
+from finetune.sequences import SequenceKind, SequencePredictor, problem_of
 
 
 class Objective(SequencePredictor):
@@ -33,9 +33,9 @@ class Kind(SequenceKind):
 
     problem = "regression"
 
-    def head_fits(self, config: PreTrainedConfig) -> bool:
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
         """Where it is one score; there are no labels to compare."""
-        return config.num_labels == 1
+        return config.num_labels == 1 and problem_of(config) == self.problem
 
     def objective(self, model: PreTrainedModel) -> Objective:
         """With squared error."""

@@ -89,7 +89,7 @@ class Kind(TaskKind):
         """Two outputs: of the first token, and of the last."""
         return {"num_labels": 2}
 
-    def head_fits(self, config: PreTrainedConfig) -> bool:
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
         """Always: what finds answers in SQuAD 1.1 is a start for 2.0."""
         return True
 

@@ -382,8 +382,16 @@ def test_what_does_not_belong_together_is_refused(command: Any, tmp_path: Path) 
     turned = saved(classifier("bert", **labelled(("yes", "no", "maybe"))), tmp_path / "turned")
     status, _, said = command(teacher, turned)
     assert status == 2
-    assert "teacher big: SequenceClassification with the labels no=0, yes=1, maybe=2" in said
-    assert "student turned: SequenceClassification with the labels yes=0, no=1, maybe=2" in said
+    assert (
+        "teacher big: SequenceClassification (single_label_classification) with the labels no=0, yes=1, maybe=2" in said
+    )
+    assert (
+        "student turned: SequenceClassification (single_label_classification) with the labels yes=0, no=1, maybe=2"
+        in said
+    )
+    several = saved(classifier("bert", problem_type="multi_label_classification"), tmp_path / "several")
+    said = command(teacher, several)[2]
+    assert "student several: SequenceClassification (multi_label_classification) with the labels no=0" in said
     words = saved(BertForMaskedLM(tiny_config("bert")), tmp_path / "words")
     assert "student words: no task" in command(teacher, words)[2]
     assert "given twice" in command(teacher, teacher)[2]

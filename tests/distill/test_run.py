@@ -123,6 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fine_tuned(path / "tuned", tokenizer, LABELS)
     fine_tuned(path / "turned", tokenizer, ["green", "red", "blue"])
     fine_tuned(path / "score", tokenizer, None, problem_type="regression")
+    fine_tuned(path / "several", tokenizer, LABELS, problem_type="multi_label_classification")
     fine_tuned(path / "short_tuned", tokenizer, LABELS, max_position_embeddings=16)
     pieces = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "x": 5}
     fine_tuned(path / "stranger", BertTokenizer(vocab=pieces), LABELS)
@@ -439,6 +440,10 @@ WRONG_TASK = [
     (
         ["teacher.from={folder}/turned"],
         "its labels are ['green', 'red', 'blue'], the task's are ['red', 'green', 'blue']",
+    ),
+    (
+        ["teacher.from={folder}/several"],
+        "for classification_toy (classification): its head is for SequenceClassification (multi_label_classification)",
     ),
     (["teacher.from={folder}/stranger"], "read different tokens"),
     (["teacher.from={folder}/short_tuned"], "short_tuned reads 16 tokens at most, and sequence_length is 24"),

@@ -6,7 +6,7 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    BertConfig,
     pipeline,
 )
 
@@ -24,7 +25,7 @@ from finetune import evaluate
 from finetune.__main__ import main
 from finetune.config import load_config, recipe_values
 from finetune.data import read_task
-from finetune.kind import kind_of
+from finetune.kind import TaskKind, kind_of
 from tests.finetune.test_choice import asked
 from tests.finetune.test_spans import questions
 from tests.finetune.test_tokens import columns, tagged
@@ -215,3 +216,36 @@ def test_recipes_know_the_papers_questions() -> None:
     assert recipe_values("bert", "squad2", "spans")["train"]["steps"] == "2 epochs"
     assert recipe_values("bert", "swag", "choice")["optim"]["learning_rate"] == 2e-5
     assert recipe_values("bert", "mrpc", "classification")["train"]["phases"][0]["sequence_length"] == 128
+
+
+HEADS = {
+    "classification": "SequenceClassification",
+    "multilabel": "SequenceClassification",
+    "regression": "SequenceClassification",
+    "tokens": "TokenClassification",
+    "choice": "MultipleChoice",
+    "spans": "QuestionAnswering",
+}
+
+
+@pytest.mark.parametrize("own", HEADS)
+def test_a_head_fits_tasks_of_its_own_kind_alone(own: str) -> None:
+    """Whatever else is the same: names of labels, shapes of weights."""
+
+    def kind(name: str) -> TaskKind:
+        labels = [] if name in ("regression", "spans") else ["O", "B-x"]
+        return kind_of(cast(Any, SimpleNamespace(type=name, labels=labels, spans=None)))
+
+    config = BertConfig(**kind(own).settings(), architectures=[f"BertFor{HEADS[own]}"])
+    assert [name for name in HEADS if kind(name).head_fits(config)] == [own]
+
+
+def test_a_classifier_that_does_not_say_how_many_labels_hold_has_one() -> None:
+    """As transformers' pipeline takes it."""
+    section = {"labels": ["a", "b"], "spans": None}
+    config = BertConfig(id2label={0: "a", 1: "b"}, architectures=["BertForSequenceClassification"])
+    one, several = (
+        kind_of(cast(Any, SimpleNamespace(type=name, **section))) for name in ("classification", "multilabel")
+    )
+    assert one.head_fits(config)
+    assert not several.head_fits(config)
