@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from engine.batch import pack
 from engine.flops import model_flops
+from engine.model_folder import weight_files
 from engine.run import RESUMABLE, changes
 
 Scores = dict[tuple[str, str], dict[str, float]]
@@ -62,7 +63,7 @@ def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[
         precision=str(model.dtype).removeprefix("torch."),
         parameters=sum(everything.values()),
         without_embeddings=sum(size for tensor, size in everything.items() if tensor not in tables),
-        bytes=sum(file.stat().st_size for file in _weight_files(folder)),
+        bytes=sum(file.stat().st_size for file in weight_files(folder)),
         multiply_adds={length: _multiply_adds(model, length) for length in lengths},
         scores=tuple(card.scores for card in cards),
         left_out=tuple(left_out),
@@ -74,11 +75,6 @@ def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[
 def _multiply_adds(model: PreTrainedModel, length: int) -> int:
     zeros = np.zeros(length, dtype=np.int64)
     return round(model_flops(model, pack(zeros, zeros, np.array([length]), targets={}, counts={})) / 2)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """What ``from_pretrained`` reads: safetensors where there are any."""
-    return [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
 
 
 def seeds_of(folder: Path) -> tuple[list[Path], list[str]]:

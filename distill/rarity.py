@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.batch import PackedBatch, pack, ranges
 from engine.config import ConfigError
 from engine.keyed import key, uniform
+from engine.load import vocabulary_size
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import corrupt
 from pretrain.pairs import ROW, Tokens, full_segments
@@ -65,7 +66,7 @@ class RareMaskedSource(DocumentSource):
         )
         self._weights, self._rate = weights.copy(), rate
         self._weights[tokenizer.all_special_ids] = 0
-        self._mask_id, self._vocab_size = cast(int, tokenizer.mask_token_id), len(tokenizer)
+        self._mask_id, self._vocab_size = cast(int, tokenizer.mask_token_id), vocabulary_size(tokenizer)
         starts = range(0, len(tokens.ids), _SCANNED)
         found = [
             start + np.flatnonzero(tokens.ids[start : start + _SCANNED] == tokenizer.unk_token_id) for start in starts

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from engine.config import InputError
-from engine.encoders import family
+from engine.encoders import family, labels_of
 from engine.export import warnings_of_transformers
 from engine.load import read_config
+from engine.model_folder import check_size, reading, safely
 from finetune.config import model_name
 from finetune.sequences import problem_of
 
@@ -33,12 +33,11 @@ def open_stock(folder: Path) -> PreTrainedModel:
     name = (config.architectures or [""])[0]
     found = getattr(transformers, name, None)
     model_class: Any = found if isinstance(found, type) and issubclass(found, PreTrainedModel) else AutoModel
-    with warnings_of_transformers():
-        try:
-            model, info = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{folder}: its weights cannot be read: {reason}; export the model again") from error
+    check_size(str(folder), config)
+    with warnings_of_transformers(), reading(f"{folder}: its weights cannot be read", "export the model again"):
+        model, info = model_class.from_pretrained(
+            folder, config=config, output_loading_info=True, **safely(str(folder))
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -89,8 +88,7 @@ def head_in_words(config: PreTrainedConfig) -> str:
     kind = head_kind(config)
     if kind in ("no task", "MultipleChoice", "QuestionAnswering"):
         return kind
-    labels: dict[Any, str] = config.id2label or {}
-    return f"{kind} with the labels {', '.join(f'{labels[key]}={key}' for key in sorted(labels))}"
+    return f"{kind} with the labels {', '.join(f'{name}={number}' for number, name in labels_of(config).items())}"
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

@@ -14,7 +14,7 @@ from distill.general import General
 from distill.stock import head_kind
 from distill.teacher import Teacher
 from engine.config import ConfigError
-from engine.encoders import longest_sequence
+from engine.encoders import labels_of, longest_sequence
 from engine.evaluate import HeldOut
 from engine.fit import Trainer
 from engine.load import load, load_tokenizer, read_config
@@ -62,7 +62,7 @@ def open_answering(config: TaskConfig, student: str) -> PreTrainedModel:
     if not kind.head_fits(found):
         raise ConfigError(
             f"teacher.from: {start} was not fine-tuned for {task.name} ({task.type}): its head is for "
-            f"{head_kind(found)}, its labels are {[*(found.id2label or {}).values()]}, the task's are "
+            f"{head_kind(found)}, its labels are {[*labels_of(found).values()]}, the task's are "
             f"{task.labels or 'scores'}; give one that was: "
             f"make finetune TASK={task.name}"
         )

@@ -57,13 +57,18 @@ FAMILIES = {
 """By ``config.model_type``."""
 
 
-def family(config: PreTrainedConfig) -> Family:
-    """The family of a model; ``ConfigError`` for a model that packed batches are not for."""
-    if config.model_type not in FAMILIES:
+def check_model_type(model_type: str) -> None:
+    """``ConfigError`` for a type of model that is not known: packed batches are not for it, and its code is not run."""
+    if model_type not in FAMILIES:
         raise ConfigError(
-            f"a model of type {config.model_type!r} cannot read packed batches; there are: {', '.join(FAMILIES)}; "
+            f"a model of type {model_type!r} cannot read packed batches; there are: {', '.join(FAMILIES)}; "
             "give an encoder of one of these types"
         )
+
+
+def family(config: PreTrainedConfig) -> Family:
+    """The family of a model; ``ConfigError`` for a model that packed batches are not for."""
+    check_model_type(config.model_type)
     if getattr(config, "is_decoder", False):
         raise ConfigError(f"this {config.model_type} is a decoder (is_decoder in its config.json); give an encoder")
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
@@ -72,6 +77,12 @@ def family(config: PreTrainedConfig) -> Family:
             "transformers 5 and packed batches have not; give an encoder with absolute positions"
         )
     return FAMILIES[config.model_type]
+
+
+def labels_of(config: PreTrainedConfig) -> dict[int, str]:
+    """The names of a model's labels by their numbers, in the order of the numbers; the order in a file says nothing."""
+    labels: dict[Any, str] = config.id2label or {}
+    return dict(sorted((int(key), name) for key, name in labels.items()))
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:

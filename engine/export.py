@@ -65,7 +65,7 @@ def _differences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         problems.append(f"config.json: architectures {read.config.architectures}, dtype {read.config.dtype}")
     if "attn_implementation" in (folder / "config.json").read_text(encoding="utf-8"):
         problems.append("config.json: names an attention function, which other programs may not have")
-    if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+    if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
         problems.append("tokenizer: another vocabulary")
     return problems
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_session
-from safetensors import SafetensorError
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.attention import NAME
@@ -17,6 +15,16 @@ from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.encoders import family
 from engine.export import warnings_of_transformers
+from engine.model_folder import (
+    check_config,
+    check_config_file,
+    check_size,
+    check_tokenizer_files,
+    file_of,
+    has_tokenizer,
+    reading,
+    safely,
+)
 
 FIRST = Path("runs/pretrain/bert_docs/export")
 """What ``make pretrain`` leaves; other targets take it where no ``MODEL`` is given."""
@@ -39,9 +47,10 @@ class LoadReport:
         return "; ".join(parts) or "all weights are the checkpoint's"
 
 
-def read_config(name: str | Path) -> PreTrainedConfig:
-    """The configuration of a model in a directory or on the Hub; raises what :func:`load` does."""
-    return _configuration(str(name), _where(str(name)), {})
+def read_config(name: str | Path, folder: str = "") -> PreTrainedConfig:
+    """The configuration of a model in a directory or on the Hub, or in a ``folder`` there; raises what :func:`load`
+    does."""
+    return _configuration(str(name), {}, folder)
 
 
 def load(
@@ -64,8 +73,7 @@ def load(
     the encoder are missing or of another shape, or a setting is unknown.
     """
     name = str(name)
-    where = _where(name)
-    config = _configuration(name, where, settings)
+    config = _configuration(name, settings)
     if hasattr(model_class, "base_model_prefix") and not isinstance(config, model_class.config_class):
         raise ConfigError(f"{name}: a model of type {config.model_type!r}, which {model_class.__name__} is not for")
     dropouts = {
@@ -76,16 +84,15 @@ def load(
     for dropout, probability in dropouts.items():
         for key in getattr(family(config), dropout) if probability is not None else ():
             setattr(config, key, probability)
+    check_size(name, config)
     if random:
-        model = model_class.from_config(config, attn_implementation=NAME, dtype=torch.float32).eval()
+        options = {"attn_implementation": NAME, "dtype": torch.float32, "trust_remote_code": False}
+        model = model_class.from_config(config, **options).eval()
         use_cheap_dropout(model)
         return model, LoadReport(fresh=tuple(name for name, _ in model.named_parameters()), unused=(), warnings=())
-    options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True, **where}
-    with warnings_of_transformers() as warnings:
-        try:
-            model, info = model_class.from_pretrained(name, config=config, output_loading_info=True, **options)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(f"{name}: its weights cannot be read: {_first_line(error)}") from error
+    options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True} | safely(name)
+    with warnings_of_transformers() as warnings, reading(f"{name}: its weights cannot be read", "save the model again"):
+        model, info = model_class.from_pretrained(name, config=config, output_loading_info=True, **options)
     report = LoadReport(
         fresh=tuple(sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})),
         unused=tuple(sorted(info["unexpected_keys"])),
@@ -94,18 +101,6 @@ def load(
     _check(name, model, report, info["mismatched_keys"])
     use_cheap_dropout(model)
     return model, report
-
-
-def _where(name: str) -> dict[str, bool]:
-    return {"local_files_only": _is_folder(name) or not _hub_answers()}
-
-
-def _is_folder(name: str) -> bool:
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ConfigError(f"{name}: no config.json in this folder; give one that save_pretrained wrote, as export/ is")
-    _check_there(name)
-    return folder.is_dir()
 
 
 def _check_there(name: str, key: str = "") -> None:
@@ -122,34 +117,22 @@ def _not_found() -> str:
     return f"no such folder, no model downloaded before, and the Hub {hub}"
 
 
-@cache
-def _hub_answers() -> bool:
-    """Ask once in a process: the library itself would try for half a minute, for each file anew."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the network or the library's offline mode has to say, it comes down to no
-        return False
-    return True
-
-
-def _configuration(name: str, where: dict[str, bool], settings: dict[str, Any]) -> PreTrainedConfig:
-    config: Any
-    with warnings_of_transformers():
-        try:
-            config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **where, **settings)
-        except (OSError, ValueError, KeyError) as error:
-            if where["local_files_only"] and not Path(name).is_dir():
-                reason = _not_found()
-            else:
-                reason = _first_line(error)
-            raise ConfigError(
-                f"{name}: {reason}; give a folder that save_pretrained wrote, as export/ is, or a name on the Hub "
-                "(offline: one already downloaded)"
-            ) from error
-    try:
-        family(config)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
+def _configuration(name: str, settings: dict[str, Any], folder: str = "") -> PreTrainedConfig:
+    _check_there(name)
+    remedy = "give a folder that save_pretrained wrote, as export/ is, or a name on the Hub (offline: a downloaded one)"
+    with warnings_of_transformers(), reading(name, remedy):
+        file = file_of(name, str(Path(folder, "config.json")))
+        if file is None:
+            reason = "no config.json in this folder" if Path(name).is_dir() else _not_found()
+            reason += f" (did you mean {Path(name) / 'export'}?)" * (Path(name) / "export").is_dir()
+            raise ConfigError(f"{Path(name, folder)}: {reason}; {remedy}")
+        check_config_file(file)
+        config: Any
+        config, unknown = AutoConfig.from_pretrained(
+            name, subfolder=folder, return_unused_kwargs=True, **safely(name), **settings
+        )
+        config.to_json_string()  # what cannot be written again would end an export
+        check_config(name, config)
     unknown = sorted({*unknown} & {*settings})
     if unknown:
         raise ConfigError(f"{name}: {type(config).__name__} knows no {', '.join(unknown)}")
@@ -179,24 +162,20 @@ def _some(names: Any) -> str:
     return ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:
     """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not BERT-like.
 
     ``key`` is the configuration's that names the path.
     """
     _check_there(path, f"{key}: ")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = _first_line(error) if Path(path).is_dir() or not constants.HF_HUB_OFFLINE else _not_found()
-        raise ConfigError(
-            f"{key}: given {path!r}: no tokenizer could be loaded ({reason}); "
-            "give a directory that save_pretrained wrote, or a name on the Hub (offline: one already downloaded)"
-        ) from error
+    given = f"{key}: given {path!r}: no tokenizer could be loaded"
+    remedy = "give a directory that save_pretrained wrote, or a name on the Hub (offline: a downloaded one)"
+    with warnings_of_transformers(), reading(given, remedy):
+        if not has_tokenizer(path):
+            reason = "no tokenizer.json or vocabulary in this folder" if Path(path).is_dir() else _not_found()
+            raise ConfigError(f"{given} ({reason}); {remedy}")
+        check_tokenizer_files(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **safely(path))
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise ConfigError(
@@ -205,14 +184,25 @@ def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenize
         )
     if not tokenizer.is_fast:
         raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
+    with reading(f"{key}: given {path!r}: its tokenizer cannot read a text", remedy):
+        ids: Any = tokenizer("a text", "and another")["input_ids"]
+        tokenizer.convert_ids_to_tokens(ids)
     return tokenizer
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that a table of embeddings needs: the highest id and one.
+
+    More than there are pieces where a vocabulary file holds a line twice: the last one's number counts, as in BERT's
+    code, and nothing has the number of the other.
+    """
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, start: str, key: str) -> None:
     """Raise ``ConfigError`` unless the tokenizer in ``start``, given as ``key``, is one for the model there."""
-    # Of a directory without a vocabulary transformers makes a tokenizer of nothing but special tokens.
-    if not len(tokenizer.all_special_tokens) < len(tokenizer) <= config.vocab_size:
+    if vocabulary_size(tokenizer) > config.vocab_size:
         raise ConfigError(
-            f"{key}: the tokenizer in {start} has {len(tokenizer):,} pieces, its weights know "
+            f"{key}: the tokenizer in {start} has {vocabulary_size(tokenizer):,} pieces, its weights know "
             f"{config.vocab_size:,}; give a folder whose tokenizer and weights belong together"
         )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from engine.encoders import labels_of
 from engine.objective import objective_module
 from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
@@ -63,7 +64,7 @@ class TaskKind(ABC):
 
     def labels_fit(self, config: PreTrainedConfig) -> bool:
         """Whether a head of the task's kind is for its labels."""
-        return [*(config.id2label or {}).values()] == self.section.labels
+        return labels_of(config) == dict(enumerate(self.section.labels))
 
     @abstractmethod
     def objective(self, model: PreTrainedModel) -> Predictor:

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from engine import pydocs
 from engine.config import InputError
 from engine.files import make_once
-from engine.load import load_tokenizer
+from engine.load import load_tokenizer, vocabulary_size
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
 from pretrain.ledger import Ledger
@@ -107,7 +107,7 @@ def _build(
     report = ReadReport()
     _say("prepare: encoding")
     state = _encode_all(partial, data, tokenizer, report, workers)
-    unigrams = _count_tokens(corpus / "train" / "ids.bin", _dtype(tokenizer), len(tokenizer))
+    unigrams = _count_tokens(corpus / "train" / "ids.bin", _dtype(tokenizer), vocabulary_size(tokenizer))
     np.save(corpus / "unigrams.npy", unigrams)
     facts = {
         "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
@@ -116,7 +116,7 @@ def _build(
         "train": state["train"],
         "valid": state["valid"],
         "dtype": _dtype(tokenizer).name,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "tokenizer": _vocabulary_hash(tokenizer),
     }
     write_manifest(corpus, facts)

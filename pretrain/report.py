@@ -156,7 +156,7 @@ def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, t
 def fill_masks(export: Path, sentences: list[str]) -> str:
     """The exported model's three best guesses for [MASK] in each sentence, through transformers' own pipeline."""
     with warnings_of_transformers():  # the pipeline's model has no use for the pooler and says so
-        fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
+        fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
     lines = []
     with torch.no_grad():
         for sentence in sentences:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError, Section
-from engine.load import load_tokenizer
+from engine.load import load_tokenizer, vocabulary_size
+from engine.model_folder import has_tokenizer
 from pretrain.weights import Weights
 
 _FIXED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
@@ -69,20 +70,27 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
 
 
 def _fitting_tokenizer(weights: Weights, given: str | None) -> str:
-    """Path of the tokenizer: the one given, which must number its pieces as the weights do, or the weights' own."""
-    tokenizer = load_tokenizer(given, "tokenizer.path") if given else load_tokenizer(weights.path, "model.from")
-    size = weights.config.vocab_size
-    problems = [f"{size:,} rows of word embeddings there, {len(tokenizer):,} pieces given"]
-    problems *= len(tokenizer) != size
-    if given and given != weights.path:
+    """Path of the tokenizer: the one given, which must number its pieces as the weights do, or the weights' own.
+
+    Rows of embeddings beyond the pieces of the weights' own tokenizer are spare, as where a table was made larger to be
+    a multiple of 64; beside another tokenizer they would say that it is not theirs.
+    """
+    rows, own = weights.config.vocab_size, None
+    if not given or given == weights.path or has_tokenizer(weights.path):
         own = load_tokenizer(weights.path, "model.from")
-        # Of a directory without a vocabulary transformers makes a tokenizer of nothing but special tokens.
-        problems += _differences(own, tokenizer) if len(own) == size else []
-    if problems:
+    tokenizer = load_tokenizer(given, "tokenizer.path") if given and given != weights.path else own
+    assert tokenizer is not None
+    size = vocabulary_size(tokenizer)
+    differences = [] if own in (None, tokenizer) or vocabulary_size(own) > rows else _differences(own, tokenizer)
+    spare = own is not None and not differences
+    problems = [f"{rows:,} rows of word embeddings there, {size:,} pieces given"] * (
+        size > rows or (size < rows and not spare)
+    )
+    if problems or differences:
         raise ConfigError(
             (f"tokenizer.path: {given!r} does" if given else f"model.from: the tokenizer in {weights.path!r} does")
             + f" not fit the weights of {weights.path!r}, which know a piece by its number:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
+            + "\n".join(f"  - {problem}" for problem in [*problems, *differences])
             + ("\nLeave tokenizer.path out for the weights' own," if given else "\nGive theirs in tokenizer.path,")
             + " or pretrain a new vocabulary without model.from."
         )

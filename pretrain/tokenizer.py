@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from engine.config import ConfigError, Section
+from engine.load import vocabulary_size
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4."""
@@ -145,7 +146,7 @@ class WordEncoder:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.dtype = np.dtype(np.uint16 if len(cast(Any, tokenizer)) <= 65536 else np.uint32)
+        self.dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 65536 else np.uint32)
         """The type that holds every id."""
         added = list(backend.get_added_tokens_decoder().values())
         is_bert = isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer) and isinstance(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from engine.config import ConfigError
+from engine.config import ConfigError, InputError
 from engine.export import warnings_of_transformers
+from engine.load import read_config
+from engine.model_folder import check_size, file_of, reading, safely
 from engine.objective import Objective
 
 
@@ -34,51 +35,38 @@ class Weights:
         are, as the text is, instead of being kept a second time. What a run is made from stays in its place, or the run
         is refused before anything is computed.
         """
-        config = _config_of(path)
-        if config is not None:
-            return cls(path, config)
-        if Path(path).is_dir():
-            reason = "the directory holds no config.json of a transformers model"
-            reason += f" (did you mean {Path(path) / 'export'}?)" * (Path(path) / "export").is_dir()
-        else:
-            reason = "there is no such directory, nor a model of that name in the Hub's cache (make's HUB=1 fetches it)"
-        raise ConfigError(
-            f"model.from: given {path!r}: {reason}; give the export of a run, another directory that save_pretrained "
-            "wrote, or a name on the Hub. A run that started from it needs it to be resumed"
-        )
+        try:
+            config = read_config(path)
+            check_size(path, config)
+        except InputError as error:
+            raise ConfigError(
+                f"model.from: given {path!r}: {error}. A run that started from it needs it to be resumed"
+            ) from None
+        return cls(path, config)
 
     def companion(self, folder: str) -> Any:
         """The config.json of a companion, which is in a folder of its own; None where there is none."""
-        config = _config_of(self.path, folder)
-        if config is None and (Path(self.path) / folder).exists():
-            raise ConfigError(f"model.from: {Path(self.path) / folder} holds no config.json that can be read; mend it")
-        return config
+        if file_of(self.path, f"{folder}/config.json") is None and not Path(self.path, folder).exists():
+            return None
+        try:
+            return read_config(self.path, folder)
+        except InputError as error:
+            raise ConfigError(f"model.from: {error}") from None
 
     def read(self, kind: type[PreTrainedModel], config: PreTrainedConfig, folder: str = "") -> tuple[Any, Any]:
         """A model of this kind and configuration with these weights, in float32, and transformers' report of it."""
-        try:
-            with warnings_of_transformers():
-                read: Any = kind.from_pretrained(
-                    self.path,
-                    config=copy.deepcopy(config),
-                    subfolder=folder,
-                    dtype=torch.float32,
-                    ignore_mismatched_sizes=True,  # the report lists them
-                    output_loading_info=True,
-                )
-            return read
-        except (OSError, ValueError, SafetensorError) as error:
-            where, reason = Path(self.path) / folder, str(error).splitlines()[0]
-            raise ConfigError(
-                f"model.from: the weights in {where} cannot be read: {reason}; save them again"
-            ) from error
-
-
-def _config_of(path: str, folder: str = "") -> Any:
-    try:
-        return AutoConfig.from_pretrained(path, subfolder=folder)
-    except (OSError, ValueError, KeyError):
-        return None
+        where = f"model.from: the weights in {Path(self.path) / folder} cannot be read"
+        with warnings_of_transformers(), reading(where, "save them again"):
+            read: Any = kind.from_pretrained(
+                self.path,
+                config=config,
+                subfolder=folder,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # the report lists them
+                output_loading_info=True,
+                **safely(self.path),
+            )
+        return read
 
 
 def networks(objective: Objective) -> dict[str, PreTrainedModel]:
@@ -102,12 +90,20 @@ def load_weights(objective: Objective, path: str) -> list[str]:
         config = weights.companion(folder) if folder else weights.config
         if config is None:
             continue
-        read, report = weights.read(type(model), model.config, folder)
+        stored = copy.deepcopy(model.config)
+        stored.vocab_size = config.vocab_size
+        read, report = weights.read(type(model), stored, folder)
         problems += _misfits(model, config, report)
         dropped += [_named(folder, name) for name in report["unexpected_keys"]]
         absent = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}
         here, there = model.state_dict(keep_vars=True), read.state_dict()
-        copies += [(_named(folder, name), here[name], there[name]) for name in here if name not in absent]
+        spare = config.vocab_size - model.config.vocab_size
+        dropped += [_named(folder, f"{spare:,} spare rows of the vocabulary")] * (spare > 0)
+        copies += [
+            (_named(folder, name), tensor, _without_spare_rows(there[name], tensor))
+            for name, tensor in here.items()
+            if name not in absent
+        ]
     with torch.no_grad():
         for _, tensor, value in copies:
             tensor.copy_(value)
@@ -125,6 +121,11 @@ def load_weights(objective: Objective, path: str) -> list[str]:
         f"{path}: {len(loaded):,} tensors, {sum(parameter.numel() for parameter in loaded.values()):,} parameters",
         f"new: {_stems(new, loaded)}; dropped: {_stems(dropped, loaded)}",
     ]
+
+
+def _without_spare_rows(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A table with a row for each piece, of one that has more rows; any other tensor as it is."""
+    return stored if stored.shape == like.shape else stored[: len(like)]
 
 
 def _misfits(model: PreTrainedModel, config: Any, report: Mapping[str, Iterable[Any]]) -> list[str]:

@@ -20,6 +20,7 @@ from engine.batch import PackedBatch
 from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
+from engine.load import vocabulary_size
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource
 from pretrain.model import ModelSection, initialize
@@ -115,7 +116,7 @@ def albert_config(config: Config, model: ModelSection, tokenizer: PreTrainedToke
     """
     settings: dict[str, Any] = {**model.sizes(), "attn_implementation": NAME}
     return AlbertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         embedding_size=config.embedding_size or min(128, model.hidden_size),
         num_hidden_groups=1 if config.sharing == "all" else model.num_hidden_layers,
         type_vocab_size=2,

@@ -23,6 +23,7 @@ from engine.chunks import LOGITS, in_chunks
 from engine.config import ConfigError
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
+from engine.load import vocabulary_size
 from engine.objective import Objective, Term
 from pretrain.detection import detection_terms
 from pretrain.electra_examples import mask_slots, segment_pairs
@@ -145,7 +146,7 @@ def electra_config(sizes: ModelSection, embedding_size: int, tokenizer: PreTrain
     """The transformers configuration of one of the networks, with the packed attention."""
     settings: dict[str, Any] = {**sizes.sizes(), "attn_implementation": NAME}
     return ElectraConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         embedding_size=embedding_size,
         type_vocab_size=2,
         pad_token_id=cast(int, tokenizer.pad_token_id),

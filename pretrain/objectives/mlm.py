@@ -16,6 +16,7 @@ from engine.chunks import word_sums
 from engine.config import Section
 from engine.dropout import use_cheap_dropout
 from engine.flops import encoder_flops, head_flops
+from engine.load import vocabulary_size
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import mask_tokens, num_predictions, word_starts
@@ -70,7 +71,7 @@ def masked_batch(
     labels: str = "pair_labels",
 ) -> Any:
     """The function that masks flat examples and packs them, with pair ``labels`` where the objective has pairs."""
-    pieces = [*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    pieces = [*tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))]
     starts_word = word_starts(pieces, unigram=is_unigram(tokenizer))
     maximum = section.most(sequence_length)
 
@@ -83,7 +84,7 @@ def masked_batch(
             rate=section.rate,
             maximum=maximum,
             mask_id=cast(int, tokenizer.mask_token_id),
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary_size(tokenizer),
             starts_word=starts_word[examples.input_ids] if section.whole_words else None,
             longest_ngram=section.longest_ngram,
         )
@@ -116,7 +117,10 @@ def bert_config(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Bert
     """The transformers configuration of a size, with the packed attention."""
     settings: dict[str, Any] = {**model.sizes(), "attn_implementation": NAME}
     return BertConfig(
-        vocab_size=len(tokenizer), type_vocab_size=2, pad_token_id=cast(int, tokenizer.pad_token_id), **settings
+        vocab_size=vocabulary_size(tokenizer),
+        type_vocab_size=2,
+        pad_token_id=cast(int, tokenizer.pad_token_id),
+        **settings,
     )
 
 

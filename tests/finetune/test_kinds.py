@@ -20,12 +20,15 @@ from transformers import (
     pipeline,
 )
 
-from engine.load import load
+from distill.stock import head_in_words
+from engine.config import validate
+from engine.load import load, read_config
 from finetune import evaluate
 from finetune.__main__ import main
 from finetune.config import load_config, recipe_values
 from finetune.data import read_task
 from finetune.kind import TaskKind, kind_of
+from finetune.task import TaskSection
 from tests.finetune.test_choice import asked
 from tests.finetune.test_spans import questions
 from tests.finetune.test_tokens import columns, tagged
@@ -249,3 +252,34 @@ def test_a_classifier_that_does_not_say_how_many_labels_hold_has_one() -> None:
     )
     assert one.head_fits(config)
     assert not several.head_fits(config)
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "tokens"])
+def test_labels_go_by_their_numbers_in_whatever_order_a_file_lists_them(
+    kind: str, encoder: Path, tmp_path: Path
+) -> None:
+    """A head whose classes are exchanged would be kept, or taught from, as one that fits."""
+    metrics = {"classification": "accuracy", "multilabel": "macro_f1", "tokens": "f1"}[kind]
+    values = {
+        "name": "mood",
+        "type": kind,
+        "text": "text",
+        "label": "label",
+        "labels": ["O", "B-x"],
+        "metrics": metrics,
+    }
+    section = validate(TaskSection, {**values, "files": {"train": "a.csv", "validation": "b.csv"}})
+    plain = json.loads((encoder / "config.json").read_text()) | {"architectures": [f"BertFor{HEADS[kind]}"]}
+    plain["problem_type"] = "multi_label_classification" if kind == "multilabel" else None
+    heads = []
+    for id2label, fits in (
+        ({"0": "O", "1": "B-x"}, True),
+        ({"1": "B-x", "0": "O"}, True),
+        ({"0": "B-x", "1": "O"}, False),
+        ({"1": "O", "0": "B-x"}, False),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**plain, "id2label": id2label}))
+        config = read_config(tmp_path)
+        assert kind_of(section).head_fits(config) is fits
+        heads.append(head_in_words(config))
+    assert heads[0] == heads[1] != heads[2] == heads[3]

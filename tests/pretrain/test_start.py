@@ -25,6 +25,7 @@ from transformers import (
 
 from engine.config import ConfigError, describe, dump, validate
 from engine.export import export_model
+from engine.load import load_tokenizer
 from engine.objective import Objective
 from pretrain.config import PretrainConfig, load_config, objective_of
 from pretrain.objectives import albert, electra
@@ -113,9 +114,9 @@ def test_a_misspelt_key_is_still_found() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("owner/name", "nor a model of that name in the Hub's cache (make's HUB=1 fetches it)"),
-        ("runs/pretrain/nothing/export", "there is no such directory"),
-        (".", "the directory holds no config.json"),
+        ("owner/name", "no model downloaded before, and the Hub is switched off (HF_HUB_OFFLINE=1; with make, HUB=1"),
+        ("runs/pretrain/nothing/export", "no such folder"),
+        (".", "no config.json in this folder"),
     ],
 )
 def test_weights_that_are_not_there(name: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,13 +163,54 @@ def test_weights_without_their_tokenizer(tmp_path: Path) -> None:
     path = save(BertForPreTraining(BERT), tmp_path / "from")
     for file in tmp_path.glob("from/tokenizer*"):
         file.unlink()
-    said = refused(path)
-    assert "512 rows of word embeddings there, 5 pieces given" in said
-    assert "Give theirs in tokenizer.path" in said
+    assert "no tokenizer.json or vocabulary in this folder" in refused(path)
     tiny_tokenizer().save_pretrained(tmp_path / "theirs")
     start(path, f"tokenizer.path={tmp_path / 'theirs'}")
     tiny_tokenizer(400).save_pretrained(tmp_path / "theirs")
     assert "400 pieces given" in refused(path, f"tokenizer.path={tmp_path / 'theirs'}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"), [(BertForPreTraining, "bert"), (BertForMaskedLM, "mlm"), (AlbertForPreTraining, "albert")]
+)
+def test_spare_rows_of_the_vocabulary_are_left_behind(kind: Any, objective: str, tmp_path: Path) -> None:
+    """A table that was made larger than its vocabulary, to be a multiple of 64, say, is no other model."""
+    sizes = {**SIZES, "vocab_size": 576, "intermediate_size": 64, "max_position_embeddings": 64}
+    path = save(kind(kind.config_class(**sizes, embedding_size=16)), tmp_path / "from")
+    arguments = [f"model.from={path}", f"objective.type={objective}", "train.phases=[{sequence_length: 32}]"]
+    config = load_config(arguments)
+    made = objective_of(config).build(config.objective, config.model, load_tokenizer(str(config.tokenizer.path)))
+    said = "\n".join(load_weights(made, path))
+    assert "64 spare rows of the vocabulary" in said
+    found, stored = made.exported().state_dict(), load_file(tmp_path / "from" / "model.safetensors")
+    shared = [name for name in found if name in stored]
+    assert any("word_embeddings" in name for name in shared)
+    for name in shared:
+        rows = slice(512) if stored[name].shape[0] == 576 else slice(None)
+        assert torch.equal(found[name], stored[name][rows])
+    other = tiny_tokenizer(400)
+    other.save_pretrained(tmp_path / "other")
+    assert "400 pieces given" in refused(path, f"objective.type={objective}", f"tokenizer.path={tmp_path / 'other'}")
+
+
+def test_a_vocabulary_file_that_holds_a_line_twice(tmp_path: Path) -> None:
+    """The last number counts, as in BERT's code; the table keeps its rows, so that every other number stays."""
+    pieces = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
+    lines = [piece for piece, _ in pieces]
+    twice = lines[10]
+    lines[20] = twice
+    path = save(BertForPreTraining(BERT), tmp_path / "from")
+    for file in tmp_path.glob("from/tokenizer*"):
+        file.unlink()
+    (tmp_path / "from" / "vocab.txt").write_text("\n".join(lines) + "\n")
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.convert_tokens_to_ids([lines[9], twice, lines[511]]) == [9, 20, 511]
+    assert "spare" not in start(path)[1]
+    for tokenizer_path in (path, tmp_path / "again"):  # and what is trained on such a vocabulary alone
+        config = load_config([f"tokenizer.path={tokenizer_path}", "train.phases=[{sequence_length: 8}]"])
+        fresh = objective_of(config).build(config.objective, TINY, load_tokenizer(str(tokenizer_path)))
+        assert fresh.exported().config.vocab_size == 512
+        tokenizer.save_pretrained(tmp_path / "again")
 
 
 # The weights
@@ -354,7 +396,7 @@ def test_a_generator_that_does_not_belong_is_refused(electra_export: tuple[str, 
     said = refused(path, "objective.type=electra")
     assert "electra.embeddings.LayerNorm.bias: one tensor with another here, not equal to it there" in said
     (folder / "config.json").write_text("{")
-    assert "generator holds no config.json that can be read" in refused(path, "objective.type=electra")
+    assert "generator/config.json: not valid JSON" in refused(path, "objective.type=electra")
 
 
 def test_the_discriminator_alone_is_a_stock_model(electra_export: tuple[str, electra.Electra]) -> None:

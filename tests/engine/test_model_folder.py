@@ -1,0 +1,105 @@
+"""Folders of models that anybody may have written: nothing in them runs, asks, hangs or ends in a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertForPreTraining
+
+import distill.__main__
+import distill.compare
+import distill.onnx
+import finetune.__main__
+import finetune.search
+import finetune.seeds
+import pretrain.__main__
+from engine.config import InputError
+from engine.load import read_config
+from tests.pretrain.test_start import BERT, save
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = str(ROOT / "configs/finetune/docs_package.yaml")
+STUDENT = str(ROOT / "configs/distill/distilbert_mini.yaml")
+SHORT = "train.phases.0.sequence_length=32"
+ANSWERS = str(ROOT / "configs/distill/distilbert_task.yaml")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with its tokenizer."""
+    return Path(save(BertForPreTraining(BERT), tmp_path_factory.mktemp("stock") / "bert"))
+
+
+def with_code(folder: Path, stock: Path) -> Path:
+    """A model of a class of its own, and of a tokenizer of its own, that write a file when they are imported."""
+    shutil.copytree(stock, folder)
+    (folder / "mine.py").write_text(
+        f"open({str(folder / 'it_ran')!r}, 'w').write('x')\n"
+        "from transformers import BertConfig, BertForPreTraining, BertTokenizer\n"
+        "class MyConfig(BertConfig):\n    model_type = 'my-bert'\n"
+        "class MyModel(BertForPreTraining):\n    config_class = MyConfig\n"
+        "class MyTokenizer(BertTokenizer):\n    pass\n"
+    )
+    autos = ["AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification", "AutoModelForPreTraining"]
+    auto_map = {"AutoConfig": "mine.MyConfig", **dict.fromkeys(autos, "mine.MyModel")}
+    edit(folder / "config.json", model_type="my-bert", architectures=["MyModel"], auto_map=auto_map)
+    tokenizer = {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": [None, "mine.MyTokenizer"]}}
+    edit(folder / "tokenizer_config.json", **tokenizer)
+    return folder
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+Main = Callable[[Sequence[str]], int]
+WAYS: dict[str, tuple[Main, list[str]]] = {
+    "weights to go on from": (pretrain.__main__.main, ["model.from={}"]),
+    "a tokenizer": (pretrain.__main__.main, ["tokenizer.path={}", "data.path={text}"]),
+    "an encoder": (finetune.__main__.main, [TASK, "model.from={}"]),
+    "an encoder without its recipe": (finetune.__main__.main, [TASK, "model.from={}", "recipe=none"]),
+    "an encoder for several seeds": (finetune.seeds.main, ["tasks=[docs_package]", "model.from={}"]),
+    "an encoder for a search": (finetune.search.main, [TASK, "model.from={}"]),
+    "a teacher": (distill.__main__.main, [STUDENT, "teacher.from={}", "data.path={text}"]),
+    "a teacher of a task": (distill.__main__.main, [ANSWERS, TASK, SHORT, "teacher.from={}", "model.from={stock}"]),
+    "a student": (distill.__main__.main, [ANSWERS, TASK, SHORT, "teacher.from={stock}", "model.from={}"]),
+    "what is compared": (distill.compare.main, ["teacher={stock}", "students=[{}]"]),
+    "what is compared with": (distill.compare.main, ["teacher={}", "students=[{stock}]"]),
+    "what is exported": (distill.onnx.main, ["model={}"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_code_in_a_folder_is_neither_run_nor_asked_for(
+    way: str, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_code(tmp_path / "theirs", stock)
+    (tmp_path / "text.txt").write_text("one two three\n\nfour five\n")
+    monkeypatch.setattr(distill.onnx, "_check_packages", lambda: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    monkeypatch.chdir(tmp_path)
+    main, arguments = WAYS[way]
+    given = [each.format(folder, stock=stock, text=tmp_path / "text.txt") for each in arguments]
+    assert main(given) == 2
+    said = capsys.readouterr()
+    assert not (folder / "it_ran").exists()
+    assert "[y/N]" not in said.out + said.err
+    assert said.err.count("error: ") == 1
+    assert "'my-bert'" in said.err or "'MyTokenizer'" in said.err
+
+
+def test_an_adapter_and_kernels_from_elsewhere_are_refused(stock: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stock, tmp_path / "kernel")
+    edit(folder / "config.json", _attn_implementation="somebody/attention")
+    with pytest.raises(InputError, match="'somebody/attention' is code from elsewhere"):
+        read_config(folder)
+    folder = shutil.copytree(stock, tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(InputError, match="an adapter, not a model"):
+        read_config(folder)
