@@ -25,6 +25,7 @@ from engine.command import tool
 from engine.config import ConfigError, InputError, read_values, validate
 from engine.encoders import longest_sequence
 from engine.environment import environment
+from engine.names import PathName
 
 
 class CompareSection(SpeedSection):
@@ -34,7 +35,7 @@ class CompareSection(SpeedSection):
     """Directory of the model that the others are compared with."""
     students: list[Path] = Field(min_length=1)
     """Directories of the others."""
-    name: str | None = Field(default=None, min_length=1)
+    name: PathName | None = None
     """Folder under ``<dir>/compare``; the teacher's name where not given. An older comparison there is replaced."""
     dir: Path = Path("runs")
     """Folder of all runs."""

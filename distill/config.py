@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, create_model
 from distill.augment import AugmentSection
 from distill.student import StudentSection
 from engine.command import run_name
-from engine.config import ConfigError, Section, check_sections, read_values, validate
+from engine.config import ConfigError, Section, check_sections, names_file, read_values, validate
 from engine.objective import objective_module
 from engine.stage import StageConfig
 from finetune.config import EncoderSection, FinetuneConfig, model_name
@@ -67,7 +67,7 @@ def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
     if not isinstance(named, dict):
         raise ConfigError(f"tasks: given {named!r}, but it holds a list of overrides for each task: tasks.<name>")
     for_task = named.get(values.get("task", {}).get("name"), [])
-    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
+    files = [argument for argument in arguments if names_file(argument)]
     without = tuple(f"{rule.removesuffix('=null')}." for rule in for_task if rule.endswith("=null"))
     overrides = [argument for argument in arguments if argument not in files and not argument.startswith(without)]
     values, sources = read_values([*files, *for_task, *overrides])
@@ -85,7 +85,7 @@ def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
             "for the distillation of a task give TASK=<name> and STUDENT=<directory or Hub id>"
         )
     config = validate(_schema(GeneralConfig, values), values, sources)
-    return _named(config, run_name(files, otherwise=config.objective.model_dump()["type"]))
+    return config.named(run_name(files, otherwise=config.objective.model_dump()["type"]))
 
 
 def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
@@ -102,16 +102,17 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
             "distillation: STUDENT=<directory or Hub id>"
         )
     before, first = values.pop("before", None), None
-    student, method = model_name(values["model"]["from"]), values.get("objective", {}).get("type")
+    start = ((before or {}).get("model") or values["model"]).get("from") or values["model"]["from"]
+    student, method = model_name(start), values.get("objective", {}).get("type")
     if before is not None:
         unnamed = {**values, "run": {key: value for key, value in values.get("run", {}).items() if key != "name"}}
         shared = {key: {**unnamed.get(key, {}), **before.get(key, {})} for key in _SHARED}
         first_values = {**before, **shared}
         first = validate(_schema(TaskConfig, first_values), first_values, sources)
-        first = _named(first, f"{first.task.name}/{student}-{method}-first/seed-{first.run.seed}")
+        first = first.named(f"{first.task.name}/{student}-{method}-first/seed-{first.run.seed}")
         values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}
     config = validate(_schema(TaskConfig, values, "AnswersConfig"), values, sources)
-    config = _named(config, f"{config.task.name}/{student}-{method}/seed-{config.run.seed}")
+    config = config.named(f"{config.task.name}/{student}-{method}/seed-{config.run.seed}")
     return config.model_copy(update={"before": first})
 
 
@@ -130,9 +131,3 @@ def _schema(base: type[Any], values: dict[str, Any], section: str = "Config") ->
 def method_of(config: GeneralConfig | TaskConfig) -> Any:
     """The module of the configured method."""
     return objective_module(_OBJECTIVES, config.objective.model_dump())
-
-
-def _named(config: Any, name: str) -> Any:
-    if config.run.name is not None:
-        return config
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from engine.config import InputError, Section, describe, dump
+from engine.config import InputError, Section, describe, dump, names_file
 from engine.loop import DivergedError
 from engine.stage import StageConfig
 
@@ -75,4 +75,4 @@ def guarded(action: Callable[[], int]) -> int:
 
 def run_name(arguments: Sequence[str], otherwise: str) -> str:
     """A run without a name is called after its configuration files."""
-    return "-".join(Path(argument).stem for argument in arguments if argument.endswith((".yaml", ".yml"))) or otherwise
+    return "-".join(Path(argument).stem for argument in arguments if names_file(argument)) or otherwise

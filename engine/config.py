@@ -94,7 +94,7 @@ def read_values(
     sources: dict[str, str] = {}
     _merge(values, under or {}, sources, called)
     for argument in arguments:
-        is_file = argument.endswith((".yaml", ".yml")) and ("=" not in argument or Path(argument).is_file())
+        is_file = names_file(argument)
         if "=" in argument and not is_file:
             key, text = argument.split("=", 1)
             layer: Any = parse_yaml(text, f"argument {argument!r}")
@@ -117,6 +117,11 @@ def read_values(
         else:
             raise ConfigError(f"argument {argument!r} is neither a *.yaml file nor key.sub=value")
     return values, sources
+
+
+def names_file(argument: str) -> bool:
+    """Whether an argument of a command is a configuration file, not ``key=value``."""
+    return argument.endswith((".yaml", ".yml")) and ("=" not in argument or Path(argument).is_file())
 
 
 def parse_yaml(text: str, name: str) -> Any:

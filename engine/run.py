@@ -25,6 +25,7 @@ from engine.config import ConfigError, Section, completed
 from engine.environment import num_cores
 from engine.files import tidy, write_text
 from engine.lock import locked
+from engine.names import PathName
 from engine.sharding import Sharding
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 class RunSection(Section):
     """Where a run lives and what it runs on."""
 
-    name: str | None = None
+    name: PathName | None = None
     """Folder under ``run.dir``; without one it is taken from the configuration files."""
     dir: Path = Path("runs")
     """Folder of all runs; of several machines one that they share."""

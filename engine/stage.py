@@ -6,18 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from accelerate.state import AcceleratorState
 from pydantic import model_validator
 
 from engine.compiled import compile_layers
-from engine.config import Section, dump
+from engine.config import ConfigError, Section, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
 from engine.fit import Fit, Trainer
 from engine.keyed import key
+from engine.names import check_path_name
 from engine.objective import Objective, Source
 from engine.optim import OptimSection, build_optimizer, learning_rate
 from engine.phase import EpochSize, steps_per_epoch
@@ -47,6 +48,17 @@ class StageConfig(Section):
                 f"{self.run.sharding} no process can make one without the others; give a number of tokens"
             )
         return self
+
+    def named(self, otherwise: str) -> Self:
+        """The configuration with a name for its run: ``otherwise`` where none is given, ``ConfigError`` if that is no
+        name of a folder."""
+        if self.run.name is not None:
+            return self
+        try:
+            name = check_path_name(otherwise)
+        except ValueError as error:
+            raise ConfigError(f"run.name: it would be {otherwise!r}, but {error}; give run.name=...") from None
+        return self.model_copy(update={"run": self.run.model_copy(update={"name": name})})
 
 
 @dataclass(frozen=True)

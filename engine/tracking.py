@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from engine.config import Section
 from engine.files import write_text
+from engine.names import Name
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _FINISH_SECONDS = 30
 class TrackingSection(Section):
     """Where metrics go besides ``metrics.jsonl``."""
 
-    project: str = "bertillery"
+    project: Name = "bertillery"
     """W&B project."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """``auto``: what WANDB_MODE or ``wandb offline`` say, else online if there is an API key, else offline."""

@@ -117,11 +117,8 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     values, sources = read_values(arguments, under=under, called=f"recipe {name}")
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
-    if config.run.name is None:
-        random = "-random" * (config.model.weights == "random")
-        run = f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}"
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": run})})
-    return config
+    random = "-random" * (config.model.weights == "random")
+    return config.named(f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}")
 
 
 def model_name(start: str) -> str:

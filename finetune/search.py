@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -60,7 +61,7 @@ class Search:
         problems += [f"{key}: given, and searched by the space too" for key in self.space.settings if key in fixed]
         if "run.name" in fixed:
             raise ConfigError("run.name: trials are named after the task, the model and search_seed")
-        self.config = load_config(given)
+        self.config = load_config([*given, "run.name=null"])  # a YAML, such as a run's own, may have one
         self.task, self.metric = self.config.task, self.config.task.metrics[0]
         assert self.config.run.name is not None
         self.name = f"{self.config.run.name.rpartition('/')[0]}/search-{section.search_seed}"
@@ -148,7 +149,8 @@ class Search:
         """
         settings = [as_argument(key, value) for key, value in trial.settings.items()]
         own = f"run.dir={self.folder}/trial-{trial.trial}-seeds"
-        return make_command("finetune", self.given, *settings, own, seeds=seeds)
+        model, run = self.config.model.from_, Path(trial.path)
+        return make_command("finetune", self.given, *settings, own, model=model, run=run, seeds=seeds)
 
     def report(self) -> str:
         """Write ``trials.md`` and ``trials.png``; returns what to print."""

@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import Field
 
 from engine.command import tool
-from engine.config import ConfigError, InputError, Section, take
+from engine.config import ConfigError, InputError, Section, read_values, take
 from engine.files import tidy
 from engine.lock import locked
-from finetune.again import CONFIGS
+from finetune.again import TASKS
 from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
@@ -76,7 +76,7 @@ class Runs:
         if fixed:
             raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={len(arguments)}")
         self.command = command
-        self.arguments = [(*given, f"run.seed={seed}") for seed, given in arguments.items()]
+        self.arguments = [(*given, *_own(given, seed)) for seed, given in arguments.items()]
         self.stages = [command.stage(command.load(given)) for given in self.arguments]
         self.section = self.stages[0].config.task
         self.paths = [stage.path for stage in self.stages]
@@ -155,7 +155,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _file(task: str) -> str:
-    return task if task.endswith((".yaml", ".yml")) else str(CONFIGS / f"{task}.yaml")
+    return task if task.endswith((".yaml", ".yml")) else str(TASKS / f"{task}.yaml")
 
 
 def _after(mnli: Runs, file: str, rest: Sequence[str]) -> Runs | None:
@@ -167,6 +167,14 @@ def _after(mnli: Runs, file: str, rest: Sequence[str]) -> Runs | None:
         if _finished(path)
     }
     return Runs(starts) if starts else None
+
+
+def _own(given: Sequence[str], seed: int) -> list[str]:
+    """What the run of a seed has of its own: also where a YAML, such as another run's own, says otherwise."""
+    values, _ = read_values(given)
+    before = values.get("before")
+    at = [""] + ["before."] * (isinstance(before, dict) and "run" in before)
+    return [f"{place}run.{key}" for place in at for key in ("name=null", f"seed={seed}")]
 
 
 def _finished(path: Path) -> bool:

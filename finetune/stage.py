@@ -17,7 +17,7 @@ from engine.load import check_vocabulary, load, load_tokenizer, read_config
 from engine.stage import Parts, Stage
 from engine.tracking import Tracker
 from engine.waiting import main_process_first
-from finetune.again import CONFIGS, make_command
+from finetune.again import make_command
 from finetune.config import FinetuneConfig, recipe_in_words
 from finetune.data import read_task, report
 from finetune.evaluate import Scored, predict
@@ -33,6 +33,7 @@ from finetune.report import (
     write_predictions,
 )
 from finetune.sources import glue_dir_from_environment
+from finetune.space import read_space
 
 
 class Finetuning(Stage):
@@ -44,7 +45,7 @@ class Finetuning(Stage):
     def __init__(self, config: FinetuneConfig, given: Sequence[str] = ()) -> None:
         """``given`` are the arguments that the configuration was read from, for the command that is proposed next."""
         super().__init__(config)
-        self.given = given or (str(CONFIGS / f"{config.task.name}.yaml"), f"model.from={config.model.from_}")
+        self.given = tuple(given)
 
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
@@ -197,9 +198,11 @@ class Finetuning(Stage):
 
     def next_command(self, results: dict[str, Any]) -> str:
         """What to type next: a search of rates where the encoder is worth no more than counting words."""
-        split, metric = self.config.task.validation[0], self.config.task.metrics[0]
+        split, metric, start = self.config.task.validation[0], self.config.task.metrics[0], self.config.model.from_
         beside = [found[metric] for found in results["baselines"][split].values() if metric in found]
         if results["scores"][split][metric] <= max(beside, default=-math.inf):
-            command = make_command("search", self.given)
+            searched = read_space("default")[0].settings  # and cannot be given, too
+            command = make_command("search", self.given, model=start, run=self.path, without=searched)
             return f"{command}      (a baseline does as well; most often it is the learning rate)"
-        return f"{make_command('finetune', self.given, seeds=5)}      (one seed says little)"
+        command = make_command("finetune", self.given, model=start, run=self.path, seeds=5)
+        return f"{command}      (one seed says little)"

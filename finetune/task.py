@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from engine.config import Section
+from engine.names import Name, check_name
 from finetune import answers, entities
 from finetune.metrics import METRICS_OF
 
@@ -23,6 +24,8 @@ Words = Annotated[list[Annotated[str, BeforeValidator(_word)]], BeforeValidator(
     lambda value: [value] if isinstance(value, str | int | float) else value
 )]  # fmt: skip
 """A list of strings; one alone stands for a list of one."""
+Splits = Annotated[Words, AfterValidator(lambda names: [check_name(name) for name in names])]
+"""Names of splits, of which files are called."""
 Files = Annotated[dict[str, Words], BeforeValidator(
     lambda value: {split: names for split, names in value.items() if names} if isinstance(value, dict) else value or {}
 )]  # fmt: skip
@@ -84,8 +87,8 @@ class SpansSection(Section):
 class TaskSection(Section):
     """One task: its columns, its labels, where its data is and what it is scored by."""
 
-    name: str
-    """What it is called in reports."""
+    name: Name
+    """What it is called in reports, and the folder of its runs."""
     type: Literal["classification", "multilabel", "regression", "choice", "tokens", "spans"]
     """One label, several labels, or a score for each example; one of several texts (``choice``); a label for each word
     (``tokens``); or an answer within a text (``spans``)."""
@@ -108,9 +111,9 @@ class TaskSection(Section):
     """Lowest and highest score there can be."""
     metrics: Words = Field(min_length=1)
     """What it is scored by; the first decides which checkpoint is the best."""
-    validation: Words = Field(default=["validation"], min_length=1)
+    validation: Splits = Field(default=["validation"], min_length=1)
     """Labelled splits to evaluate on; the first decides."""
-    test: Words = Field(default=["test"])
+    test: Splits = Field(default=["test"])
     """Splits to predict, labelled or not."""
     files: Files = {}  # noqa: RUF012 (frozen)
     """Your own data: for each split its files or globs, csv, tsv, jsonl or parquet, SQuAD's json, CoNLL's columns

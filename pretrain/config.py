@@ -52,10 +52,7 @@ def load_config(arguments: Sequence[str]) -> PretrainConfig:
     adopt(values, sources, module.Config)
     schema = create_model("PretrainConfig", __base__=PretrainConfig, objective=(module.Config, ...))
     config = validate(cast(type[PretrainConfig], schema), values, sources)
-    if config.run.name is None:
-        name = run_name(arguments, otherwise=config.objective.model_dump()["type"])
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-    return config
+    return config.named(run_name(arguments, otherwise=config.objective.model_dump()["type"]))
 
 
 def objective_of(config: PretrainConfig) -> Any:

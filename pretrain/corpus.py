@@ -6,12 +6,13 @@ A document is a list of paragraphs, stripped and never empty. Apart from that th
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from engine import pydocs
 from engine.config import InputError, Section
@@ -19,6 +20,25 @@ from pretrain.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
 
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of strings; one string alone stands for a list of one."""
+
+
+LANGUAGES = (
+    "am", "ar", "bg", "bn", "ca", "da", "de", "el", "en", "es", "fi", "fr", "gu", "hi", "hy", "it", "ja", "kk", "kn",
+    "ml", "mr", "my", "nl", "pa", "pl", "pt", "ru", "sk", "ta", "te", "uk",
+)  # fmt: skip
+"""Those that sentencex has rules for. It takes any other string, too, for English."""
+
+
+def check_language(code: str) -> str:
+    """The code as it is; ``ValueError`` that lists the codes where there are no rules for it."""
+    if code in LANGUAGES:
+        return code
+    base = re.split("[-_]", code.lower())[0]
+    near = f"did you mean {base!r}? " * (base in LANGUAGES)
+    raise ValueError(
+        f"{near}There are rules for {', '.join(LANGUAGES)}; for another language give the one nearest to it; en's "
+        "split at the full stops of every script"
+    )
 
 
 class CorpusSection(Section):
@@ -36,8 +56,10 @@ class CorpusSection(Section):
     """Column that holds the text in jsonl, csv, tsv and parquet; a row is a document, a line in it a paragraph."""
     undecodable: Literal["fail", "replace"] = "fail"
     """What to do with bytes that are not UTF-8."""
-    language: str = "en"
-    """Language code for sentence splitting."""
+    language: Annotated[str, AfterValidator(check_language)] = "en"
+    """Whose rules split sentences: am, ar, bg, bn, ca, da, de, el, en, es, fi, fr, gu, hi, hy, it, ja, kk, kn, ml, mr,
+    my, nl, pa, pl, pt, ru, sk, ta, te or uk. For another language the one nearest to it; en's split at the full stops
+    of every script."""
 
 
 @dataclass

@@ -244,7 +244,7 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("mnli", "rte"):
         text = write_task(tmp_path / name).read_text().replace("name: classification_toy", f"name: {name}")
         (tmp_path / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(seeds, "CONFIGS", tmp_path)
+    monkeypatch.setattr(seeds, "TASKS", tmp_path)
     return write_encoder(tmp_path / "tiny")
 
 

@@ -3,16 +3,18 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sentencex
 import zstandard
 
 from engine.config import ConfigError, validate
 from pretrain import formats
-from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
+from pretrain.corpus import LANGUAGES, CorpusSection, ReadReport, read_documents, resolve
 
 DOCUMENTS = [["One paragraph.", "Über “quotes” 東京."], ["Another document."]]
 
@@ -187,3 +189,20 @@ def test_section_takes_one_path_or_several() -> None:
     for wrong in ({"path": []}, {"holdout": 0}, {"holdout": 1.5}, {"documents": "page"}):
         with pytest.raises(ConfigError):
             validate(CorpusSection, wrong)
+
+
+@pytest.mark.parametrize("code", ["de-DE", "de_DE", "DE", "german", "xx", "sv", "", "en "])
+def test_a_language_without_rules_is_refused(code: str) -> None:
+    """The splitter would take English's and say nothing."""
+    with pytest.raises(ConfigError, match=r"There are rules for am, ar, bg, .* give the one nearest") as caught:
+        validate(CorpusSection, {"language": code})
+    assert ("did you mean 'de'?" in str(caught.value)) == (code.lower()[:2] == "de")
+
+
+def test_the_languages_are_those_that_the_splitter_has_rules_for() -> None:
+    """Its compiled module names them in its symbols."""
+    (module,) = Path(sentencex.__file__).parent.glob("*.so")
+    names = {*re.findall(rb"sentencex9languages2([a-z]{2})", module.read_bytes())}
+    if not names:
+        pytest.skip("built without symbols")
+    assert [name.decode() for name in sorted(names)] == [*LANGUAGES]

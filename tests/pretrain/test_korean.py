@@ -78,7 +78,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder, made = tmp_path_factory.mktemp("korean"), {}
     text = "\n\n".join(" ".join(document) for document in korean_text(60))
     Path(folder / "text.txt").write_text(text, encoding="utf-8")
-    data = CorpusSection.model_validate({"path": str(folder / "text.txt"), "holdout": 0.2, "language": "ko"})
+    data = CorpusSection.model_validate({"path": str(folder / "text.txt"), "holdout": 0.2, "language": "en"})
 
     def corpus(kind: Any, lowercase: bool) -> Any:
         if (kind, lowercase) not in made:
