@@ -24,7 +24,8 @@ MASKED_ROW = np.dtype([*ROW.descr, ("threshold", np.float64)])
 _PLACE = 301
 """What a draw is for; part of its key."""
 _SHORTEST = 12
-_MOST_UNKNOWN = 0.5
+_UNKNOWN = 0.5
+"""A segment with such a share of unknown words, or a larger one, is left out."""
 _SCANNED = 1 << 24
 
 
@@ -40,7 +41,7 @@ class RareMaskedSource(DocumentSource):
     wherever they stand, and an unknown word's is one. The draw is over the whole step, as the original's is over its
     batch, and does not depend on how the step is shared out: every token has a keyed exponential time of its weight,
     the earliest are taken (Efraimidis and Spirakis 2006), and :meth:`settle` writes the time of the last one into the
-    rows. Segments of less than 12 tokens or with more than half of them unknown are left out, and ``ConfigError`` is
+    rows. Segments of less than 12 tokens or with half of them unknown are left out, and ``ConfigError`` is
     raised where that leaves none. The original groups examples by length, for the sake of padding, which packed batches
     have not.
     """
@@ -75,7 +76,8 @@ class RareMaskedSource(DocumentSource):
         if not any(len(self.plan(0, block)) for block in range(self.num_blocks)):
             raise ConfigError(
                 f"no segment of the text, cut to a sequence_length of {sequence_length}, has {_SHORTEST} tokens of "
-                "which half are known; give longer sequences or documents, or a teacher that knows the language"
+                "which more than half are known; give longer sequences or documents, or a teacher that knows the "
+                "language"
             )
 
     def plan(self, epoch: int, block: int) -> np.ndarray:
@@ -83,7 +85,7 @@ class RareMaskedSource(DocumentSource):
         found = super().plan(epoch, block)
         ends = found["a_start"] + found["a_length"]
         unknown = np.searchsorted(self._unknown, ends) - np.searchsorted(self._unknown, found["a_start"])
-        found = found[(found["length"] >= _SHORTEST) & (unknown <= _MOST_UNKNOWN * found["length"])]
+        found = found[(found["length"] >= _SHORTEST) & (unknown < _UNKNOWN * found["length"])]
         rows = np.zeros(len(found), MASKED_ROW)
         for name in ROW.names or ():
             rows[name] = found[name]

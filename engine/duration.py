@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
@@ -17,11 +19,11 @@ class Duration(str):
     _pattern = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(steps?|epochs?|%)?\s*$")
 
     @property
-    def amount(self) -> float:
-        """The number in front of the unit."""
+    def amount(self) -> Fraction:
+        """The number in front of the unit, exactly as it is written."""
         match = self._pattern.match(self)
         assert match is not None
-        return float(match[1].replace("_", ""))
+        return Fraction(match[1].replace("_", ""))
 
     @property
     def unit(self) -> str:
@@ -30,17 +32,25 @@ class Duration(str):
         assert match is not None
         return {"s": "steps", "e": "epochs", "%": "%"}[(match[2] or "steps")[0]]
 
-    def to_steps(self, *, total_steps: int | None = None, steps_per_epoch: float | None = None) -> int:
-        """Convert to optimizer steps, rounding to the nearest; ``ConfigError`` where the unit has no meaning here."""
+    def to_steps(self, *, total_steps: int | None = None, steps_per_epoch: Fraction | float | None = None) -> int:
+        """Convert to whole optimizer steps, rounding down: ``int(examples / batch * epochs)`` and
+        ``int(steps * proportion)`` of BERT's ``run_classifier.py``; raises what :meth:`exactly` does."""
+        return math.floor(self.exactly(total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+
+    def exactly(self, *, total_steps: int | None = None, steps_per_epoch: Fraction | float | None = None) -> Fraction:
+        """The optimizer steps before rounding; ``ConfigError`` where the unit has no meaning here.
+
+        A fraction, not a float: three epochs of 114 5/8 steps are not almost, but exactly 343 7/8.
+        """
         if self.unit == "steps":
-            return round(self.amount)
+            return self.amount
         if self.unit == "epochs":
             if steps_per_epoch is None:
                 raise ConfigError(f"{str(self)!r}: epochs cannot be used here; give steps or a percentage")
-            return round(self.amount * steps_per_epoch)
+            return self.amount * Fraction(steps_per_epoch)
         if total_steps is None:
             raise ConfigError(f"{str(self)!r}: a percentage cannot be used here; give steps or epochs")
-        return round(self.amount / 100 * total_steps)
+        return self.amount / 100 * total_steps
 
     @classmethod
     def parse(cls, value: Any) -> Duration:

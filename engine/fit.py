@@ -178,6 +178,7 @@ class Trainer:
             load(steps, start=self.step, num_workers=self.workers, pin_memory=self._on_gpu),
             learning_rate=rate,
             max_gradient_norm=self.optim.max_gradient_norm,
+            clipping=self.optim.clipping,
             loss_reduction=self.optim.loss_reduction,
             seed=self.seed,
             stop_requested=stop_requested,

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from engine.keyed import key
 from engine.objective import Objective, Term
+from engine.optim import clip_gradients
 from engine.order import Cursor, StepData, on_device
-from engine.sharding import is_split, whole
+from engine.sharding import is_split
 
 
 class DivergedError(RuntimeError):
@@ -114,6 +115,7 @@ def training_steps(
     *,
     learning_rate: Callable[[int], float],
     max_gradient_norm: float,
+    clipping: str = "global",
     loss_reduction: str = "mean",
     seed: int,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -144,7 +146,7 @@ def training_steps(
                 accelerator.backward(share_of_loss(terms, counts, loss_reduction) * accelerator.num_processes)
             done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
             flops += plain.flops(batch)
-        norm = whole(nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True))
+        norm = clip_gradients(parameters, max_gradient_norm, clipping)
         rate = learning_rate(item.step)
         watch.see(norm, partial(_diverged, item.step, rate, norm, done))
         sure = certain(item.step + 1) or counts["stop"] > 0 or split

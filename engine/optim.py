@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError, Section
 from engine.duration import Duration
+from engine.sharding import whole
 
 
 class OptimSection(Section):
@@ -33,7 +34,9 @@ class OptimSection(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
     max_gradient_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Gradients are scaled down to this norm."""
+    clipping: Literal["global", "tensor"] = "global"
+    """What has that norm at most: all gradients together, or, as in TinyBERT's code, each tensor's by itself."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """Of which loss the gradients are that are scaled down: the mean of a step's examples (or words), or, as ELECTRA is
     fine-tuned, their sum. The sum's are nearly always above the norm, so that every step weighs the same."""
@@ -173,6 +176,18 @@ def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Opti
     settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
     algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
     return algorithms[section.algorithm](groups, **settings)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: str = "global") -> Tensor:
+    """Scale gradients down to a norm of ``most`` in place; returns the global norm (), before that.
+
+    ``clipping`` is :attr:`OptimSection.clipping`. Nothing waits for the device. Where parameters are split over
+    processes, all of these have to call it.
+    """
+    clip = partial(nn.utils.clip_grad_norm_, max_norm=most, foreach=True)
+    if clipping == "global":
+        return whole(clip(parameters))
+    return torch.stack([whole(clip(parameter)) for parameter in parameters if parameter.grad is not None]).norm()
 
 
 def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -107,14 +108,14 @@ class EpochSize:
     tokens: float
 
 
-def steps_per_epoch(phases: Sequence[Phase], epochs: Sequence[EpochSize]) -> float:
+def steps_per_epoch(phases: Sequence[Phase], epochs: Sequence[EpochSize]) -> Fraction:
     """Steps of one epoch, on average over a whole run; ``epochs`` are those of the phases' sources.
 
     A step of a phase takes, on average, the mean of its first and last batch: such a share of an epoch. With a token
     budget an epoch has as many steps as budgets fit into its tokens, as if each were filled.
     """
-    taken = 0.0
+    taken = Fraction(0)
     for phase, epoch in zip(phases, epochs, strict=True):
-        whole = epoch.tokens if phase.in_tokens else epoch.examples
-        taken += phase.share * (phase.first + phase.last) / 2 / whole
-    return sum(phase.share for phase in phases) / taken
+        whole = Fraction(epoch.tokens if phase.in_tokens else epoch.examples)
+        taken += Fraction(phase.share) * (phase.first + phase.last) / 2 / whole
+    return sum(Fraction(phase.share) for phase in phases) / taken

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -17,9 +19,13 @@ class TrainSection(Section):
     """Length and rhythm of training."""
 
     steps: Duration = Duration("100_000 steps")
-    """Length of the run: steps or epochs."""
+    """Length of the run: steps or epochs, rounded down to whole steps."""
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
     """Batch and sequence length, one phase after the other."""
+    epoch_steps: Literal["exact", "floor", "ceil"] = "exact"
+    """How many steps an epoch counts for where it is no whole number of batches: with its fraction (``exact``, as in
+    BERT's code), without (``floor``, as in TinyBERT's, which skips an incomplete batch), or as a whole step (``ceil``,
+    as in ELECTRA's, which fills an incomplete batch up with padding)."""
     micro_batch_tokens: PositiveInt | Literal["auto"] = 8192
     """Tokens that one process handles at a time: a matter of memory and speed, not of results. ``auto`` takes the most
     that fit, and says how many; a run that is to be repeated bit for bit gives that number."""
@@ -51,12 +57,17 @@ class Rhythm:
     evaluate: int
 
     @classmethod
-    def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], float]) -> Rhythm:
-        """Convert every duration once; an epoch is counted only where one is given in epochs."""
+    def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], Fraction]) -> Rhythm:
+        """Convert every duration once; an epoch is counted only where one is given in epochs.
+
+        Intervals are rounded to the nearest step: rounded down, they would leave a remainder behind the last of them.
+        """
         durations = [section.steps, section.log_every, section.save_every, section.evaluate_every]
-        steps_per_epoch = count_steps_per_epoch() if any(d.unit == "epochs" for d in durations) else None
-        total = max(1, section.steps.to_steps(steps_per_epoch=steps_per_epoch))
-        every = [d.to_steps(total_steps=total, steps_per_epoch=steps_per_epoch) for d in durations[1:]]
+        epoch = count_steps_per_epoch() if any(d.unit == "epochs" for d in durations) else None
+        if epoch is not None and section.epoch_steps != "exact":
+            epoch = max(1, math.floor(epoch) if section.epoch_steps == "floor" else math.ceil(epoch))
+        total = max(1, section.steps.to_steps(steps_per_epoch=epoch))
+        every = [round(d.exactly(total_steps=total, steps_per_epoch=epoch)) for d in durations[1:]]
         return cls(total, *(max(1, steps) for steps in every))
 
     def due(self, step: int, every: int) -> bool:

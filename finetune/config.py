@@ -72,6 +72,8 @@ class FinetuneTrainSection(TrainSection):
     """How often metrics are fetched and written."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints kept, beside the best."""
+    best_by: str | None = None
+    """Metric of the task that decides which evaluation is the best; the task's first where not given."""
     both_orders: bool = False
     """Train on every pair in both orders (ELECTRA's ``double_unordered``): only where the task has no order."""
 
@@ -92,6 +94,11 @@ class FinetuneConfig(StageConfig):
         pairs = len(self.task.text) == 2 and self.task.type in ("classification", "multilabel", "regression")
         if self.train.both_orders and not pairs:
             raise ValueError(f"train.both_orders is for pairs of texts, and {self.task.name} has none")
+        if self.train.best_by not in (None, *self.task.metrics):
+            raise ValueError(
+                f"train.best_by: given {self.train.best_by!r}; {self.task.name} is scored by "
+                f"{', '.join(self.task.metrics)} (task.metrics); give one of these"
+            )
         if self.model.score_bias == "mean" and self.task.type != "regression":
             raise ValueError(f"model.score_bias is for a score, and {self.task.name} is of type {self.task.type}")
         return self

@@ -55,7 +55,7 @@ def predict(
 
 
 class Scored(HeldOut):
-    """Validation splits, scored by the task's metrics; the first metric on the first split decides."""
+    """Validation splits, scored by the task's metrics; one metric on the first split decides which is the best."""
 
     def __init__(
         self,
@@ -63,16 +63,18 @@ class Scored(HeldOut):
         kind: TaskKind,
         *,
         num_examples: int | None,
+        best_by: str | None = None,
     ) -> None:
+        """``best_by`` is the metric that decides; the task's first where not given."""
         (_, first), *others = splits.items()
         super().__init__(first, num_examples=num_examples)
         drawn = [self.rows, *(HeldOut(source, num_examples=num_examples).rows for _, source in others)]
         self._splits = [(name, source, rows) for (name, source), rows in zip(splits.items(), drawn, strict=True)]
-        self._kind = kind
+        self._kind, self._best_by = kind, best_by or kind.section.metrics[0]
 
     def score(self, values: dict[str, float]) -> float:
-        """The task's first metric on its first validation split."""
-        return values[self._kind.section.metrics[0]]
+        """The deciding metric on the first validation split."""
+        return values[self._best_by]
 
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""

@@ -66,6 +66,7 @@ class Finetuning(Stage):
                 self.validation,
                 self.kind,
                 num_examples=config.train.evaluate_examples,
+                best_by=config.train.best_by,
             ),
         )
 

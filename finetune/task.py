@@ -110,7 +110,7 @@ class TaskSection(Section):
     range: tuple[float, float] | None = None
     """Lowest and highest score there can be."""
     metrics: Words = Field(min_length=1)
-    """What it is scored by; the first decides which checkpoint is the best."""
+    """What it is scored by; the first decides which checkpoint is the best, unless ``train.best_by`` names another."""
     validation: Splits = Field(default=["validation"], min_length=1)
     """Labelled splits to evaluate on; the first decides."""
     test: Splits = Field(default=["test"])

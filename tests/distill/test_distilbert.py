@@ -141,8 +141,9 @@ def test_rare_tokens_are_masked_more_often() -> None:
 
 
 def test_short_and_unknown_segments_are_left_out() -> None:
-    """Documents of one sentence of 9, 10, 11 and 38 tokens, 38 of which 20 or 21 are unknown; two special ones more."""
-    lengths, unknown = [9, 10, 11, 38, 38, 38], [0, 0, 0, 0, 20, 21]
+    """Documents of one sentence of 9, 10, 11 and 38 tokens, each two longer with the special ones: 20 unknown of 40 are
+    half."""
+    lengths, unknown = [9, 10, 11, 38, 38, 38], [0, 0, 0, 0, 19, 20]
     ids = np.concatenate(
         [np.where(np.arange(n) < u, 1, 50 + np.arange(n)) for n, u in zip(lengths, unknown, strict=True)]
     )

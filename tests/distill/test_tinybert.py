@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +13,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.config import load_config
+from distill.general import General
 from distill.objectives.tinybert import Config, Layers, attention_error, build
 from distill.teacher import Teacher
 from engine.attention import Recorded
 from engine.batch import PackedBatch
-from engine.config import ConfigError
+from engine.config import ConfigError, read_values, validate
 from engine.encoders import encode_layers
 from engine.loop import share_of_loss
+from engine.optim import OptimSection
+from engine.phase import EpochSize, steps_per_epoch
+from engine.rhythm import Rhythm
 from engine.scores import attention_scores, real_cells
+from finetune.config import FinetuneTrainSection
+from tests.corpora import write_text
 from tests.distill.pairs import stock, student_of, teacher_of, values
 from tests.engine.families import LENGTHS, batch_of, padded_inputs
 from tests.engine.test_scores import projections
+from tests.finetune.texts import wordpiece
 
 
 def scores(model: Any, batch: PackedBatch) -> list[Tensor]:
@@ -158,3 +167,32 @@ def test_what_cannot_be_compared_is_refused() -> None:
     deeper = Teacher(teacher_of(words=False, num_hidden_layers=12).module)
     four = student_of(teacher, words=False, num_hidden_layers=4)
     assert build(Config(), four, deeper).layers == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("config", ["tinybert_general", "tinybert_general_6l", "tinybert_mini"])
+def test_each_tensors_gradient_is_clipped_by_itself(config: str, tmp_path: Path) -> None:
+    """What Adam's first moments hold after the first step is a tenth of the clipped gradients."""
+    teacher, most = tmp_path / "teacher", 1e-4
+    teacher_of(words=False, num_hidden_layers=1, vocab_size=len(wordpiece())).module.save_pretrained(teacher)
+    wordpiece().save_pretrained(teacher)
+    write_text(tmp_path / "text.txt")
+    given = [f"data.path={tmp_path}/text.txt", f"run.dir={tmp_path}", f"run.data_dir={tmp_path}", "run.threads=1"]
+    sizes = ["model.num_hidden_layers=1", "model.hidden_size=16", "model.num_attention_heads=4"]
+    train = ["train.steps=4", "train.phases=[{batch_size: 8, sequence_length: 32}]", "train.log_every=1"]
+    more = [f"teacher.from={teacher}", f"optim.max_gradient_norm={most}", "run.precision=fp32", "data.holdout=0.2"]
+    trainer = General(load_config([f"configs/distill/{config}.yaml", *given, *sizes, *train, *more])).start()
+    info = next(trainer.steps(lambda step: 1e-3, lambda: False))
+    norms = torch.stack([10 * state["exp_avg"].norm() for state in trainer.optimizer.state.values()])
+    assert most / 2 < norms.max() <= most * 1.001
+    assert norms.norm() > 2 * most, "together they are longer than that"
+    assert info.gradient_norm > 10 * norms.norm(), "what is reported is the norm before"
+
+
+@pytest.mark.parametrize("stage", ["before", None])
+def test_the_released_code_leaves_an_incomplete_batch_out(stage: str | None) -> None:
+    values, _ = read_values(["configs/distill/tinybert_task.yaml"])
+    values = values[stage] if stage else values
+    section, optim = validate(FinetuneTrainSection, values["train"]), validate(OptimSection, values["optim"])
+    epochs = 20 if stage else 3
+    assert Rhythm.of(section, lambda: steps_per_epoch(section.phases, [EpochSize(3668, 0)])).total == 114 * epochs
+    assert optim.clipping == "tensor"

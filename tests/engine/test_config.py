@@ -220,6 +220,9 @@ def test_describe_has_the_defaults_of_the_section_around():
         (42, 42),
         ("5%", 50),
         ("2.5 %", 25),
+        ("0.999 epochs", 249),
+        ("29%", 290),
+        ("0.29%", 2),
     ],
 )
 def test_durations_in_steps(given: str | int, steps: int):

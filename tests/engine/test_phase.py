@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from engine.config import ConfigError, describe, read_values, validate
+from engine.duration import Duration
 from engine.order import Cursor, Stream
 from engine.phase import EpochSize, Phase, steps_per_epoch
-from engine.rhythm import TrainSection
+from engine.rhythm import Rhythm, TrainSection
 from tests.engine.test_order import Blocks
 
 
@@ -84,3 +85,28 @@ def test_steps_per_epoch_of_phases() -> None:
     phases = [Phase(batch_size=100), Phase(batch_tokens=1000, sequence_length=512)]
     assert steps_per_epoch(phases, [EpochSize(1000, 1e9), EpochSize(7, 5000)]) == pytest.approx(100 / 15)
     assert steps_per_epoch([Phase(batch_size=8)], [EpochSize(100, 0)]) == 100 / 8
+
+
+def test_an_epoch_counts_for_whole_steps_if_asked() -> None:
+    """Of 100 examples in batches of 8: 12.5 steps, 12 with the rest left out, 13 with it filled up."""
+    for epoch_steps, total in (("exact", 37), ("floor", 36), ("ceil", 39)):
+        section = validate(
+            TrainSection,
+            {
+                "steps": "3 epochs",
+                "evaluate_every": "1 epoch",
+                "epoch_steps": epoch_steps,
+                "phases": [{"batch_size": 8}],
+            },
+        )
+        rhythm = Rhythm.of(section, lambda: steps_per_epoch([Phase(batch_size=8)], [EpochSize(100, 0)]))
+        assert (rhythm.total, rhythm.evaluate) == (total, total // 3)
+
+
+def test_as_many_whole_epochs_are_as_many_whole_steps() -> None:
+    """Rounding down takes no step away where there is no remainder, whatever floats make of the quotients."""
+    for batch_size in range(1, 200):
+        for shares in ([1.0], [0.9, 0.1], [0.6, 0.3, 0.1]):
+            phases = [Phase(share=share, batch_size=batch_size) for share in shares]
+            steps = steps_per_epoch(phases, [EpochSize(batch_size * 49, 0)] * len(shares))
+            assert Duration("3 epochs").to_steps(steps_per_epoch=steps) == 147

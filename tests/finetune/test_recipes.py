@@ -9,7 +9,13 @@ import yaml
 from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
 from engine.config import ConfigError, dump, validate
+from engine.optim import learning_rate
+from engine.phase import EpochSize, steps_per_epoch
+from engine.rhythm import Rhythm
+from engine.run import start_accelerator
 from finetune.config import RECIPES, FinetuneConfig, load_config, model_name, recipe_for, recipe_in_words
+from finetune.stage import Finetuning
+from tests.finetune.tasks import write_encoder, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
@@ -113,11 +119,55 @@ def test_alberts_table_14(
     models: dict[str, str], task: str, rate: float, batch_size: int, steps: int, warmup: int, dropout: float
 ) -> None:
     config = config_of(models, "albert", task)
-    assert (config.optim.algorithm, config.optim.learning_rate) == ("adamw", rate)
+    assert (config.optim.algorithm, config.optim.learning_rate) == ("bert_adam", rate)
     assert (config.train.steps.to_steps(), config.optim.warmup.to_steps()) == (steps, warmup)
     assert (config.train.phases[0].batch_size, config.train.phases[0].sequence_length) == (batch_size, 512)
     assert (config.model.hidden_dropout, config.model.attention_dropout) == (dropout, dropout)
     assert (config.model.classifier_dropout, config.train.export) == (0.1, "best")
+
+
+def test_alberts_optimizer_is_that_of_its_code(models: dict[str, str]) -> None:
+    """No bias correction, and a decay from step 0 that jumps where warm-up ends."""
+    optim = config_of(models, "albert", "rte").optim
+    assert (optim.algorithm, optim.schedule, optim.epsilon) == ("bert_adam", "bert", 1e-6)
+    rate = learning_rate(optim, 800)
+    assert [rate(step) for step in (100, 200, 400)] == pytest.approx([1.5e-5, 2.25e-5, 1.5e-5])
+
+
+@pytest.mark.parametrize(("name", "best"), [("mrpc", 0.6), ("qqp", 0.6), ("rte", 0.8)])
+def test_alberts_best_checkpoint_of_mrpc_and_qqp_goes_by_accuracy(tmp_path: Path, name: str, best: float) -> None:
+    """The task's first metric stays F1, which decides elsewhere."""
+    task, encoder = write_task(tmp_path / "task"), write_encoder(tmp_path / "albert", "albert")
+    given = [f"task.name={name}", "task.metrics=[macro_f1, accuracy]", "recipe=albert", "run.threads=1"]
+    stage = Finetuning(load_config([str(task), f"model.from={encoder}", f"run.dir={tmp_path}", *given]))
+    stage.accelerator = start_accelerator(stage.config.run)
+    assert stage.prepare().held_out.score({"macro_f1": 0.8, "accuracy": 0.6}) == best
+
+
+def test_the_metric_that_decides_is_one_of_the_tasks(models: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"best_by: given 'bleu'; rte is scored by accuracy .* give one of these"):
+        config_of(models, "bert", "rte", "train.best_by=bleu")
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "examples", "steps", "warmup"),
+    [
+        ("bert", "mrpc", 3668, 343, 34),
+        ("bert", "qnli", 104743, 9819, 981),
+        ("electra_base", "rte", 2490, 780, 78),
+        ("electra_base", "mrpc", 2 * 3668, 690, 69),
+        ("electra_small", "cola", 8551, 804, 80),
+    ],
+)
+def test_steps_are_those_of_the_released_code(
+    models: dict[str, str], model: str, task: str, examples: int, steps: int, warmup: int
+) -> None:
+    """BERT: ``int(examples / batch * epochs)``, of which warm-up is ``int(steps * 0.1)``. ELECTRA pads the examples to
+    whole batches before it multiplies: 78 times 10 for RTE's 2,490."""
+    config = config_of(models, model, task)
+    epoch = EpochSize(examples, 0)
+    total = Rhythm.of(config.train, lambda: steps_per_epoch(config.train.phases, [epoch])).total
+    assert (total, config.optim.warmup.to_steps(total_steps=total)) == (steps, warmup)
 
 
 @pytest.mark.parametrize(("size", "rate", "decay"), [("small", 3e-4, 0.8), ("base", 1e-4, 0.8), ("large", 5e-5, 0.9)])
