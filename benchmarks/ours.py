@@ -17,7 +17,7 @@ from benchmarks.workload import LEARNING_RATE, SEED, Variant, Workload
 from distill.corpus import Part
 from distill.student import StudentSection, build_student
 from distill.teacher import Teacher
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.loop import training_steps
 from engine.objective import Objective, objective_module, settled
 from engine.optim import OptimSection, build_optimizer
@@ -49,7 +49,7 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
     model, tokenizer = workload.model(dropout), material.tokenizer
     if workload.stage == "finetune":
         classifier = BertForSequenceClassification(bert_config(model, tokenizer))
-        use_cheap_dropout(classifier)
+        prepare_dropout(classifier)
         return classification.Objective(classifier)
     module, config = _method(workload)
     if workload.stage == "pretrain":

@@ -21,7 +21,7 @@ from transformers import (
 from distill.layers import checked, spread
 from engine.attention import NAME
 from engine.config import ConfigError, Section
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.encoders import FAMILIES, longest_sequence
 from pretrain.model import initialize
 
@@ -69,7 +69,7 @@ def build_student(
     }
     student = classes[section.type, masked_words]._from_config(config, attn_implementation=NAME)
     initialize(student, config.initializer_range)
-    use_cheap_dropout(student)
+    prepare_dropout(student)
     if section.start == "random":
         return student, "freshly initialised"
     number, last = section.num_hidden_layers, teacher.config.num_hidden_layers - 1

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from engine.attention import NAME
 from engine.config import ConfigError
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.encoders import family
 from engine.export import warnings_of_transformers
 from engine.model_folder import (
@@ -88,7 +88,7 @@ def load(
     if random:
         options = {"attn_implementation": NAME, "dtype": torch.float32, "trust_remote_code": False}
         model = model_class.from_config(config, **options).eval()
-        use_cheap_dropout(model)
+        prepare_dropout(model)
         return model, LoadReport(fresh=tuple(name for name, _ in model.named_parameters()), unused=(), warnings=())
     options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True} | safely(name)
     with warnings_of_transformers() as warnings, reading(f"{name}: its weights cannot be read", "save the model again"):
@@ -99,7 +99,7 @@ def load(
         warnings=tuple(warning for warning in warnings if "LOAD REPORT" not in warning),
     )
     _check(name, model, report, info["mismatched_keys"])
-    use_cheap_dropout(model)
+    prepare_dropout(model)
     return model, report
 
 

@@ -127,8 +127,7 @@ def training_steps(
     yielded: wherever they are looked at, saved or evaluated. The device is waited for there, where a rank was asked to
     stop, and at the end of the data. Otherwise it is known one step later.
 
-    Raises ``DivergedError`` for the first gradient that is not finite. Weights and moments are those before that step,
-    whatever was queued behind it.
+    Raises ``DivergedError`` for the first gradient that is not finite; weights and moments stay those before that step.
     """
     host_sum, plain, watch = HostSum(), accelerator.unwrap_model(objective), Watch(accelerator.device)
     assert isinstance(plain, Objective)

@@ -18,7 +18,7 @@ from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizer
 from engine.attention import NAME
 from engine.batch import PackedBatch
 from engine.config import ConfigError
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
@@ -186,7 +186,7 @@ class Albert(Objective):
         self.sharing: Sharing = sharing
         share(model, sharing)
         initialize(model, sizes.initializer_range)
-        use_cheap_dropout(model)
+        prepare_dropout(model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``sop``; the order head sees the [CLS] rows only."""

@@ -15,7 +15,7 @@ from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch
 from engine.config import ConfigError
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource
@@ -87,7 +87,7 @@ class Bert(Objective):
         super().__init__()
         self.model = model
         initialize(model, sizes.initializer_range)
-        use_cheap_dropout(model)
+        prepare_dropout(model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``nsp``; the pair head sees the [CLS] rows only."""

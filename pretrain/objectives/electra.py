@@ -21,7 +21,7 @@ from engine.attention import NAME
 from engine.batch import PackedBatch, pack
 from engine.chunks import LOGITS, in_chunks
 from engine.config import ConfigError
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
@@ -172,7 +172,7 @@ class Electra(Objective):
         glorot = [net.electra.embeddings_project for net in self.networks if hasattr(net.electra, "embeddings_project")]
         for layer in [*glorot, self.discriminator.discriminator_predictions.dense_prediction]:
             nn.init.xavier_uniform_(layer.weight)
-        use_cheap_dropout(self)
+        prepare_dropout(self)
 
     @property
     def networks(self) -> list[Any]:

@@ -14,7 +14,7 @@ from engine.attention import NAME
 from engine.batch import PackedBatch, pack
 from engine.chunks import word_sums
 from engine.config import Section
-from engine.dropout import use_cheap_dropout
+from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
@@ -147,7 +147,7 @@ class Mlm(Objective):
         super().__init__()
         self.model = model
         initialize(model, sizes.initializer_range)
-        use_cheap_dropout(model)
+        prepare_dropout(model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Term ``mlm``: mean cross-entropy of the masked tokens."""

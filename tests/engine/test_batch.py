@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from engine.attention import NAME, plan_attention
 from engine.batch import PackedBatch, pack, ranges
-from engine.dropout import Dropout, dropout, use_cheap_dropout
+from engine.dropout import Dropout, dropout, prepare_dropout
 
 
 def batch_of(lengths: list[int], vocab_size: int = 90, seed: int = 0) -> PackedBatch:
@@ -142,6 +142,6 @@ def test_dropout_is_seeded_by_torch() -> None:
 
 def test_cheap_dropout_changes_no_parameter(model: PreTrainedModel) -> None:
     names = list(model.state_dict())
-    use_cheap_dropout(model)
+    prepare_dropout(model)
     assert list(model.state_dict()) == names
     assert all(type(module) is Dropout for module in model.modules() if isinstance(module, nn.Dropout))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from transformers import (
     BertModel,
     PreTrainedModel,
 )
+from transformers.models.albert.modeling_albert import AlbertLayer
 
 from engine.attention import NAME
+from engine.batch import PackedBatch
 from engine.config import ConfigError
 from engine.encoders import (
     FAMILIES,
@@ -35,6 +38,10 @@ from engine.encoders import (
     token_logits,
     word_logits,
 )
+from engine.load import load
+from pretrain.model import ModelSection
+from pretrain.objectives import albert as albert_objective
+from tests.corpora import tiny_tokenizer
 from tests.engine.families import LENGTHS, batch_of, padded_inputs, tiny_config
 
 WORDS = torch.tensor([3, 8, 9, 40, 86])
@@ -165,3 +172,56 @@ def test_a_model_that_packed_batches_are_not_for_is_refused():
         family(BertConfig(is_decoder=True))
     with pytest.raises(ConfigError, match="relative positions"):
         encode(BertModel(tiny_config("bert", position_embedding_type="relative_key")), batch_of([3]))
+
+
+def feed_forward(model: PreTrainedModel, batch: PackedBatch) -> list[tuple[Tensor, Tensor]]:
+    """What the feed-forward part of each pass through ALBERT's layer computes, and what of it reaches the residual
+    connection: (T, H) each."""
+    found: list[tuple[Tensor, Tensor]] = []
+    computed, attended = [], []
+    (layer,) = (each for each in model.modules() if isinstance(each, AlbertLayer))
+    hooks = [
+        layer.ffn_output.register_forward_hook(lambda _, __, output: computed.append(output[0])),
+        layer.attention.register_forward_hook(lambda _, __, output: attended.append(output[0][0])),
+        layer.full_layer_layer_norm.register_forward_pre_hook(
+            lambda _, inputs: found.append((computed[-1], inputs[0][0] - attended[-1]))
+        ),
+    ]
+    encode(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.fixture(params=["fine-tuning", "pretraining"])
+def albert(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
+    """Where ALBERTs are trained, with dropout in no other place than behind the feed-forward part."""
+    plain: dict[str, Any] = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.0}
+    if request.param == "fine-tuning":
+        model_of(AutoModel, "albert", **plain).save_pretrained(tmp_path)
+        model, _ = load(AutoModelForSequenceClassification, tmp_path)
+    else:
+        size = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+        sizes, tokenizer = ModelSection.model_validate({**size, **plain}), tiny_tokenizer(90)
+        torch.manual_seed(0)
+        model = albert_objective.build(albert_objective.Config(embedding_size=16), sizes, tokenizer).exported()
+        model.config._attn_implementation = NAME
+    (layer,) = (each for each in model.modules() if isinstance(each, AlbertLayer))
+    layer.attention.output_dropout.p = model.base_model.embeddings.dropout.p = 0.0
+    return model
+
+
+def test_alberts_feed_forward_part_is_dropped_out_as_in_the_original(albert: PreTrainedModel) -> None:
+    """Its elements with the hidden dropout's probability, each time others, the rest scaled; none in evaluation."""
+    batch, names = batch_of(LENGTHS), list(albert.state_dict())
+    passes = feed_forward(albert.train(), batch)
+    assert len(passes) == 3
+    kept = [(reached.abs() > 1e-6).detach() for _, reached in passes]
+    for (computed, reached), there in zip(passes, kept, strict=True):
+        assert there.float().mean().item() == pytest.approx(0.5, abs=4 * (0.25 / there.numel()) ** 0.5)
+        torch.testing.assert_close(reached[there], 2 * computed[there], rtol=1e-3, atol=1e-5)
+    assert not torch.equal(kept[0], kept[1])
+    for computed, reached in feed_forward(albert.eval(), batch):
+        torch.testing.assert_close(reached, computed, rtol=1e-3, atol=1e-5)
+    assert list(albert.state_dict()) == names
+    assert type(albert).__module__.startswith("transformers."), "a stock class is exported"
