@@ -21,9 +21,10 @@ from distill.neighbours import Neighbours, Pieces, VectorFile
 from engine.batch import pack, ranges
 from engine.config import ConfigError
 from engine.encoders import longest_sequence, word_logits
+from engine.frame import template
 from engine.load import check_vocabulary, load, load_tokenizer
 from engine.order import shares
-from finetune.examples import Sequences, template, tokenize
+from finetune.examples import Sequences, tokenize
 from pretrain.tokenizer import is_unigram
 
 _CONTRACTED = (

@@ -57,4 +57,5 @@ def unmasked_segments(
             part.tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
         ),
         finish=unmasked,
+        num_texts=1,
     )

@@ -64,6 +64,7 @@ class RareMaskedSource(DocumentSource):
                 tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
             ),
             finish=_refuse,
+            num_texts=1,
         )
         self._weights, self._rate = weights.copy(), rate
         self._weights[tokenizer.all_special_ids] = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from engine.config import InputError
-from engine.encoders import family, labels_of
+from engine.encoders import labels_of, reads_token_types
 from engine.export import warnings_of_transformers
 from engine.load import read_config
 from engine.model_folder import check_size, reading, safely
@@ -68,7 +68,7 @@ def stock_inputs(model: PreTrainedModel, batch_size: int, length: int, *, padded
         tokens = (length * (batch_size - torch.arange(batch_size)) / batch_size).ceil().long()
     mask = torch.arange(length) < tokens[:, None]
     inputs = {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
-    if family(config).token_types:
+    if reads_token_types(config):
         inputs["token_type_ids"] = torch.zeros_like(ids)
     if has_choices(model):
         inputs = {key: value[:, None] for key, value in inputs.items()}

@@ -85,6 +85,11 @@ def labels_of(config: PreTrainedConfig) -> dict[int, str]:
     return dict(sorted((int(key), name) for key, name in labels.items()))
 
 
+def reads_token_types(config: PreTrainedConfig) -> bool:
+    """Whether the model tells a first and a second segment apart."""
+    return family(config).token_types and getattr(config, "type_vocab_size", 1) > 1
+
+
 def longest_sequence(config: PreTrainedConfig) -> int:
     """The most tokens that a sequence may have."""
     return config.max_position_embeddings - _first_position(config)
@@ -114,7 +119,7 @@ def _run(model: PreTrainedModel, batch: PackedBatch, *, record: list[Recorded] |
     inputs, kind = batch.model_inputs(), family(model.config)
     if record is not None:
         inputs["record"] = _Appending(record)
-    if not kind.token_types:
+    if not reads_token_types(model.config):
         del inputs["token_type_ids"]
     if kind.positions_after_padding:
         inputs["position_ids"] = inputs["position_ids"] + _first_position(model.config)

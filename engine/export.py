@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from engine.encoders import longest_sequence
 from engine.files import publish, remove
+from engine.frame import exported_tokenizer
 
 
 def export_model(
@@ -24,13 +23,17 @@ def export_model(
     *,
     card: str,
     companions: Mapping[str, PreTrainedModel] | None = None,
+    max_length: int | None = None,
+    texts_only: bool = False,
 ) -> Path:
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
     ``companions`` are written whole, with the tokenizer, to folders of their names within it. The folder appears only
     after everything was read back by each model's own class without a warning and every tensor was found equal bit by
-    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved. A tokenizer
-    that is asked to truncate cuts a text to what the model beside it can read.
+    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
+
+    The tokenizer beside each model gives stock code the sequences of training (:func:`engine.frame.exported_tokenizer`,
+    to which ``max_length`` and ``texts_only`` go).
     """
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
@@ -41,8 +44,7 @@ def export_model(
             dtypes = {str(parameter.dtype) for parameter in each.parameters()}
             assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
             each.save_pretrained(partial / name)
-            beside = copy.copy(tokenizer)
-            beside.model_max_length = longest_sequence(each.config)
+            beside = exported_tokenizer(tokenizer, each.config, max_length=max_length, texts_only=texts_only)
             beside.save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
         (partial / "README.md").write_text(card, encoding="utf-8")

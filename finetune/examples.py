@@ -9,61 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch, pack, ranges
-from engine.config import InputError
+from engine.frame import Template, template, text_backend
 from engine.keyed import key
 from engine.phase import EpochSize
 
 ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64)])
 """An example: its number, its tokens, and what its randomness is keyed by."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """The special tokens around one text or two, as the tokenizer sets them; ids and token types of each place."""
-
-    parts: tuple[np.ndarray, ...]
-    """Before the first text, (between the texts,) after the last: ids."""
-    types: tuple[np.ndarray, ...]
-    """Their token types."""
-    text_types: tuple[int, ...]
-    """Token type of each text."""
-
-    @property
-    def size(self) -> int:
-        """Number of special tokens."""
-        return sum(map(len, self.parts))
-
-    def room(self, max_length: int) -> int:
-        """Tokens of text in a sequence of ``max_length``; ``InputError`` where there is none for each text."""
-        texts = len(self.text_types)
-        if max_length - self.size < texts:
-            raise InputError(
-                f"train.phases: a sequence_length of {max_length} leaves no room beside {self.size} special "
-                f"tokens; give at least {self.size + texts}"
-            )
-        return max_length - self.size
-
-
-def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
-    """Read off what the tokenizer puts around texts, whatever its family."""
-    texts: list[Any] = ["a"] * num_texts
-    encoded = tokenizer(*texts, return_token_type_ids=True)
-    ids, types = np.array(encoded["input_ids"]), np.array(encoded["token_type_ids"])
-    owner = np.array([num_texts * 2 if o is None else o for o in encoded.sequence_ids(0)])
-    cuts = [0]
-    for text in range(num_texts):
-        (places,) = np.nonzero(owner == text)
-        cuts += [int(places[0]), int(places[-1]) + 1]
-    cuts.append(len(ids))
-    around = [slice(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=True)]
-    inside = [int(types[np.nonzero(owner == text)[0][0]]) for text in range(num_texts)]
-    return Template(tuple(ids[a] for a in around), tuple(types[a] for a in around), tuple(inside))
 
 
 @dataclass(frozen=True)
@@ -83,7 +39,8 @@ class Tokens:
 
 def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Token ids of texts, without special tokens."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    encodings = text_backend(tokenizer).encode_batch_fast(list(texts), add_special_tokens=False)
+    encoded = [encoding.ids for encoding in encodings]
     lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
     return Tokens(np.fromiter((i for ids in encoded for i in ids), np.int32, count=int(lengths.sum())), lengths)
 

@@ -9,9 +9,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError
+from engine.frame import template
 from finetune.answers import Prediction
 from finetune.data import Split
-from finetune.examples import Examples, Sequences, template, tokenize
+from finetune.examples import Examples, Sequences, tokenize
 from finetune.task import SpansSection
 from finetune.windows import best_span, most_context, read_contexts, windows
 

@@ -155,7 +155,14 @@ class Finetuning(Stage):
             self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline,
             baselines=beside, warnings=warnings,
         )  # fmt: skip
-        export_model(objective.exported(), self.tokenizer, self.directory.export, card=card)
+        export_model(
+            objective.exported(),
+            self.tokenizer,
+            self.directory.export,
+            card=card,
+            max_length=self.config.train.phases[0].sequence_length,
+            texts_only=True,
+        )
         hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
         pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
         plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)

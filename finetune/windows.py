@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.batch import ranges
+from engine.frame import text_backend
 from finetune.examples import Tokens
 
 
@@ -42,12 +43,10 @@ class Contexts:
 def read_contexts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[Contexts, np.ndarray]:
     """The distinct ones among the texts as tokens, and which of them each text is (N,)."""
     number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    encoded = tokenizer(
-        list(number), add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-    )
-    lengths = np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
-    ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32, count=int(lengths.sum()))
-    pairs = chain.from_iterable(chain.from_iterable(encoded["offset_mapping"]))
+    encoded = text_backend(tokenizer).encode_batch(list(number), add_special_tokens=False)
+    lengths = np.array([len(encoding) for encoding in encoded], np.int64)
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encoded), np.int32, count=int(lengths.sum()))
+    pairs = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encoded))
     offsets = np.fromiter(pairs, np.int32, count=2 * len(ids)).reshape(-1, 2)
     return Contexts(list(number), Tokens(ids, lengths), offsets), np.array([number[text] for text in texts], np.int64)
 

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch, ranges
+from engine.frame import check_pretraining_frame
 from engine.keyed import Permutation
 from engine.phase import EpochSize
 from pretrain.pairs import Tokens
@@ -50,7 +51,10 @@ class DocumentSource:
         seed: int,
         draw: Callable[[np.ndarray, int], np.ndarray],
         finish: Callable[[FlatExamples], PackedBatch],
+        num_texts: int = 2,
     ) -> None:
+        """``num_texts`` is 1 where no example has a B. ``ConfigError`` where the tokenizer frames texts otherwise."""
+        check_pretraining_frame(tokenizer, num_texts)
         self.tokens, self.seed = tokens, seed
         self._cls_id, self._sep_id = cast(int, tokenizer.cls_token_id), cast(int, tokenizer.sep_token_id)
         self._draw, self._finish = draw, finish

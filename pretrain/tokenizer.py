@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from engine.config import ConfigError, Section
+from engine.frame import text_backend
 from engine.load import vocabulary_size
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -134,7 +135,8 @@ def _characters(texts: Sequence[str], normalizer: Any) -> list[str]:
 
 
 class WordEncoder:
-    """Text to ids, exactly as the tokenizer does without special tokens, several times as fast.
+    """Text to ids, exactly as the tokenizer does without special tokens, several times as fast; a special token that is
+    spelt out is text (:func:`engine.frame.text_backend`).
 
     Text repeats itself: what stands between two spaces is encoded once and looked up afterwards. BERT's and ALBERT's
     normalizers and pre-tokenizers never look across a space, so this is exact for them; to any other tokenizer every
@@ -142,10 +144,7 @@ class WordEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        backend = Tokenizer.from_str(cast(Any, tokenizer).backend_tokenizer.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-        self._backend = backend
+        self._backend = backend = text_backend(tokenizer)
         self.dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 65536 else np.uint32)
         """The type that holds every id."""
         added = list(backend.get_added_tokens_decoder().values())

@@ -16,10 +16,11 @@ from transformers import AutoModelForMultipleChoice, PreTrainedConfig, PreTraine
 
 from engine.batch import PackedBatch
 from engine.encoders import choice_logits
+from engine.frame import template
 from engine.objective import Term
 from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
-from finetune.examples import Examples, Sequences, template, tokenize, truncated
+from finetune.examples import Examples, Sequences, tokenize, truncated
 from finetune.guesses import choice_baselines
 from finetune.kind import Predicted
 from finetune.model import Predictor, best_within, log_softmax_within

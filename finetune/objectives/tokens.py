@@ -17,11 +17,12 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from engine.batch import PackedBatch, ranges
 from engine.encoders import token_logits
+from engine.frame import template
 from engine.objective import Term
 from finetune import entities
 from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
-from finetune.examples import Examples, Sequences, template, tokenize
+from finetune.examples import Examples, Sequences, tokenize
 from finetune.guesses import token_baselines
 from finetune.kind import Predicted, TaskKind
 from finetune.model import Predictor

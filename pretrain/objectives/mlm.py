@@ -110,6 +110,7 @@ def source(
             tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
         ),
         finish=masked_batch(config.masking, tokenizer, sequence_length, pairs=False),
+        num_texts=1,
     )
 
 
