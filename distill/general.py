@@ -130,7 +130,7 @@ class General(Stage):
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
         card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
-        export_model(student, self.tokenizer, self.directory.export, card=card)
+        export_model(student, self.tokenizer, self.directory.export, card=card, carried=objective.carried())
         tracker.summary(ended.held_out)
         tracker.image("curves", picture, ended.step)
         return {

@@ -17,7 +17,7 @@ from engine.config import ConfigError
 from engine.encoders import labels_of, longest_sequence
 from engine.evaluate import HeldOut
 from engine.fit import Trainer
-from engine.load import load, load_tokenizer, read_config
+from engine.load import load, load_carried, load_tokenizer, read_config
 from engine.objective import Objective
 from engine.stage import Parts
 from engine.waiting import main_process_first
@@ -153,8 +153,11 @@ class FirstStage(General):
             attention_dropout=section.attention_dropout,
             random=section.weights == "random",
         )
-        self.started = f"weights of {section.from_}" if section.weights == "pretrained" else "freshly initialised"
-        return self.method.build(self.config.objective, student, self.teacher)
+        objective = self.method.build(self.config.objective, student, self.teacher)
+        self.started = "freshly initialised"
+        if section.weights == "pretrained":
+            self.started = "; ".join([f"weights of {section.from_}", *load_carried(objective.carried(), section.from_)])
+        return objective
 
     def next_command(self) -> str:
         """None: the next stage follows by itself."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -23,13 +25,15 @@ def export_model(
     *,
     card: str,
     companions: Mapping[str, PreTrainedModel] | None = None,
+    carried: Mapping[str, nn.Module] | None = None,
     max_length: int | None = None,
     texts_only: bool = False,
 ) -> Path:
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
-    ``companions`` are written whole, with the tokenizer, to folders of their names within it. The folder appears only
-    after everything was read back by each model's own class without a warning and every tensor was found equal bit by
+    ``companions`` are written whole, with the tokenizer, to folders of their names within it; the tensors of what is
+    ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads. The folder appears only after
+    everything was read back, models by their own classes without a warning, and every tensor was found equal bit by
     bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
 
     The tokenizer beside each model gives stock code the sequences of training (:func:`engine.frame.exported_tokenizer`,
@@ -47,6 +51,8 @@ def export_model(
             beside = exported_tokenizer(tokenizer, each.config, max_length=max_length, texts_only=texts_only)
             beside.save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
+        for name, part in (carried or {}).items():
+            problems += _write_tensors(part, partial / f"{name}.safetensors")
         (partial / "README.md").write_text(card, encoding="utf-8")
     if problems or warnings:
         listing = "\n".join(f"  - {problem}" for problem in [*problems, *warnings])
@@ -70,6 +76,14 @@ def _differences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
         problems.append("tokenizer: another vocabulary")
     return problems
+
+
+def _write_tensors(part: nn.Module, file: Path) -> list[str]:
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in part.state_dict().items()}
+    save_file(written, file)
+    read = load_file(file)
+    whole = read.keys() == written.keys() and all(_same_bits(written[name], read[name]) for name in written)
+    return [] if whole else [f"{file.name}: differs"]
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.attention import NAME
@@ -160,6 +163,29 @@ def _check(name: str, model: PreTrainedModel, report: LoadReport, mismatched: An
 
 def _some(names: Any) -> str:
     return ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4)
+
+
+def load_carried(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    """Load in place what an earlier stage left beside the model ``name`` (``engine.export``); of each, what was loaded.
+
+    A module that is not there, or of other sizes than now, keeps its fresh weights. Raises ``ConfigError`` for a file
+    that cannot be read.
+    """
+    said = []
+    for stem, module in modules.items():
+        file, wanted = file_of(name, f"{stem}.safetensors"), module.state_dict()
+        if file is None:
+            said.append(f"{stem} drawn anew, since there is none beside it")
+            continue
+        with reading(f"{file}: cannot be read", "distil the student again, or remove the file to begin without it"):
+            found = load_file(file)
+        shapes, now = ({key: tuple(tensor.shape) for key, tensor in each.items()} for each in (found, wanted))
+        if shapes == now:
+            module.load_state_dict(found)
+            said.append(f"{stem} from {file}")
+        else:
+            said.append(f"{stem} drawn anew: it is {now} here and {shapes} in {file}")
+    return said
 
 
 def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:

@@ -55,6 +55,10 @@ class Objective(nn.Module, ABC):
         """Further stock models that leave the run, by the folder within the export they go to."""
         return {}
 
+    def carried(self) -> dict[str, nn.Module]:
+        """What is trained beside the models and trained further by a later stage, by its name in the export."""
+        return {}
+
     def seconds_beside(self) -> dict[str, float]:
         """Seconds of training spent on something that is not trained, such as a teacher, since this was last asked."""
         return {}

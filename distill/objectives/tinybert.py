@@ -119,6 +119,10 @@ class Layers(Taught):
             "unexplained": Term(unexplained, "tokens", 0.0, value=_ratio),
         }
 
+    def carried(self) -> dict[str, nn.Module]:
+        """The projection, which the released code keeps in the student's model from stage to stage."""
+        return {"fit_dense": self.fit_dense}
+
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass, its projections and both models' recorded scores, once the
         teacher's."""

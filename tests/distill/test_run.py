@@ -34,7 +34,7 @@ from transformers import (
 from distill import seeds
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
-from distill.task import Answers
+from distill.task import Answers, FirstStage
 from engine.export import warnings_of_transformers
 from finetune.jobs import Job
 from finetune.stage import Finetuning
@@ -265,6 +265,20 @@ def test_layers_come_first_and_answers_from_what_they_left(
     capsys.readouterr()
     assert main(chain(folder)) == 0
     assert capsys.readouterr().out.count("is finished and left alone") == 2
+
+
+def test_the_projection_goes_from_stage_to_stage(folder: Path, whole: dict[str, Path]) -> None:
+    """The first stage of a task begins with the general distillation's own, as the released code does, and says so."""
+    run = whole["tinybert"]
+    left = load_file(max(run.glob("checkpoints/step-*")) / "model.safetensors")
+    config = load_config(chain(folder, f"model.from={run}/export", f"run.dir={folder}/carried"))
+    assert isinstance(config, TaskConfig)
+    assert config.before is not None
+    stage = FirstStage(config.before, then=config)
+    trainer = stage.start()
+    for name, tensor in cast(Any, trainer.objective).fit_dense.state_dict().items():
+        assert torch.equal(tensor, left[f"fit_dense.{name}"])
+    assert f"fit_dense from {run}/export/fit_dense.safetensors" in stage.plan(trainer)
 
 
 def test_resumed_stages_equal_uninterrupted_ones(folder: Path, stages: tuple[Path, Path]) -> None:

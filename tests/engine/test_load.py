@@ -28,7 +28,7 @@ from engine.config import ConfigError
 from engine.dropout import Dropout
 from engine.encoders import FAMILIES, sequence_logits
 from engine.export import warnings_of_transformers
-from engine.load import load
+from engine.load import load, load_carried
 from tests.engine.families import batch_of, tiny_config
 
 HEADS = (
@@ -171,3 +171,19 @@ def test_what_cannot_be_loaded_is_said_at_once(tmp_path: Path, monkeypatch: pyte
         load(AutoModelForSequenceClassification, folder, num_lables=3)
     with pytest.raises(ConfigError, match="'bert', which AlbertForSequenceClassification is not for"):
         load(AlbertForSequenceClassification, folder)
+
+
+def test_what_an_earlier_stage_left_is_loaded_where_it_fits(tmp_path: Path) -> None:
+    """Fresh weights stay where there is nothing, or something of another size; a damaged file is refused by name."""
+    torch.manual_seed(0)
+    left, here, wider = nn.Linear(3, 5), nn.Linear(3, 5), nn.Linear(3, 7)
+    before = here.weight.clone()
+    assert "drawn anew" in load_carried({"part": here}, str(tmp_path))[0]
+    assert torch.equal(here.weight, before)
+    save_file(left.state_dict(), tmp_path / "part.safetensors")
+    assert load_carried({"part": here}, str(tmp_path)) == [f"part from {tmp_path}/part.safetensors"]
+    assert torch.equal(here.weight, left.weight)
+    assert "(7, 3)" in load_carried({"part": wider}, str(tmp_path))[0]
+    (tmp_path / "part.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(ConfigError, match=r"part.safetensors: cannot be read: .*; distil the student again"):
+        load_carried({"part": here}, str(tmp_path))
