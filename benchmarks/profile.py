@@ -29,7 +29,8 @@ from benchmarks.step import PRECISIONS, baseline
 from benchmarks.turns import apart
 from benchmarks.workload import WORKLOADS, rows
 from engine.environment import environment
-from engine.plot import figure, markdown, save
+from engine.markdown import markdown_table
+from engine.plot import figure, save
 
 KINDS = {
     "matrix products": ("mm", "addmm", "linear", "mkldnn_linear"),
@@ -92,7 +93,7 @@ def main(name: str = "mlm_4x256_s128", picture: str | None = None) -> None:
     cells.append(["all", *(f"{sum(side.values()):.1f}" for side in found.values())])
     print(table.machine(environment()))
     print(f"{name}: milliseconds of the CPU for a thousand real tokens\n")
-    print(markdown([["", *found], *cells]))
+    print(markdown_table([["", *found], *cells]))
     if picture:
         draw(found, kinds, name, Path(picture))
 

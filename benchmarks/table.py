@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.turns import Ratio
-from engine.plot import markdown
+from engine.markdown import markdown_table
 
 _HEAD = ("workload", "threads", "ours", "baseline", "ratio", "min", "max", "ours", "baseline")
 _WIDTHS = (22, 8, 21, 18, 6, 6, 6, 11, 11)
@@ -48,4 +48,4 @@ def document(about: dict[str, Any], facts: Sequence[str], ratios: Sequence[Ratio
     """Everything that was measured, in Markdown."""
     rows = [[*_HEAD], *(cells(ratio) for ratio in ratios)]
     lines = [machine(about), *facts]
-    return "\n".join([*(f"{said}  " for said in lines), "", markdown(rows), ""])
+    return "\n".join([*(f"{said}  " for said in lines), "", markdown_table(rows), ""])

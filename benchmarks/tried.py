@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks import table
 from engine.chunks import in_chunks
 from engine.environment import environment
-from engine.plot import markdown
+from engine.markdown import markdown_table
 from engine.run import keep_large_blocks
 
 WIDTH, VOCABULARY, MASKED, TOKENS = 256, 30522, 307, 1900
@@ -98,7 +98,7 @@ def main() -> None:
     torch.manual_seed(0)
     found = activations() | best_guesses() | vocabularies() | divergences(8192) | divergences(VOCABULARY)
     print(table.machine(environment()) + "\n")
-    print(markdown([["", "ms"], *([name, f"{spent:.1f}"] for name, spent in found.items())]))
+    print(markdown_table([["", "ms"], *([name, f"{spent:.1f}"] for name, spent in found.items())]))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ from engine.compiled import compile_layers
 from engine.config import Section, read_values, validate
 from engine.environment import environment
 from engine.loop import training_steps
+from engine.markdown import markdown_table
 from engine.optim import OptimSection, build_optimizer
 from engine.order import AHEAD, StepData, Steps, load
 from engine.phase import Phase
-from engine.plot import markdown
 from engine.run import RunSection, start_accelerator
 
 WORKLOADS = {name.removeprefix("sizes_"): workload for name, workload in SIZES.items()} | {
@@ -235,7 +235,7 @@ def _run(arguments: Sequence[str]) -> int:
         ]
         for row in found
     ]
-    print("\n" + markdown([head, *cells]))
+    print("\n" + markdown_table([head, *cells]))
     print(json.dumps({"matmul": rate, "rows": found}))
     return 0
 

@@ -16,7 +16,8 @@ from matplotlib.transforms import Bbox
 from distill.facts import Facts
 from distill.speed import Speed, speed_rows
 from engine.files import publish, remove
-from engine.plot import figure, markdown, save
+from engine.markdown import code, escaped, fenced, markdown_table, page
+from engine.plot import figure, plain, save
 
 Column = tuple[str, str, str]
 """Data set, split and metric."""
@@ -99,10 +100,12 @@ class Comparison:
             sizes = [f"{model.parameters:,}", f"{model.without_embeddings:,}", f"{model.bytes / 1e6:,.1f}"]
             rows.append([model.name, *scores, *sizes, *(f"{n / 1e6:,.1f} M" for n in model.multiply_adds.values())])
         notes = "\n".join(
-            f"- {note}"
+            f"- {escaped(note)}"
             for note in [*self.notes, *self._seeds(), *self._constant(), *self._left_out(), *self._missing()]
         )
-        return "\n\n".join([markdown(rows), markdown(speed_rows(self.speeds, "teacher")), *([notes] if notes else [])])
+        return "\n\n".join(
+            [markdown_table(rows), markdown_table(speed_rows(self.speeds, "teacher")), *([notes] if notes else [])]
+        )
 
     def _score(self, model: Facts, column: Column) -> str:
         own, kept, seeds = score(model, column), self.kept(model, column), seeds_scored(model, column)
@@ -194,12 +197,15 @@ def _page(comparison: Comparison) -> str:
     }
     environment = {key: value for key, value in comparison.about["environment"].items() if key != "command"}
     machine = {"device": comparison.about["device"], "threads": comparison.about["threads"], **environment}
-    listing = "\n".join(f"- `{model.name}`: {model.architecture}, `{model.folder}`" for model in comparison.models)
-    return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {teacher} and its students\n\n{listing}\n\n"
-        f"{comparison.tables()}\n\n{comparison.measured_on()}\n\n![score against latency](latency.png)\n\n"
-        f"## Command\n\n```sh\n{comparison.about['command']}\n```\n\n"
-        f"## Machine\n\n```yaml\n{yaml.safe_dump(machine, sort_keys=False)}```\n"
+    listing = "\n".join(
+        f"- {code(model.name)}: {model.architecture}, {code(str(model.folder))}" for model in comparison.models
+    )
+    return page(
+        head,
+        f"{teacher} and its students",
+        *(listing, comparison.tables(), comparison.measured_on(), "![score against latency](latency.png)"),
+        *("## Command", fenced(comparison.about["command"], "sh")),
+        *("## Machine", fenced(yaml.safe_dump(machine, sort_keys=False), "yaml")),
     )
 
 
@@ -208,7 +214,7 @@ def draw(comparison: Comparison) -> list[Any]:
     speed, teacher = comparison.latency(), comparison.teacher.name
     panels: list[tuple[str, dict[str, list[float]]]] = [
         (
-            _title(column),
+            plain(_title(column)),
             {m.name: [100 * each for each in own] for m in comparison.models if (own := seeds_scored(m, column))},
         )
         for column in comparison.columns
@@ -246,7 +252,7 @@ def _label(axis: Any, points: dict[str, tuple[float, float]], teacher: str) -> N
         line = middles[teacher][1]
         taken.append(Bbox([[inside.x0, line - 1], [inside.x1, line + 1]]))
     for name, point in points.items():
-        text = f"{name} (teacher)" if name == teacher else name
+        text = plain(f"{name} (teacher)" if name == teacher else name)
         label = axis.annotate(text, point, (0, 0), textcoords="offset points", fontsize=8, va="center")
         label.set_in_layout(False)
         box = Bbox.null()

@@ -123,7 +123,7 @@ class General(Stage):
         plot_terms(self.directory.metrics_file, [*ended.held_out], picture, self.name)
         student, processes = objective.exported(), self.accelerator.num_processes
         facts = {
-            "teacher": f"{_size(self.teacher.module)} from `{self.config.teacher.from_}`",
+            "teacher": f"{_size(self.teacher.module)} from {self.config.teacher.from_}",
             "student": f"{_size(student)}; at the start {self.started}",
             "training": f"{ended.step:,} steps",
             **self.facts,

@@ -29,7 +29,7 @@ from engine.command import tool
 from engine.config import InputError, read_values, validate
 from engine.encoders import longest_sequence
 from engine.files import publish, remove
-from engine.plot import markdown
+from engine.markdown import markdown_table
 
 _TOLERANCE = 1e-4
 """Of the largest number that the model answers with."""
@@ -98,7 +98,7 @@ def _run(arguments: Sequence[str]) -> int:
         publish(partial, folder)
     finally:
         remove(partial)
-    table = [markdown(_parity_rows(parities, sizes)), markdown(speed_rows(speeds, _BASE)), *notes]
+    table = [markdown_table(_parity_rows(parities, sizes)), markdown_table(speed_rows(speeds, _BASE)), *notes]
     print("\n" + "\n\n".join(table))
     print(
         f"\nCPU, threads of each: {torch.get_num_threads()}; random tokens of the vocabulary.\n\n"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
-from engine.plot import figure, markdown, save
+from engine.markdown import card, escaped, markdown_table
+from engine.plot import figure, save
 from engine.tracking import read_series
 
 _NAMES = {
@@ -33,7 +32,7 @@ def results_table(held_out: dict[str, float]) -> str:
         if not name.startswith(_TEACHER):
             teacher = held_out.get(f"{_TEACHER}{name}")
             rows.append([_NAMES.get(name, name), f"{value:.4f}", "" if teacher is None else f"{teacher:.4f}"])
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def plot_terms(metrics_file: Path, names: list[str], picture: Path, title: str) -> None:
@@ -61,8 +60,5 @@ def model_card(name: str, table: str, facts: dict[str, str], text: str, *, fills
         **({"pipeline_tag": "fill-mask"} if fills_masks else {}),
         "tags": ["bertillery", "distillation"],
     }
-    lines = "\n".join(f"- {fact}: {value}" for fact, value in facts.items())
-    return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\nA student distilled with Bertillery."
-        f"\n\n{lines}\n\n{table}\n\n## Configuration\n\n```yaml\n{text}```\n"
-    )
+    lines = "\n".join(f"- {fact}: {escaped(value)}" for fact, value in facts.items())
+    return card(head, name, "A student distilled with Bertillery.", lines, table, config=text)

@@ -103,7 +103,7 @@ class Answers(Finetuning):
 
     def about(self) -> str:
         """The same, and the teacher."""
-        return f"{super().about()}, distilled from `{self.config.teacher.from_}`"
+        return f"{super().about()}, distilled from {self.config.teacher.from_}"
 
     def next_command(self, results: dict[str, Any]) -> str:
         """What was gained."""

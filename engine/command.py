@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -52,14 +53,21 @@ def tool(
 ) -> int:
     """Run a command line of which the ``schema`` has the keys: ``--help``, which ends with ``more``, or the ``action``;
     returns the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print("\n\n".join(filter(None, [(help or "").rstrip(), describe(schema), more()])))
-        return 0
-    return guarded(action)
+
+    def asked() -> int:
+        if "--help" in arguments or "-h" in arguments:
+            print("\n\n".join(filter(None, [(help or "").rstrip(), describe(schema), more()])))
+            return 0
+        return action()
+
+    return guarded(asked)
 
 
 def guarded(action: Callable[[], int]) -> int:
     """Do what a command does and return its status: 2, and one message, for what a user can do something about."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than a text has
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("engine", "pretrain", "finetune", "distill"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from engine.files import publish, remove
-from engine.plot import figure, markdown, save
+from engine.markdown import card, escaped, markdown_table
+from engine.plot import figure, plain, save
+from engine.printable import printable
 from engine.tracking import read_series
+from engine.tsv import write_tsv
 from finetune.config import FinetuneConfig
 from finetune.data import Split, rows_of
 from finetune.examples import Examples
@@ -21,9 +23,10 @@ from finetune.kind import Predicted, TaskKind
 def show_example(examples: Examples, split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first example as the model sees it, with its label."""
     laid_out = [examples.sequences.lay_out(which[None])[0] for which in examples.members(np.array([0]))]
-    lines = [f"  {tokenizer.decode(ids)}" for ids in laid_out]
+    lines = [f"  {printable(tokenizer.decode(ids))}" for ids in laid_out]
     assert split.labels is not None
-    lines.append(f"  {sum(map(len, laid_out))} tokens, label: {kind.label_in_words(split.labels[0]) or 'none'}")
+    label = printable(kind.label_in_words(split.labels[0])) or "none"
+    lines.append(f"  {sum(map(len, laid_out))} tokens, label: {label}")
     return "\n".join(lines)
 
 
@@ -41,9 +44,9 @@ def results_table(
         for metric, value in found.items():
             base = [baselines[split][name].get(metric, float("nan")) for name in names]
             rows.append([f"{split} {metric}", *(f"{100 * number:.2f}" for number in [value, *base])])
-    notes = [f"\nNote: on {split} the model {warning}." for split, warning in warnings.items()]
-    notes += [f"\nChosen on {next(iter(values))}: {name} {value:.4g}." for name, value in chosen.items()]
-    return "\n".join([markdown(rows), *notes])
+    notes = [escaped(f"Note: on {split} the model {warning}.") for split, warning in warnings.items()]
+    notes += [escaped(f"Chosen on {next(iter(values))}: {name} {value:.4g}.") for name, value in chosen.items()]
+    return "\n\n".join([markdown_table(rows), *notes])
 
 
 def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskKind) -> None:
@@ -58,11 +61,11 @@ def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskK
         split = each.split
         labels = [""] * split.num_examples if split.labels is None else map(kind.label_in_words, split.labels)
         names, numbers = kind.columns(each)
-        lines = ["\t".join(["index", "prediction", "label", *names])]
+        lines = [["index", "prediction", "label", *names]]
         for index, prediction, label, row in zip(split.index, each.predictions, labels, numbers, strict=True):
             # Nine digits give every float32 back, so that an ensemble of files is one of the models.
-            lines.append("\t".join([str(index), kind.in_words(prediction), label, *(f"{value:.9g}" for value in row)]))
-        (partial / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            lines.append([str(index), kind.in_words(prediction), label, *(f"{value:.9g}" for value in row)])
+        write_tsv(partial / f"{name}.tsv", lines)
         kind.write(partial, each)
     publish(partial, folder)
 
@@ -100,6 +103,7 @@ def plot_confusion(
     side = 3.0 + (0.5 if readable else 0.14) * size
     (axis,) = axes = figure(1, title, panel=(side + 0.8, side))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [*map(plain, names)]
     axis.set_xticks(range(size), names, rotation=45 if readable else 90, ha="right", fontsize=8 if readable else 5)
     axis.set_yticks(range(size), names, fontsize=8 if readable else 5)
     axis.set(xlabel="predicted", ylabel="label")
@@ -116,7 +120,7 @@ def plot_bars(groups: Sequence[str], bars: dict[str, list[float]], picture: Path
     for place, (name, heights) in enumerate(bars.items()):
         at = np.arange(len(groups)) + (place - (len(bars) - 1) / 2) * width
         axis.bar(at, heights, width, label=name.replace("_", " "))
-    axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right", fontsize=8)
+    axis.set_xticks(range(len(groups)), [*map(plain, groups)], rotation=30, ha="right", fontsize=8)
     axis.set(ylim=(0, 1))
     axis.grid(alpha=0.3, axis="y")
     axis.legend(fontsize=8)
@@ -126,15 +130,15 @@ def plot_bars(groups: Sequence[str], bars: dict[str, list[float]], picture: Path
 def hardest_examples(predicted: Predicted, kind: TaskKind, path: Path, shown: int = 3) -> str:
     """Write all examples to ``path``, those first on which the model is furthest off; returns the first few as text."""
     split, rows, distances = predicted.split, rows_of(kind.section), kind.distances(predicted)
-    lines, told = ["\t".join(["index", "distance", "label", "prediction", *rows.names])], []
+    lines, told = [["index", "distance", "label", "prediction", *rows.names]], []
     for i in np.argsort(-distances, kind="stable"):
         texts = [rows.in_words(column[i]) for column in split.texts]
         label, given = kind.label_in_words(predicted.labels[i]), kind.in_words(predicted.predictions[i])
-        lines.append("\t".join([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts]))
+        lines.append([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts])
         if len(told) < shown:
             right, wrong = label or "nothing", given or "nothing"
-            told.append(f"  {right}, off by {distances[i]:.2f} with {wrong}: {' | '.join(texts)[:160]}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            told.append(printable(f"  {right}, off by {distances[i]:.2f} with {wrong}: {' | '.join(texts)[:160]}"))
+    write_tsv(path, lines)
     return "\n".join(told)
 
 
@@ -184,8 +188,5 @@ def model_card(
         "model-index": [{"name": name.replace("/", "-"), "results": results}],
         "bertillery": {"baselines": baselines, "warnings": warnings},
     }
-    return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"
-        f"{about} with Bertillery, seed {config.run.seed} (on small sets another seed gives a score some points away)."
-        f"\n\n{table}\n\n## Configuration\n\n```yaml\n{text}```\n"
-    )
+    seeds = f"seed {config.run.seed} (on small sets another seed gives a score some points away)."
+    return card(head, name, f"{escaped(about)} with Bertillery, {seeds}", table, config=text)

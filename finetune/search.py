@@ -22,6 +22,7 @@ from pydantic import Field
 from engine.command import tool
 from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
+from engine.markdown import escaped
 from engine.run import RESUMABLE, RunDirectory
 from finetune.again import make_command
 from finetune.config import load_config
@@ -164,7 +165,7 @@ class Search:
             f"it is the largest of {len(trials)} on the\nsplit {split}, by which it was chosen. Other seeds tell how "
             "good its settings are, and examples that\nneither training nor search has seen how good the model is."
         )
-        write_text(self.folder / "trials.md", f"# {self.name}\n\n{text}\n")
+        write_text(self.folder / "trials.md", f"# {escaped(self.name)}\n\n{text}\n")
         plot_trials(trials, self.space, self.folder / "trials.png", f"{self.name}: {self.metric} on {split}")
         return (
             f"\n{text}\n\nledger      {self.folder / 'ledger.jsonl'}\npicture     {self.folder / 'trials.png'}\n"

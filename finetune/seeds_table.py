@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.files import write_text
-from engine.plot import figure, markdown, save
+from engine.markdown import code, escaped, markdown_table
+from engine.plot import figure, plain, save
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 """The benchmark's tasks, by the names of their configurations: the published mean is over these and no others."""
@@ -36,10 +37,10 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
     if len(glue) > 1:
         rows.append(["mean of GLUE", "", "", f"{100 * np.mean([*glue.values()]):.2f}", *[""] * (len(rows[0]) - 4)])
     notes = [f"mean of GLUE: {', '.join(glue)} ({len(glue)} of its {len(GLUE)} tasks)."] if len(glue) > 1 else []
-    notes += [note for task, summary in summaries.items() for note in _warnings(task, summary)]
-    table = markdown(rows)
+    notes += [escaped(note) for task, summary in summaries.items() for note in _warnings(task, summary)]
+    table = markdown_table(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", "\n\n".join([f"`{start}`", table, *notes]) + "\n")
+    write_text(folder / "table.md", "\n\n".join([code(start), table, *notes]) + "\n")
     write_text(folder / "table.json", json.dumps(summaries, indent=1))
     _plot(summaries, folder / "seeds.png", start)
     best = "\n".join(f"  {task}: {summary['best']}/export" for task, summary in summaries.items())
@@ -67,7 +68,7 @@ def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> No
         for (name, baseline), style in zip(summary["baselines"][split].items(), "_x+", strict=False):
             if metric in baseline:
                 axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
-    axes[0].set_xticks(range(len(summaries)), list(summaries), rotation=30, ha="right")
+    axes[0].set_xticks(range(len(summaries)), [*map(plain, summaries)], rotation=30, ha="right")
     axes[0].grid(alpha=0.3, axis="y")
     axes[0].legend(fontsize=8)
     save(axes, picture)

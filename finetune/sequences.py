@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from engine.batch import PackedBatch
 from engine.encoders import sequence_logits
+from engine.tsv import read_tsv
 from finetune.baselines import baselines
 from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
@@ -45,13 +46,9 @@ class SequencePredictor(Predictor):
         return sequence_logits(self.model, batch).float()
 
 
-def _rows(file: Path) -> list[list[str]]:
-    return [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-
-
 def mean_outputs(files: Sequence[Path]) -> np.ndarray:
     """The mean (N, K) of the outputs that several models wrote for one split."""
-    return np.mean([np.array([row[3:] for row in _rows(file)], dtype=np.float32) for file in files], axis=0)
+    return np.mean([np.array([row[3:] for row in read_tsv(file)[1:]], dtype=np.float32) for file in files], axis=0)
 
 
 class VectorKind(TaskKind):
@@ -79,7 +76,7 @@ class VectorKind(TaskKind):
 
     def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
         """The metrics of the mean of the outputs."""
-        labels = np.array([self.from_words(row[2]) for row in _rows(files[0])])
+        labels = np.array([self.from_words(row[2]) for row in read_tsv(files[0])[1:]])
         return self.scores(self.best(mean_outputs(files)), labels)
 
 

@@ -182,7 +182,7 @@ class Finetuning(Stage):
 
     def about(self) -> str:
         """What the model is, for its card."""
-        return f"`{self.config.model.from_}` fine-tuned on {self.config.task.name}"
+        return f"{self.config.model.from_} fine-tuned on {self.config.task.name}"
 
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         """Every validation and test split that there is, with its predictions."""

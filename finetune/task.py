@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_
 
 from engine.config import Section
 from engine.names import Name, check_name
+from engine.printable import printable
 from finetune import answers, entities
 from finetune.metrics import METRICS_OF
 
@@ -166,6 +167,8 @@ class TaskSection(Section):
             problems.append(f"{what} has no labels and no values; leave them out, or set type=classification")
         if self.range and (self.type != "regression" or self.range[0] >= self.range[1]):
             problems.append("range is the lowest and the highest score of a regression, in this order")
+        if unsafe := [label for label in self.labels if label != printable(label)]:
+            problems.append(f"labels {unsafe} hold control characters or ends of lines; name them without")
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             problems.append("labels are two or more different names")
         for where in (self, self.folder, self.hub):

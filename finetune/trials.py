@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import write_text
-from engine.plot import figure, markdown, save
+from engine.markdown import markdown_table
+from engine.plot import figure, plain, save
 from finetune.space import Range, Space
 
 
@@ -56,7 +57,7 @@ def trials_table(trials: Sequence[Trial], shown: int = 10) -> str:
     for trial in best:
         values = [f"{value:g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
         rows.append([str(trial.trial), f"{100 * trial.score:.2f}", *values])
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def plot_trials(trials: Sequence[Trial], space: Space, picture: Path, title: str) -> None:
@@ -77,9 +78,9 @@ def plot_trials(trials: Sequence[Trial], space: Space, picture: Path, title: str
         if isinstance(values, Range):
             axis.set(xlim=(values.low, values.high), xscale="log" if values.distribution == "log_uniform" else "linear")
         else:
-            axis.set_xticks(range(len(values)), [str(value) for value in values])
+            axis.set_xticks(range(len(values)), [plain(str(value)) for value in values])
             axis.set_xlim(-0.5, len(values) - 0.5)
-        axis.set(xlabel=key, ylabel=best.metric.replace("_", " "))
+        axis.set(xlabel=plain(key), ylabel=best.metric.replace("_", " "))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     save(axes, picture)

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from engine.batch import PackedBatch
 from engine.evaluate import HeldOut
 from engine.export import warnings_of_transformers
-from engine.plot import figure, markdown, save
+from engine.markdown import card, escaped, markdown_table
+from engine.plot import figure, save
+from engine.printable import printable
 from engine.tracking import read_series
 from pretrain.tokenizer import is_unigram
 
@@ -43,7 +45,7 @@ def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: 
     for name, meanings in _LABELS.items():
         if name in batch.targets:
             label = f"\n  label: {meanings[int(batch.targets[name][index])]}"
-    text = unicodedata.normalize("NFC", " ".join(words))  # an uncased vocabulary has its Hangul in parts
+    text = printable(unicodedata.normalize("NFC", " ".join(words)))  # an uncased vocabulary has its Hangul in parts
     predicted = f", {len(masked)} predicted" * bool(masked)
     return f"  {text}\n  {end - start} tokens{predicted}{label}"
 
@@ -129,7 +131,7 @@ def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
         for name, (title, what) in _ROWS.items()
         if name in values
     ]
-    return markdown([("held-out", "model", "baseline", "baseline is"), *rows])
+    return markdown_table([("held-out", "model", "baseline", "baseline is"), *rows])
 
 
 def plot_curves(metrics_file: Path, baseline: dict[str, float], picture: Path, title: str) -> None:
@@ -161,16 +163,12 @@ def fill_masks(export: Path, sentences: list[str]) -> str:
     with torch.no_grad():
         for sentence in sentences:
             guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
-            lines.append(f"  {sentence}\n    " + ", ".join(f"{g['token_str']} ({g['score']:.0%})" for g in guesses))
+            lines.append(f"  {sentence}\n    " + ", ".join(f"{printable(g['token_str'])} ({g['score']:.0%})" for g in guesses))
     return "\n".join(lines)
 
 
 def model_card(name: str, table: str, facts: dict[str, str], config: str, fills_masks: bool) -> str:
     """The export's README.md: what it is, how it was measured, and the configuration that makes it again."""
-    tags = "- bertillery\n" + "- fill-mask\n" * fills_masks
-    lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    return (
-        f"---\nlibrary_name: transformers\ntags:\n{tags}---\n\n# {name}\n\n"
-        f"Pretrained with Bertillery.\n\n{table}\n\n{lines}\n\n"
-        f"## Configuration\n\n```yaml\n{config}```\n"
-    )
+    head = {"library_name": "transformers", "tags": ["bertillery", *["fill-mask"] * fills_masks]}
+    lines = "\n".join(f"- {key}: {escaped(value)}" for key, value in facts.items())
+    return card(head, name, "Pretrained with Bertillery.", table, lines, config=config)

@@ -1,0 +1,22 @@
+"""Text that others wrote, made safe to print on one line: it moves no cursor, ends no line and turns no direction."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_UNSAFE = {"Cc", "Zl", "Zp", "Cs"}
+"""Categories: control characters, line and paragraph separators, halves of a surrogate pair, which no file can hold."""
+_DIRECTIONS = {*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+"""They would show what follows in another order."""
+
+
+def printable(text: str) -> str:
+    """The text with every unsafe character made visible: ``␊`` for a new line, ``␛`` for escape, ``�`` for what has no
+    such picture."""
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) not in _UNSAFE and character not in _DIRECTIONS:
+        return character
+    return chr(0x2400 + ord(character)) if character < " " else "␡" if character == "\x7f" else "�"
