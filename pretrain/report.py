@@ -163,7 +163,9 @@ def fill_masks(export: Path, sentences: list[str]) -> str:
     with torch.no_grad():
         for sentence in sentences:
             guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
-            lines.append(f"  {sentence}\n    " + ", ".join(f"{printable(g['token_str'])} ({g['score']:.0%})" for g in guesses))
+            lines.append(
+                f"  {sentence}\n    " + ", ".join(f"{printable(g['token_str'])} ({g['score']:.0%})" for g in guesses)
+            )
     return "\n".join(lines)
 
 

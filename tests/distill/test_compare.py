@@ -24,6 +24,8 @@ from distill.speed import Speed, side_by_side, speed_rows
 from distill.stock import names_of, open_stock, stock_inputs
 from engine.config import InputError
 from engine.encoders import FAMILIES
+from finetune.config import load_config
+from finetune.report import model_card
 from tests.distill.models import classifier, labelled, saved
 from tests.engine.families import tiny_config
 from tests.test_commands import would_run
@@ -188,6 +190,20 @@ def test_table_has_scores_as_columns_and_the_share_that_is_kept() -> None:
     assert found.kept(teacher, found.columns[1]) is None  # a share of a negative correlation says nothing
     assert found.latency() == found.speeds[0]
     assert found.fastest_student() is student
+
+
+def test_a_card_of_ours_says_what_a_comparison_asks(tmp_path: Path) -> None:
+    given = ["task={name: rte, type: classification, labels: [a, b], metrics: accuracy, files: {train: x}}"]
+    config = load_config([*given, f"model.from={saved(classifier('bert'), tmp_path / 'a')}"])
+    text = model_card(
+        "rte/a/seed-1", "a model", "", {"validation": {"accuracy": 0.5}}, config, "", None,
+        baselines={"validation": {"majority": {"accuracy": 0.5}, "bag of words": {"accuracy": 0.6}}},
+        warnings={"validation": "predicts the class 'a' for every example"},
+    )  # fmt: skip
+    (tmp_path / "README.md").write_text(text)
+    card, key = read_card(tmp_path), ("rte", "validation")
+    assert (card.scores, card.majority) == ({key: {"accuracy": 0.5}}, {key: {"accuracy": 0.5}})
+    assert card.warnings == {key: "predicts the class 'a' for every example"}
 
 
 def test_no_share_is_shown_of_what_is_no_better_than_one_answer(tmp_path: Path) -> None:
@@ -358,6 +374,7 @@ def test_the_command_leaves_a_folder_that_reads_back(command: Any, tmp_path: Pat
     page = folder / "README.md"
     assert (metadata_load(page) or {})["students"] == ["small", "bare"]
     assert table.strip() in page.read_text()
+    assert str(tmp_path) not in page.read_text()
     assert pyplot.imread(folder / "latency.png").ndim == 3
 
 

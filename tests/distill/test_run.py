@@ -221,6 +221,7 @@ def test_a_run_is_recorded_beside_its_teacher(whole: dict[str, Path], name: str)
     assert (whole[name] / "curves.png").read_bytes().startswith(b"\x89PNG")
     card = (whole[name] / "export/README.md").read_text()
     assert "- teacher: " in card
+    assert str(whole[name].parents[2]) not in card
     assert ("pipeline_tag: fill-mask" in card) == (name == "distilbert")
     if name == "distilbert":
         line = next(line for line in card.splitlines() if line.startswith("| MLM accuracy"))

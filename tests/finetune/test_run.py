@@ -80,7 +80,10 @@ def test_what_a_run_leaves(folder: Path, whole: Path, capsys: pytest.CaptureFixt
     assert found["accuracy"] == pytest.approx((outputs.argmax(-1) == labels).mean())
     assert sorted(path.name for path in (whole / "predictions").iterdir()) == ["test.tsv", "validation.tsv"]
     assert {"curves.png", "confusion.png", "hardest.tsv", "export"} <= {path.name for path in whole.iterdir()}
-    assert "model-index" in (whole / "export/README.md").read_text()
+    card = (whole / "export/README.md").read_text()
+    assert "model-index" in card
+    assert f"{folder.name}/encoder fine-tuned on classification_toy" in card
+    assert str(folder.parent) not in card, "which folders this machine has is nobody's business"
     assert main(arguments(folder, "whole")) == 0
     assert "is finished and left alone" in capsys.readouterr().out
 
