@@ -23,7 +23,7 @@ from finetune.kind import Predicted, TaskKind
 def show_example(examples: Examples, split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first example as the model sees it, with its label."""
     laid_out = [examples.sequences.lay_out(which[None])[0] for which in examples.members(np.array([0]))]
-    lines = [f"  {printable(tokenizer.decode(ids))}" for ids in laid_out]
+    lines = [f"  {printable(str(tokenizer.decode(ids)))}" for ids in laid_out]
     assert split.labels is not None
     label = printable(kind.label_in_words(split.labels[0])) or "none"
     lines.append(f"  {sum(map(len, laid_out))} tokens, label: {label}")

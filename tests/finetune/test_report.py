@@ -26,7 +26,7 @@ def section(labels: list[str]) -> TaskSection:
 
 def test_tables_hold_no_formulas_and_the_screen_no_control_characters(tmp_path: Path) -> None:
     kind = kind_of(section(["+1+1", FORMULA]))
-    texts = np.array([FORMULA, TURNED, "@SUM(A1)"], dtype=object)
+    texts = [FORMULA, TURNED, "@SUM(A1)"]
     split = Split("validation", (texts,), np.array([0, 1, 1]), np.arange(3))
     predicted = Predicted(split, np.array([[0.9, 0.1]] * 3, np.float32), np.zeros(3, np.int64))
     told = hardest_examples(predicted, kind, tmp_path / "hardest.tsv")
