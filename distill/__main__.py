@@ -5,6 +5,11 @@ Without a task a student is built and reads a corpus beside its teacher. With on
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import sys
 from collections.abc import Sequence
 

@@ -6,6 +6,11 @@ multiply-adds), timed as a user would run it, in turns with the others, and scor
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -6,6 +6,11 @@ appears only if it answers as the model does; of the second it is said how far o
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import importlib
 import logging
 import sys

@@ -5,6 +5,11 @@ Every run is one of ``python -m distill``; what is finished is not run again. Th
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import sys
 from collections.abc import Sequence
 

@@ -12,8 +12,11 @@ from typing import TypeVar
 import torch
 
 from engine.config import InputError, Section, describe, dump, names_file
+from engine.entry import INTERRUPTED, interruptible
 from engine.loop import DivergedError
+from engine.run import StoppedError
 from engine.stage import StageConfig
+from engine.workers import lost_worker
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -72,12 +75,22 @@ def guarded(action: Callable[[], int]) -> int:
     for package in ("engine", "pretrain", "finetune", "distill"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        return action()
+        with interruptible():
+            return action()
     except (InputError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        lost = lost_worker(error)
+        if lost is None:
+            raise
+        print(f"error: {lost}", file=sys.stderr)
+        return 2
+    except StoppedError as stopped:
+        print(f"{stopped.name}: what ran has saved itself and left; type the same command to go on.", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
 
 

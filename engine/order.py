@@ -8,10 +8,11 @@ follow each other with one sequence length go through one stream.
 from __future__ import annotations
 
 import io
+import os
 import pickle
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from engine.batch import PackedBatch
 from engine.keyed import Permutation
 from engine.objective import Source, settled
 from engine.phase import Phase
+from engine.workers import START, begin_worker
 
 AHEAD = 4
 """Steps that each worker has ready at most."""
@@ -214,15 +216,19 @@ def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Ite
         pin_memory=False,
         prefetch_factor=AHEAD if num_workers else None,
         persistent_workers=False,
-        # Forked, as Linux did by itself before Python 3.14: workers share what the sources hold instead of being sent
-        # a copy of it, and sources need not be picklable. That CUDA is running is no matter, as they never use it.
-        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+        # Forked, so that sources need not be picklable. That CUDA is running is no matter, as workers never use it.
+        multiprocessing_context=START if num_workers else None,
+        worker_init_fn=partial(_begin, os.getpid()),
     )
     for item in loader:
         data: StepData = pickle.loads(item) if num_workers else item
         if pin_memory:
             data.micro_batches[:] = [batch.pin_memory() for batch in data.micro_batches]
         yield data
+
+
+def _begin(parent: int, worker: int) -> None:
+    begin_worker(parent)
 
 
 def on_device(data: Iterable[StepData], device: torch.device) -> Iterator[StepData]:

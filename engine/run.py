@@ -217,6 +217,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+class StoppedError(Exception):
+    """A command was asked to stop by a signal, and what it had started has ended."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name, self.status = name, 128 + signal.Signals[name]
+
+
 class StopSignal:
     """Turns SIGTERM and SIGINT (Ctrl-C) into a flag that the loop looks at; a second Ctrl-C interrupts at once."""
 

@@ -6,15 +6,19 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import torch
 
+from engine.entry import PARENT
 from engine.environment import num_cores
+from engine.run import StoppedError, StopSignal
+
+_LOOK = 0.05
+"""Seconds between two looks at what runs."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +51,67 @@ def places(side_by_side: int | None) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(max(1, cores // number))}] * number
 
 
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    place: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+
 def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
-    """Run all, a line for each that ends; returns what went wrong, with the end of each failed one's log."""
+    """Run all, a line for each that ends; returns what went wrong, with the end of each failed one's log.
+
+    Asked to stop by a signal, it has those that run save themselves, waits for them and raises ``StoppedError``. They
+    do so, too, where this process is ended in any other way.
+    """
     if not jobs:
         return []
-    free: SimpleQueue[dict[str, str]] = SimpleQueue()
     around = places(side_by_side)
-    for place in around:
-        free.put(place)
-
-    def run(job: Job) -> tuple[Job, int]:
-        place = free.get()
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        # What every run would find out for itself, that no key is there, need be said once only.
-        environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **place}
-        with job.log.open("w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", job.module, *job.arguments]
-            status = subprocess.run(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
-            ).returncode
-        free.put(place)
-        return job, status
-
+    free, waiting, running = deque(around), deque(jobs), list[_Running]()
     print(f"{len(jobs)} runs, {min(len(around), len(jobs))} side by side", flush=True)
-    failed, began = [], time.monotonic()
-    with ThreadPoolExecutor(len(around)) as pool:
+    failed, done, began, told = [], 0, time.monotonic(), False
+    with StopSignal() as signal:
         try:
-            for done, future in enumerate(as_completed([pool.submit(run, job) for job in jobs]), 1):
-                job, status = future.result()
-                left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
-                said = "done" if status == 0 else f"FAILED with status {status}"
-                print(f"{done}/{len(jobs)} {job.name}: {said}, about {left:.1f} min left", flush=True)
-                if status:
-                    failed.append(job)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run were interrupted, too, and save themselves
-            raise
+            while running or (waiting and not signal.requested):
+                while waiting and free and not signal.requested:
+                    running.append(_start(waiting.popleft(), free.popleft()))
+                if signal.requested and not told:
+                    print(f"{signal.requested}: waiting for {len(running)} runs to save themselves", flush=True)
+                    for each in running:
+                        each.process.terminate()
+                    told = True
+                ended = [each for each in running if each.process.poll() is not None]
+                for each in ended:
+                    running.remove(each)
+                    free.append(each.place)
+                    done += 1
+                    status = each.process.returncode
+                    left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
+                    said = "done" if status == 0 else "stopped" if told else f"FAILED with status {status}"
+                    print(f"{done}/{len(jobs)} {each.job.name}: {said}, about {left:.1f} min left", flush=True)
+                    if status:
+                        failed.append(each.job)
+                if not ended:
+                    time.sleep(_LOOK)
+        finally:
+            for each in running:  # a second Ctrl-C
+                each.process.kill()
+                each.process.wait()
+    if signal.requested:
+        raise StoppedError(signal.requested)
     return [f"{job.name} failed ({job.log}):\n{_end(job.log)}" for job in failed]
+
+
+def _start(job: Job, place: dict[str, str]) -> _Running:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    # What every run would find out for itself, that no key is there, need be said once only.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **place, PARENT: str(os.getpid())}
+    with job.log.open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", job.module, *job.arguments]
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+    return _Running(job, place, process)
 
 
 def _end(log: Path) -> str:

@@ -5,6 +5,11 @@ A fine-tuning whose learning rate grows from step to step; all other keys are th
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import sys
 from collections.abc import Sequence
 

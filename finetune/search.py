@@ -7,6 +7,11 @@ alone: the same command goes on where it was stopped, and with more trials it ex
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import json
 import sys
 from collections.abc import Iterator, Sequence

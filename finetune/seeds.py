@@ -7,6 +7,11 @@ probabilities (an ensemble) and the baselines reach.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence

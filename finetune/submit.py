@@ -7,6 +7,11 @@ predicted, or, with ``fill``, gets the majority class, which is said.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import json
 import sys
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (defined by its extension module)
 
 from engine.load import load_tokenizer
+from engine.workers import pool
 from pretrain.ledger import Ledger
 from pretrain.tokenizer import WordEncoder
 
@@ -122,17 +123,17 @@ def encode_batches(
         return
     # The processes are the parallelism; without this the tokenizers library warns in each of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer, language)) as pool:
-        waiting: deque[Future[Encoded]] = deque(pool.submit(_encode, batch) for batch in first)
+    with pool(workers, _start, tokenizer, language) as processes:
+        waiting: deque[Future[Encoded]] = deque(processes.submit(_encode, batch) for batch in first)
         try:
             for batch in batches:
-                waiting.append(pool.submit(_encode, batch))
+                waiting.append(processes.submit(_encode, batch))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            processes.shutdown(cancel_futures=True)
 
 
 _encoder: Encoder | None = None  # of a worker process

@@ -7,6 +7,11 @@ kill where it stopped, and is moved into place when whole.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.entry import begin
+
+    begin()
+
 import errno
 import hashlib
 import json
@@ -214,17 +219,19 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str]) -> None:
-    """Prepare the corpus of a pretraining configuration and print what is in it."""
+def main(arguments: list[str]) -> int:
+    """Prepare the corpus of a pretraining configuration and print what is in it; returns the exit status."""
+    from engine.command import guarded
     from pretrain.config import load_config
 
-    config = load_config(arguments)
-    prepared = prepare(config.data, config.tokenizer, Path(config.run.data_dir))
-    print(f"{prepared.path}\n{corpus_report(prepared)}")
+    def action() -> int:
+        config = load_config(arguments)
+        prepared = prepare(config.data, config.tokenizer, Path(config.run.data_dir))
+        print(f"{prepared.path}\n{corpus_report(prepared)}")
+        return 0
+
+    return guarded(action)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main(sys.argv[1:]))
