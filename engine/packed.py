@@ -17,6 +17,8 @@ from engine.config import InputError
 
 PACKED = ("", ".gz", ".xz", ".zst")
 """What may follow the suffix of a file's format."""
+MAX_ROW = 64_000_000
+"""Bytes of a row of a table; a longer one is no row, but a file without line breaks, or one that unpacks for ever."""
 DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 """What reading a compressed file raises when it is damaged or cut short."""
 
@@ -39,11 +41,11 @@ class _Frames(io.RawIOBase):
     The library's own reader takes the end of the file for the end of the text, wherever that is.
     """
 
-    _BYTES = 1 << 14  # read at a time: text that repeats itself may be thousands of times as long
+    _BYTES = 1 << 8  # read at a time: four of them may stand for 128 kB, so that 8 MB are unpacked at most
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
-        self._packed = self._unpacked = b""
+        self._packed, self._unpacked = b"", memoryview(b"")
         self._frame: zstandard.ZstdDecompressionObj | None = None
 
     def readable(self) -> bool:
@@ -57,7 +59,7 @@ class _Frames(io.RawIOBase):
                     raise EOFError("the file ends within a frame")
                 return 0
             self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._unpacked, self._packed = self._frame.decompress(self._packed), self._frame.unused_data
+            self._unpacked, self._packed = memoryview(self._frame.decompress(self._packed)), self._frame.unused_data
             if self._frame.eof:
                 self._frame = None
         taken = min(len(buffer), len(self._unpacked))
@@ -76,7 +78,7 @@ def json_objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[s
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
             raise InputError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
         if not isinstance(row, dict):
             remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""

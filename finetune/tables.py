@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import InputError
-from engine.packed import DAMAGED, PACKED, json_objects, open_packed
+from engine.packed import DAMAGED, MAX_ROW, PACKED, json_objects, open_packed
 from finetune.formats import sentences, squad_rows
 
 if TYPE_CHECKING:
     import pyarrow
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".conll", ".txt")
+MAX_DOCUMENT = 256_000_000
+"""Characters of a json file that is one document; SQuAD 2.0 has 42 million."""
 SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in PACKED), ".parquet")
 """What a table's name may end with."""
 
@@ -56,7 +58,7 @@ def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> T
     if kind == ".parquet":
         return _read_parquet(path)
     try:
-        lines = _lines(path)
+        lines = _lines(path, MAX_ROW)
         if kind in (".jsonl", ".json"):
             return (kind == ".json" and _read_squad(path)) or _read_json(path, lines)
         if kind in (".conll", ".txt"):
@@ -70,14 +72,25 @@ def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> T
         raise InputError(f"{path}: damaged or cut short: {error}; fetch or compress the file again") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends; only a line feed ends one."""
+def _lines(path: Path, limit: int) -> Iterator[str]:
+    """Decoded lines with their ends, each of at most so many bytes; only a line feed ends one."""
+    number = 0
     with open_packed(path) as stream:
-        for number, raw in enumerate(stream, 1):
+        while raw := stream.readline(limit + 1):
+            number += 1
+            if len(raw) > limit:
+                raise _too_large(f"{path}:{number}", limit)
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
                 raise InputError(f"{path}:{number}: not UTF-8; re-encode the file (iconv -t utf-8)") from None
+
+
+def _too_large(where: str, limit: int, what: str = "row") -> InputError:
+    return InputError(
+        f"{where}: a {what} of more than {limit:,} bytes; a task's rows are shorter: check the file's line breaks, and "
+        "write large documents as .jsonl, an example to a line"
+    )
 
 
 def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -88,14 +101,23 @@ def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(1 << 30)
-    reader = csv.reader(lines, strict=True)
-    first = 1
+    csv.field_size_limit(MAX_ROW)
+    first, size = 1, 0
+
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for line in lines:
+            size += len(line)
+            if size > MAX_ROW:
+                raise _too_large(f"{path}:{first}", MAX_ROW)
+            yield line
+
+    reader = csv.reader(counted(), strict=True)
     try:
         for row in reader:
             if row:
                 yield first, row
-            first = reader.line_num + 1
+            first, size = reader.line_num + 1, 0
     except csv.Error as error:
         raise InputError(f"{path}:{first}: {error}; is a quotation mark left open?") from None
 
@@ -133,13 +155,33 @@ def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[
 
 def _read_squad(path: Path) -> Table | None:
     """The questions of a file in SQuAD's form; None for another json."""
+    document = _document(path)
     try:
-        rows = squad_rows(json.loads("".join(_lines(path))))
-    except json.JSONDecodeError:
-        return None
+        rows = squad_rows(document)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return None if rows is None else _from_objects(path, rows, range(1, len(rows) + 1), counted="question")
+
+
+def _document(path: Path) -> Any:
+    """What a json file holds as a whole; None where it has a row on each line, or is no JSON."""
+    first = _parsed(next((line for line in _lines(path, MAX_DOCUMENT) if not line.isspace()), ""))
+    if isinstance(first, dict) and not isinstance(first.get("data"), list):
+        return None
+    lines, size = [], 0
+    for line in _lines(path, MAX_DOCUMENT):
+        lines.append(line)
+        size += len(line)
+        if size > MAX_DOCUMENT:
+            raise _too_large(str(path), MAX_DOCUMENT, "document")
+    return _parsed("".join(lines))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _read_parquet(path: Path) -> Table:
@@ -147,19 +189,61 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file: {error}") from error
-    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    return from_arrow(str(path), table, described.get("info", {}).get("features", {}))
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            if any(group.total_byte_size > MAX_ROW * max(1, group.num_rows) for group in groups):
+                raise _too_large(str(path), MAX_ROW)
+            table = pa.Table.from_batches(_small_rows(path, file.iter_batches(batch_size=64)), file.schema_arrow)
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable parquet file: {error}; fetch or write the file again") from error
+    return from_arrow(str(path), table, _features(path, (table.schema.metadata or {}).get(b"huggingface", b"{}")))
+
+
+def _features(path: Path, described: bytes) -> Mapping[str, Any]:
+    """What a file says of its columns as a data set of the Hub."""
+    found = _parsed(described.decode(errors="replace"))
+    for key in ("info", "features"):
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: its description as a data set is damaged; fetch or write the file again")
+        found = found.get(key) or {}
+    return found if isinstance(found, dict) else {}
+
+
+def _small_rows(path: Path, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[pyarrow.RecordBatch]:
+    """The batches; ``InputError`` with its number for a row that is too large."""
+    row = 0
+    for batch in batches:
+        if batch.nbytes > MAX_ROW:
+            for number in range(batch.num_rows):
+                if batch.slice(number, 1).nbytes > MAX_ROW:
+                    raise _too_large(f"{path}: row {row + number + 1}", MAX_ROW)
+        row += batch.num_rows
+        yield batch
 
 
 def from_arrow(where: str, table: pyarrow.Table, features: Mapping[str, Any]) -> Table:
-    """A table of ``pyarrow``; ``features`` describes its columns as a data set's ``features.to_dict()`` does."""
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    """A table of ``pyarrow``; ``features`` describes its columns as a data set's ``features.to_dict()`` does.
+
+    Raises ``InputError`` with the row for a cell that cannot be read, such as text that is not UTF-8.
+    """
+    if len({*table.column_names}) < table.num_columns:
+        raise InputError(f"{where}: two columns of the same name: {', '.join(map(repr, table.column_names))}")
+    columns = {name: _cells(where, name, table.column(name)) for name in table.column_names}
     names = {}
     for column, feature in features.items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
-            names[column] = list(inner["names"])
+            names[column] = [str(name) for name in inner.get("names") or ()]
     return Table(where, columns, range(1, table.num_rows + 1), names, counted="row")
+
+
+def _cells(where: str, name: str, column: pyarrow.ChunkedArray) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date that Python has not
+        for number, cell in enumerate(column, 1):
+            try:
+                cell.as_py()
+            except (ValueError, OverflowError) as error:
+                raise InputError(f"{where}: row {number}: {name!r} cannot be read ({error}); write it again") from None
+        raise

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.config import InputError
-from engine.packed import DAMAGED, PACKED, json_objects, open_packed
+from engine.packed import DAMAGED, MAX_ROW, PACKED, json_objects, open_packed
 
 if TYPE_CHECKING:
     from pretrain.corpus import CorpusSection, ReadReport
 
 MAX_PARAGRAPH = 1_000_000
 """Characters; a longer line is no paragraph, but a file without line breaks."""
-MAX_ROW = 64_000_000
-"""Bytes of a row of a table, and characters of a document."""
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in PACKED), ".parquet")
 """What a file's name may end with."""

@@ -8,6 +8,7 @@ import lzma
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from engine.config import ConfigError, InputError, read_values, validate
-from finetune import sources
+from finetune import sources, tables
 from finetune.data import Task, read_task, report
 from finetune.kind import Predicted, kind_of
 from finetune.report import write_predictions
@@ -697,3 +699,81 @@ def test_ids_and_labels_are_kept_as_they_are_written(tmp_path: Path) -> None:
     write_predictions(folder, {"train": Predicted(split, np.eye(2, dtype=np.float32), np.array([1, 0]))}, kind)
     written = [line.split("\t")[:3] for line in (folder / "train.tsv").read_text().splitlines()[1:]]
     assert written == [["000000", "010", "001"], ["000001", "001", "010"]]
+
+
+SMALL = 2_000
+"""Bytes of a row, for a test of the limit."""
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll", "a.parquet", "lines.csv"])
+def test_a_row_has_a_size_limit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the format, and whatever a file was compressed to."""
+    monkeypatch.setattr(tables, "MAX_ROW", SMALL, raising=False)
+    monkeypatch.setattr(tables, "MAX_DOCUMENT", SMALL, raising=False)
+    rows = [{"text": "x" * length, "label": "no"} for length in (SMALL // 2, SMALL * 2, *[1] * 20)]
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+        packed, place = name, ": row 2"
+    else:
+        texts = {
+            "a.csv": "text,label\n" + "".join(f"{row['text']},no\n" for row in rows),
+            "lines.csv": 'text,label\n"' + "x\n" * SMALL + '",no\n',
+            "a.tsv": "text\tlabel\n" + "".join(f"{row['text']}\tno\n" for row in rows),
+            "a.conll": "".join(f"{row['text']}\tO\n" for row in rows),
+        }
+        packed, place = f"{name}.zst", {"a.csv": ":3", "a.tsv": ":3", "lines.csv": ":2"}.get(name, ":2")
+        text = texts.get(name, "".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / packed).write_bytes(zstandard.compress(text.encode()))
+    with pytest.raises(InputError, match=rf"{name}.*{place}: a row of more than 2,000 bytes"):
+        own(tmp_path, files={"train": packed}, incomplete="skip")
+
+
+def test_a_document_has_a_size_limit_and_rows_do_not_count_towards_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_DOCUMENT", SMALL, raising=False)
+    rows = [json.dumps({"text": "x", "label": "no"})] * SMALL
+    (tmp_path / "a.json").write_text("\n".join(rows))
+    assert own(tmp_path, files={"train": "a.json"}).split("train").num_examples == SMALL
+    (tmp_path / "a.json").write_text("{\n" + "\n" * SMALL)
+    with pytest.raises(InputError, match=r"a\.json: a document of more than 2,000 bytes"):
+        own(tmp_path, files={"train": "a.json"})
+
+
+def test_a_parquet_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    cells = pa.StringArray.from_buffers(3, *pa.array([b"a", b"\xff", b"c"]).buffers()[1:])
+    pq.write_table(pa.table({"text": cells, "label": ["no", "yes", "no"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: row 2: 'text' cannot be read"):
+        own(tmp_path, files={"train": "a.parquet"})
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content cut short, or with some of its bytes changed, removed or added."""
+    at, some = int(rng.integers(len(content))), rng.bytes(int(rng.choice([1, 4, 40])))
+    behind = content[at + len(some) :]
+    return [content[:at], content[:at] + some + behind, content[:at] + behind, content[:at] + some + content[at:]][
+        rng.integers(4)
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.xz", ".csv.zst", ".json.zst", ".parquet"])
+def test_damaged_rows_are_one_error_with_the_name_of_the_file(tmp_path: Path, suffix: str) -> None:
+    """Where the damage shows; a plain byte within a text does not."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"text": [f"é {i}" for i in range(40)], "label": [0, 1] * 20}, features=features)
+    text = "text,label\n" + "é,no\n" * 40 if ".csv" in suffix else '{"text": "é", "label": "no"}\n' * 40
+    rows.to_parquet(tmp_path / "whole.parquet")
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "gz": gzip.compress, "xz": lzma.compress, "zst": zstandard.compress,
+        "parquet": lambda _: (tmp_path / "whole.parquet").read_bytes(),
+    }  # fmt: skip
+    whole = packers[suffix.split(".")[-1]](text.encode())
+    rng, messages = np.random.default_rng(1), []
+    for _ in range(150):
+        (tmp_path / f"a{suffix}").write_bytes(damaged(whole, rng))
+        try:
+            own(tmp_path, files={"train": f"a{suffix}"})
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) > 75
+    assert all(f"a{suffix}" in message for message in messages)
