@@ -5,10 +5,12 @@ A document is a list of paragraphs, stripped and never empty. Apart from that th
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -74,6 +76,8 @@ class ReadReport:
     """Paragraphs that the embedded corpus left out because it had them already."""
     undecodable: int = 0
     """Lines (or rows) in which bytes were replaced."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """How many files in folders and globs are no text files, by suffix."""
 
 
 def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadReport) -> Iterator[list[str]]:
@@ -81,7 +85,7 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
 
     Raises ``InputError`` that names the file, the line and the remedy where the input cannot be used.
     """
-    for source in resolve(paths):
+    for source in resolve(paths, report.passed_over):
         report.files += 1
         if source == "python-docs":
             documents, repeated = pydocs.read_documents()
@@ -102,8 +106,12 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
                 yield paragraphs
 
 
-def resolve(paths: Iterable[str]) -> list[str | Path]:
-    """Expand folders and globs, sorted, each file once; `hub:` entries and `python-docs` stay strings."""
+def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> list[str | Path]:
+    """Expand folders and globs, sorted, each file once; `hub:` entries and `python-docs` stay strings.
+
+    Linked folders are followed, each real folder once. What a folder or glob holds and no text file is, is counted in
+    ``passed_over`` by its suffix.
+    """
     sources: dict[str | Path, None] = {}
     for entry in paths:
         path = Path(entry).expanduser()
@@ -115,18 +123,59 @@ def resolve(paths: Iterable[str]) -> list[str | Path]:
             sources[path] = None
         else:
             if path.is_dir():
-                found = [file for file in path.rglob("*") if file.is_file()]
+                found = {*_expand(path, ["**", "*"], hidden=True)}
             elif glob.has_magic(entry):
-                found = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+                fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+                found = {*_expand(Path(*path.parts[:fixed]), [*path.parts[fixed:]], hidden=False)}
             else:
                 raise InputError(
                     f"{entry}: no such file or folder; give a file, folder, glob, hub:owner/name or python-docs"
                 )
-            usable = sorted(file for file in found if file.name.lower().endswith(SUFFIXES))
+            usable = sorted(file for file in found if file.name.lower().endswith(SUFFIXES) and file.is_file())
             if not usable:
                 raise InputError(f"{entry}: no text found in {len(found)} files; looked for {', '.join(SUFFIXES)}")
             sources.update(dict.fromkeys(usable))
+            for file in sorted(found.difference(usable)) if passed_over is not None else ():
+                kind = file.suffix.lower() or "without a suffix"
+                kind = kind if file.exists() else "broken links"
+                passed_over[kind] = passed_over.get(kind, 0) + 1
     return list(sources)
+
+
+def _expand(
+    folder: Path, parts: list[str], *, hidden: bool, visited: set[tuple[str, int]] | None = None
+) -> Iterator[Path]:
+    """The files below a folder whose path matches the pattern's parts, of which ``**`` is any number of folders.
+
+    A real folder is visited once for each part of the pattern, so that links upwards end and no name is lost. Without
+    ``hidden`` names with a leading dot match only where the pattern has one.
+    """
+    visited = set() if visited is None else visited
+    parts = [*parts, "*"] if parts[-1] == "**" else parts
+    state = os.path.realpath(folder), len(parts)
+    if state in visited:
+        return
+    visited.add(state)
+    first, *rest = parts
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); make it readable, or leave it out") from None
+    shown = [entry for entry in entries if hidden or not entry.name.startswith(".")]
+    if first == "**":
+        yield from _expand(folder, rest, hidden=hidden, visited=visited)
+        matching, rest = shown, parts
+    elif glob.has_magic(first):
+        among = entries if first.startswith(".") else shown
+        matching = [entry for entry in among if fnmatch.fnmatchcase(entry.name, first)]
+    else:
+        matching = [folder / first]
+    for entry in matching:
+        if entry.is_dir():
+            if rest:
+                yield from _expand(entry, rest, hidden=hidden, visited=visited)
+        elif first != "**" and not rest and os.path.lexists(entry):
+            yield entry
 
 
 def _read_hub(source: str, column: str) -> Iterator[str]:

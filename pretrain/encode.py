@@ -46,6 +46,8 @@ class Encoded:
     paragraph_keys: list[bytes | None]
     """None where the paragraph is too short to count as a repetition."""
     characters: int
+    unknown: int
+    """Characters that lie in unknown tokens."""
 
 
 def document_key(paragraphs: list[str]) -> bytes:
@@ -93,8 +95,10 @@ class Encoder:
         """Encode one batch."""
         paragraphs = [paragraph for _, document in documents for paragraph in document]
         split = [sentences(self._language, paragraph) for paragraph in paragraphs]
-        ids = self._words.encode_bytes([sentence for sentences in split for sentence in sentences])
-        lengths = np.array([len(sentence) for sentence in ids], np.int64) // self._words.dtype.itemsize
+        texts = [sentence for sentences in split for sentence in sentences]
+        pieces = self._words.encode_bytes(texts)
+        lengths = np.array([len(sentence) for sentence in pieces], np.int64) // self._words.dtype.itemsize
+        ids = np.frombuffer(b"".join(pieces), self._words.dtype)
         # A sentence of nothing but control characters has no tokens.
         empty = np.concatenate([[0], np.cumsum(lengths == 0)])
         ends = np.cumsum([0, *map(len, split)])
@@ -103,10 +107,11 @@ class Encoder:
             np.array([len(document) for _, document in documents]),
             np.diff(ends) - np.diff(empty[ends]),
             lengths[lengths > 0],
-            np.frombuffer(b"".join(ids), self._words.dtype),
+            ids,
             [document_key(document) for _, document in documents],
             [_paragraph_key(text) if len(text) >= MIN_REPEATED else None for text in paragraphs],
             sum(map(len, paragraphs)),
+            self._words.unknown_characters(texts, ids, lengths),
         )
 
 
@@ -153,6 +158,8 @@ def append(ledger: Ledger, corpus: Path, encoded: Encoded) -> None:
     """Write the batch without what was seen before, and account for it in the ledger's state."""
     state = ledger.state
     state["consumed"] += len(encoded.paragraphs)
+    state["characters"] += encoded.characters
+    state["unknown"] += encoded.unknown
     document_of = np.repeat(np.arange(len(encoded.paragraphs)), encoded.paragraphs)
     new_document = np.array([ledger.is_new(key) for key in encoded.document_keys])
     kept = new_document[document_of]

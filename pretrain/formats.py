@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_PARAGRAPH = 1_000_000
 """Characters; a longer line is no paragraph, but a file without line breaks."""
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+"""The marks of UTF-16 and UTF-32; the fourth begins with the first of these."""
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*(kind + packed for kind in _FORMATS for packed in PACKED), ".parquet")
 """What a file's name may end with."""
@@ -24,7 +27,7 @@ def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterato
     """Yield the documents of one file, as lists of lines that may be blank."""
     kind = next(suffix for suffix in path.suffixes[::-1] if suffix.lower() in (*_FORMATS, ".parquet")).lower()
     if kind == ".parquet":
-        yield from map(str.splitlines, _read_parquet(path, section.text))
+        yield from map(str.splitlines, _read_parquet(path, section, report))
         return
     try:
         with open_packed(path) as stream:
@@ -44,16 +47,20 @@ def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterato
 def _lines(path: Path, stream: IO[bytes], limit: int, section: CorpusSection, report: ReadReport) -> Iterator[str]:
     """Decoded lines; one that is too long, or is not UTF-8, is an error with its number."""
     limit_bytes = 4 * limit if limit == MAX_PARAGRAPH else limit
-    number = 0
-    while raw := stream.readline(limit_bytes + 1):
-        number += 1
+    lines = _raw_lines(stream, limit_bytes)
+    for number, raw in enumerate(lines, 1):
         if len(raw) > limit_bytes:
             raise InputError(f"{path}:{number}: {too_long(len(raw), 'line')}")
+        if (number == 1 and raw.startswith(_WIDE)) or b"\0" in raw:
+            raise InputError(
+                f"{path}:{number}: NUL bytes, or the mark of UTF-16 or UTF-32; re-encode the file "
+                f"(iconv -f UTF-16 -t UTF-8; without a mark from UTF-16LE or UTF-16BE), or leave it out"
+            )
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             if section.undecodable == "fail":
-                bad = 1 + sum(not _is_utf8(rest) for rest in iter(lambda: stream.readline(limit_bytes), b""))
+                bad = 1 + sum(not _is_utf8(rest) for rest in lines)
                 raise InputError(
                     f"{path}: {bad} line{'s' * (bad > 1)} not UTF-8, the first is line {number}; "
                     "re-encode the file (iconv -t utf-8) or set data.undecodable=replace"
@@ -63,6 +70,20 @@ def _lines(path: Path, stream: IO[bytes], limit: int, section: CorpusSection, re
         if len(line) > limit:
             raise InputError(f"{path}:{number}: {too_long(len(line))}")
         yield line
+
+
+def _raw_lines(stream: IO[bytes], limit: int) -> Iterator[bytes]:
+    """Lines that end with LF, CR LF or CR; of one longer than ``limit`` no more is gathered than shows that it is."""
+    rest = b""
+    while piece := stream.readline(limit + 1):
+        lines = (rest + piece).splitlines(keepends=True)
+        rest = b"" if piece.endswith(b"\n") else lines.pop()
+        yield from lines
+        if len(rest) > limit:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
 
 
 def _is_utf8(raw: bytes) -> bool:
@@ -150,16 +171,35 @@ def _read_table(path: Path, lines: Iterable[str], column: str, kind: str) -> Ite
         raise InputError(f"{path}:{reader.line_num}: {error}; is a quotation mark left open?") from None
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, section: CorpusSection, report: ReadReport) -> Iterator[str]:
+    """Nothing but a reader of bytes tells which row is not UTF-8: texts are read as such."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    column, number = section.text, 0
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
                 raise InputError(_column(f"{path}", column, file.schema_arrow.names))
             for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield cell(f"{path}", {column: text}, column)
+                values = batch.column(0)
+                if pa.types.is_dictionary(values.type):
+                    values = values.dictionary_decode()
+                is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+                for value in (values.cast(pa.large_binary()) if is_text else values).to_pylist():
+                    number += 1
+                    where = f"{path}: row {number}"
+                    text = _decoded(where, value, section, report) if is_text and value is not None else value
+                    yield cell(where, {column: text}, column)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _decoded(where: str, raw: bytes, section: CorpusSection, report: ReadReport) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        if section.undecodable == "fail":
+            raise InputError(f"{where}: not UTF-8; write the file anew, or set data.undecodable=replace") from None
+    report.undecodable += 1
+    return raw.decode(errors="replace")

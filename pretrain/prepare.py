@@ -117,6 +117,7 @@ def _build(
     facts = {
         "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
         "read": asdict(report),
+        "unknown": state["unknown"] / max(1, state["characters"]),
         "duplicates": state["duplicates"],
         "train": state["train"],
         "valid": state["valid"],
@@ -166,7 +167,8 @@ def _encode_all(
         files += [corpus / part / f"{name}.bin" for name in ("ids", "sentences", "documents")]
     nothing = {"documents": 0, "sentences": 0, "tokens": 0}
     duplicates = {"documents": 0, "paragraphs": 0}
-    state = {"consumed": 0, "duplicates": duplicates, "train": dict(nothing), "valid": dict(nothing)}
+    state = {"consumed": 0, "characters": 0, "unknown": 0, "duplicates": duplicates}
+    state |= {"train": dict(nothing), "valid": dict(nothing)}
     with Ledger(partial / "ledger.sqlite", files, state) as ledger:
         documents = islice(_progress(_documents(data, report)), ledger.state["consumed"], None)
         uncommitted = 0

@@ -27,8 +27,10 @@ from engine.records import read_json
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout on disk; part of the folder's name."""
+MOST_UNKNOWN = 0.05
+"""Share of the characters in unknown tokens from which on the report warns."""
 _MANIFEST, _CHECKED = "manifest.json", "checked.json"
 _REMEDY = "delete the folder and prepare again"
 _PIECE = 1 << 22
@@ -203,6 +205,9 @@ def corpus_report(prepared: PreparedCorpus) -> str:
         ("dropped", f"{dropped['documents']:,} repeated documents, {repeated:,} repeated paragraphs"),
         ("undecodable", f"{read['undecodable']:,} lines with replaced bytes"),
     ]  # fmt: skip
+    if read["passed_over"]:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in read["passed_over"].items())
+        rows.append(("not read", f"{sum(read['passed_over'].values()):,} files of other kinds: {kinds}"))
     for name, part in (("train", prepared.train), ("held out", prepared.valid)):
         single = float((np.diff(part.documents) == 1).mean())
         rows.append((
@@ -212,7 +217,19 @@ def corpus_report(prepared: PreparedCorpus) -> str:
         ))  # fmt: skip
     used, unknown = int((prepared.unigrams > 0).sum()), prepared.tokenizer().unk_token_id
     share = 0.0 if unknown is None else prepared.unigrams[cast(int, unknown)] / prepared.unigrams.sum()
-    rows.append(("vocabulary", f"{manifest['vocab_size']:,} pieces, {used:,} in use; {share:.2%} of tokens unknown"))
+    lost = manifest["unknown"]
+    rows.append((
+        "vocabulary",
+        f"{manifest['vocab_size']:,} pieces, {used:,} in use; {share:.2%} of tokens unknown, with {lost:.2%} of the "
+        "characters",
+    ))  # fmt: skip
+    if lost > MOST_UNKNOWN:
+        rows.append((
+            "warning",
+            f"{lost:.0%} of the characters are lost in unknown tokens: words of over 100 letters, as where no spaces "
+            "are written, or letters that the tokenizer lacks; take tokenizer.type=unigram, or a tokenizer that was "
+            "made for this text (tokenizer.path)",
+        ))  # fmt: skip
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
 
 

@@ -147,6 +147,7 @@ class WordEncoder:
         self._backend = backend = text_backend(tokenizer)
         self.dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 65536 else np.uint32)
         """The type that holds every id."""
+        self._unknown: Any = tokenizer.unk_token_id
         added = list(backend.get_added_tokens_decoder().values())
         is_bert = isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer) and isinstance(
             backend.normalizer, normalizers.BertNormalizer
@@ -158,6 +159,21 @@ class WordEncoder:
             self._words = _BertWords(backend, self.dtype, [token.content for token in added])
         elif separable and _is_alberts(backend):
             self._words = _Words(backend, self.dtype)
+
+    def unknown_characters(self, texts: Sequence[str], ids: np.ndarray, lengths: np.ndarray) -> int:
+        """How many characters of the texts lie in unknown tokens; ``ids`` (T,) and ``lengths`` (number of texts,) are
+        what :meth:`encode_bytes` made of them."""
+        if self._unknown is None:
+            return 0
+        places = np.flatnonzero(ids == self._unknown)
+        which = np.unique(np.searchsorted(np.cumsum(lengths), places, side="right"))
+        encodings = self._backend.encode_batch([texts[i] for i in which], add_special_tokens=False)
+        return sum(
+            end - start
+            for encoding in encodings
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token == self._unknown
+        )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""

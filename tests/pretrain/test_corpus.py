@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import re
@@ -12,7 +13,7 @@ import pytest
 import sentencex
 import zstandard
 
-from engine.config import ConfigError, validate
+from engine.config import ConfigError, InputError, validate
 from pretrain import formats
 from pretrain.corpus import LANGUAGES, CorpusSection, ReadReport, read_documents, resolve
 
@@ -61,6 +62,80 @@ def test_folders_and_globs_are_sorted_and_files_come_once(tmp_path: Path) -> Non
         (tmp_path / name).write_text("{}")
     names = [Path(path).name for path in resolve([str(tmp_path), f"{tmp_path}/*.txt"])]
     assert names == ["b.txt", "c.jsonl", "a.txt"]
+
+
+def test_linked_folders_are_followed_each_once_and_links_upwards_end(tmp_path: Path) -> None:
+    for folder, number in (("corpus/a", 1), ("corpus/b/c", 2), ("elsewhere/deep", 3)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{number}.txt").write_text("text")
+    corpus = tmp_path / "corpus"
+    (corpus / "linked").symlink_to(tmp_path / "elsewhere")
+    (corpus / "again").symlink_to(corpus / "a")
+    for place in ("a/up", "a/top", "b/c/up", "b/c/top"):
+        (corpus / place).symlink_to(corpus)
+    for entry in (corpus, f"{corpus}/**/*.txt", f"{corpus}/**", f"{tmp_path}/**/corpus/**/?.txt"):
+        names = [path.name for path in resolve([str(entry)]) if isinstance(path, Path)]
+        assert sorted(names) == ["1.txt", "2.txt", "3.txt"], entry
+    assert [Path(path).name for path in resolve([f"{corpus}/*/deep/*.txt"])] == ["3.txt"]
+    assert [Path(path).name for path in resolve([f"{corpus}/*/*.txt"])] == ["1.txt"]
+
+
+def test_hidden_names_are_in_folders_but_not_in_globs(tmp_path: Path) -> None:
+    for name in (".hidden/a.txt", ".b.txt", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    count = lambda entry: len(resolve([f"{tmp_path}{entry}"]))  # noqa: E731
+    assert [*map(count, ("", "/**/*.txt", "/.*", "/.h*/*", "/*"))] == [3, 1, 1, 1, 1]
+
+
+def test_what_is_not_read_is_counted_by_its_kind(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.MD", "deep/c.md", "deep/d", "deep/e.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "f.txt").symlink_to(tmp_path / "nowhere")
+    report = ReadReport()
+    list(read_documents(CorpusSection(), [str(tmp_path)], report))
+    assert report.files == 1
+    assert report.passed_over == {".md": 2, "without a suffix": 1, ".pdf": 1, "broken links": 1}
+
+
+@pytest.mark.parametrize(("kind", "text"), [("txt", AS_TEXT), ("jsonl", AS_JSON), ("csv", AS_CSV)])
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_every_line_end_gives_the_same_documents(
+    tmp_path: Path, kind: str, text: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = text.replace("\n", end)
+    assert read(write(tmp_path / f"a.{kind}", text)) == DOCUMENTS
+    # However the file is cut into pieces, between CR and LF too.
+    for limit in range(len(text.encode()) // 2, len(text.encode()) + 2) if kind == "txt" else ():
+        lines = [*formats._raw_lines(io.BytesIO(text.encode()), limit)]
+        assert b"".join(lines).decode() == text
+        assert lines == text.encode().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("undecodable", ["fail", "replace"])
+def test_text_of_two_or_four_bytes_a_character_is_refused(tmp_path: Path, encoding: str, undecodable: str) -> None:
+    for text in ("One line.\nAnother.\n", "東京"):
+        (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+        if text == "東京" and encoding.startswith("utf-16-"):
+            continue  # without a mark, a line end or a letter of ASCII nothing tells
+        with pytest.raises(InputError, match=r"a.txt:1: NUL bytes, or the mark of UTF-16 .*iconv"):
+            read(tmp_path / "a.txt", undecodable=undecodable)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_that_is_not_utf_8(tmp_path: Path, kind: pa.DataType) -> None:
+    values = pa.array([b"good", None, b"na\xefve"], pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+    column = broken.dictionary_encode() if pa.types.is_dictionary(kind) else broken.cast(kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a.parquet: row 3: not UTF-8; .*data.undecodable=replace"):
+        read(tmp_path / "a.parquet")
+    report = ReadReport()
+    section = CorpusSection(undecodable="replace")
+    assert list(read_documents(section, [str(tmp_path / "a.parquet")], report)) == [["good"], ["na\ufffdve"]]
+    assert report.undecodable == 1
 
 
 def test_report_counts_what_was_read(tmp_path: Path) -> None:

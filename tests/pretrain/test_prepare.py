@@ -96,6 +96,7 @@ def test_manifest_and_report_state_the_numbers(tmp_path: Path) -> None:
     assert manifest["read"] == {
         "files": 1, "documents": 60, "paragraphs": sum(map(len, docs)),
         "characters": sum(len(text) for doc in docs for text in doc), "repeated": 0, "undecodable": 0,
+        "passed_over": {},
     }  # fmt: skip
     assert manifest["train"]["documents"] + manifest["valid"]["documents"] == 60
     assert manifest["train"]["tokens"] == prepared.train.num_tokens
@@ -106,6 +107,34 @@ def test_manifest_and_report_state_the_numbers(tmp_path: Path) -> None:
     assert "in use; 0.00% of tokens unknown" in report
     some = np.where(np.arange(120) == 1, 7, prepared.unigrams * 0 + 1)
     assert f"120 in use; {7 / 126:.2%} of tokens unknown" in corpus_report(replace(prepared, unigrams=some))
+
+
+def test_the_report_says_how_much_text_the_unknown_tokens_hold(tmp_path: Path) -> None:
+    """Runs of over 100 letters are one [UNK] each: few tokens, most of the text."""
+    rng = random.Random(0)
+    docs = documents(60)
+    for doc in docs:
+        doc[-1] += " " + " ".join("".join(rng.choices(WORDS, k=100)) for _ in range(2))
+    lost = sum(len(word) for doc in docs for text in doc for word in text.split() if len(word) > 100)
+    share = lost / sum(len(text) for doc in docs for text in doc)
+    prepared = prepare(section(write(tmp_path / "a.txt", docs)), TOKENIZER, tmp_path / "cache")
+    report = corpus_report(prepared)
+    assert share > 0.5
+    assert f"of tokens unknown, with {share:.2%} of the characters" in report
+    assert f"{share:.0%} of the characters are lost in unknown tokens" in report
+    assert "tokenizer.type=unigram" in report
+    few = corpus_report(replace(prepared, manifest={**prepared.manifest, "unknown": 0.01}))
+    assert "with 1.00% of the characters" in few
+    assert "lost" not in few
+
+
+def test_the_report_says_what_was_not_read(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    write(tmp_path / "text/a.txt", documents(60))
+    for name in ("a.md", "b.md", "c.pdf"):
+        (tmp_path / "text" / name).write_text("text")
+    report = corpus_report(prepare(section(str(tmp_path / "text")), TOKENIZER, tmp_path / "cache"))
+    assert "3 files of other kinds: 2 .md, 1 .pdf" in report
 
 
 def test_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:
