@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 from tqdm import tqdm
 
 from distill.candidates import STOP_WORDS, Candidates, load_word_model
@@ -36,6 +36,7 @@ from engine.config import ConfigError, InputError, Section
 from engine.files import tidy, write_text
 from engine.keyed import key
 from engine.packed import json_objects
+from engine.records import checked
 from engine.waiting import patient_barrier
 from finetune.data import Split
 from finetune.task import TaskSection
@@ -47,6 +48,14 @@ SERVED = ("classification", "multilabel", "regression")
 _FORMAT = 1
 _SHARD_ROWS = 256
 _SHOWN = 3
+
+
+class _Made(BaseModel):
+    """A line of a shard."""
+
+    row: int
+    """Number of the example in the split."""
+    variants: list[Variant]
 
 
 class AugmentSection(Section):
@@ -198,12 +207,30 @@ class Augmentation:
             )
         rows: list[int] = []
         found: list[Variant] = []
+        first = 0
         for shard in range(self.num_shards):
-            with self._file(shard).open(encoding="utf-8", newline="\n") as lines:
-                for _, line in json_objects(self._file(shard), lines):
-                    found += [Variant(*variant) for variant in line["variants"]]
-                    rows += [line["row"]] * len(line["variants"])
+            for made in self._read(shard, first):
+                found += made.variants
+                rows += [made.row] * len(made.variants)
+                first = made.row + 1
         return Augmented(self._with(rows, found), self._report(rows, found))
+
+    def _read(self, shard: int, first: int) -> list[_Made]:
+        """What a shard holds, whose examples are those from the ``first`` on."""
+        file, remedy = self._file(shard), "delete this file and run again, which makes it anew"
+        try:
+            with file.open(encoding="utf-8", newline="\n") as lines:
+                found: list[_Made] = [
+                    checked(file, line, _Made, remedy=remedy) for _, line in json_objects(file, lines)
+                ]
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: not UTF-8 text; {remedy}") from None
+        places = {variant.place for made in found for variant in made.variants}
+        rows = range(first, self.split.num_examples)[: len(found)]
+        whole = shard < self.num_shards - 1 or rows.stop == self.split.num_examples
+        if [made.row for made in found] != [*rows] or not whole or not places <= {*range(len(self.split.texts))}:
+            raise InputError(f"{file}: does not hold the variants of its examples, each once; {remedy}")
+        return found
 
     def _with(self, rows: list[int], found: list[Variant]) -> Split:
         split = self.split

@@ -16,8 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine.batch import pack
+from engine.config import InputError
 from engine.flops import model_flops
 from engine.model_folder import weight_files
+from engine.records import read_yaml
 from engine.run import RESUMABLE, changes
 
 Scores = dict[tuple[str, str], dict[str, float]]
@@ -100,9 +102,12 @@ def _differences(run: Path, other: Path) -> list[str]:
     missing = [f"there is no {file}" for file in files if not file.is_file()]
     if missing:
         return missing
-    here, there = (file.read_text(encoding="utf-8") for file in files)
+    try:
+        here, there = (read_yaml(file, dict[str, Any], remedy="run that seed again") for file in files)
+    except InputError as error:
+        return [str(error)]
     ignored = ["run", *RESUMABLE]
-    if yaml.safe_load(here).get("before"):  # a stage before this one, whose export is where this one's student is from
+    if here.get("before"):  # a stage before this one, whose export is where this one's student is from
         ignored += ["model.from", *(f"before.{key}" for key in ignored)]
     return changes(there, here, ignored)
 

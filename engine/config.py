@@ -130,7 +130,9 @@ def parse_yaml(text: str, name: str) -> Any:
         loader = _Loader(text)
         loader.name = name
         return loader.get_single_data()
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # a date of 30 February
         raise ConfigError(f"{name}: not valid YAML: {error}") from error
 
 
@@ -249,13 +251,13 @@ def dump(section: Section) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def completed(text: str, schema: type[Section]) -> str:
-    """A dumped configuration with the keys that were added since, at their defaults; as it is where it is not one that
-    the schema takes today."""
+def completed(values: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
+    """A configuration that was dumped, with the keys that were added since, at their defaults; as it is where it is not
+    one that the schema takes today."""
     try:
-        return dump(schema.model_validate(yaml.safe_load(text)))
+        return schema.model_validate(values).model_dump(mode="json", by_alias=True)
     except ValidationError:
-        return text
+        return values
 
 
 def describe(schema: type[Section], prefix: str = "", defaults: Section | None = None) -> str:

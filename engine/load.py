@@ -211,8 +211,13 @@ def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenize
     if not tokenizer.is_fast:
         raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
     with reading(f"{key}: given {path!r}: its tokenizer cannot read a text", remedy):
-        ids: Any = tokenizer("a text", "and another")["input_ids"]
+        ids: Any = tokenizer("a text", "with a sign that few have: \U00012000")["input_ids"]  # of cuneiform
         tokenizer.convert_ids_to_tokens(ids)
+        if vocabulary_size(tokenizer) > 2 * len(tokenizer):
+            raise ConfigError(
+                f"{key}: given {path!r}: {len(tokenizer):,} pieces with ids up to {vocabulary_size(tokenizer) - 1:,}; "
+                "give a tokenizer that numbers its pieces from 0"
+            )
     return tokenizer
 
 

@@ -17,15 +17,15 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from engine.config import ConfigError, Section, completed
+from engine.config import ConfigError, Section, completed, parse_yaml
 from engine.environment import num_cores
 from engine.files import tidy, write_text
 from engine.lock import locked
 from engine.names import PathName
+from engine.records import read_yaml
 from engine.sharding import Sharding
 
 logger = logging.getLogger(__name__)
@@ -153,8 +153,10 @@ class RunDirectory:
         """
         config_file = path / "config.yaml"
         if config_file.exists():
-            there = config_file.read_text(encoding="utf-8")
-            found = changes(completed(there, schema) if schema else there, config_text, ignore)
+            remedy = "give another run.name, or delete the folder"
+            there = read_yaml(config_file, dict[str, Any], remedy=remedy)
+            given = parse_yaml(config_text, "the configuration")
+            found = changes(completed(there, schema) if schema else there, given, ignore)
             if found:
                 listing = "\n".join(f"  - {change}" for change in found)
                 raise ConfigError(
@@ -197,9 +199,9 @@ class RunDirectory:
         write_text(self.path / "finished.json", json.dumps(results, indent=1))
 
 
-def changes(old: str, new: str, ignore: Sequence[str]) -> list[str]:
-    """Where two configurations (YAML) differ, but for the keys and sections to ``ignore``."""
-    before, after = (dict(_flat(yaml.safe_load(text) or {})) for text in (old, new))
+def changes(old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> list[str]:
+    """Where two configurations differ, but for the keys and sections to ``ignore``."""
+    before, after = dict(_flat(old)), dict(_flat(new))
     keys = [k for k in {**before, **after} if not any(k == i or k.startswith(f"{i}.") for i in ignore)]
 
     def shown(values: dict[str, Any], key: str) -> str:

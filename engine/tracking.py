@@ -18,7 +18,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
@@ -44,13 +43,29 @@ class TrackingSection(Section):
 
 
 def read_rows(metrics_file: Path) -> list[dict[str, Any]]:
-    """What is on record, line by line; a last line that a crash or a full disk left half written is not, and a file
-    that is not there holds nothing."""
-    rows = []
-    for line in metrics_file.read_text(encoding="utf-8").splitlines() if metrics_file.exists() else ():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+    """What is on record, line by line: a step and numbers by name.
+
+    A last line that a crash or a full disk left half written is not, and a file that is not there holds nothing. Other
+    lines that are no record are left out with a warning: nothing but pictures is made of them.
+    """
+    text = metrics_file.read_text(encoding="utf-8", errors="replace") if metrics_file.exists() else ""
+    rows = [_row(line) for line in text.splitlines()]
+    damaged = [number for number, row in enumerate(rows[:-1], 1) if row is None]
+    if damaged:
+        logger.warning(
+            "%s: %d damaged lines are left out, the first is line %d", metrics_file, len(damaged), damaged[0]
+        )
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The record that a line holds, if it does."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
+    return row if numbers and isinstance(row.get("step"), int) and 0 <= row["step"] < 2**63 else None
 
 
 def read_series(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:

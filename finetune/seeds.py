@@ -30,7 +30,7 @@ from finetune.config import FinetuneConfig, load_config
 from finetune.data import read_task
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
-from finetune.seeds_table import GLUE, write_table
+from finetune.seeds_table import GLUE, read_summaries, write_table
 from finetune.sources import glue_dir_from_environment
 from finetune.stage import Finetuning
 
@@ -219,8 +219,7 @@ def tell(runs: Sequence[Runs], failed: Sequence[str]) -> int:
 
 def _earlier(folder: Path) -> dict[str, Any]:
     """What the table there says of runs that still exist."""
-    file = folder / "table.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = read_summaries(folder)
     return {task: each for task, each in found.items() if all(Path(run).is_dir() for run in each["runs"])}
 
 

@@ -5,16 +5,51 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, model_validator
 
 from engine.files import write_text
 from engine.markdown import code, escaped, markdown_table
 from engine.plot import figure, plain, save
+from engine.records import read_json
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 """The benchmark's tasks, by the names of their configurations: the published mean is over these and no others."""
+
+
+class Summary(BaseModel):
+    """What ``table.json`` says of a task."""
+
+    scores: dict[str, Annotated[dict[str, Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]] = Field(
+        min_length=1
+    )
+    """Of each seed, by validation split and metric."""
+    ensemble: dict[str, dict[str, float]]
+    baselines: dict[str, dict[str, dict[str, float]]]
+    """By validation split, baseline and metric."""
+    warnings: list[str]
+    runs: list[str]
+    """Folders of the seeds that are finished."""
+    best: str
+    """One of them."""
+
+    @model_validator(mode="after")
+    def _splits_have_baselines(self) -> Summary:
+        if not self.scores.keys() <= self.baselines.keys():
+            raise ValueError("baselines are missing of a split that has scores")
+        return self
+
+
+def read_summaries(folder: Path) -> dict[str, dict[str, Any]]:
+    """What ``table.json`` in the folder says, by task; nothing where there is none. ``InputError`` if it is damaged."""
+    file = folder / "table.json"
+    if not file.exists():
+        return {}
+    remedy = "delete it: the command that wrote it makes it again of the runs that are finished"
+    found = read_json(file, dict[str, Summary], remedy=remedy)
+    return {task: summary.model_dump() for task, summary in found.items()}
 
 
 def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:

@@ -6,7 +6,8 @@ Legend: N examples, B of a batch, K outputs of each, L labels.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch
+from engine.config import InputError
 from engine.encoders import sequence_logits
 from engine.tsv import read_tsv
 from finetune.baselines import baselines
@@ -46,9 +48,25 @@ class SequencePredictor(Predictor):
         return sequence_logits(self.model, batch).float()
 
 
+@contextmanager
+def _reading(files: Sequence[Path]) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, IndexError, KeyError) as error:  # such as half a line, or runs with other numbers of labels
+        listing = ", ".join(map(str, files))
+        raise InputError(
+            f"{listing}: not predictions of one split that can be averaged ({error}); delete the folder of the run "
+            "whose file is damaged, and run it again"
+        ) from None
+
+
 def mean_outputs(files: Sequence[Path]) -> np.ndarray:
-    """The mean (N, K) of the outputs that several models wrote for one split."""
-    return np.mean([np.array([row[3:] for row in read_tsv(file)[1:]], dtype=np.float32) for file in files], axis=0)
+    """The mean (N, K) of the outputs that several models wrote for one split; ``InputError`` if one is damaged."""
+    with _reading(files):
+        found = [np.array([row[3:] for row in read_tsv(file)[1:]], dtype=np.float32) for file in files]
+        if not all(outputs.ndim == 2 and outputs.size for outputs in found):
+            raise ValueError("no numbers")
+        return np.mean(found, axis=0)
 
 
 class VectorKind(TaskKind):
@@ -76,8 +94,11 @@ class VectorKind(TaskKind):
 
     def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
         """The metrics of the mean of the outputs."""
-        labels = np.array([self.from_words(row[2]) for row in read_tsv(files[0])[1:]])
-        return self.scores(self.best(mean_outputs(files)), labels)
+        outputs = mean_outputs(files)
+        with _reading(files):
+            return self.scores(
+                self.best(outputs), np.array([self.from_words(row[2]) for row in read_tsv(files[0])[1:]])
+            )
 
 
 class SequenceKind(VectorKind):

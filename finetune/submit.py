@@ -12,18 +12,19 @@ if __name__ == "__main__":
 
     begin()
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
 
 from engine.command import guarded
 from engine.config import InputError, Section, read_values, validate
+from engine.records import checked, read_yaml
 from finetune.config import model_name
 from finetune.kind import kind_of
+from finetune.seeds_table import read_summaries
 from finetune.sequences import VectorKind, mean_outputs
 from finetune.submission import write_submission
 from finetune.task import TaskSection
@@ -63,7 +64,7 @@ def _run(folder: Path, section: SubmitSection) -> int:
             "that it names at its end"
         )
     predictions: dict[str, list[str] | np.ndarray] = {}
-    for summary in json.loads(table.read_text(encoding="utf-8")).values():
+    for summary in read_summaries(folder).values():
         runs = [Path(run) for run in (summary["runs"] if section.ensemble else [summary["best"]])]
         predictions |= _predictions(runs)
     archive = write_submission(folder / "submission", predictions, fill=section.fill)
@@ -73,7 +74,9 @@ def _run(folder: Path, section: SubmitSection) -> int:
 
 def _predictions(runs: Sequence[Path]) -> dict[str, list[str] | np.ndarray]:
     """Names of labels, or scores, for each file of the submission that the task of these runs has."""
-    task = validate(TaskSection, yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))["task"])
+    remedy = "run the seeds of this task again"
+    file = runs[0] / "config.yaml"
+    task = checked(file, read_yaml(file, dict[str, Any], remedy=remedy).get("task"), TaskSection, remedy=remedy)
     kind = kind_of(task)
     if not isinstance(kind, VectorKind):
         return {}  # tables may hold tasks beside GLUE's

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from engine.files import write_text
 from engine.markdown import markdown_table
 from engine.plot import figure, plain, save
@@ -31,13 +33,16 @@ class Trial:
         return (math.inf if math.isnan(self.score) else -self.score, self.trial)
 
 
+_TRIAL = TypeAdapter(Trial)
+
+
 def read_ledger(file: Path) -> dict[int, Trial]:
     """Finished trials by number; a line that a crash left torn is passed over: the trial's own folder tells."""
     found = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
-            entry = Trial(**json.loads(line))
-        except (ValueError, TypeError):
+            entry = _TRIAL.validate_python(json.loads(line))
+        except (ValueError, RecursionError):
             continue
         found[entry.trial] = entry
     return found

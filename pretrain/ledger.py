@@ -9,7 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from pydantic import BaseModel, NonNegativeInt
+
+from engine.config import InputError
+from engine.records import checked
+
 _CACHE_KB = 64_000
+
+
+class _Record(BaseModel):
+    state: dict[str, Any]
+    lengths: dict[str, NonNegativeInt]
 
 
 class Ledger:
@@ -19,20 +29,27 @@ class Ledger:
     """
 
     def __init__(self, path: Path, files: list[Path], state: dict[str, Any]) -> None:
-        self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
-        self._database.execute("CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._database.execute("CREATE TABLE IF NOT EXISTS progress (id INTEGER PRIMARY KEY, record TEXT)")
-        row = self._database.execute("SELECT record FROM progress").fetchone()
-        record = json.loads(row[0]) if row else {"state": state, "lengths": {}}
-        self.state: dict[str, Any] = record["state"]
+        remedy = f"delete {path.parent} and prepare again"
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
+            self._database.execute("CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._database.execute("CREATE TABLE IF NOT EXISTS progress (id INTEGER PRIMARY KEY, record TEXT)")
+            row = self._database.execute("SELECT record FROM progress").fetchone()
+            values = json.loads(row[0]) if row else {"state": state, "lengths": {}}
+        except sqlite3.OperationalError:  # such as a full disk
+            raise
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); {remedy}") from None
+        record = checked(path, values, _Record, remedy=remedy)
+        self.state: dict[str, Any] = record.state
         """What the caller wants to remember; the value of the last commit, or as given."""
         self._files: dict[Path, BinaryIO] = {}
         for file in files:
-            length = record["lengths"].get(str(file.relative_to(path.parent)), 0)
+            length = record.lengths.get(str(file.relative_to(path.parent)), 0)
             stream = file.open("r+b" if file.exists() else "w+b")
             if stream.seek(0, os.SEEK_END) < length:
-                raise ValueError(f"{file}: shorter than recorded; delete {path.parent} and prepare again")
+                raise InputError(f"{file}: shorter than recorded; {remedy}")
             stream.truncate(length)
             stream.seek(length)
             self._files[file] = stream

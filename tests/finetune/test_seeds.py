@@ -218,7 +218,8 @@ def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (other / "config.yaml").write_text(
         "task: {name: own, type: tokens, labels: [O, B-x], metrics: f1, files: {train: x}}\n"
     )
-    table = {"rte": {"runs": runs, "best": runs[1]}, "own": {"runs": [str(other)], "best": str(other)}}
+    rest = {"scores": {"validation": {"f1": [0.5]}}, "ensemble": {}, "baselines": {"validation": {}}, "warnings": []}
+    table = {"rte": {**rest, "runs": runs, "best": runs[1]}, "own": {**rest, "runs": [str(other)], "best": str(other)}}
     (tmp_path / "table.json").write_text(json.dumps(table))
     assert submit.main([str(tmp_path)]) == 2
     assert "no predictions for CoLA.tsv" in capsys.readouterr().err
