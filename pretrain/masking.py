@@ -138,15 +138,18 @@ _MARKS = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~–£€')
 _PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
-def word_starts(pieces: list[str], *, unigram: bool) -> np.ndarray:
-    """Which pieces of a vocabulary open a word, (V,) bool, for WordPiece and SentencePiece (``unigram``) vocabularies.
+def word_starts(
+    pieces: list[str], *, unigram: bool = False, opening: tuple[str, ...] = (), continuing: str = "##"
+) -> np.ndarray:
+    """Which pieces of a vocabulary open a word, (V,) bool: those that begin with one of the marks of an ``opening``
+    piece, or, where there are none, those that do not begin with the mark of a ``continuing`` one.
 
-    SentencePiece, after ALBERT's code: a piece that begins with "▁" or "<", a punctuation mark by itself, and every
-    piece with a character that is neither an English letter nor such a mark (the apostrophe is none): digits and other
-    scripts are words each.
+    A SentencePiece vocabulary (``unigram``) goes after ALBERT's code: a piece that begins with "▁" or "<", a
+    punctuation mark by itself, and every piece with a character that is neither an English letter nor such a mark (the
+    apostrophe is none): digits and other scripts are words each.
     """
-    if not unigram:
-        return np.array([not piece.startswith("##") for piece in pieces])
-    return np.array(
-        [piece.startswith(("▁", "<")) or piece in _MARKS or not _PLAIN.issuperset(piece.lower()) for piece in pieces]
-    )
+    if unigram:
+        return np.array([p.startswith(("▁", "<")) or p in _MARKS or not _PLAIN.issuperset(p.lower()) for p in pieces])
+    if opening:
+        return np.array([piece.startswith(opening) for piece in pieces])
+    return np.array([not piece.startswith(continuing) for piece in pieces])

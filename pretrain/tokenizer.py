@@ -21,6 +21,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from engine.config import ConfigError, Section
 from engine.frame import text_backend
 from engine.load import vocabulary_size
+from pretrain.masking import word_starts
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4."""
@@ -54,6 +55,38 @@ def is_unigram(tokenizer: PreTrainedTokenizerBase) -> bool:
     The vocabulary does not tell: either may hold the other's mark as a character like any other.
     """
     return isinstance(cast(Any, tokenizer).backend_tokenizer.model, models.Unigram)
+
+
+def starts_of_words(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Which tokens open a word, (V,) bool (:func:`pretrain.masking.word_starts`), by the marks of the tokenizer's kind.
+
+    Byte-level BPE marks the space before a word, as RoBERTa's; what follows without one, such as a full stop, belongs
+    to the word before. Raises ``ConfigError`` for a kind of vocabulary whose pieces do not tell.
+    """
+    parts = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
+    kind = parts["model"]["type"]
+    splitter = json.dumps([parts["normalizer"], parts["pre_tokenizer"]], ensure_ascii=False)
+    continuing = parts["model"].get("continuing_subword_prefix")
+    if kind == "Unigram":
+        marks: dict[str, Any] = {"unigram": True}
+    elif kind == "WordLevel":
+        marks = {"opening": ("",)}
+    elif kind in ("WordPiece", "BPE") and continuing:
+        marks = {"continuing": continuing}
+    elif kind == "BPE" and '"ByteLevel"' in splitter:
+        marks = {"opening": ("Ġ", "Ċ", "ĉ", "č")}  # space, line feed, tab and carriage return
+    elif kind == "BPE" and '"▁"' in splitter:
+        marks = {"opening": ("▁",)}
+    else:
+        raise ConfigError(
+            f"objective.masking.whole_words: the pieces of this {kind} tokenizer do not tell where a word begins; take "
+            "one of kind WordPiece, Unigram or byte-level BPE, or set objective.masking.whole_words=false"
+        )
+    pieces = cast(list[str | None], tokenizer.convert_ids_to_tokens([*range(vocabulary_size(tokenizer))]))
+    starts = word_starts([piece or "" for piece in pieces], **marks)
+    if tokenizer.unk_token_id is not None:
+        starts[cast(int, tokenizer.unk_token_id)] = True
+    return starts
 
 
 def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrainedTokenizerBase:

@@ -19,11 +19,11 @@ from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
 from pretrain.examples import DocumentSource, FlatExamples
-from pretrain.masking import mask_tokens, num_predictions, word_starts
+from pretrain.masking import mask_tokens, num_predictions
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens, full_segments
 from pretrain.start import ObjectiveSection
-from pretrain.tokenizer import is_unigram
+from pretrain.tokenizer import starts_of_words
 
 
 class MaskingSection(Section):
@@ -71,8 +71,7 @@ def masked_batch(
     labels: str = "pair_labels",
 ) -> Any:
     """The function that masks flat examples and packs them, with pair ``labels`` where the objective has pairs."""
-    pieces = [*tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))]
-    starts_word = word_starts(pieces, unigram=is_unigram(tokenizer))
+    starts_word = starts_of_words(tokenizer) if section.whole_words else None
     maximum = section.most(sequence_length)
 
     def finish(examples: FlatExamples) -> PackedBatch:
@@ -85,7 +84,7 @@ def masked_batch(
             maximum=maximum,
             mask_id=cast(int, tokenizer.mask_token_id),
             vocab_size=vocabulary_size(tokenizer),
-            starts_word=starts_word[examples.input_ids] if section.whole_words else None,
+            starts_word=None if starts_word is None else starts_word[examples.input_ids],
             longest_ngram=section.longest_ngram,
         )
         targets = {"masked_positions": masked.positions, "masked_ids": masked.labels}

@@ -43,7 +43,11 @@ def wordpiece() -> PreTrainedTokenizerBase:
 def unigram() -> PreTrainedTokenizerBase:
     """As ALBERT's is published: it makes token types, but keeps them to itself."""
     pieces = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-    scored = [(piece, 0.0) for piece in pieces] + [(f"▁{word}", -5.0) for word in WORDS] + [(".", -6.0), ("▁", -7.0)]
+    scored = (
+        [(piece, 0.0) for piece in pieces]
+        + [(f"▁{word}", -5.0) for word in WORDS]
+        + [("s", -6.0), (".", -6.0), ("▁", -7.0)]
+    )
     return AlbertTokenizer(vocab=scored)
 
 

@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from engine.config import ConfigError
 from engine.keyed import key
 from pretrain.masking import Masked, mask_tokens, num_predictions
+from pretrain.objectives import mlm
+from tests.corpora import Tokens
+from tests.engine.test_frame import KINDS, WORDS
 
 VOCAB = 30522
 
@@ -114,3 +120,51 @@ def test_whole_words() -> None:
 def test_rate_can_be_raised() -> None:
     masked = mask([128] * 10, maximum=39, rate=0.3)
     assert len(masked.positions) == 10 * 38
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_words_with_every_kind_of_tokenizer(kind: str) -> None:
+    """What is predicted of a word is all of it: words of one text each, most of them of several tokens."""
+    tokenizer = KINDS[kind]()
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"{word}s" for word in rng.choice(WORDS, 20)) for _ in range(40)]
+    encoded = tokenizer([f" {text}" for text in texts], add_special_tokens=False, return_offsets_mapping=True)
+    ids = np.concatenate(encoded["input_ids"])
+    ends = np.append(0, np.cumsum([len(each) for each in encoded["input_ids"]]))
+    source = mlm.source(
+        mlm.Config(masking=mlm.MaskingSection(rate=0.3, whole_words=True)),
+        Tokens(ids, ends, np.arange(len(ends))),
+        tokenizer,
+        sequence_length=128,
+        seed=0,
+    )
+    rows = source.plan(0, 0)
+    batch = source.collate(rows)
+    masked = np.zeros(len(batch.input_ids), bool)
+    masked[batch.targets["masked_positions"].numpy()] = True
+    several = 0
+    for row, mask in zip(rows, np.split(masked, batch.cu_seqlens[1:-1].numpy()), strict=True):
+        text = int(np.searchsorted(ends, row["a_start"]))
+        spaces = np.cumsum([character == " " for character in f" {texts[text]}"])
+        words = np.array([spaces[end - 1] for _, end in encoded["offset_mapping"][text]])
+        chosen = mask[1:-1]
+        assert len(chosen) == len(words)
+        for word in np.unique(words):
+            of_word = chosen[words == word]
+            assert of_word.all() or not of_word.any()
+            several += int(of_word.all() and len(of_word) > 1)
+    assert several > 40
+
+
+def test_a_vocabulary_that_marks_no_words_is_refused() -> None:
+    vocabulary = {piece: number for number, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    with pytest.raises(ConfigError, match=r"whole_words: the pieces of this BPE tokenizer do not tell .*=false"):
+        mlm.masked_batch(mlm.MaskingSection(whole_words=True), tokenizer, 128, pairs=False)
+    mlm.masked_batch(mlm.MaskingSection(), tokenizer, 128, pairs=False)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    marked = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    mlm.masked_batch(mlm.MaskingSection(whole_words=True), marked, 128, pairs=False)
