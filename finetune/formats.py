@@ -58,26 +58,44 @@ def sentences(path: Path, lines: Iterable[str], header: Sequence[str]) -> tuple[
 
     A line holds a word and what is said of it, with tabs between, or where there is no tab with spaces; an empty line
     ends a sentence. Without ``header`` the first column is called ``tokens`` and the last one, if there are several,
-    ``tags``. Lines that open a document (``-DOCSTART-``) are left out. Raises ``InputError`` with file and line where
-    the number of columns changes.
+    ``tags``. Lines that open a document (``-DOCSTART-``) are left out, and so are comments: lines before the first
+    word of a sentence that begin with ``# `` and are no word ``#`` with as many fields as other words. Raises
+    ``InputError`` with file and line where the number of columns changes.
     """
+    numbered = [(number, fields) for number, fields in _fields(lines) if fields[:1] != [_DOCUMENT]]
+    names = list(header) or _names(next((f for _, f in numbered if f and not _is_comment(f, 0)), []) or ["#"])
     rows: list[list[list[str]]] = []
     begins: list[int] = []
-    names, open_sentence = list(header), False
+    open_sentence = False
+    for number, fields in numbered:
+        if not fields:
+            open_sentence = False
+        elif not open_sentence and _is_comment(fields, len(names)):
+            continue
+        elif len(fields) != len(names):
+            raise InputError(f"{path}:{number}: {len(fields)} fields, where {len(names)} columns are expected")
+        else:
+            if not open_sentence:
+                rows.append([[] for _ in names])
+                begins.append(number)
+                open_sentence = True
+            for column, field in zip(rows[-1], fields, strict=True):
+                column.append(field)
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}, begins
+
+
+def _fields(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of each line; no fields of one that is blank."""
     for number, line in enumerate(lines, 1):
         fields = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-        if not any(field.strip() for field in fields):
-            open_sentence = False
-            continue
-        if fields[0] == _DOCUMENT:
-            continue
-        names = names or [WORDS, *(f"column {i}" for i in range(2, len(fields))), TAGS][: len(fields)]
-        if len(fields) != len(names):
-            raise InputError(f"{path}:{number}: {len(fields)} fields, where {len(names)} columns are expected")
-        if not open_sentence:
-            rows.append([[] for _ in names])
-            begins.append(number)
-            open_sentence = True
-        for column, field in zip(rows[-1], fields, strict=True):
-            column.append(field)
-    return {name: [row[i] for row in rows] for i, name in enumerate(names)}, begins
+        yield number, fields if any(field.strip() for field in fields) else []
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    """What the columns are called where nothing else is given."""
+    return [WORDS, *(f"column {i}" for i in range(2, len(fields))), TAGS][: len(fields)]
+
+
+def _is_comment(fields: Sequence[str], columns: int) -> bool:
+    """Whether a line before a sentence is none of its words; ``#`` may be one."""
+    return fields[0].startswith("# ") or (fields[0] == "#" and (len(fields) != columns or fields[2:3] == ["="]))

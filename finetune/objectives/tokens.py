@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch, ranges
+from engine.config import InputError
 from engine.encoders import token_logits
 from engine.frame import template
 from engine.objective import Term
@@ -106,13 +107,22 @@ def _sums(values: np.ndarray, number: np.ndarray) -> np.ndarray:
 
 
 def _word_tokens(sentences: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of all words end to end, and the number of tokens of each."""
+    """Token ids of all words end to end, and the number of tokens of each.
+
+    Raises ``InputError`` for words without a token where the tokenizer has none for what it does not know.
+    """
     # Byte-level and unigram vocabularies know a word by the space before it; to the others it makes no difference.
     unique = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(sentences)))}
     tokens = tokenize([f" {word}" for word in unique], tokenizer)
     # What a tokenizer drops, such as a lone control character, is a word that it does not know.
     unknown: Any = tokenizer.unk_token_id
-    ids = np.append(tokens.ids, np.int32(unknown))
+    dropped = [word for word, length in zip(unique, tokens.lengths, strict=True) if not length]
+    if dropped and unknown is None:
+        raise InputError(
+            f"the tokenizer makes no token of {len(dropped):,} words of the task, the first is {dropped[0]!r}, and it "
+            "has no unknown token to stand for them; remove these words and their tags, or take another model"
+        )
+    ids = np.append(tokens.ids, np.int32(0 if unknown is None else unknown))
     starts = np.where(tokens.lengths > 0, tokens.starts, len(tokens.ids))
     lengths = np.maximum(tokens.lengths, 1)
     which = np.fromiter((unique[word] for word in chain.from_iterable(sentences)), np.int64)

@@ -77,6 +77,20 @@ def test_a_word_that_the_tokenizer_drops_is_an_unknown_one() -> None:
     assert batch.input_ids[2] == tokenizer.unk_token_id
 
 
+def test_a_tokenizer_without_an_unknown_token() -> None:
+    """It is needed for nothing but words that the tokenizer drops, and these are named."""
+    tokenizer = wordpiece()
+    tokenizer.unk_token = None
+
+    def examples(*words: str) -> SentenceExamples:
+        split = Split("train", ([list(words)],), objects([np.arange(len(words))]), np.arange(1))
+        return SentenceExamples(split, tokenizer, max_length=20, seed=0)
+
+    assert examples("the", "town").kept.tolist() == [2]
+    with pytest.raises(InputError, match=r"no token of 1 words of the task, the first is '\\u200d'"):
+        examples("the", "\u200d", "town")
+
+
 def test_training_is_the_stock_models_loss(tmp_path: Path) -> None:
     split, names = tagged(), {"num_labels": 5}
     model, _ = load(AutoModelForTokenClassification, write_encoder(tmp_path / "model"), **names)
@@ -130,6 +144,20 @@ def test_columns_of_words(tmp_path: Path, separator: str) -> None:
     got = read(tmp_path, "-DOCSTART-\tO\n\n" + columns(wanted, separator) + "\n\t\n\n").split("train")
     assert got.texts == wanted.texts
     assert [tags.tolist() for tags in got.labels] == [tags.tolist() for tags in wanted.labels]  # pyright: ignore
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", " _ _ "])
+@pytest.mark.parametrize("comment", ["# id 5f2a", "# id 5f2a\tdomain=en", "# sent_id = 1", "# a text of many words"])
+def test_comments_are_no_words(tmp_path: Path, separator: str, comment: str) -> None:
+    """Before a sentence; ``#`` is a word, also where it opens one, and lines are counted as the file has them."""
+    one = f"{comment}\nthe{separator}O\n#{separator}O\ntown{separator}B-place\n"
+    other = f"#{separator}O\nold{separator}O\n"
+    split = read(tmp_path, f"{one}\n{one}\n{other}", labels=TAGS).split("train")
+    assert split.texts == ([["the", "#", "town"], ["the", "#", "town"], ["#", "old"]],)
+    with pytest.raises(InputError, match=r"train\.conll:7: 'tags' holds 'X'"):
+        read(tmp_path, f"{one}\n{comment}\nthe{separator}X\n", labels=TAGS)
+    with pytest.raises(InputError, match=r"train\.conll:10: 1 fields, where"):
+        read(tmp_path, f"{one}\n{one}old\n", labels=TAGS)
 
 
 def test_more_columns_and_no_tags(tmp_path: Path) -> None:
