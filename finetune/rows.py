@@ -267,6 +267,9 @@ def _labels_wanted(section: TaskSection, table: Table, column: str, names: Seque
     )
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _score(cell: Any, allowed: tuple[float, float] | None) -> float:
     try:
         if isinstance(cell, bool) or "_" in str(cell):  # float() takes both
@@ -275,6 +278,6 @@ def _score(cell: Any, allowed: tuple[float, float] | None) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"{cell!r} is no number") from None
     low, high = allowed or (-np.inf, np.inf)
-    if not (np.isfinite(value) and low <= value <= high):
+    if not (abs(value) <= _LARGEST and low <= value <= high):
         raise ValueError(f"{cell!r} is no score from {low:g} to {high:g}")
     return value

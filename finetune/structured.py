@@ -52,6 +52,7 @@ class ChoiceRows(Rows):
     def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
         """The text and its choices, each behind what they begin with."""
         size = len(self.section.text)
+        begins = [as_text(text) for text in texts[:size]]
         given, names = _choices(texts[size:])
         if len(given) > len(self.section.labels):
             raise ValueError(f"{len(given)} choices, and task.labels names {len(self.section.labels)}")
@@ -64,8 +65,8 @@ class ChoiceRows(Rows):
             label = called.index(label)
         if label is not None and (label >= len(given) or not given[label].strip()):
             raise ValueError(f"the label is that of choice {label + 1}, which is empty")
-        begin = texts[1] + " " if size == 2 else ""
-        return (texts[0], [begin + choice if choice.strip() else "" for choice in given]), label
+        begin = begins[1] + " " if size == 2 else ""
+        return (begins[0], [begin + choice if choice.strip() else "" for choice in given]), label
 
     def in_words(self, text: Any) -> str:
         """Choices with slashes between."""

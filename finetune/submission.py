@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import logging
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from engine.files import publish, remove
 logger = logging.getLogger(__name__)
 _HEADER = "index\tprediction"
 _LOW, _HIGH = 0.0, 5.0
+_LARGEST = 64_000_000
+"""Bytes of a file of a submission; the largest, QQP's, has some four million."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,13 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
+                if entry.file_size > _LARGEST:
+                    raise InputError(
+                        f"{path}: {entry.filename} has {entry.file_size:,} bytes unpacked, which no file has"
+                    )
                 if not entry.is_dir():
                     yield entry.filename, archive.read(entry)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable zip archive or folder: {error}") from error
 
 

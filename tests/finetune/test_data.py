@@ -777,3 +777,42 @@ def test_damaged_rows_are_one_error_with_the_name_of_the_file(tmp_path: Path, su
             messages.append(str(error))
     assert len(messages) > 75
     assert all(f"a{suffix}" in message for message in messages)
+
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "classification": ({"labels": ["no", "yes"], "metrics": "accuracy"}, {"text": "a", "label": "yes"}),
+    "multilabel": ({"labels": ["no", "yes"], "metrics": "macro_f1"}, {"text": "a", "label": ["no"]}),
+    "regression": ({"labels": [], "metrics": "pearson"}, {"text": "a", "label": 1.5}),
+    "choice": ({"choices": "more", "metrics": "accuracy"}, {"text": "a", "label": "yes", "more": ["p", "q"]}),
+    "tokens": ({"labels": ["O", "B-x"], "metrics": "f1"}, {"text": ["a", "b"], "label": ["O", "B-x"]}),
+    "spans": (
+        {"labels": [], "text": ["text", "more"], "metrics": "f1", "spans": {"unanswerable": True}},
+        {"text": "Where?", "more": "It is in Lund", "label": [{"text": "Lund", "answer_start": 9}]},
+    ),
+}
+"""Settings of a task of each kind, and a row of it."""
+CELLS = [
+    None, True, 0, 1, -1, 10**30, 1.5, 1e300, float("nan"), "", " ", "no", "O", "0", "[0, 1]", "\ud800", "a\tb",
+    "Lund", [], ["p", "q"], [[0]], [None], {}, {"text": "ab", "label": "ab"},
+    {"text": ["p", None], "label": ["no", "x"]}, {"text": "Lund", "answer_start": [9]}, {"answer_start": 9},
+    [{"text": "Lund", "answer_start": None}],
+]  # fmt: skip
+"""What JSON can hold in a cell, and what a file of another kind does."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cell_of_any_type_is_read_or_refused_with_its_row(tmp_path: Path, kind: str) -> None:
+    """In every column; nothing else than a text becomes a text, and every number is finite."""
+    settings, row = KINDS[kind]
+    for column in (*row, "id"):
+        for cell in CELLS:
+            (tmp_path / "a.jsonl").write_text(json.dumps({"id": "x", **row, column: cell}))
+            try:
+                task = own(tmp_path, type=kind, files={"validation": "a.jsonl"}, index="id", **settings)
+            except InputError as error:
+                message = str(error)
+            else:
+                message = "a.jsonl:1"
+                assert report(task)
+                assert kind != "regression" or np.isfinite(task.split("validation").labels).all()  # pyright: ignore
+            assert "a.jsonl:1" in message

@@ -166,6 +166,22 @@ def test_a_wrong_archive_is_refused_with_all_problems(
         assert message in said
 
 
+def test_a_damaged_archive_is_one_error(tmp_path: Path) -> None:
+    """Whatever byte is another one, and also where a file unpacks to far more than any has."""
+    archive, rng = tmp_path / "a.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+        stream.writestr("RTE.tsv", "index\tprediction\n" + "".join(f"{i}\tentailment\n" for i in range(300)))
+    whole = archive.read_bytes()
+    for at in rng.integers(len(whole), size=200):
+        archive.write_bytes(whole[:at] + rng.bytes(1) + whole[at + 1 :])
+        with pytest.raises(InputError, match=r"a\.zip"):
+            validate_submission(archive)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+        stream.writestr("RTE.tsv", bytes(70_000_000))
+    with pytest.raises(InputError, match=r"a\.zip: RTE\.tsv has 70,000,000 bytes unpacked"):
+        validate_submission(archive)
+
+
 def test_command(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(written)]) == 0
     assert "11 files, 426,309 rows, all as required" in capsys.readouterr().out
