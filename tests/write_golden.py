@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from engine.objective import objective_module
-from tests.pretrain.test_objectives import GOLDEN, OBJECTIVES, golden_losses
+from tests.pretrain.test_objectives import GOLDEN, HOLDS_FOR, OBJECTIVES, TOLERANCE, golden_losses
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -16,5 +16,6 @@ if __name__ == "__main__":
     for name in OBJECTIVES:
         kind = objective_module("pretrain.objectives", {"type": name})
         path = GOLDEN / f"{name}.json"
-        path.write_text(json.dumps(golden_losses(kind, Accelerator(cpu=True)), indent=1) + "\n")
+        content = {"holds_for": HOLDS_FOR, "tolerance": TOLERANCE, "losses": golden_losses(kind, Accelerator(cpu=True))}
+        path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"wrote {path}")

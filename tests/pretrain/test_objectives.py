@@ -360,6 +360,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(kind: Any, accele
     assert torch.equal(weights(objective).nan_to_num(), before.nan_to_num())
 
 
+HOLDS_FOR = "float32 on a CPU, whatever its instructions and the number of threads"
+TOLERANCE = 1e-4
+"""In nats. Rounding moves the losses by 1e-6, from SSE4.1 to AVX-512 and with one thread or two; a dropout more in a
+network of this size by 1e-3."""
+
+
 def golden_losses(kind: Any, accelerator: Accelerator) -> dict[str, list[float]]:
     """Losses of 20 steps with dropout, in float32."""
     objective, source = make(kind, TINY)
@@ -372,9 +378,10 @@ def test_golden_losses(kind: Any, accelerator: Accelerator) -> None:
     """Losses as they were; a change that moves them on purpose rewrites the file with `make golden`."""
     expected = json.loads((GOLDEN / f"{kind.Config().type}.json").read_text())
     losses = golden_losses(kind, accelerator)
-    assert losses.keys() == expected.keys()
+    assert (expected["holds_for"], expected["tolerance"]) == (HOLDS_FOR, TOLERANCE)
+    assert losses.keys() == expected["losses"].keys()
     for name, values in losses.items():
-        assert values == pytest.approx(expected[name], abs=2e-3), name
+        assert values == pytest.approx(expected["losses"][name], abs=expected["tolerance"]), name
 
 
 def test_overfits_32_examples(kind: Any, accelerator: Accelerator) -> None:
