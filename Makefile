@@ -57,9 +57,9 @@ $(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\
   $(error PROCESSES=$(PROCESSES) is for CPUs; with GPUS=$(GPUS) each GPU has one process, leave out the other))
 
 # One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
-# accelerate launch, with every flag said so that no default file of the user's can speak.
+# accelerate launch, with every flag said so that no default file of the user's can speak, and only where there are so many.
 ifneq ($(GPUS),0)
-  LAUNCH = $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
+  LAUNCH = $(BIN)/python -m engine.gpus $(GPUS) && $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
            --machine_rank $(RANK) --main_process_ip $(HEAD) --main_process_port $(PORT) --mixed_precision no \
            --dynamo_backend no $(if $(filter-out 1,$(GPUS) $(MACHINES)),--multi_gpu) -m
 else ifneq ($(filter-out 1,$(PROCESSES) $(MACHINES)),)

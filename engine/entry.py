@@ -22,6 +22,11 @@ PARENT = "BERTILLERY_PARENT"
 def begin() -> None:
     """Called where a command's module begins, if it is run as a command."""
     signal.signal(signal.SIGINT, _leave)
+    # A thread that waits for the others first looks again and again, by GNU's OpenMP for some ten milliseconds, and on
+    # cores that are shared with other work takes from them the very time that it waits for: two threads took up to six
+    # times as long as one. A thousand looks are enough where nothing else runs. It is read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parent = os.environ.pop(PARENT, None)
     if parent is not None:
         end_with(int(parent), signal.SIGTERM)  # which a training takes to save itself and leave

@@ -23,6 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from engine.config import ConfigError, Section, completed, parse_yaml
 from engine.environment import num_cores
 from engine.files import tidy, write_text
+from engine.gpus import check_gpus
 from engine.lock import locked
 from engine.names import PathName
 from engine.records import read_yaml
@@ -59,6 +60,11 @@ class RunSection(Section):
 def start_accelerator(section: RunSection) -> Accelerator:
     """Set threads and memory up, then start accelerate; what was chosen, and why, goes to the log."""
     on_gpu = section.device == "auto" and torch.accelerator.is_available()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if on_gpu and local_processes > 1:
+        lacking = check_gpus(local_processes, by=f"{local_processes} processes on this machine")
+        if lacking:
+            raise ConfigError(f"{lacking}, or run.device=cpu")
     precision, reason = choose_precision(section.precision, on_gpu=on_gpu)
     # Unless it is told of the CPU, accelerate takes the processes of torchrun for that many runs of one process.
     accelerator = Accelerator(
@@ -72,7 +78,6 @@ def start_accelerator(section: RunSection) -> Accelerator:
             f"run.sharding: given {section.sharding!r}, but there is one process, and nothing to split a model over; "
             "start several (make's PROCESSES=2, or GPUS=8), or give run.sharding=none"
         )
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if section.threads is not None:
         torch.set_num_threads(section.threads)
     elif local_processes > 1 and not on_gpu:

@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from engine import gpus
 from engine.config import read_values
 from engine.load import FIRST
 from finetune.task import TaskSection
@@ -154,6 +156,24 @@ def test_gpus_go_through_accelerate_with_every_flag(machines: int) -> None:
         "--main_process_ip 10.0.0.1", "--mixed_precision no", "--dynamo_backend no", "--multi_gpu",
     ):  # fmt: skip
         assert flag in said, flag
+
+
+def test_gpus_that_are_not_there_are_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration, which is not there either, is not looked at."""
+    command = ["make", "--no-print-directory", "-o", ".venv/.installed", "pretrain", "GPUS=1", "CONFIG=none"]
+    environment = {**OUTSIDE, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    said, make = done.stderr.splitlines()
+    assert said.startswith("error: GPUS=1: given 1 GPUs, but this machine has none that torch")
+    assert make.startswith("make: ***")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    assert [gpus.main([number]) for number in ("1", "4", "5", "yes")] == [0, 0, 2, 2]
+    said, other = capsys.readouterr().err.splitlines()
+    assert said == "error: GPUS=5: given 5 GPUs, but this machine has 4; give GPUS=4, or PROCESSES=<n> for CPUs"
+    assert other == "error: GPUS: given 'yes'; it is a number, GPUs of each machine"
 
 
 def test_help_lists_every_target() -> None:

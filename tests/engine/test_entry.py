@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -30,6 +31,24 @@ def test_an_interrupt_during_the_imports_is_one_line(tmp_path: Path) -> None:
         arguments = [sys.executable, "-m", command.removesuffix(".__main__"), "--help"]
         done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert (done.stderr, done.returncode) == (f"{entry.INTERRUPTED}\n", 130), command
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"), [({}, 1000), ({"OMP_WAIT_POLICY": "passive"}, 0), ({"GOMP_SPINCOUNT": "7"}, 7)]
+)
+def test_threads_that_wait_let_others_work(tmp_path: Path, given: dict[str, str], turns: int) -> None:
+    """By OpenMP's own account as torch is loaded; a user who says how to wait is heard."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    library = next(Path(spec.origin).parent.glob("lib/libgomp*"), None)
+    if library is None:
+        pytest.skip("this torch has another OpenMP")
+    (tmp_path / "torch.py").write_text(f"import ctypes, os\nctypes.CDLL({str(library)!r})\nos._exit(0)\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY",)}
+    environment |= {"PYTHONPATH": str(tmp_path), "OMP_DISPLAY_ENV": "verbose", **given}
+    done = subprocess.run([sys.executable, "-m", "pretrain"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr
 
 
 def test_within_a_command_an_interrupt_is_pythons_and_after_it_as_before() -> None:

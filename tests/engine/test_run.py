@@ -237,3 +237,13 @@ def test_environment_is_json_and_names_no_machine():
     assert found["torch"] == torch.__version__
     assert found["cores"] >= 1
     assert not {"host", "hostname", "node"} & found.keys()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(
+        ConfigError, match=r"8 processes on this machine: given 8 GPUs, but this machine has 4; give GPUS=4"
+    ):
+        start_accelerator(RunSection())
