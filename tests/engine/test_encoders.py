@@ -207,7 +207,8 @@ def albert(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
         model = albert_objective.build(albert_objective.Config(embedding_size=16), sizes, tokenizer).exported()
         model.config._attn_implementation = NAME
     (layer,) = (each for each in model.modules() if isinstance(each, AlbertLayer))
-    layer.attention.output_dropout.p = model.base_model.embeddings.dropout.p = 0.0
+    encoder: Any = model.base_model
+    layer.attention.output_dropout.p = encoder.embeddings.dropout.p = 0.0
     return model
 
 
