@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from distill.compare import forward
 from distill.speed import Speed, SpeedSection, side_by_side, speed_rows
-from distill.stock import open_stock, stock_inputs
+from distill.stock import has_choices, open_stock, stock_inputs
 from engine.command import tool
 from engine.config import InputError, read_values, validate
 from engine.encoders import longest_sequence
@@ -108,10 +108,21 @@ def _run(arguments: Sequence[str]) -> int:
     print(
         f"\nCPU, threads of each: {torch.get_num_threads()}; random tokens of the vocabulary.\n\n"
         f"float32     {folder / 'model.onnx'}\nint8        {folder / 'model_int8.onnx'}\n\n"
-        f"to use      onnxruntime.InferenceSession('{folder / 'model.onnx'}')"
-        ".run(None, dict(tokenizer(texts, padding=True, return_tensors='np')))"
+        f"to use      {_usage(model, folder / 'model.onnx')}"
     )
     return 0
+
+
+def _usage(model: PreTrainedModel, file: Path) -> str:
+    """A line of Python that runs the file on what the model's tokenizer makes of texts, whatever it gives unasked."""
+    types = "token_type_ids" in stock_inputs(model, 1, 2)
+    options = f"padding=True, truncation=True, return_token_type_ids={types}, return_tensors='np'"
+    if has_choices(model):
+        made = f"tokenizer([text] * len(choices), choices, {options})"
+        inputs = f"{{name: value[None] for name, value in {made}.items()}}"
+    else:
+        inputs = f"dict(tokenizer(texts, {options}))"
+    return f"onnxruntime.InferenceSession({str(file)!r}).run(None, {inputs})"
 
 
 def _check_packages() -> None:

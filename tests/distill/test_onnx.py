@@ -2,15 +2,27 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from distill import onnx, speed
+from engine.attention import NAME
+from engine.encoders import FAMILIES, longest_sequence, sequence_logits
+from engine.export import export_model
+from finetune.examples import TextExamples
+from tests.corpora import tiny_tokenizer
 from tests.distill.models import classifier, saved
 from tests.engine.families import tiny_config
 
@@ -122,6 +134,66 @@ def test_parity_is_of_answers_not_of_padding() -> None:
     assert (
         parity(classifier("bert", id2label={0: "score"}, label2id={"score": 0}), lambda found, mask: found).same is None
     )
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("head", [AutoModelForSequenceClassification, AutoModelForMultipleChoice])
+def test_the_printed_line_runs_on_what_the_tokenizer_gives(
+    kind: str, head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the tokenizer beside the model gives unasked, and for texts that are too long; the exporter and its
+    runtime are stood in for by the model."""
+
+    class Runs:
+        names: ClassVar[list[str]] = []
+
+        def __init__(self, file: Path | str) -> None:
+            self.file = file
+
+        def prepare(self, inputs: dict[str, torch.Tensor]) -> Any:
+            return lambda: [*onnx._outputs(model, inputs).values()]
+
+        def run(self, outputs: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            assert inputs.keys() == onnx.stock_inputs(model, 1, 2).keys(), "another input than the file has"
+            return self.prepare({name: torch.from_numpy(value) for name, value in inputs.items()})()
+
+    tokenizer = tiny_tokenizer(90)
+    tokenizer.model_max_length = 38
+    tokenizer.save_pretrained(tmp_path)
+    model = head.from_config(tiny_config(kind, num_hidden_layers=1, num_labels=3, pad_token_id=0)).eval()
+    saved(model, tmp_path)
+    monkeypatch.setattr(onnx, "_check_packages", lambda: None)
+    monkeypatch.setattr(onnx, "export", lambda model, file: file.write_bytes(b"model"))
+    monkeypatch.setattr(onnx, "quantize", lambda file, small: small.write_bytes(b"model"))
+    monkeypatch.setattr(onnx, "Session", Runs)
+    assert exported(tmp_path) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to use")]
+    words = {"texts": ["w1 w2", "w4 " * 99], "text": "w1", "choices": ["w2", "w4 " * 99, "w5"]}
+    runtime = SimpleNamespace(InferenceSession=Runs)
+    (logits,) = eval(
+        line.removeprefix("to use").strip(),
+        {**words, "onnxruntime": runtime, "tokenizer": AutoTokenizer.from_pretrained(tmp_path)},
+    )
+    assert logits.shape == ((2, 3) if head is AutoModelForSequenceClassification else (1, 3))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "albert", "roberta"])
+def test_the_printed_line_answers_as_we_do(
+    kind: str, tmp_path: Path, runtime: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer(90)
+    config = tiny_config(kind, num_hidden_layers=1, num_labels=3, pad_token_id=0)
+    model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation=NAME).eval()
+    folder = export_model(model, tokenizer, tmp_path / "export", card="")
+    assert exported(folder) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to use")]
+    texts = ["w1 w2", "w4 " * 99, "w5", "w7"]
+    names = {"texts": texts, "onnxruntime": runtime, "tokenizer": AutoTokenizer.from_pretrained(folder)}
+    found = eval(line.removeprefix("to use").strip(), names)[0]
+    examples = TextExamples((texts,), None, tokenizer, max_length=longest_sequence(config), seed=0)
+    with torch.inference_mode():
+        ours = sequence_logits(model, examples.collate(examples.plan(0, 0))).numpy()
+    np.testing.assert_allclose(found, ours, atol=1e-4 * np.abs(ours).max())
 
 
 def test_missing_packages_are_named(

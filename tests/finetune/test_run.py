@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from engine.export import warnings_of_transformers
 from engine.order import Cursor, Stream
 from finetune.__main__ import main
 from finetune.config import load_config
+from finetune.examples import TextExamples
 from finetune.report import plot_confusion
 from finetune.stage import Finetuning
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
@@ -86,6 +88,19 @@ def test_what_a_run_leaves(folder: Path, whole: Path, capsys: pytest.CaptureFixt
     assert str(folder.parent) not in card, "which folders this machine has is nobody's business"
     assert main(arguments(folder, "whole")) == 0
     assert "is finished and left alone" in capsys.readouterr().out
+
+
+def test_the_exported_tokenizer_makes_the_sequences_of_training(whole: Path) -> None:
+    """Cut to the length of training, which is less than the model could read; special tokens in a text are text."""
+    texts = (["w1 " * 500, "w1 [SEP] w2", "w1 w2", "[PAD]w4"], ["w4", "[MASK] w5", "w4 " * 500, "[CLS]"])
+    tokenizer: Any = AutoTokenizer.from_pretrained(whole / "export")
+    for columns in (texts[:1], texts):
+        examples = TextExamples(columns, None, tokenizer, max_length=24, seed=0)
+        ours = examples.collate(examples.plan(0, 0))
+        theirs = tokenizer(*columns, truncation=True)
+        assert [len(ids) for ids in theirs["input_ids"]] == ours.cu_seqlens.diff().tolist()
+        assert [*chain(*theirs["input_ids"])] == ours.input_ids.tolist()
+        assert [*chain(*theirs["token_type_ids"])] == ours.token_type_ids.tolist()
 
 
 @pytest.mark.parametrize(("accuracy", "then"), [(0.5, "search"), (0.6, "search"), (0.61, "finetune")])
