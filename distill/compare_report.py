@@ -114,7 +114,8 @@ class Comparison:
         return "-" if own is None else f"{100 * own:.2f}{spread}{share}"
 
     def _seeds(self) -> Iterator[str]:
-        several = {model.name: len(model.scores) for model in self.models if len(model.scores) > 1}
+        scored = {model.name: sum(map(bool, model.scores)) for model in self.models}
+        several = {name: number for name, number in scored.items() if number > 1}
         if several:
             counts = ", ".join(f"{name} {number}" for name, number in several.items())
             yield f"Scores are medians over seeds, with the lowest and the highest: {counts}."
