@@ -53,11 +53,11 @@ SIZES = ModelSection(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "bert": ({"type": "bert"}, "bert_adam"),
-    "albert": ({"type": "albert"}, "lamb"),
-    "albert_in_part": ({"type": "albert", "sharing": "attention"}, "bert_adam"),
-    "electra": ({"type": "electra", "embedding_size": 16}, "adamw"),
+CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "bert": ({"type": "bert"}, {"algorithm": "bert_adam"}),
+    "albert": ({"type": "albert"}, {"algorithm": "lamb"}),
+    "albert_in_part": ({"type": "albert", "sharing": "attention"}, {"algorithm": "bert_adam"}),
+    "electra": ({"type": "electra", "embedding_size": 16}, {"algorithm": "adamw", "clipping": "tensor"}),
 }
 RESUMED = ("bert", "albert")
 STEPS = 4
@@ -82,7 +82,7 @@ def trainer_parts(case: str) -> tuple[Objective, Any]:
 def trainer_of(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trainer:
     """A training of a few steps of several micro-batches, saved and evaluated in the middle and at the end."""
     objective, source = trainer_parts(case)
-    optim = OptimSection.model_validate({"algorithm": CASES[case][1], "learning_rate": 3e-3, "warmup": 2})
+    optim = OptimSection.model_validate({**CASES[case][1], "learning_rate": 3e-3, "warmup": 2})
     settings = {"steps": STEPS, "phases": [{"batch_size": 16}], "micro_batch_tokens": 64, "workers": 0, "log_every": 1}
     train = validate(
         TrainSection, {**settings, "save_every": STEPS // 2, "evaluate_every": STEPS // 2, "export": "best"}
