@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field
 from tqdm import tqdm
 
 from distill.candidates import STOP_WORDS, Candidates, load_word_model
@@ -36,6 +36,7 @@ from engine.config import ConfigError, InputError, Section
 from engine.files import tidy, write_text
 from engine.keyed import key
 from engine.packed import json_objects
+from engine.ranges import Runs
 from engine.records import checked
 from engine.waiting import patient_barrier
 from finetune.data import Split
@@ -63,11 +64,11 @@ class AugmentSection(Section):
 
     model: str
     """Directory or Hub id of a masked language model, whose predictions are the candidates for a word."""
-    tries: PositiveInt = 20
+    tries: Runs = 20
     """Variants drawn of each text (N_a); duplicates are left out."""
     probability: float = Field(default=0.4, gt=0, le=1)
     """Probability that a word is replaced (p_t)."""
-    candidates: PositiveInt = 15
+    candidates: Runs = 15
     """The most probable pieces, or nearest words, that a replacement is drawn from (K)."""
     vectors: Path | None = None
     """A GloVe file, for neighbours of words of several pieces; without it they are of the model's vocabulary."""

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from engine.config import Section
+from engine.ranges import Runs, Tokens
 
 _TURN = 0.2
 """Seconds of a side's turn in a round, about; one call where that takes longer."""
@@ -19,11 +20,11 @@ _TURN = 0.2
 class SpeedSection(Section):
     """What is measured."""
 
-    lengths: list[PositiveInt] = Field(default=[32, 128], min_length=1)
+    lengths: list[Tokens] = Field(default=[32, 128], min_length=1)
     """Tokens of a sequence; no more than the models take."""
-    batch_sizes: list[PositiveInt] = Field(default=[1, 32], min_length=1)
+    batch_sizes: list[Runs] = Field(default=[1, 32], min_length=1)
     """Sequences at a time: 1 is for latency, more for throughput."""
-    rounds: int = Field(default=5, ge=5)
+    rounds: int = Field(default=5, ge=5, le=10_000)
     """Turns of each model; the table has the median, and the smallest and the largest ratio."""
 
     def fitting(self, longest: int) -> tuple[list[int], list[str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -23,6 +23,7 @@ from engine.attention import NAME
 from engine.config import ConfigError, Section
 from engine.dropout import prepare_dropout
 from engine.encoders import FAMILIES, longest_sequence
+from engine.ranges import Depth, Dropout, Width
 from pretrain.model import initialize
 
 
@@ -31,21 +32,21 @@ class StudentSection(Section):
 
     type: Literal["bert", "distilbert"] = "bert"
     """DistilBERT has no token types and no pooler."""
-    num_hidden_layers: PositiveInt
+    num_hidden_layers: Depth
     """Transformer layers."""
-    hidden_size: PositiveInt | None = None
+    hidden_size: Width | None = None
     """Width."""
-    num_attention_heads: PositiveInt | None = None
+    num_attention_heads: Width | None = None
     """Must divide the width."""
-    intermediate_size: PositiveInt | None = None
+    intermediate_size: Width | None = None
     """Width of the feed-forward layers; 4 times the width where neither it nor the width is the teacher's."""
-    hidden_dropout: float = Field(default=0.1, ge=0, lt=1)
+    hidden_dropout: Dropout = 0.1
     """Dropout of embeddings and layer outputs."""
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: Dropout = 0.1
     """Dropout of attention probabilities."""
     start: Literal["teacher", "random"] = "random"
     """``teacher`` copies embeddings, layers and masked-word head; the widths must be the same."""
-    layers: list[int] | None = None
+    layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = None
     """Layers of the teacher, from 0, to copy; evenly spread where not given."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -44,14 +45,15 @@ class Section(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         validate_default=True,
+        allow_inf_nan=False,
         serialize_by_alias=True,  # a key that Python keeps for itself, such as "from", is an alias
     )
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML reads ``5e-5`` as a string, ``off`` as false, ``010`` as 8, ``1:30`` as 90 and ``2024-01-01`` as a date,
-    and accepts a key given twice. This loader does not: a scalar that is no decimal number, without leading zeros, is
-    text as it is written."""
+    and accepts a key given twice and aliases of aliases without end. This loader does not: a scalar that is no decimal
+    number, without leading zeros, is text as it is written."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way)
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge", ":value"))]
@@ -60,12 +62,42 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
+        made = super().construct_mapping(node, deep=deep)  # refuses keys that are lists or mappings
+        if len(made) < len(keys):
+            twice = sorted({str(key) for key, number in Counter(keys).items() if number > 1})
             raise ConfigError(f"{node.start_mark.name}: given twice: {', '.join(twice)}")
-        return super().construct_mapping(node, deep=deep)
+        return made
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._bound(node)
+        return node
+
+    def _bound(self, node: yaml.Node) -> None:
+        """``ConfigError`` where aliases stand for far more values than were written, or for what holds them."""
+        sizes: dict[int, int] = {}
+
+        def size(each: yaml.Node) -> int:
+            if id(each) in sizes:
+                return sizes[id(each)]
+            sizes[id(each)] = _MOST_VALUES + 1  # as long as it is not known: what holds itself has no end
+            pairs = each.value if isinstance(each, yaml.MappingNode) else []
+            items = each.value if isinstance(each, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+            sizes[id(each)] = 1 + sum(map(size, items))
+            return sizes[id(each)]
+
+        if size(node) > _MOST_VALUES + len(sizes):
+            raise ConfigError(
+                f"{node.start_mark.name}: its aliases (*name) stand for more than {_MOST_VALUES:,} values, or for "
+                "themselves; write the values out"
+            )
 
 
+_SHOWN = 200
+"""Characters of an argument in a message."""
+_MOST_VALUES = 10_000
+"""That a YAML document may have by aliases, beside those that are written out."""
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _FLOAT = re.compile(  # integers are recognised before it
@@ -94,29 +126,40 @@ def read_values(
     sources: dict[str, str] = {}
     _merge(values, under or {}, sources, called)
     for argument in arguments:
-        is_file = names_file(argument)
-        if "=" in argument and not is_file:
-            key, text = argument.split("=", 1)
-            layer: Any = parse_yaml(text, f"argument {argument!r}")
-            for part in reversed(key.strip().split(".")):
-                layer = {part: layer}
-            _merge(values, layer, sources, f"argument {argument!r}")
-        elif is_file:
-            path = Path(argument)
-            if not path.is_file():
-                near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-                raise ConfigError(
-                    f"no configuration file {argument!r}" + (f"; there are: {', '.join(near)}" * bool(near))
-                )
-            layer = parse_yaml(path.read_text(encoding="utf-8"), argument)
-            if not isinstance(layer, dict | None):
-                raise ConfigError(
-                    f"{argument}: a configuration file holds keys and values, this one a {type(layer).__name__}"
-                )
-            _merge(values, layer or {}, sources, argument)
-        else:
-            raise ConfigError(f"argument {argument!r} is neither a *.yaml file nor key.sub=value")
+        layer, source = _layer_of(argument)
+        _merge(values, layer, sources, source)
     return values, sources
+
+
+def _layer_of(argument: str) -> tuple[dict[str, Any], str]:
+    """What an argument sets, and what messages call the argument."""
+    if names_file(argument):
+        return _read_file(Path(argument), argument), argument
+    source = f"argument {argument if len(argument) <= _SHOWN else f'{argument[:_SHOWN]}...'!r}"
+    if argument.startswith("-"):
+        plain = argument.lstrip("-")
+        hint = f"; did you mean {plain!r}?" if "=" in plain else "; there are --help and --print-config"
+        raise ConfigError(f"{source}: settings are given as key.sub=value, without dashes{hint}")
+    if "=" not in argument:
+        raise ConfigError(f"{source} is neither a *.yaml file nor key.sub=value")
+    key, text = argument.split("=", 1)
+    layer: Any = parse_yaml(text, source)
+    for part in reversed(key.strip().split(".")):
+        layer = {part: layer}
+    return layer, source
+
+
+def _read_file(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"no configuration file {name!r}" + (f"; there are: {', '.join(near)}" * bool(near)))
+    try:
+        layer = parse_yaml(path.read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not isinstance(layer, dict | None):
+        raise ConfigError(f"{name}: a configuration file holds keys and values, this one a {type(layer).__name__}")
+    return layer or {}
 
 
 def names_file(argument: str) -> bool:
@@ -132,15 +175,24 @@ def parse_yaml(text: str, name: str) -> Any:
         return loader.get_single_data()
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # a date of 30 February
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: nested too deeply") from None
+    except Exception as error:  # a date or a number that is none raises what int() or datetime() do
         raise ConfigError(f"{name}: not valid YAML: {error}") from error
 
 
 def _merge(into: dict[str, Any], layer: dict[str, Any], sources: dict[str, str], source: str, prefix: str = "") -> None:
     for key, value in layer.items():
         path = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: {source} has {key!r} for a key, which is no text; the keys are names")
         if isinstance(value, dict):
-            held, numbered = into.get(key), bool(value) and all(str(part).isdecimal() for part in value)
+            held, numbered = into.get(key), bool(value) and all(_is_number(part) for part in value)
+            if numbered and isinstance(held, dict) and held:
+                raise ConfigError(
+                    f"{path}: {source} counts items ({', '.join(map(str, value))}), but this is no list; its keys are "
+                    f"names, such as {path}.{next(iter(held))}"
+                )
             if numbered and isinstance(held, list):
                 held = {str(i): dict(item) if isinstance(item, dict) else item for i, item in enumerate(held)}
             into[key] = held if isinstance(held, dict) else {}
@@ -151,6 +203,13 @@ def _merge(into: dict[str, Any], layer: dict[str, Any], sources: dict[str, str],
         else:
             into[key] = value
             sources[path] = source
+
+
+def _is_number(part: Any) -> bool:
+    """Whether a key counts an item of a list."""
+    return (isinstance(part, int) and not isinstance(part, bool) and part >= 0) or (
+        isinstance(part, str) and part.isascii() and part.isdecimal() and len(part) < 10
+    )
 
 
 def _listed(items: dict[str, Any], path: str, source: str) -> list[Any]:

@@ -12,6 +12,9 @@ from pydantic_core import core_schema
 
 from engine.config import ConfigError
 
+_MOST = {"steps": 10**12, "epochs": 10**6, "%": 100}
+"""The largest amount of each unit."""
+
 
 class Duration(str):
     """A length of training: ``"3 epochs"``, ``"10_000 steps"`` (or a bare integer) or ``"5%"`` of the run."""
@@ -58,10 +61,21 @@ class Duration(str):
         text = f"{value} steps" if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(text, str) or not cls._pattern.match(text):
             raise ValueError('a duration is "3 epochs", "10_000 steps" (or 10000), or "5%"')
-        return cls(text.strip())
+        found = cls(text.strip())
+        most = _MOST[found.unit]
+        if found.amount > most:
+            raise ValueError(f"a duration has at most {most:,} {found.unit}")
+        return found
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
+
+
+def check_positive(duration: Duration) -> Duration:
+    """The duration as it is; ``ValueError`` for one of 0."""
+    if not duration.amount:
+        raise ValueError("a duration of 0 does not mean anything here; give at least 1 step")
+    return duration

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError, Section
 from engine.duration import Duration
+from engine.ranges import Decay, Epsilon, Factor, LearningRate, Weight
 from engine.sharding import whole
 
 
@@ -23,17 +24,17 @@ class OptimSection(Section):
 
     algorithm: Literal["bert_adam", "adamw", "lamb"] = "bert_adam"
     """``bert_adam``: BERT's own, without bias correction; ``adamw``: torch's; ``lamb``: ALBERT's, for large batches."""
-    learning_rate: float = 1e-4
+    learning_rate: LearningRate = 1e-4
     """Peak."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of the two moments."""
-    epsilon: float = 1e-6
+    epsilon: Epsilon = 1e-6
     """Added to the root of the second moment."""
-    weight_decay: float = 0.01
+    weight_decay: Weight = 0.01
     """Decoupled; LayerNorms and biases are exempt."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: Factor = 1.0
     """Gradients are scaled down to this norm."""
     clipping: Literal["global", "tensor"] = "global"
     """What has that norm at most: all gradients together, or, as in TinyBERT's code, each tensor's by itself."""

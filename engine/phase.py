@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 
 from engine.config import ConfigError, Section
+from engine.ranges import Count, Factor, Tokens
 
 
 class Phase(Section):
@@ -18,17 +19,17 @@ class Phase(Section):
     usual_batch: ClassVar[int] = 256
     """``batch_size`` where neither it nor ``batch_tokens`` is given."""
 
-    share: PositiveFloat = 1.0
+    share: Factor = 1.0
     """Share of the run's steps."""
-    batch_size: PositiveInt | None = None
+    batch_size: Count | None = None
     """Examples in one optimizer step, over all processes and micro-batches; 256 (fine-tuning: 32) where
     ``batch_tokens`` is not given."""
-    batch_tokens: PositiveInt | None = None
+    batch_tokens: Count | None = None
     """In place of ``batch_size``: a step takes the next examples until another one would exceed so many tokens."""
-    batch_from: PositiveInt | None = None
+    batch_from: Count | None = None
     """What the phase's first step takes, in examples or tokens as the last one; between them the batch grows
     linearly. Without it all steps take the same."""
-    sequence_length: PositiveInt = 128
+    sequence_length: Tokens = 128
     """Longest example in tokens, special tokens included. A phase as long as the one before goes on in its examples."""
 
     @model_validator(mode="before")

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 from accelerate import Accelerator
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
 from engine.command import tool
 from engine.config import Section, dump, take
@@ -25,6 +25,7 @@ from engine.files import write_text
 from engine.fit import Trainer
 from engine.loop import DivergedError
 from engine.plot import figure, save
+from engine.ranges import LearningRate
 from engine.run import RunDirectory
 from engine.stage import Stage, StageConfig
 
@@ -39,11 +40,11 @@ _TOO_HIGH = 4.0
 class RangeSection(Section):
     """What rates are tried; all other keys are those of the training."""
 
-    lowest: PositiveFloat = 1e-7
+    lowest: LearningRate = 1e-7
     """Learning rate of the first step."""
-    highest: PositiveFloat = 1e-1
+    highest: LearningRate = 1e-1
     """Learning rate of the last step."""
-    steps: int = Field(default=100, ge=20)
+    steps: int = Field(default=100, ge=20, le=10**6)
     """Steps from the lowest to the highest."""
 
     @model_validator(mode="after")

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from engine.config import Section
 from engine.duration import Duration
 from engine.phase import Phase
+from engine.ranges import Count, Length, Runs
 
 
 class TrainSection(Section):
     """Length and rhythm of training."""
 
-    steps: Duration = Duration("100_000 steps")
+    steps: Length = Duration("100_000 steps")
     """Length of the run: steps or epochs, rounded down to whole steps."""
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
     """Batch and sequence length, one phase after the other."""
@@ -26,22 +27,22 @@ class TrainSection(Section):
     """How many steps an epoch counts for where it is no whole number of batches: with its fraction (``exact``, as in
     BERT's code), without (``floor``, as in TinyBERT's, which skips an incomplete batch), or as a whole step (``ceil``,
     as in ELECTRA's, which fills an incomplete batch up with padding)."""
-    micro_batch_tokens: PositiveInt | Literal["auto"] = 8192
+    micro_batch_tokens: Count | Literal["auto"] = 8192
     """Tokens that one process handles at a time: a matter of memory and speed, not of results. ``auto`` takes the most
     that fit, and says how many; a run that is to be repeated bit for bit gives that number."""
-    workers: NonNegativeInt | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Processes that prepare batches ahead; 0 on a CPU and 4 on a GPU where not given."""
-    log_every: Duration = Duration("50 steps")
+    log_every: Length = Duration("50 steps")
     """How often metrics are fetched and written."""
-    save_every: Duration = Duration("5%")
+    save_every: Length = Duration("5%")
     """How often a checkpoint is written."""
-    evaluate_every: Duration = Duration("10%")
+    evaluate_every: Length = Duration("10%")
     """How often held-out numbers are taken (a checkpoint is written before)."""
-    evaluate_examples: PositiveInt | None = 2048
+    evaluate_examples: Count | None = 2048
     """Held-out examples, at most; null takes all."""
-    keep: PositiveInt = 2
+    keep: Runs = 2
     """Newest checkpoints kept, beside the best."""
-    patience: PositiveInt | None = None
+    patience: Runs | None = None
     """Training ends after so many evaluations in a row that were not the best; without it, at its full length."""
     export: Literal["last", "best"] = "last"
     """Weights that leave the run: the last ones, or those of the best evaluation."""

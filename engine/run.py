@@ -26,6 +26,7 @@ from engine.files import tidy, write_text
 from engine.gpus import check_gpus
 from engine.lock import locked
 from engine.names import PathName
+from engine.ranges import Processes, Seed
 from engine.records import read_yaml
 from engine.sharding import Sharding
 
@@ -41,9 +42,9 @@ class RunSection(Section):
     """Folder of all runs; of several machines one that they share."""
     data_dir: Path = Path("data")
     """Folder of corpora, prepared corpora and downloaded tasks."""
-    seed: int = 12345
+    seed: Seed = 12345
     """Everything random follows from it."""
-    threads: int | None = None
+    threads: Processes | None = None
     """CPU threads of each process; without it torch's choice, or an equal share of the cores if there are several."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """``bf16`` multiplies matrices in bfloat16, weights stay float32; ``auto`` does if the device does so natively."""

@@ -13,6 +13,7 @@ from engine.duration import Duration
 from engine.load import read_config
 from engine.optim import OptimSection
 from engine.phase import Phase
+from engine.ranges import Count, Dropout, LearningRate, Length, Runs
 from engine.rhythm import TrainSection
 from engine.stage import StageConfig
 from finetune.task import TaskSection
@@ -25,11 +26,11 @@ class EncoderSection(Section):
 
     from_: str = Field(alias="from")
     """Directory of a model, such as the ``export`` of a run, or its id on the Hub."""
-    hidden_dropout: float | None = None
+    hidden_dropout: Dropout | None = None
     """Dropout of embeddings and layer outputs; the model's own where not given."""
-    attention_dropout: float | None = None
+    attention_dropout: Dropout | None = None
     """Dropout of attention probabilities; the model's own where not given."""
-    classifier_dropout: float | None = None
+    classifier_dropout: Dropout | None = None
     """Dropout before the classifier; the model's own where not given."""
     score_bias: Literal["zero", "mean"] = "zero"
     """Where a fresh head for a score begins: at 0, as in the papers, or at the mean of the training scores. On the long
@@ -41,7 +42,7 @@ class EncoderSection(Section):
 class FinetuneOptimSection(OptimSection):
     """The optimizer and its learning rate, as BERT is fine-tuned."""
 
-    learning_rate: float = 5e-5
+    learning_rate: LearningRate = 5e-5
     """Peak."""
     warmup: Duration = Duration("10%")
     """Linear warm-up from 0."""
@@ -56,21 +57,21 @@ class FinetunePhase(Phase):
 class FinetuneTrainSection(TrainSection):
     """Length and rhythm of fine-tuning."""
 
-    steps: Duration = Duration("3 epochs")
+    steps: Length = Duration("3 epochs")
     """Length of the run: steps or epochs."""
     phases: list[FinetunePhase] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=[FinetunePhase()], min_length=1, max_length=1
     )
     """Batch and sequence length; longer examples are cut."""
-    save_every: Duration = Duration("1 epoch")
+    save_every: Length = Duration("1 epoch")
     """How often a checkpoint is written."""
-    evaluate_every: Duration = Duration("1 epoch")
+    evaluate_every: Length = Duration("1 epoch")
     """How often the validation splits are scored (a checkpoint is written before)."""
-    evaluate_examples: int | None = Field(default=None, gt=0)
+    evaluate_examples: Count | None = None
     """Examples of each validation split, at most; null takes all."""
-    log_every: Duration = Duration("5%")
+    log_every: Length = Duration("5%")
     """How often metrics are fetched and written."""
-    keep: int = Field(default=1, gt=0)
+    keep: Runs = 1
     """Newest checkpoints kept, beside the best."""
     best_by: str | None = None
     """Metric of the task that decides which evaluation is the best; the task's first where not given."""

@@ -22,12 +22,12 @@ from statistics import median
 from typing import Any
 
 import yaml
-from pydantic import Field
 
 from engine.command import tool
 from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
 from engine.markdown import escaped
+from engine.ranges import Processes, Runs, Seed
 from engine.run import RESUMABLE, RunDirectory
 from finetune.again import make_command
 from finetune.config import load_config
@@ -45,11 +45,11 @@ class SearchSection(Section):
 
     space: str = "default"
     """Name in ``configs/finetune/spaces``, or a YAML file."""
-    trials: int = Field(default=20, gt=0)
+    trials: Runs = 20
     """Trials in all, those of earlier commands included; of a grid no more than its points."""
-    search_seed: int = 1
+    search_seed: Seed = 1
     """What the trials are drawn by. It is part of their names: another one is another search."""
-    side_by_side: int | None = Field(default=None, gt=0)
+    side_by_side: Processes | None = None
     """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
 
 

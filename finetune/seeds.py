@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
+from engine import ranges
 from engine.command import tool
 from engine.config import ConfigError, InputError, Section, read_values, take
 from engine.files import tidy
@@ -38,9 +39,9 @@ from finetune.stage import Finetuning
 class SeedsSection(Section):
     """What is run; all other keys are those of the command that is run for each seed."""
 
-    seeds: int = Field(default=1, gt=0)
+    seeds: ranges.Runs = 1
     """Runs of each task, with the seeds 1, 2, 3, ..."""
-    side_by_side: int | None = Field(default=None, gt=0)
+    side_by_side: ranges.Processes | None = None
     """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.config import Section
 from engine.names import Name, check_name
 from engine.printable import printable
+from engine.ranges import Tokens
 from finetune import answers, entities
 from finetune.metrics import METRICS_OF
 
@@ -75,13 +76,13 @@ class SpansSection(Section):
 
     unanswerable: bool = False
     """Whether some questions have no answer in their text, as in SQuAD 2.0."""
-    stride: PositiveInt = 128
+    stride: Tokens = 128
     """Tokens from one window on a long text to the next."""
-    question_length: PositiveInt = 64
+    question_length: Tokens = 64
     """Tokens of a question, at most; the rest is cut off."""
-    answer_length: PositiveInt = 30
+    answer_length: Tokens = 30
     """Tokens of an answer, at most."""
-    n_best: PositiveInt = 20
+    n_best: Annotated[int, Field(ge=1, le=1000)] = 20
     """Of a window's tokens, so many are tried as the start of an answer and so many as its end."""
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from engine import pydocs
 from engine.config import InputError, Section
+from engine.ranges import Share
 from pretrain.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
 
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -50,7 +51,7 @@ class CorpusSection(Section):
     """Files, folders, globs, `hub:owner/name` or `hub:owner/name/config`, or `python-docs`, the embedded corpus."""
     valid: Paths = Field(default=[])
     """Held-out text, given as `path` is; when empty, a share of the documents is held out."""
-    holdout: float = Field(default=0.02, gt=0, lt=1)
+    holdout: Share = 0.02
     """Share of the documents held out, chosen by their content."""
     documents: Literal["blank_line", "file"] = "blank_line"
     """What ends a document in a .txt file: a blank line, or the end of the file. A line is a paragraph."""

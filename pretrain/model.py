@@ -7,6 +7,7 @@ from torch import nn
 
 from engine.config import Section
 from engine.initial import truncated_normal_
+from engine.ranges import Depth, Dropout, Epsilon, Tokens, Width
 
 
 class ModelSection(Section):
@@ -14,25 +15,25 @@ class ModelSection(Section):
 
     from_: str | None = Field(default=None, alias="from")
     """Existing weights to go on from, a directory or a Hub name; what they decide (sizes, tokenizer) is then theirs."""
-    num_hidden_layers: int = 12
+    num_hidden_layers: Depth = 12
     """Transformer layers."""
-    hidden_size: int = 768
+    hidden_size: Width = 768
     """Width."""
-    num_attention_heads: int = 12
+    num_attention_heads: Width = 12
     """Must divide the width."""
-    intermediate_size: int | None = None
+    intermediate_size: Width | None = None
     """Width of the feed-forward layers; 4 times the width where not given."""
     hidden_act: str = "gelu_pytorch_tanh"
     """BERT's and ALBERT's code use the tanh approximation of GELU, ELECTRA's the exact one ("gelu")."""
-    hidden_dropout_prob: float = 0.1
+    hidden_dropout_prob: Dropout = 0.1
     """Dropout of embeddings and layer outputs; 0 trains faster and is what many pretrain small encoders with."""
-    attention_probs_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: Dropout = 0.1
     """Dropout of attention probabilities."""
-    initializer_range: float = 0.02
+    initializer_range: Epsilon = 0.02
     """Deviation of the weights at the start; 0.02 is BERT's at any width."""
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: Epsilon = 1e-12
     """Added to the variance in every LayerNorm."""
-    max_position_embeddings: int = 512
+    max_position_embeddings: Tokens = 512
     """Rows of the position table: the longest sequence the model can ever read."""
 
     @model_validator(mode="after")

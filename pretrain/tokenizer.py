@@ -21,6 +21,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from engine.config import ConfigError, Section
 from engine.frame import text_backend
 from engine.load import vocabulary_size
+from engine.ranges import Count
 from pretrain.masking import word_starts
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -39,13 +40,13 @@ class TokenizerSection(Section):
     """What is trained: BERT's kind, or ALBERT's (SentencePiece's Unigram)."""
     path: str | None = None
     """Directory or Hub name of an existing tokenizer; none is trained then."""
-    vocab_size: int = Field(default=30522, ge=_SMALLEST)
+    vocab_size: int = Field(default=30522, ge=_SMALLEST, le=10**7)
     """Pieces of a trained vocabulary, special tokens included."""
     lowercase: bool = True
     """Lowercase and strip accents, as BERT uncased and ALBERT do; this also takes Hangul syllables apart."""
-    min_frequency: int = Field(default=2, ge=1)
+    min_frequency: Count = 2
     """How often two pieces must meet before they are merged (wordpiece), or a piece must occur (unigram)."""
-    sample_bytes: int = Field(default=64_000_000, ge=1)
+    sample_bytes: Count = 64_000_000
     """Text to train on; of a larger corpus, a sample of its documents."""
 
 

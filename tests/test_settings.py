@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import create_model
@@ -11,7 +13,7 @@ from pydantic import create_model
 from distill.compare import CompareSection
 from distill.config import GeneralConfig, TaskConfig
 from distill.onnx import OnnxSection
-from engine.config import Section, read_values, validate
+from engine.config import ConfigError, Section, read_values, validate
 from engine.objective import objective_module
 from engine.rate_range import RangeSection
 from finetune.config import FinetuneConfig
@@ -104,3 +106,57 @@ def test_one_file_of_a_folder_leaves_the_others() -> None:
     assert [folder.file(split) for split in ("train", "validation", "test", "more")] == [
         "train.tsv", "dev.tsv", "mine.tsv", "more.tsv",
     ]  # fmt: skip
+
+
+MAY_BE_0 = {
+    "run.seed", "search_seed", "train.workers", "optim.weight_decay", "optim.betas", "optim.warmup", "optim.cooldown",
+    "model.hidden_dropout", "model.attention_dropout", "model.classifier_dropout", "model.hidden_dropout_prob",
+    "model.attention_probs_dropout_prob", "model.layers", "objective.short_probability", "objective.single_probability",
+    "objective.discriminator_weight", "objective.kl", "objective.mlm", "objective.cosine", "objective.smoothing",
+    "objective.hard", "objective.soft",
+}  # fmt: skip
+"""Numbers at which something is switched off, or from which is counted."""
+ANY = {"task.range"}
+"""Numbers of the user's data."""
+MEANINGLESS = [float("nan"), float("inf"), float("-inf"), -1, 1e30, 10**30]
+
+
+def numbers_of(schema: type[Any], prefix: str = "", around: tuple[Any, ...] = ()) -> Iterator[tuple[str, int, bool]]:
+    """Of every key that holds numbers: its name, how many, and whether it is a list of them; durations are numbers."""
+    for name, field in schema.model_fields.items():
+        key, section = f"{prefix}{field.alias or name}", section_of(field.annotation)
+        if section is not None:
+            if not any(issubclass(each, section) for each in around):
+                yield from numbers_of(
+                    section, f"{key}.0." if "list" in str(field.annotation) else f"{key}.", (*around, section)
+                )
+            continue
+        kind = str(field.annotation)
+        if re.search(r"\b(int|float|Duration)\b", kind):
+            yield key, 2 if "tuple" in kind else 1, "list" in kind
+
+
+def section_of(annotation: Any) -> type[Any] | None:
+    options = [annotation, *get_args(annotation)]
+    options = [getattr(option, "__origin__", option) for option in options]
+    return next((each for each in options if isinstance(each, type) and issubclass(each, Section)), None)
+
+
+def refused(schema: type[Any], least: dict[str, Any], key: str, value: Any) -> bool:
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    values, sources = read_values([], under=_merged(least, nested))
+    try:
+        validate(schema, values, sources)
+    except ConfigError as error:
+        return key in str(error)
+    return False
+
+
+@EVERY
+def test_a_number_that_means_nothing_is_refused_by_its_name(schema: type[Any], least: dict[str, Any]) -> None:
+    for key, number, listed in numbers_of(schema, around=(schema,)):
+        for value in [*MEANINGLESS, *[0] * (key not in MAY_BE_0)]:
+            given = [value] * number if number > 1 or listed else value
+            assert refused(schema, least, key, given) or (key in ANY and math.isfinite(value)), (key, value)

@@ -11,10 +11,9 @@ Legend: T tokens of a batch, R rows of a chunk of it, H width, V vocabulary.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +28,7 @@ from engine.config import ConfigError, Section
 from engine.encoders import encode, word_logits
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Term
+from engine.ranges import Factor, Share, Weight
 from finetune.model import Predictor
 
 MASKED_WORDS = True
@@ -36,14 +36,12 @@ MASKED_WORDS = True
 _CHUNK = 1 << 24
 """Logits of student or teacher that are held at a time, at most: all of a batch are never there together."""
 
-Weight = Annotated[float, Field(ge=0)]
-
 
 class Config(Section):
     """Section of this method."""
 
     type: Literal["distilbert"] = "distilbert"
-    temperature: PositiveFloat = 2.0
+    temperature: Factor = 2.0
     """Softens both distributions."""
     kl: Weight = 5.0
     """Weight of the divergence from the teacher's distribution, at every token."""
@@ -51,9 +49,9 @@ class Config(Section):
     """Weight of the masked words' cross-entropy."""
     cosine: Weight = 1.0
     """Weight of the angle between last hidden states, which have to be of one width."""
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    rate: Share = 0.15
     """Share of a step's tokens that are predicted."""
-    smoothing: Annotated[float, Field(ge=0)] = 0.7
+    smoothing: Weight = 0.7
     """Tokens are predicted with a probability proportional to their count to the power of minus this."""
 
 
@@ -61,7 +59,7 @@ class AnswersConfig(Section):
     """Section of this method for a task."""
 
     type: Literal["distilbert"] = "distilbert"
-    temperature: PositiveFloat = 2.0
+    temperature: Factor = 2.0
     """Softens both distributions."""
     hard: Weight = 0.5
     """Weight of the labels."""

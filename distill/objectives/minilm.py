@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from engine.config import ConfigError, Section
 from engine.encoders import encode_layers
 from engine.flops import encoder_flops
 from engine.objective import Term
+from engine.ranges import Depth, Width
 from engine.scores import real_cells, relations
 from pretrain.examples import DocumentSource
 
@@ -37,10 +37,10 @@ class Config(Section):
     """Section of this method."""
 
     type: Literal["minilm"] = "minilm"
-    layer: PositiveInt | None = None
+    layer: Depth | None = None
     """Teacher's layer, from 1, that is learned from: the last one where not given, which is best for teachers of 12
     layers; the paper takes the 21st of 24."""
-    relation_heads: PositiveInt | None = None
+    relation_heads: Width | None = None
     """4 times the teacher's heads where not given (48 for BERT-Base, as in the paper); must divide both widths."""
 
 

@@ -30,6 +30,7 @@ from engine.config import ConfigError, Section
 from engine.encoders import encode_layers
 from engine.flops import encoder_flops
 from engine.objective import Term
+from engine.ranges import Depth
 from engine.scores import attention_scores, real_cells
 from finetune.model import Predictor
 from pretrain.examples import DocumentSource
@@ -43,7 +44,7 @@ class Config(Section):
     """Section of this method."""
 
     type: Literal["tinybert"] = "tinybert"
-    layers: list[int] | None = None
+    layers: list[Depth] | None = None
     """Teacher's layer, from 1, for each of the student's; evenly spaced where not given."""
 
 
@@ -86,7 +87,7 @@ def task(config: AnswersConfig, student: Predictor, teacher: Teacher[Predictor])
 class Layers(Taught):
     """An encoder beside its teacher, layer by layer."""
 
-    def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], layers: list[int]) -> None:
+    def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], layers: list[Depth]) -> None:
         super().__init__(student, teacher)
         self.layers = layers
         self.fit_dense = nn.Linear(student.config.hidden_size, teacher.module.config.hidden_size)

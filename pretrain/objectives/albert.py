@@ -22,6 +22,7 @@ from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
+from engine.ranges import Count, Probability, Width
 from pretrain.examples import DocumentSource
 from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, masked_batch, masked_lm_terms
@@ -35,7 +36,7 @@ Sharing = Literal["all", "attention", "ffn", "none"]
 class NgramMaskingSection(MaskingSection):
     """ALBERT's masking."""
 
-    max_predictions: Annotated[int, Field(gt=0)] | None = 20
+    max_predictions: Count | None = 20
     """Most predictions in an example. At 512 tokens ALBERT's 20 are 3.9 %; null predicts the rate's full share, 77."""
     whole_words: bool = True
     longest_ngram: Annotated[int, Field(ge=1, le=10)] = 3
@@ -47,12 +48,12 @@ class Config(ObjectiveSection):
     family: ClassVar[str] = "albert"
     type: Literal["albert"] = "albert"
     masking: NgramMaskingSection = NgramMaskingSection()
-    short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
+    short_probability: Probability = 0.1
     """Share of document passes with a random shorter target length."""
     single_segment: Literal["original", "drop"] = "original"
     """Chunks of one sentence, which have no order: ``original`` pairs them with another document's sentences and calls
     that swapped, as the released code does; ``drop`` leaves them out."""
-    embedding_size: Annotated[int, Field(gt=0)] | None = None
+    embedding_size: Width | None = None
     """Width of the embeddings, projected to the model's; ALBERT's 128 where not given, or less in a narrow model."""
     sharing: Sharing = "all"
     """What the layers share: everything, their attention or their feed-forward parts only, or nothing (Table 4)."""

@@ -7,9 +7,8 @@ tokens plus mean cross-entropy of the pair label (0: B follows A, 1: B is random
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch.nn import functional as F
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
@@ -18,6 +17,7 @@ from engine.config import ConfigError
 from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.objective import Objective, Term
+from engine.ranges import Probability
 from pretrain.examples import DocumentSource
 from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, bert_config, masked_batch, masked_lm_terms
@@ -31,7 +31,7 @@ class Config(ObjectiveSection):
     family: ClassVar[str] = "bert"
     type: Literal["bert"] = "bert"
     masking: MaskingSection = MaskingSection()
-    short_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
+    short_probability: Probability = 0.1
     """Share of document passes with a random shorter target length."""
 
     def predicted(self, sequence_length: int) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, PreTrainedTokenizerBase
@@ -25,6 +25,7 @@ from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
+from engine.ranges import Probability, Share, Weight, Width
 from pretrain.detection import detection_terms
 from pretrain.electra_examples import mask_slots, segment_pairs
 from pretrain.examples import DocumentSource, FlatExamples
@@ -35,21 +36,19 @@ from pretrain.sampling import sample
 from pretrain.start import ObjectiveSection
 from pretrain.weights import Weights
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-
 
 class Config(ObjectiveSection):
     """Section of this objective; ``model`` is the discriminator, with ``hidden_act: gelu`` in the original."""
 
     family: ClassVar[str] = "electra"
     type: Literal["electra"] = "electra"
-    embedding_size: PositiveInt | None = None
+    embedding_size: Width | None = None
     """Width of the shared embeddings; the discriminator's where not given. Small has 128."""
     generator_fraction: Annotated[float, Field(gt=0, le=1)] = 0.33333
     """Width of the generator as a share of the discriminator's; it has as many layers."""
-    discriminator_weight: Annotated[float, Field(ge=0)] = 50.0
+    discriminator_weight: Weight = 50.0
     """Weight of the discriminator's loss; the generator's is 1."""
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    rate: Share = 0.15
     """Share of the tokens that are predicted; Large has 0.25."""
     replacement: Literal["without", "with"] = "without"
     """How they are drawn. The original's code draws with replacement, so that 19 draws hit 17.7 tokens; its author

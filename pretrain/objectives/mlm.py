@@ -18,6 +18,7 @@ from engine.dropout import prepare_dropout
 from engine.flops import encoder_flops, head_flops
 from engine.load import vocabulary_size
 from engine.objective import Objective, Term
+from engine.ranges import Count, Share
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import mask_tokens, num_predictions
 from pretrain.model import ModelSection, initialize
@@ -29,9 +30,9 @@ from pretrain.tokenizer import starts_of_words
 class MaskingSection(Section):
     """BERT's masking."""
 
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    rate: Share = 0.15
     """Share of the tokens that are predicted; 0.3 works better for some (Wettig et al. 2023)."""
-    max_predictions: Annotated[int, Field(gt=0)] | None = None
+    max_predictions: Count | None = None
     """Most predictions in an example; where not given, the rate's share of a full sequence, rounded up (20, 77)."""
     whole_words: bool = False
     """Choose words, not tokens."""

@@ -182,7 +182,7 @@ def test_what_cannot_be_copied_is_refused() -> None:
         student_of(teacher_of("electra", words=True), words=True, start="teacher")
     with pytest.raises(ConfigError, match="a student of 4 layers cannot be started from a teacher of 3"):
         student_of(bert, words=True, start="teacher", num_hidden_layers=4)
-    for layers in ([0, 1], [2, 0, 1], [0, 1, 3], [-1, 0, 1]):
+    for layers in ([0, 1], [2, 0, 1], [0, 1, 3]):
         with pytest.raises(ConfigError, match=r"model.layers: given .* from 0 to 2, for each of the student's 3"):
             student_of(bert, words=True, start="teacher", num_hidden_layers=3, layers=layers)
     with pytest.raises(ConfigError, match=r"model.layers: nothing is copied"):

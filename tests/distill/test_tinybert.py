@@ -161,7 +161,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     two = student_of(teacher, words=False, num_hidden_layers=2)
     with pytest.raises(ConfigError, match="2 layers of the student do not divide the teacher's 3"):
         build(Config(), two, teacher)
-    for layers in ([3], [0, 3], [2, 4], [3, 1], [1, 2, 3]):
+    for layers in ([3], [2, 4], [3, 1], [1, 2, 3]):
         with pytest.raises(ConfigError, match=r"objective.layers: given .* from 1 to 3, for each of the student's 2"):
             build(Config(layers=layers), two, teacher)
     deeper = Teacher(teacher_of(words=False, num_hidden_layers=12).module)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
@@ -166,7 +166,56 @@ def test_a_missing_file_names_those_there_are(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"no configuration file .*bse\.yaml'; there are: base"):
         read_values([str(tmp_path / "bse.yaml")])
     with pytest.raises(ConfigError, match="neither a"):
+        read_values(["epochs"])
+
+
+def test_dashes_before_a_setting_are_pointed_out():
+    with pytest.raises(ConfigError, match=r"'--train\.steps=4': .* without dashes; did you mean 'train\.steps=4'\?"):
+        read_values(["--train.steps=4"])
+    with pytest.raises(ConfigError, match="there are --help and --print-config"):
         read_values(["--epochs"])
+
+
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ALIASES, "aliases .* stand for more than 10,000 values"),
+        ("a: &a [*a]", "or for themselves"),
+        ("a: &a {b: *a}", "or for themselves"),
+        ("a: " + "{b: " * 3000, "nested too deeply"),
+        ("a: " + "1" * 5000, "not valid YAML"),
+        ("a: !!int word", "not valid YAML"),
+        ("a: !!timestamp word", "not valid YAML"),
+        ("a: {[1]: 2}", "not valid YAML"),
+    ],
+    ids=["aliases of aliases", "itself", "itself in a mapping", "depth", "digits", "int", "date", "list as a key"],
+)
+def test_a_document_that_explodes_or_is_none_is_refused(tmp_path: Path, content: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        read_values([write(tmp_path, "a.yaml", content)])
+
+
+def test_an_alias_is_what_it_stands_for(tmp_path: Path):
+    content = "a: &a [1, 2]\nb: *a\nc: [" + "1, " * 20_000 + "]\n"
+    values, _ = read_values([write(tmp_path, "a.yaml", content)])
+    assert (values["a"], values["b"], len(values["c"])) == ([1, 2], [1, 2], 20_000)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path):
+    (tmp_path / "a.yaml").write_bytes(b"name: \xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: not UTF-8 text"):
+        read_values([str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize("given", ["{1: 2}", "{null: 1}", "{2.5: 1}", "{true: 1}", "{0: 2}"])
+@pytest.mark.parametrize("under", [None, {"optim": {"rate": 1.0}}])
+def test_keys_are_names(given: str, under: dict[str, Any] | None):
+    """Numbers count the items of a list, and a section is none."""
+    with pytest.raises(ConfigError, match="optim"):
+        validate(Top, *read_values([f"optim={given}", "needed=x"], under=under))
 
 
 def test_dump_reads_back_equal(tmp_path: Path):
