@@ -168,7 +168,7 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 	@touch $@
 
 .PHONY: onnx
-onnx: .venv/.onnx ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
+onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.onnx) ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
 	@$(BIN)/python -m distill.onnx model=$(MODEL) $(ARGS)
 
 .PHONY: bench

@@ -50,14 +50,24 @@ class CompareSection(SpeedSection):
 
 def main(arguments: Sequence[str]) -> int:
     """Compare, write the folder and print the tables; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=CompareSection, action=lambda: _run(arguments))
+    return tool(
+        arguments,
+        help=__doc__,
+        schema=CompareSection,
+        action=lambda: _run(arguments),
+        settings=lambda given: [_section(given)],
+    )
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _section(arguments: Sequence[str]) -> CompareSection:
     values, sources = read_values(arguments)
     if not values.get("teacher") or not values.get("students"):
         raise ConfigError("a comparison needs models: make compare TEACHER=<directory> STUDENTS='<directory> ...'")
-    section = validate(CompareSection, values, sources)
+    return validate(CompareSection, values, sources)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section = _section(arguments)
     folders = [section.teacher, *section.students]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(

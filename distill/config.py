@@ -13,7 +13,7 @@ from engine.command import run_name
 from engine.config import ConfigError, Section, check_sections, names_file, read_values, validate
 from engine.objective import objective_module
 from engine.stage import StageConfig
-from finetune.config import EncoderSection, FinetuneConfig, model_name
+from finetune.config import EncoderSection, FinetuneConfig, check_task, model_name
 from pretrain.corpus import CorpusSection
 
 _OBJECTIVES = "distill.objectives"
@@ -62,6 +62,7 @@ def load_config(arguments: Sequence[str]) -> GeneralConfig | TaskConfig:
     tasks. A run without a name is called after its files, or, for a task, ``<task>/<student>-<method>/seed-<seed>``.
     """
     values, sources = read_values(arguments)
+    check_task(values, sources)
     check_sections(TaskConfig if "task" in values else GeneralConfig, values, sources)
     named = values.pop("tasks", None) or {}
     if not isinstance(named, dict):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from distill.config import TaskConfig, load_config
 from distill.task import Answers
 from engine.command import tool
-from engine.config import ConfigError, take
+from engine.config import ConfigError, Section, take
 from finetune.seeds import Command, Runs, SeedsSection, check_data, run_all, tell
 
 
@@ -32,7 +32,12 @@ DISTILL = Command("distill", _load, Answers)
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments), settings=_settings)
+
+
+def _settings(arguments: Sequence[str]) -> list[Section]:
+    section, rest = take(SeedsSection, arguments)
+    return [section, Runs({1: rest}, DISTILL).stages[0].config]
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from engine.config import InputError, Section, describe, dump, names_file
+from engine.config import InputError, Section, describe, dump, names_file, read_values, validate
 from engine.entry import INTERRUPTED, interruptible
 from engine.loop import DivergedError
 from engine.run import StoppedError
@@ -34,16 +34,12 @@ def command(
     the exit status."""
 
     def action() -> int:
-        config = load([argument for argument in arguments if argument != "--print-config"])
-        if "--print-config" in arguments:
-            print(dump(config), end="")
-            return 0
-        status = run(config)
+        status = run(load(arguments))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # not between stages: it cannot be made a second time
         return status
 
-    return tool(arguments, help=help, schema=schema, action=action, more=more)
+    return tool(arguments, help=help, schema=schema, action=action, settings=lambda given: [load(given)], more=more)
 
 
 def tool(
@@ -52,14 +48,24 @@ def tool(
     help: str | None,
     schema: type[Section],
     action: Callable[[], int],
+    settings: Callable[[Sequence[str]], Sequence[Section]] | None = None,
     more: Callable[[], str] = str,
 ) -> int:
-    """Run a command line of which the ``schema`` has the keys: ``--help``, which ends with ``more``, or the ``action``;
-    returns the exit status."""
+    """Run a command line of which the ``schema`` has the keys: ``--help``, which ends with ``more``,
+    ``--print-config``, or the ``action``; returns the exit status.
+
+    What is printed as the configuration, a YAML document each, ``settings`` makes of the arguments; where it is not
+    given, the schema alone does.
+    """
 
     def asked() -> int:
         if "--help" in arguments or "-h" in arguments:
             print("\n\n".join(filter(None, [(help or "").rstrip(), describe(schema), more()])))
+            return 0
+        if "--print-config" in arguments:
+            given = [argument for argument in arguments if argument != "--print-config"]
+            sections = settings(given) if settings else [validate(schema, *read_values(given))]
+            print("---\n".join(map(dump, sections)), end="")
             return 0
         return action()
 

@@ -183,13 +183,16 @@ def range_command(
     It runs in a folder of its own, ``<name of the run>-rate-range``.
     """
 
+    def settings(given: Sequence[str]) -> tuple[RangeSection, C]:
+        section, rest = take(RangeSection, given)
+        return section, load(rest)
+
     def action() -> int:
-        section, rest = take(RangeSection, arguments)
-        config = load(rest)
+        section, config = settings(arguments)
         name = f"{config.run.name}-rate-range"
         return _run(stage(config.model_copy(update={"run": config.run.model_copy(update={"name": name})})), section)
 
-    return tool(arguments, help=help, schema=RangeSection, action=action)
+    return tool(arguments, help=help, schema=RangeSection, action=action, settings=settings)
 
 
 def _run(stage: Stage, section: RangeSection) -> int:

@@ -111,11 +111,12 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     A run without a name is called ``<task>/<model>/seed-<seed>``.
     """
     values, sources = read_values(arguments)
+    check_task(values, sources)
     check_sections(FinetuneConfig, values, sources)
     start = values.get("model", {}).get("from")
     section = values.get("task", {})
     task = section.get("name")
-    if start is None or task is None:
+    if start is None or not section:
         raise ConfigError(
             "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
             "MODEL=<directory or Hub id>"
@@ -127,6 +128,16 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     config = validate(FinetuneConfig, values, sources)
     random = "-random" * (config.model.weights == "random")
     return config.named(f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}")
+
+
+def check_task(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """``ConfigError`` where the keys of a task stand beside the sections, as in a YAML without ``task:`` above them."""
+    loose = [key for key in TaskSection.model_fields if key in values]
+    if loose and "task" not in values:
+        raise ConfigError(
+            f"{sources[loose[0]]}: {', '.join(loose)} describe a task and belong into the section task: write `task:` "
+            "above them and indent them"
+        )
 
 
 def model_name(start: str) -> str:

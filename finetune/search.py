@@ -188,7 +188,12 @@ def as_argument(key: str, value: Any) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and say what was best; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=SearchSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=SearchSection, action=lambda: _run(arguments), settings=_settings)
+
+
+def _settings(arguments: Sequence[str]) -> list[Section]:
+    section, rest = take(SearchSection, arguments)
+    return [section, Search(section, rest).config]
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -140,7 +140,12 @@ class Runs:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=TasksSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=TasksSection, action=lambda: _run(arguments), settings=_settings)
+
+
+def _settings(arguments: Sequence[str]) -> list[Section]:
+    section, rest = take(TasksSection, arguments)
+    return [section, *(Runs({1: (_file(task), *rest)}).stages[0].config for task in section.tasks)]
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -76,7 +76,10 @@ def write_submission(
     problems = [f"{name}: no such file; there are: {', '.join(FILES)}" for name in predictions if name not in FILES]
     missing = [name for name in FILES if name not in predictions]
     if missing and not fill:
-        problems.append(f"no predictions for {', '.join(missing)}; predict them, or have them filled (fill=True)")
+        problems.append(
+            f"no predictions for {', '.join(missing)}; predict them, or have them filled with fill=true (make "
+            "submission ARGS=fill=true)"
+        )
     texts = {}
     for name, file in FILES.items():
         values = predictions[name] if name in predictions else np.full(file.num_rows, file.majority)

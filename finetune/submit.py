@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.command import guarded
+from engine.command import tool
 from engine.config import InputError, Section, read_values, validate
 from engine.records import checked, read_yaml
 from finetune.config import model_name
@@ -44,10 +44,17 @@ class SubmitSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Write and check the submission; returns the exit status."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
+    if not arguments:
         print(__doc__)
-        return 0 if arguments else 2
-    return guarded(lambda: _run(table_folder(arguments[0]), validate(SubmitSection, *read_values(arguments[1:]))))
+        return 2
+
+    def settings(given: Sequence[str]) -> list[SubmitSection]:
+        return [validate(SubmitSection, *read_values(given[1:]))]
+
+    def action() -> int:
+        return _run(table_folder(arguments[0]), *settings(arguments))
+
+    return tool(arguments, help=__doc__, schema=SubmitSection, action=action, settings=settings)
 
 
 def table_folder(given: str) -> Path:

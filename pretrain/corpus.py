@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -131,6 +132,7 @@ def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> 
             else:
                 raise InputError(
                     f"{entry}: no such file or folder; give a file, folder, glob, hub:owner/name or python-docs"
+                    f"{_parted([*paths])}"
                 )
             usable = sorted(file for file in found if file.name.lower().endswith(SUFFIXES) and file.is_file())
             if not usable:
@@ -177,6 +179,15 @@ def _expand(
                 yield from _expand(entry, rest, hidden=hidden, visited=visited)
         elif first != "**" and not rest and os.path.lexists(entry):
             yield entry
+
+
+def _parted(paths: list[str]) -> str:
+    """What to give instead where a path was parted at its spaces, as make does; nothing where none was."""
+    for start, end in combinations(range(len(paths) + 1), 2):
+        whole = " ".join(paths[start:end])
+        if end - start > 1 and glob.glob(str(Path(whole).expanduser()), recursive=True):
+            return f"; {whole!r} is there: to make, a path with spaces is given as ARGS=\"data.path='{whole}'\""
+    return ""
 
 
 def _read_hub(source: str, column: str) -> Iterator[str]:

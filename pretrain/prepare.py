@@ -223,16 +223,15 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Prepare the corpus of a pretraining configuration and print what is in it; returns the exit status."""
-    from engine.command import guarded
-    from pretrain.config import load_config
+    from engine.command import command
+    from pretrain.config import PretrainConfig, load_config
 
-    def action() -> int:
-        config = load_config(arguments)
+    def run(config: PretrainConfig) -> int:
         prepared = prepare(config.data, config.tokenizer, Path(config.run.data_dir))
         print(f"{prepared.path}\n{corpus_report(prepared)}")
         return 0
 
-    return guarded(action)
+    return command(arguments, help=__doc__, schema=PretrainConfig, load=load_config, run=run)
 
 
 if __name__ == "__main__":

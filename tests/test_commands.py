@@ -7,15 +7,30 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from distill.__main__ import main as distill
+from distill.compare import main as compare
+from distill.onnx import main as onnx
+from distill.seeds import main as distill_seeds
 from engine import gpus
-from engine.config import read_values
+from engine.config import InputError, read_values
 from engine.load import FIRST
+from finetune.__main__ import main as finetune
+from finetune.rate_range import main as finetune_rates
+from finetune.search import main as search
+from finetune.seeds import main as seeds
+from finetune.submission import write_submission
+from finetune.submit import main as submit
 from finetune.task import TaskSection
+from pretrain.__main__ import main as pretrain
+from pretrain.corpus import resolve
+from pretrain.prepare import main as prepare
+from pretrain.rate_range import main as pretrain_rates
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
@@ -181,3 +196,83 @@ def test_help_lists_every_target() -> None:
     targets = set(re.findall(r"^\.PHONY: (\S+)", makefile, flags=re.M))
     said = subprocess.run(["make", "help"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in said.splitlines() if line.startswith("make ")} == targets
+
+
+def test_help_of_an_extra_installs_nothing() -> None:
+    for given in ("--help", "-h", "--print-config"):
+        said = would_run("onnx", "MODEL=a", f"ARGS=lengths=[8] {given}")
+        assert said == f".venv/bin/python -m distill.onnx model=a lengths=[8] {given}"
+
+
+TASK = f"{ROOT}/configs/finetune/sst2.yaml"
+COMMANDS = {
+    "make data": (prepare, [f"{ROOT}/configs/pretrain/bert_docs.yaml"], ["tokenizer"]),
+    "make pretrain": (pretrain, [f"{ROOT}/configs/pretrain/bert_docs.yaml"], ["objective"]),
+    "make finetune": (finetune, [TASK, "model.from=a", "recipe=none"], ["task"]),
+    "make glue": (seeds, ["seeds=3", "tasks=[sst2,rte]", "model.from=a", "recipe=none"], ["seeds", "task", "task"]),
+    "make search": (search, [TASK, "model.from=a", "recipe=none", "trials=2"], ["trials", "task"]),
+    "make rates": (finetune_rates, [TASK, "model.from=a", "recipe=none"], ["lowest", "task"]),
+    "rates of pretraining": (pretrain_rates, [f"{ROOT}/configs/pretrain/bert_docs.yaml"], ["lowest", "objective"]),
+    "make submission": (submit, ["a", "fill=true"], ["fill"]),
+    "make distill": (distill, [f"{ROOT}/configs/distill/minilm.yaml", "teacher.from=a"], ["teacher"]),
+    "make distill SEEDS": (
+        distill_seeds,
+        [f"{ROOT}/configs/distill/distilbert_task.yaml", TASK, "teacher.from=a", "model.from=b", "seeds=2"],
+        ["seeds", "teacher"],
+    ),
+    "make compare": (compare, ["teacher=a", "students=[b]"], ["students"]),
+    "make onnx": (onnx, ["model=a"], ["model"]),
+}
+
+
+@pytest.mark.parametrize(("main", "given", "keys"), COMMANDS.values(), ids=COMMANDS)
+def test_every_command_prints_its_configuration_and_stops(
+    main: Any, given: list[str], keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One document of its own keys, and one of each training that it would run."""
+    assert main([*given, "--print-config"]) == 0
+    documents = [*yaml.safe_load_all(capsys.readouterr().out)]
+    assert len(documents) == len(keys)
+    assert all(key in document for key, document in zip(keys, documents, strict=True))
+
+
+@pytest.mark.parametrize(("main", "given", "keys"), COMMANDS.values(), ids=COMMANDS)
+def test_every_command_has_help(
+    main: Any, given: list[str], keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([given[0], "--help"]) == 0
+    assert f"{keys[0]}" in capsys.readouterr().out
+
+
+def test_a_task_without_its_section_is_told_where_to_write_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mood\ntype: classification\nlabels: [bad, good]\n")
+    for main, more in ((finetune, []), (distill, ["teacher.from=b"])):
+        assert main([str(file), "model.from=a", *more]) == 2
+        said = capsys.readouterr().err
+        assert f"{file}: name, type, labels describe a task and belong into the section task: write `task:`" in said
+
+
+def test_a_task_section_without_its_name_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(["task={type: regression, metrics: [pearson]}", "model.from=a", "recipe=none"]) == 2
+    assert "task.name: required, but not given" in capsys.readouterr().err
+
+
+def test_filling_a_submission_is_told_as_make_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ARGS=fill=true"):
+        write_submission(tmp_path / "a", {})
+
+
+def test_a_path_with_spaces_is_told_how_to_give_it(tmp_path: Path) -> None:
+    """make parts DATA at its spaces; what the message says is a path that is found."""
+    (tmp_path / "my own corpus").mkdir()
+    (tmp_path / "my own corpus/a.txt").write_text("Text.\n")
+    for name in ("my own corpus", "my own corpus/*.txt"):
+        *_, given = shlex.split(would_run("data", f"DATA={tmp_path}/{name}"))
+        with pytest.raises(InputError, match="is there") as caught:
+            resolve(read_values([given])[0]["data"]["path"])
+        (arguments,) = re.findall(r'ARGS="(.*)"$', str(caught.value))
+        *_, given = shlex.split(would_run("data", f"ARGS={arguments}"))
+        assert resolve([read_values([given])[0]["data"]["path"]]) == [tmp_path / "my own corpus/a.txt"]
