@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from distill.facts import Facts
 from distill.speed import Speed, speed_rows
-from engine.files import publish, remove
+from engine.files import publish, remove, write_text
 from engine.markdown import code, escaped, fenced, markdown_table, page
 from engine.plot import figure, plain, save
 
@@ -181,9 +181,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
     partial.mkdir(parents=True)
-    (partial / "table.md").write_text(f"{comparison.tables()}\n", encoding="utf-8")
-    (partial / "results.json").write_text(json.dumps(comparison.as_json(), indent=1), encoding="utf-8")
-    (partial / "README.md").write_text(_page(comparison), encoding="utf-8")
+    write_text(partial / "table.md", f"{comparison.tables()}\n")
+    write_text(partial / "results.json", json.dumps(comparison.as_json(), indent=1))
+    write_text(partial / "README.md", _page(comparison))
     save(draw(comparison), partial / "latency.png")
     publish(partial, folder)
 

@@ -17,14 +17,14 @@ from engine.encoders import longest_sequence
 from engine.evaluate import HeldOut
 from engine.export import export_model
 from engine.fit import Fit, Trainer
+from engine.inputs import Fingerprint, model_inputs
 from engine.load import check_vocabulary, load, load_tokenizer
 from engine.objective import Objective, settled
 from engine.order import Cursor, Stream
-from engine.stage import Parts, Stage
+from engine.stage import Parts, Stage, beside
 from engine.tracking import Tracker
-from engine.waiting import main_process_first
 from pretrain.examples import epoch_size
-from pretrain.prepare import corpus_report, prepare
+from pretrain.prepare import corpus_files, corpus_report, prepare_for
 from pretrain.prepared import of_held_out_text
 from pretrain.report import show_example
 from pretrain.tokenizer import TokenizerSection
@@ -40,9 +40,9 @@ class General(Stage):
         """Teacher, corpus in the teacher's tokens, and student."""
         config = self.config
         assert isinstance(config, GeneralConfig)
+        self.pin(lambda: model_inputs(teacher=config.teacher.from_))
         self.open_teacher()
-        with main_process_first(self.accelerator):
-            corpus = prepare(config.data, TokenizerSection(path=config.teacher.from_), config.run.data_dir)
+        corpus = prepare_for(self, config.data, TokenizerSection(path=config.teacher.from_))
         self.say(corpus_report(corpus))
         train, valid = (Part(tokens, corpus.unigrams) for tokens in (corpus.train, corpus.valid))
         phases = config.train.phases
@@ -59,6 +59,13 @@ class General(Stage):
             objective=self._objective,
             held_out=HeldOut(held_out, num_examples=config.train.evaluate_examples),
         )
+
+    def current(self) -> dict[str, Fingerprint]:
+        """The teacher, and the files of the corpus."""
+        config = self.config
+        assert isinstance(config, GeneralConfig)
+        files = corpus_files(config.data, TokenizerSection(path=config.teacher.from_))
+        return {**model_inputs(teacher=config.teacher.from_), "corpus files": files}
 
     def open_teacher(self) -> None:
         """Tokenizer and teacher; ``ConfigError`` where it lacks what the method asks for."""
@@ -114,13 +121,12 @@ class General(Stage):
             f"first example\n{show_example(source.collate(settled(source, rows)), self.tokenizer)}"
         )
 
-    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
-        """Export, plot, and the held-out terms."""
+    def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
+        """Export; the held-out terms are in the card, and need nothing beside them."""
         objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
-        table, picture = results_table(ended.held_out), self.path / "curves.png"
-        plot_terms(self.directory.metrics_file, [*ended.held_out], picture, self.name)
+        table = results_table(ended.held_out)
         student, processes = objective.exported(), self.accelerator.num_processes
         facts = {
             "teacher": f"{_size(self.teacher.module)} from {self.config.teacher.from_}",
@@ -131,14 +137,20 @@ class General(Stage):
         }
         card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
         export_model(student, self.tokenizer, self.directory.export, card=card, carried=objective.carried())
-        tracker.summary(ended.held_out)
-        tracker.image("curves", picture, ended.step)
         return {
             "steps": ended.step,
             "held_out": ended.held_out,
             "tokens_per_second": ended.tokens_per_second,
             "table": table,
         }
+
+    def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
+        """Curves."""
+        tracker.summary(ended.held_out)
+        picture = self.path / "curves.png"
+        with beside(f"the picture {picture}"):
+            plot_terms(self.directory.metrics_file, [*ended.held_out], picture, self.name)
+            tracker.image("curves", picture, ended.step)
 
     def ending(self, results: dict[str, Any]) -> str:
         """Numbers, files, and the next command."""

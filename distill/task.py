@@ -11,17 +11,19 @@ from transformers import AutoModel, PreTrainedModel
 from distill.augment import augmented
 from distill.config import TaskConfig, method_of
 from distill.general import General
+from distill.neighbours import fingerprint
 from distill.stock import head_kind
 from distill.teacher import Teacher
 from engine.config import ConfigError
 from engine.encoders import labels_of, longest_sequence
 from engine.evaluate import HeldOut
 from engine.fit import Trainer
+from engine.inputs import Fingerprint, model_inputs
 from engine.load import load, load_carried, load_tokenizer, read_config
 from engine.objective import Objective
 from engine.stage import Parts
 from engine.waiting import main_process_first
-from finetune.data import Split, Task, read_task, report
+from finetune.data import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.examples import Examples
 from finetune.kind import kind_of
 from finetune.model import Predictor
@@ -80,10 +82,15 @@ class Answers(Finetuning):
 
     def prepare(self) -> Parts:
         """As in fine-tuning; the teacher must have learned this task, with labels in this order."""
+        self.pin(self.models)
         teacher = open_answering(self.config, self.config.model.from_)
         parts = super().prepare()
         self.teacher: Teacher[Predictor] = Teacher(self.kind.objective(teacher))
         return parts
+
+    def models(self) -> dict[str, Fingerprint]:
+        """Student, teacher, and what the training split is augmented with."""
+        return task_models(self.config)
 
     def _examples(self, name: str, training: bool = False) -> Examples:
         if training:
@@ -123,6 +130,7 @@ class FirstStage(General):
     def prepare(self) -> Parts:
         """The task's texts, augmented, as both read them."""
         config, section = self.config, self.config.task
+        self.pin(lambda: task_models(config))
         open_answering(self.then, config.model.from_)
         check_readers(config, config.model.from_)
         self.open_teacher()
@@ -130,6 +138,7 @@ class FirstStage(General):
         with main_process_first(self.accelerator):
             task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(task))
+        self.pin(lambda: row_inputs(task) | documentation_input(section))
         phase = config.train.phases[0]
         splits = augmented_split(self, task), task.split(section.validation[0])
         train, valid = (
@@ -143,6 +152,11 @@ class FirstStage(General):
             objective=self._objective,
             held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
         )
+
+    def current(self) -> dict[str, Fingerprint]:
+        """The models, and the rows where they are in files."""
+        config, glue_dir = self.config, glue_dir_from_environment()
+        return task_models(config) | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
 
     def _objective(self) -> Objective:
         section = self.config.model
@@ -179,4 +193,16 @@ def augmented_split(stage: Any, task: Task) -> Split:
         accelerator=stage.accelerator,
     )
     stage.say(made.report)
+    stage.pin(lambda: {"augmentation": made.split.fingerprint()})
     return made.split
+
+
+def task_models(config: TaskConfig) -> dict[str, Fingerprint]:
+    """Fingerprints of student and teacher, and of what the training split is augmented with."""
+    section = config.augment
+    found = model_inputs(
+        student=config.model.from_, teacher=config.teacher.from_, augmenting_model=section.model if section else None
+    )
+    if section and section.vectors:
+        found["augmenting vectors"] = Fingerprint(fingerprint(section.vectors), section.vectors.name)
+    return found

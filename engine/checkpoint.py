@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from engine.config import InputError
 from engine.files import publish, remove, tidy
+from engine.records import read_json
 from engine.sharding import gathered, split_like
 
 logger = logging.getLogger(__name__)
@@ -90,11 +91,21 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose sizes and checksums are right; a warning is logged for each newer one passed over."""
     for path in _newest_first(folder):
-        defect = _defect(path, checksums=True)
-        if defect is None:
+        found = defect(path)
+        if found is None:
             return path
-        logger.warning("checkpoint %s is not whole (%s); trying the one before", path, defect)
+        logger.warning("checkpoint %s is not whole (%s); trying the one before", path, found)
     return None
+
+
+def defect(path: Path) -> str | None:
+    """What keeps a checkpoint from being whole, sizes and checksums included, or None."""
+    return _defect(path, checksums=True) if path.exists() else "it is not there"
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The loop's state in a checkpoint."""
+    return read_json(path / "state.json", dict[str, Any], remedy="delete this checkpoint: the one before is taken")
 
 
 def read_manifest(path: Path) -> str:
@@ -104,10 +115,8 @@ def read_manifest(path: Path) -> str:
 
 def difference(path: Path, manifest: str) -> str | None:
     """What keeps a checkpoint from being the whole one that another process has the ``manifest`` of, or None."""
-    if not path.exists():
-        return "it is not there"
-    defect = _defect(path, checksums=True)
-    return "it is another one" if defect is None and read_manifest(path) != manifest else defect
+    found = defect(path)
+    return "it is another one" if not found and read_manifest(path) != manifest else found
 
 
 def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
     """
     _restore_model(path, model)
     _restore_optimizer(path, _parameter_names(model, optimizer), optimizer)
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return read_state(path)
 
 
 def prune_checkpoints(folder: Path, *, saved: str, keep: int, best: str | None) -> None:

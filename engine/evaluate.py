@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,19 +17,34 @@ from engine.order import Cursor, Stream, shares
 class Sums:
     """Totals of terms on the device and their counts on the host, added up over batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
+        """``earlier`` are results of :meth:`state`: adding goes on from there."""
+        self._earlier: dict[str, list[float]] = {}
         self._totals: dict[str, Tensor] = {}
         self._terms: dict[str, tuple[str, float, Callable[[list[float], float], float]]] = {}
         self._counts: dict[str, int] = {}
+        for state in earlier:
+            for name, total in state["totals"].items():
+                known = self._earlier.get(name, [0.0] * len(total))
+                self._earlier[name] = [a + b for a, b in zip(known, total, strict=True)]
+            for name, count in state["counts"].items():
+                self._counts[name] = self._counts.get(name, 0) + count
 
     def add(self, terms: dict[str, Term], counts: dict[str, int]) -> None:
         """Add a micro-batch; nothing waits for the device."""
         for name, term in terms.items():
             total = term.total.detach().double()
+            if name in self._earlier:
+                self._totals[name] = total.new_tensor(self._earlier.pop(name)).view_as(total)
             self._totals[name] = self._totals[name] + total if name in self._totals else total
             self._terms[name] = (term.count, term.weight, term.value)
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
+
+    def state(self) -> dict[str, Any]:
+        """This rank's totals and counts, as JSON holds them bit for bit; the device is waited for."""
+        totals = {name: total.flatten().tolist() for name, total in self._totals.items()}
+        return {"totals": {**self._earlier, **totals}, "counts": dict(self._counts)}
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Value of every term over all ranks, and the weighted sum ``loss``; one fetch from the device."""

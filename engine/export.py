@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from engine.files import publish, remove
+from engine.files import publish, remove, write_text, writing
 from engine.frame import exported_tokenizer
 
 
@@ -47,13 +47,15 @@ def export_model(
         for name, each in models.items():
             dtypes = {str(parameter.dtype) for parameter in each.parameters()}
             assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
-            each.save_pretrained(partial / name)
-            beside = exported_tokenizer(tokenizer, each.config, max_length=max_length, texts_only=texts_only)
-            beside.save_pretrained(partial / name)
+            with writing(partial / name):
+                each.save_pretrained(partial / name)
+                beside = exported_tokenizer(tokenizer, each.config, max_length=max_length, texts_only=texts_only)
+                beside.save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
         for name, part in (carried or {}).items():
-            problems += _write_tensors(part, partial / f"{name}.safetensors")
-        (partial / "README.md").write_text(card, encoding="utf-8")
+            with writing(partial / f"{name}.safetensors"):
+                problems += _write_tensors(part, partial / f"{name}.safetensors")
+        write_text(partial / "README.md", card)
     if problems or warnings:
         listing = "\n".join(f"  - {problem}" for problem in [*problems, *warnings])
         raise RuntimeError(f"what was read back from {partial} is not what was to be exported:\n{listing}")

@@ -6,12 +6,17 @@ the lock of the folder removes it with :func:`tidy`.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.config import InputError
 from engine.lock import locked
 
 
@@ -23,17 +28,50 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(descriptor)
-        os.replace(partial, path)
+        with writing(path):
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(descriptor)
+            os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` say what was being written: the system names no file where a disk is full, and libraries wrap
+    it in errors of their own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number is None or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, f"cannot be written: {os.strerror(number)}", str(path)) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``OSError`` unless a file can be made in ``path``, or where the folder would be made; leaves nothing."""
+    place = next(each for each in [path, *path.absolute().parents] if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {os.strerror(error.errno or errno.EIO)}", str(path)) from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def publish(partial: Path, folder: Path) -> None:
@@ -63,7 +101,9 @@ def make_once(folder: Path, make: Callable[[Path], Path], *, doing: str) -> None
     with locked(lock, doing=doing):
         try:
             if not folder.is_dir():
-                publish(make(partial), folder)
+                with writing(partial):
+                    made = make(partial)
+                publish(made, folder)
             remove(partial)
         except BaseException:
             if [*partial.iterdir()] == [lock]:  # nothing to go on from

@@ -102,6 +102,7 @@ def load(
         warnings=tuple(warning for warning in warnings if "LOAD REPORT" not in warning),
     )
     _check(name, model, report, info["mismatched_keys"])
+    check_finite(name, model)
     prepare_dropout(model)
     return model, report
 
@@ -158,6 +159,15 @@ def _check(name: str, model: PreTrainedModel, report: LoadReport, mismatched: An
             f"{name}: weights and configuration do not fit: the weights lack {_some(missing)} of a "
             f"{model.config.model_type} model and hold {_some(report.unused) or 'nothing else'}; "
             "give a folder whose config.json and weights belong together"
+        )
+
+
+def check_finite(name: str, model: torch.nn.Module) -> None:
+    """Raise ``ConfigError`` where a tensor of the weights that ``name`` names is not finite: no training mends that."""
+    broken = [each for each, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConfigError(
+            f"{name}: its weights are not finite: {_some(broken)} hold not-a-number or infinity; give others"
         )
 
 

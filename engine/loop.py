@@ -192,6 +192,6 @@ def _diverged(step: int, rate: float, norm: Tensor, done: list[tuple[dict[str, T
     what = f"the loss {', '.join(broken)}" if broken else "the gradient"
     return (
         f"step {step + 1}: {what} is not finite (gradient norm {norm.item()}, learning rate {rate:.3g}); "
-        "the weights were not updated and the last checkpoint is whole. "
+        "the weights were not updated. "
         "A lower optim.learning_rate, a longer optim.warmup or run.precision=fp32 usually helps"
     )

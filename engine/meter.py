@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from engine.evaluate import Sums
@@ -23,14 +25,24 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "
 class Meter:
     """Adds up what steps report; reads it from the device only when asked."""
 
-    def __init__(self, accelerator: Accelerator, objective: Objective) -> None:
+    def __init__(
+        self, accelerator: Accelerator, objective: Objective, earlier: Mapping[str, Any] | None = None
+    ) -> None:
+        """``earlier`` is what :meth:`state` gave: the means go on within their interval; speeds are of this process."""
         self._accelerator, self._objective = accelerator, objective
-        self._all_tokens, self._all_seconds = 0, 0.0
-        self._start()
+        self._all_tokens, self._all_seconds = (earlier["tokens"], earlier["seconds"]) if earlier else (0, 0.0)
+        # Each rank's own sums; those of more ranks than there are now are shared out in turn.
+        self._start(earlier["sums"][accelerator.process_index :: accelerator.num_processes] if earlier else ())
 
-    def _start(self) -> None:
-        self._sums, self._tokens, self._examples, self._flops, self._steps = Sums(), 0, 0, 0.0, 0
+    def _start(self, sums: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._sums, self._tokens, self._examples, self._flops, self._steps = Sums(sums), 0, 0, 0.0, 0
         self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that an interval's means do not depend on where a run was resumed. All processes
+        call it."""
+        sums = gather_object([self._sums.state()])
+        return {"sums": sums, "tokens": self._all_tokens, "seconds": self._all_seconds}
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine.files import writing
 from engine.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def save(axes: list[Any], picture: Path) -> None:
     drawn = axes[0].figure
     for text in drawn.findobj(Text):  # ticks are older than the names on them, and know no fonts that those brought
         text.set_fontfamily(rcParams["font.family"])
-    drawn.savefig(picture, dpi=110)
+    with writing(picture):
+        drawn.savefig(picture, dpi=110)
     pyplot.close(drawn)
 
 

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -22,12 +23,13 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from engine.config import ConfigError, Section, completed, parse_yaml
 from engine.environment import num_cores
-from engine.files import tidy, write_text
+from engine.files import sha256, tidy, write_text
 from engine.gpus import check_gpus
+from engine.inputs import Pins
 from engine.lock import locked
 from engine.names import PathName
 from engine.ranges import Processes, Seed
-from engine.records import read_yaml
+from engine.records import checked, read_json, read_yaml
 from engine.sharding import Sharding
 
 logger = logging.getLogger(__name__)
@@ -130,14 +132,27 @@ _OF_A_START = re.compile(r"lock$|config\.yaml")
 """Names of what is in the folder of a run that was killed while it was made."""
 
 
+_FINISHED_REMEDY = "delete this file: the next start writes it again from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A file of a finished run's export."""
+
+    size: int
+    sha256: str
+
+
 class RunDirectory:
-    """The folder of one run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``export/``, ``finished.json``."""
+    """The folder of one run: ``config.yaml``, ``inputs.json``, ``tokenizer/``, ``metrics.jsonl``, ``checkpoints/``,
+    ``export/``, ``finished.json``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
         self.metrics_file = path / "metrics.jsonl"
+        self.pins = Pins(path)
 
     @classmethod
     def open(
@@ -191,18 +206,56 @@ class RunDirectory:
             yield
 
     @property
+    def begun(self) -> bool:
+        """Whether there are checkpoints."""
+        return any(self.checkpoints.glob("step-*/manifest.json"))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the last step is done: what remains is to export."""
+        states = sorted(self.checkpoints.glob("step-*/state.json"))
+        try:
+            state = json.loads(states[-1].read_text(encoding="utf-8")) if states else {}
+        except (OSError, ValueError):  # damaged: resuming finds that out, and says so
+            state = {}
+        return self.finished or ("step" in state and state["step"] == state.get("total_steps"))
+
+    @property
     def finished(self) -> bool:
         """Whether ``finish`` was called, by this process or an earlier one."""
         return (self.path / "finished.json").exists()
 
     @property
     def results(self) -> dict[str, Any]:
-        """What the finished run was finished with."""
-        return json.loads((self.path / "finished.json").read_text(encoding="utf-8"))
+        """What the finished run was finished with; ``InputError`` where that is damaged."""
+        return read_json(self.path / "finished.json", dict[str, Any], remedy=_FINISHED_REMEDY)
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Mark the run as finished; the last thing it writes."""
-        write_text(self.path / "finished.json", json.dumps(results, indent=1))
+        """Mark the run as finished, and note sizes and checksums of what is in its ``export/``."""
+        files = sorted(file for file in self.export.rglob("*") if file.is_file() and file.suffix != ".md")
+        exported = {
+            file.relative_to(self.export).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
+            for file in files
+        }
+        write_text(self.path / "finished.json", json.dumps({**results, "exported": exported}, indent=1))
+
+    def export_defect(self) -> str | None:
+        """What is missing of a finished run's export, or damaged, or None.
+
+        Weights are held to their checksums. Other files need only be there, as a configuration may be edited.
+        """
+        if not (self.export / "config.json").is_file():
+            return f"{self.export} is not there" if not self.export.exists() else f"{self.export} has no config.json"
+        results, found = self.path / "finished.json", self.results.get("exported", {})
+        for name, noted in checked(results, found, dict[str, _Noted], remedy=_FINISHED_REMEDY).items():
+            file = self.export / name
+            if not file.is_file():
+                return f"{file} is missing"
+            if file.suffix == ".safetensors" and file.stat().st_size != noted.size:
+                return f"{file} has {file.stat().st_size:,} bytes of {noted.size:,}"
+            if file.suffix == ".safetensors" and sha256(file) != noted.sha256:
+                return f"{file} has another checksum"
+        return None
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], ignore: Sequence[str]) -> list[str]:

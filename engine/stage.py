@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from pydantic import model_validator
+from transformers import PreTrainedTokenizerBase
 
 from engine.compiled import compile_layers
-from engine.config import ConfigError, Section, dump
+from engine.config import ConfigError, InputError, Section, dump
 from engine.environment import environment
 from engine.evaluate import HeldOut
+from engine.files import check_writable, remove
 from engine.fit import Fit, Trainer
+from engine.inputs import Fingerprint, Inputs, differences, refuse, tokenizer_input
 from engine.keyed import key
 from engine.names import check_path_name
 from engine.objective import Objective, Source
@@ -26,6 +31,17 @@ from engine.rhythm import Rhythm, TrainSection
 from engine.run import RunDirectory, RunSection, start_accelerator
 from engine.sharding import prepared
 from engine.tracking import Tracker, TrackingSection
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def beside(what: str) -> Iterator[None]:
+    """Make what is only shown beside a result: where that fails it is a warning that names it, and nothing else."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s could not be made: %s: %s; the result is whole without", what, type(error).__name__, error)
 
 
 class StageConfig(Section):
@@ -83,11 +99,19 @@ class Stage(ABC):
 
     folder: ClassVar[str]
     """Below ``run.dir``."""
+    tokenizer: PreTrainedTokenizerBase
+    """Set by ``prepare``; when training begins it becomes the one that is kept in the run's folder."""
 
     def __init__(self, config: StageConfig) -> None:
         assert config.run.name is not None
         self.config, self.name, self.text = config, config.run.name, dump(config)
         self.path = config.run.dir / self.folder / self.name
+        self.inputs: dict[str, Fingerprint] = {}
+        """What the run is made from, as it becomes known (:meth:`pin`)."""
+        self.pinned: dict[str, Fingerprint] = {}
+        """What it was begun with, if it is resumed."""
+        self.trained = False
+        """Whether only the export remains to be made."""
 
     @abstractmethod
     def prepare(self) -> Parts:
@@ -98,8 +122,19 @@ class Stage(ABC):
         """What is about to be trained on what, with an example."""
 
     @abstractmethod
-    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
-        """Export and measure; what it returns is kept in ``finished.json``. All processes call it."""
+    def current(self) -> dict[str, Fingerprint]:
+        """What a run of this configuration would be made from now, as far as that is known without a model, an
+        accelerator or anything that takes long to make."""
+
+    @abstractmethod
+    def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
+        """Export, and whatever other programs read; what it returns is kept in ``finished.json``. All processes call
+        it."""
+
+    @abstractmethod
+    def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
+        """Add to the ``results`` what is only shown beside them, each in a :func:`beside` block: baselines, pictures,
+        the card. The main process calls it, when the run is finished."""
 
     @abstractmethod
     def ending(self, results: dict[str, Any]) -> str:
@@ -110,13 +145,20 @@ class Stage(ABC):
         return {}
 
     def run(self) -> int:
-        """Prepare, train, report; a finished run is only reported. Returns the exit status."""
+        """Prepare, train, report; a finished run is only reported, or exported again. Returns the exit status."""
         # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
         directory = self.directory = self.open(is_main=False)
-        if directory.finished:
+        missing = directory.export_defect() if directory.finished else None
+        if directory.finished and not missing:
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
-            print(self.ending(directory.results))
+            print("".join(f"{line}\n" for line in self.changes()), flush=True)
+            self._tell(directory.results)
             return 0
+        if missing:
+            self._check_can_export(missing)
+        check_writable(self.path)
+        self.pinned = directory.pins.read() if directory.begun else {}
+        self.trained = directory.trained
         trainer = self.start()
         accelerator = self.accelerator
         with directory.held() if accelerator.is_main_process else nullcontext():
@@ -126,8 +168,58 @@ class Stage(ABC):
         AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision
         return status
 
+    def changes(self, now: Inputs | None = None) -> list[str]:
+        """Lines that say how what this finished run was made from differs from what it would be made from now, which is
+        looked up unless it is given."""
+        try:
+            before = RunDirectory(self.path).pins.read()
+            found = differences(before, self.current() if now is None else now, certain=False)
+        except (InputError, OSError) as error:
+            return [f"Whether what this run was made from is still the same cannot be told: {error}"]
+        if not before:
+            return ["This run has no record of what it was made from: whether that has changed cannot be told."]
+        if not found:
+            return []
+        return [
+            f"NOTE: {self.path} is a result of other inputs than there are now:",
+            *(f"  - {each}" for each in found),
+            "For a run on what is there now give run.name=<new>, or delete the folder.",
+        ]
+
+    def pin(self, find: Callable[[], dict[str, Fingerprint]]) -> None:
+        """Note what the run is made from. All processes call it, and the main one finds it.
+
+        Raises ``InputError`` where the run was begun with something else, so it is called as soon as that can be known.
+        """
+        (found,) = broadcast_object_list([find() if self.accelerator.is_main_process else {}])
+        self.inputs.update(found)
+        refuse(self.path, differences(self.pinned, found, certain=True))
+
+    def _check_can_export(self, missing: str) -> None:
+        """Say that a finished run is exported again; ``InputError`` where nothing is left to do that from."""
+        directory = self.directory
+        if not directory.begun:
+            raise InputError(
+                f"{self.path} is finished, but {missing}, and there is no checkpoint to export again; give "
+                "run.name=<new>, or delete the folder to train anew"
+            )
+        print(f"{self.path} is finished, but {missing}: it is exported again from its checkpoint.\n", flush=True)
+
+    def _record(self, resumed: int, made_from: Inputs) -> None:
+        """Pin a run that has not been, and take its own tokenizer from then on."""
+        pins = self.directory.pins
+        if resumed and not self.pinned and not made_from:
+            self.say(
+                "This run has no record of what it was made from: nothing is compared, and it is recorded from now on."
+            )
+        if self.accelerator.is_main_process:
+            if not (resumed and pins.file.exists() and pins.tokenizer.exists()):
+                pins.write(self.inputs, self.tokenizer)
+            self.tokenizer = pins.open_tokenizer(self.inputs)
+
     def _train(self, trainer: Trainer) -> int:
         accelerator, resumed = self.accelerator, trainer.resume()
+        self._record(resumed, trainer.made_from)
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
         made = f"made by {trainer.workers} processes" if trainer.workers else "made between the steps"
         share = f"at most {trainer.micro_batch_tokens:,} tokens at a time, batches {made}"
@@ -147,14 +239,33 @@ class Stage(ABC):
             if ended.stopped_by:
                 self.say(f"{ended.stopped_by}: saved step {ended.step:,} and left; type the same command to go on.")
             else:
-                results = self.report(trainer, ended, tracker)
-                if accelerator.is_main_process:
-                    self.directory.finish(results)
-                    print(self.ending(results))
+                self._finish(trainer, ended, tracker)
             accelerator.wait_for_everyone()
         finally:
             tracker.close(status, preempted=ended is not None and ended.stopped_by is not None)
         return status
+
+    def _finish(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
+        """The result first; then what is shown beside it, which never costs it."""
+        damaged = self.directory.export.with_name("export.damaged")
+        if self.accelerator.is_main_process and self.directory.export.exists() and self.directory.finished:
+            remove(damaged)
+            self.directory.export.rename(damaged)
+            self.say(f"what was in export/ is kept in {damaged}")
+        results = self.result(trainer, ended)
+        if self.accelerator.is_main_process:
+            results |= {"note": ended.note} if ended.note else {}
+            self.directory.finish(results)
+            self.show(trainer, ended, tracker, results)
+            with beside("finished.json with what is shown"):
+                self.directory.finish(results)
+            with beside("the summary of the run"):
+                self._tell(results)
+
+    def _tell(self, results: dict[str, Any]) -> None:
+        print(self.ending(results))
+        if "note" in results:
+            print(f"\nWARNING: {results['note']}")
 
     def open(self, *, is_main: bool) -> RunDirectory:
         """The run's folder; ``ConfigError`` if it belongs to something else. Only the main process makes it."""
@@ -163,7 +274,11 @@ class Stage(ABC):
     def start(self) -> Trainer:
         """All that a training consists of, ready for its first step; nothing is written."""
         self.accelerator = start_accelerator(self.config.run)
-        return self._trainer(self.prepare())
+        # The other processes may see another folder, or none.
+        self.pinned, self.trained = broadcast_object_list([self.pinned, self.trained])
+        parts = self.prepare()
+        self.pin(lambda: tokenizer_input(self.tokenizer))
+        return self._trainer(parts)
 
     def say(self, text: str) -> None:
         """Print, on the main process."""
@@ -193,4 +308,5 @@ class Stage(ABC):
             seed=config.run.seed,
             sources=parts.sources,
             held_out=parts.held_out,
+            inputs={name: found for name, found in self.inputs.items() if found.exact},
         )

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from engine.config import Section
-from engine.files import write_text
+from engine.files import write_text, writing
 from engine.names import Name
 
 logger = logging.getLogger(__name__)
@@ -97,20 +97,27 @@ class Tracker:
         """
         self.mode: Literal["online", "offline", "off"] = "off"
         """What became of ``tracking.wandb``."""
+        self._path = run_dir / "metrics.jsonl"
         self._file: IO[str] | None = None
         self._run: Any = None
         if is_main:
-            path = run_dir / "metrics.jsonl"
-            _cut(path, resume_step)
-            self._file = path.open("a", encoding="utf-8")
+            _cut(self._path, resume_step)
+            self._file = self._path.open("a", encoding="utf-8")
             self._guard(lambda: self._start_wandb(section, run_dir, name=name, config=dict(config), tags=list(tags)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of a step; steps may repeat, with other metrics, but not decrease."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
+                self._file.flush()
         self._guard(lambda: self._run and self._run.log(dict(metrics), step=step))
+
+    def sync(self) -> None:
+        """See to it that what was recorded is on disk, as before a checkpoint that goes on from there."""
+        if self._file is not None:
+            with writing(self._path):
+                os.fsync(self._file.fileno())
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final values in W&B's overview of the run."""

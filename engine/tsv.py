@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from engine.files import write_text
 from engine.printable import printable
 
 _FORMULA = ("=", "+", "-", "@")
@@ -15,7 +16,7 @@ def write_tsv(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Write a line for each row; a cell of text that begins like a formula gets an apostrophe before it, as it is
     typed into a spreadsheet, and control characters, among them tabs and new lines, are made visible."""
     lines = ("\t".join(map(_cell, row)) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_tsv(path: Path) -> list[list[str]]:

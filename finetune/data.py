@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from engine import pydocs
 from engine.config import InputError
+from engine.inputs import Fingerprint, digest
 from finetune.rows import Rows, ScoreRows, SeveralRows, as_id, unlabelled
 from finetune.sources import Source, find_source
 from finetune.structured import ChoiceRows, SpanRows, TokenRows, objects
@@ -53,6 +55,11 @@ class Split:
     def num_examples(self) -> int:
         """Number of examples."""
         return len(self.texts[0])
+
+    def fingerprint(self) -> Fingerprint:
+        """Of texts, labels and numbers, whatever the file they are from."""
+        labels = [None] * self.num_examples if self.labels is None else self.labels
+        return Fingerprint(digest(zip(*self.texts, labels, self.index, strict=True)), f"{self.num_examples:,} rows")
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,26 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     if problems:
         raise InputError("\n".join(problems))
     return Task(section, splits, missing, source.where)
+
+
+def row_inputs(task: Task) -> dict[str, Fingerprint]:
+    """Fingerprints of the rows of all splits, by the names under which a run pins them."""
+    return {f"{name} rows": split.fingerprint() for name, split in task.splits.items()}
+
+
+def documentation_input(section: TaskSection) -> dict[str, Fingerprint]:
+    """What an embedded task is made from, known without making it; nothing for others."""
+    what = "the documentation that is installed"
+    return {"documentation": Fingerprint(pydocs.fingerprint(), what, exact=False)} if section.embedded else {}
+
+
+def current_rows(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> dict[str, Fingerprint]:
+    """What the rows are made from now, as far as files of this machine say it: the Hub is not asked."""
+    if section.embedded:
+        return documentation_input(section)
+    if section.files or glue_dir:
+        return row_inputs(read_task(section, data_dir=data_dir, glue_dir=glue_dir))
+    return {}
 
 
 def report(task: Task) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.files import publish, remove
+from engine.files import publish, remove, writing
 from engine.markdown import card, escaped, markdown_table
 from engine.plot import figure, plain, save
 from engine.printable import printable
@@ -38,11 +38,11 @@ def results_table(
 ) -> str:
     """Metrics of each validation split beside its baselines, as a Markdown table; then what is wrong with them, and
     what was chosen by them."""
-    names = list(next(iter(baselines.values())))
+    names = list(dict.fromkeys(name for found in baselines.values() for name in found))
     rows = [["", "model", *(name.replace("_", " ") for name in names)]]
     for split, found in values.items():
         for metric, value in found.items():
-            base = [baselines[split][name].get(metric, float("nan")) for name in names]
+            base = [baselines[split].get(name, {}).get(metric, float("nan")) for name in names]
             rows.append([f"{split} {metric}", *(f"{100 * number:.2f}" for number in [value, *base])])
     notes = [escaped(f"Note: on {split} the model {warning}.") for split, warning in warnings.items()]
     notes += [escaped(f"Chosen on {next(iter(values))}: {name} {value:.4g}.") for name, value in chosen.items()]
@@ -66,7 +66,8 @@ def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskK
             # Nine digits give every float32 back, so that an ensemble of files is one of the models.
             lines.append([str(index), kind.in_words(prediction), label, *(f"{value:.9g}" for value in row)])
         write_tsv(partial / f"{name}.tsv", lines)
-        kind.write(partial, each)
+        with writing(partial):
+            kind.write(partial, each)
     publish(partial, folder)
 
 

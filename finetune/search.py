@@ -26,12 +26,13 @@ import yaml
 from engine.command import tool
 from engine.config import ConfigError, Section, read_values, take
 from engine.files import remove, write_text
+from engine.inputs import Fingerprint
 from engine.markdown import escaped
 from engine.ranges import Processes, Runs, Seed
 from engine.run import RESUMABLE, RunDirectory
 from finetune.again import make_command
 from finetune.config import load_config
-from finetune.data import read_task
+from finetune.data import read_task, row_inputs
 from finetune.jobs import Job, run_jobs
 from finetune.sources import glue_dir_from_environment
 from finetune.space import Range, read_space
@@ -74,6 +75,8 @@ class Search:
         self.folder = self.config.run.dir / Finetuning.folder / self.name
         self.number = min(section.trials, self.space.size or section.trials)
         self.stages: list[Finetuning] = []
+        self.rows: dict[str, Fingerprint] = {}
+        """Of the task's splits, once they were read."""
         try:
             self.stages += [Finetuning(load_config(self.arguments(number))) for number in range(self.number)]
         except ConfigError as error:  # what is wrong with a key is so in all trials
@@ -100,6 +103,7 @@ class Search:
         data = read_task(task, data_dir=self.config.run.data_dir, glue_dir=glue_dir_from_environment())
         for name in ["train", *task.validation]:
             data.split(name)
+        self.rows = row_inputs(data)
         space = {key: asdict(v) if isinstance(v, Range) else v for key, v in self.space.settings.items()}
         text = yaml.safe_dump({"space": space, "trials": self.config.model_dump(mode="json")}, sort_keys=False)
         ignore = [f"trials.{key}" for key in RESUMABLE]
@@ -139,8 +143,10 @@ class Search:
         return Trial(number, self.settings(number), self.metric, score, str(path))
 
     def jobs(self) -> list[Job]:
-        """The trials that are not finished."""
+        """The trials that are not finished; it is said of the others where the rows or models are others now."""
         done = {trial.trial for trial in self.finished()}
+        for stage in (self.stages[number] for number in sorted(done)):
+            print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
         missing = [number for number in range(self.number) if number not in done]
         paths = {number: self.stages[number].path for number in missing}
         return [

@@ -25,10 +25,11 @@ from engine import ranges
 from engine.command import tool
 from engine.config import ConfigError, InputError, Section, read_values, take
 from engine.files import tidy
+from engine.inputs import Fingerprint
 from engine.lock import locked
 from finetune.again import TASKS
 from finetune.config import FinetuneConfig, load_config
-from finetune.data import read_task
+from finetune.data import read_task, row_inputs
 from finetune.jobs import Job, run_jobs
 from finetune.kind import kind_of
 from finetune.seeds_table import GLUE, read_summaries, write_table
@@ -86,12 +87,20 @@ class Runs:
         self.stages = [command.stage(command.load(given)) for given in self.arguments]
         self.section = self.stages[0].config.task
         self.paths = [stage.path for stage in self.stages]
+        self.rows: dict[str, Fingerprint] = {}
+        """Of the task's splits, once they were read."""
 
     def jobs(self) -> list[Job]:
-        """Those that are not finished; raises what would keep one from starting."""
+        """Those that are not finished, or whose export is gone; raises what would keep one from starting.
+
+        It is said of the others where they were made from something else than there is now.
+        """
         found = []
         for given, stage in zip(self.arguments, self.stages, strict=True):
-            if not stage.open(is_main=False).finished:
+            directory = stage.open(is_main=False)
+            if directory.finished and not directory.export_defect():
+                print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
+            else:
                 log = stage.path.with_name(f"{stage.path.name}.log")
                 found.append(Job(stage.name, given, log, self.command.module))
         return found
@@ -102,6 +111,7 @@ class Runs:
         task = read_task(self.section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
         for name in ["train", *self.section.validation]:
             task.split(name)
+        self.rows = row_inputs(task)
 
     def summary(self) -> dict[str, Any] | None:
         """Scores by validation split and metric, over the seeds that are finished; None if there is none."""

@@ -12,14 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from engine.config import ConfigError
 from engine.encoders import longest_sequence
 from engine.export import export_model
+from engine.files import write_text
 from engine.fit import Fit, Trainer
+from engine.inputs import Fingerprint, model_inputs
 from engine.load import check_vocabulary, load, load_tokenizer, read_config
-from engine.stage import Parts, Stage
+from engine.stage import Parts, Stage, beside
 from engine.tracking import Tracker
 from engine.waiting import main_process_first
 from finetune.again import make_command
 from finetune.config import FinetuneConfig, recipe_in_words
-from finetune.data import read_task, report
+from finetune.data import current_rows, documentation_input, read_task, report, row_inputs
 from finetune.evaluate import Scored, predict
 from finetune.examples import Examples
 from finetune.kind import Predicted, kind_of
@@ -50,11 +52,13 @@ class Finetuning(Stage):
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
+        self.pin(self.models)
         self.tokenizer = self._tokenizer()
         self.kind = kind_of(section)
         with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
+        self.pin(lambda: row_inputs(self.task) | documentation_input(section))
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
         self.test = {name: self._examples(name) for name in section.test if name in self.task.splits}
@@ -69,6 +73,15 @@ class Finetuning(Stage):
                 best_by=config.train.best_by,
             ),
         )
+
+    def current(self) -> dict[str, Fingerprint]:
+        """The model, and the rows where they are in files."""
+        config, glue_dir = self.config, glue_dir_from_environment()
+        return self.models() | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
+
+    def models(self) -> dict[str, Fingerprint]:
+        """Fingerprints of the models that the run is made from."""
+        return model_inputs(starting_weights=self.config.model.from_)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         start, asked = self.config.model.from_, self.config.train.phases[0].sequence_length
@@ -135,50 +148,69 @@ class Finetuning(Stage):
             f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"
         )
 
-    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
-        """Predict all splits, export, and set the metrics beside what guessing and counting words reach."""
-        section, predicted, objective = self.config.task, self._predict(trainer), trainer.assembled()
+    def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
+        """Predict all splits, measure, export, and write the predictions."""
+        predicted, objective = self._predict(trainer), trainer.assembled()
+        self.predicted = predicted
         if not self.accelerator.is_main_process:
             return {}
-        first = section.validation[0]
-        chosen = self.kind.choose(predicted[first])
-        write_predictions(self.path / "predictions", predicted, self.kind)
-        values, beside, warnings = {}, {}, {}
+        section = self.config.task
+        chosen = self.kind.choose(predicted[section.validation[0]])
+        values, warnings = {}, {}
         for name in section.validation:
             predictions, labels = predicted[name].predictions, predicted[name].labels
             values[name] = self.kind.scores(predictions, labels)
-            beside[name] = self.kind.baselines(self.task, name)
             warning = self.kind.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
-        table = results_table(values, beside, warnings, chosen)
-        card = model_card(
-            self.name, self.about(), table, values, self.config, self.text, self.kind.pipeline,
-            baselines=beside, warnings=warnings,
-        )  # fmt: skip
+        results = {
+            "steps": ended.step,
+            "scores": values,
+            "baselines": {name: {} for name in values},
+            "warnings": warnings,
+            "chosen": chosen,
+            "tokens_per_second": ended.tokens_per_second,
+        }
+        results["table"] = _table(results)
         export_model(
             objective.exported(),
             self.tokenizer,
             self.directory.export,
-            card=card,
+            card=self._card(results),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
         )
-        hard = hardest_examples(predicted[first], self.kind, self.path / "hardest.tsv")
-        pictures = [self.path / "curves.png", *self.kind.draw(predicted[first], self.path)]
-        plot_curves(self.directory.metrics_file, section.metrics, beside[first], pictures[0], self.name)
-        tracker.summary({f"{split}/{name}": value for split, found in values.items() for name, value in found.items()})
+        write_predictions(self.path / "predictions", predicted, self.kind)
+        return results
+
+    def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
+        """The metrics beside what guessing and counting words reach, the hardest examples, and pictures."""
+        section, card = self.config.task, self.directory.export / "README.md"
+        first = self.predicted[section.validation[0]]
+        for name in section.validation:
+            with beside(f"baselines of {name}"):
+                results["baselines"][name] = self.kind.baselines(self.task, name)
+        with beside(f"the card {card}"):
+            results["table"] = _table(results)
+            write_text(card, self._card(results))
+        with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
+            results["hardest"] = hardest_examples(first, self.kind, self.path / "hardest.tsv")
+        scores = results["scores"].items()
+        tracker.summary({f"{split}/{name}": value for split, found in scores for name, value in found.items()})
+        pictures = []
+        with beside(f"the picture {self.path / 'curves.png'}"):
+            baselines = results["baselines"][section.validation[0]]
+            plot_curves(self.directory.metrics_file, section.metrics, baselines, self.path / "curves.png", self.name)
+            pictures.append(self.path / "curves.png")
+        with beside(f"pictures of the predictions in {self.path}"):
+            pictures += self.kind.draw(first, self.path)
         for picture in pictures:
             tracker.image(picture.stem, picture, ended.step)
-        return {
-            "steps": ended.step,
-            "scores": values,
-            "baselines": beside,
-            "warnings": warnings,
-            "chosen": chosen,
-            "tokens_per_second": ended.tokens_per_second,
-            "table": table,
-            "hardest": hard,
-        }
+
+    def _card(self, results: dict[str, Any]) -> str:
+        return model_card(
+            self.name, self.about(), results["table"], results["scores"], self.config, self.text, self.kind.pipeline,
+            baselines=results["baselines"], warnings=results["warnings"],
+        )  # fmt: skip
 
     def about(self) -> str:
         """What the model is, for its card."""
@@ -196,10 +228,11 @@ class Finetuning(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Scores, files, and the next command."""
-        path = self.path
+        path, hardest = self.path, ""
+        if "hardest" in results:
+            hardest = f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
         return (
-            f"\n{results['table']}\n\n"
-            f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
+            f"\n{results['table']}\n\n{hardest}"
             f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
             f"next        {self.next_command(results)}"
         )
@@ -214,3 +247,7 @@ class Finetuning(Stage):
             return f"{command}      (a baseline does as well; most often it is the learning rate)"
         command = make_command("finetune", self.given, model=start, run=self.path, seeds=5)
         return f"{command}      (one seed says little)"
+
+
+def _table(results: dict[str, Any]) -> str:
+    return results_table(results["scores"], results["baselines"], results["warnings"], results["chosen"])

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.config import InputError
-from engine.files import publish, remove
+from engine.files import publish, remove, write_text, writing
 
 logger = logging.getLogger(__name__)
 _HEADER = "index\tprediction"
@@ -94,12 +94,12 @@ def write_submission(
     remove(partial)
     partial.mkdir(parents=True)
     for name, text in texts.items():
-        (partial / name).write_text(text, encoding="utf-8")
+        write_text(partial / name, text)
     validate_submission(partial)
     publish(partial, folder)
     archive = folder.with_name(f"{folder.name}.zip")
     packing = archive.with_name(f"{archive.name}.partial")
-    with zipfile.ZipFile(packing, "w", zipfile.ZIP_DEFLATED) as stream:
+    with writing(packing), zipfile.ZipFile(packing, "w", zipfile.ZIP_DEFLATED) as stream:
         for name, text in texts.items():
             stream.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)  # without dates: same in, same out
     packing.replace(archive)

@@ -15,15 +15,16 @@ from typing import Any, cast
 from engine.command import command
 from engine.evaluate import HeldOut
 from engine.export import export_model
+from engine.files import write_text
 from engine.fit import Fit, Trainer
+from engine.inputs import Fingerprint, model_inputs
 from engine.objective import describe_objectives
 from engine.order import Cursor, Stream
-from engine.stage import Parts, Stage
+from engine.stage import Parts, Stage, beside
 from engine.tracking import Tracker
-from engine.waiting import main_process_first
 from pretrain.config import PretrainConfig, load_config, objective_of
 from pretrain.examples import epoch_size
-from pretrain.prepare import corpus_report, prepare
+from pretrain.prepare import corpus_files, corpus_report, prepare_for
 from pretrain.prepared import of_held_out_text
 from pretrain.report import baselines, fill_masks, model_card, plot_curves, results_table, show_example
 from pretrain.weights import load_weights
@@ -58,8 +59,8 @@ class Pretraining(Stage):
         """Corpus and tokenizer (the main process makes them, the others open them), examples, objective."""
         config = self.config
         self.objective_module = objective_of(config)
-        with main_process_first(self.accelerator):
-            self.corpus = prepare(config.data, config.tokenizer, config.run.data_dir)
+        self.pin(lambda: model_inputs(starting_weights=config.model.from_))
+        self.corpus = prepare_for(self, config.data, config.tokenizer)
         self.tokenizer = self.corpus.tokenizer()
         self.say(corpus_report(self.corpus))
         phases = config.train.phases
@@ -73,6 +74,12 @@ class Pretraining(Stage):
             objective=self._objective,
             held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
         )
+
+    def current(self) -> dict[str, Fingerprint]:
+        """Starting weights, and the files of the corpus."""
+        config = self.config
+        models = model_inputs(starting_weights=config.model.from_)
+        return {**models, "corpus files": corpus_files(config.data, config.tokenizer)}
 
     def _source(self, tokens: Any, sequence_length: int) -> Any:
         return self.objective_module.source(
@@ -110,16 +117,45 @@ class Pretraining(Stage):
             f"first example\n{example}"
         )
 
-    def report(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> dict[str, Any]:
-        """Export, plot, and held-out numbers beside their baselines."""
+    def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
+        """Export."""
         objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
-        mask_id = cast(int, self.tokenizer.mask_token_id)
-        baseline = baselines(trainer.held_out, self.corpus.unigrams, ended.held_out, mask_id=mask_id)
-        table = results_table(ended.held_out, baseline)
-        picture = self.path / "curves.png"
-        plot_curves(self.directory.metrics_file, baseline, picture, self.name)
+        self.models = {".": objective.exported(), **objective.companions()}
+        export_model(
+            self.models["."],
+            self.tokenizer,
+            self.directory.export,
+            card=self._card(ended, results_table(ended.held_out, {})),
+            companions=objective.companions(),
+        )
+        return {"steps": ended.step, "held_out": ended.held_out, "tokens_per_second": ended.tokens_per_second}
+
+    def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
+        """Held-out numbers beside their baselines, curves, and guesses for masked words."""
+        export, picture, baseline = self.directory.export, self.path / "curves.png", {}
+        results["table"] = results_table(ended.held_out, {})
+        with beside("baselines"):
+            mask_id = cast(int, self.tokenizer.mask_token_id)
+            baseline = baselines(trainer.held_out, self.corpus.unigrams, ended.held_out, mask_id=mask_id)
+            results |= {"baselines": baseline, "table": results_table(ended.held_out, baseline)}
+        with beside(f"the card {export / 'README.md'}"):
+            write_text(export / "README.md", self._card(ended, results["table"]))
+        with beside("guesses for masked words"):
+            fills = export / self._fills
+            results["fill_mask"] = f"fill-mask with {fills}\n{fill_masks(fills, _SENTENCES)}"
+        tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baseline.items()}})
+        with beside(f"the picture {picture}"):
+            plot_curves(self.directory.metrics_file, baseline, picture, self.name)
+            tracker.image("curves", picture, ended.step)
+
+    @property
+    def _fills(self) -> str:
+        """Which folder of the export holds a model that fills masks."""
+        return next(name for name, model in self.models.items() if model.get_output_embeddings() is not None)
+
+    def _card(self, ended: Fit, table: str) -> str:
         train, processes = self.corpus.train, self.accelerator.num_processes
         facts = {
             "training": f"{ended.step:,} steps",
@@ -127,28 +163,15 @@ class Pretraining(Stage):
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
-        models = {".": objective.exported(), **objective.companions()}
-        fills = next(name for name, model in models.items() if model.get_output_embeddings() is not None)
-        facts |= {f"in `{name}/`": type(model).__name__ for name, model in objective.companions().items()}
-        card = model_card(self.name, table, facts, self.text, fills_masks=fills == ".")
-        export = self.directory.export
-        export_model(models["."], self.tokenizer, export, card=card, companions=objective.companions())
-        tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baseline.items()}})
-        tracker.image("curves", picture, ended.step)
-        return {
-            "steps": ended.step,
-            "held_out": ended.held_out,
-            "baselines": baseline,
-            "tokens_per_second": ended.tokens_per_second,
-            "table": table,
-            "fill_mask": f"fill-mask with {export / fills}\n{fill_masks(export / fills, _SENTENCES)}",
-        }
+        facts |= {f"in `{name}/`": type(model).__name__ for name, model in self.models.items() if name != "."}
+        return model_card(self.name, table, facts, self.text, fills_masks=self._fills == ".")
 
     def ending(self, results: dict[str, Any]) -> str:
         """Numbers, guesses, files, and the next command."""
         path = self.path
+        shown = "\n\n".join(results[name] for name in ("table", "fill_mask") if name in results)
         return (
-            f"\n{results['table']}\n\n{results['fill_mask']}\n\n"
+            f"\n{shown}\n\n"
             f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\n"
             f"metrics     {path / 'metrics.jsonl'}\n\n"
             f"next        make finetune MODEL={path / 'export'}      (GLUE: TASK=sst2 HUB=1; all tasks: make help)"

@@ -27,13 +27,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from engine import pydocs
 from engine.config import InputError
 from engine.files import make_once
+from engine.inputs import Fingerprint, files_in_words
 from engine.load import load_tokenizer, vocabulary_size
+from engine.stage import Stage
+from engine.waiting import main_process_first
 from pretrain.corpus import CorpusSection, ReadReport, read_documents, resolve
 from pretrain.encode import Document, append, batched, document_key, encode_batches
 from pretrain.ledger import Ledger
@@ -82,6 +86,41 @@ def _name(data: CorpusSection, tokenizer: TokenizerSection, existing: PreTrained
         else:
             parts.append([source, pydocs.fingerprint() if source == "python-docs" else None])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprint:
+    """What a corpus of these settings would be prepared from, by the names, sizes and times of its files; the first
+    part of it is the name of the prepared corpus. Raises what :func:`prepare` does for sources that are not there."""
+    existing = load_tokenizer(tokenizer.path) if tokenizer.path else None
+    sources = resolve([*data.valid, *data.path])
+    sizes = [source.stat().st_size for source in sources if isinstance(source, Path)]
+    parts = [files_in_words(len(sizes), sum(sizes))] if sizes else []
+    parts += [
+        f"python-docs {pydocs.fingerprint()[:8]}" if source == "python-docs" else str(source)
+        for source in sources
+        if not isinstance(source, Path)
+    ]
+    return Fingerprint(_name(data, tokenizer, existing), ", ".join(parts), exact=False)
+
+
+def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection) -> PreparedCorpus:
+    """The prepared corpus of a run, and the run's pins on it. The main process makes it, the others open it.
+
+    Raises what :meth:`Stage.pin` and :func:`prepare` do: before anything is prepared where number or size of the files
+    have changed, and after it where the text turns out to be another. A run that has only its export to make reads the
+    corpus that it was trained on, whatever became of the files.
+    """
+    cache, begun = stage.config.run.data_dir, stage.pinned.get("corpus files")
+    kept = begun and cache / begun.sha256
+    (enough,) = broadcast_object_list([stage.trained and kept is not None and kept.exists()])
+    if enough and kept:
+        corpus = PreparedCorpus.open(kept)
+    else:
+        stage.pin(lambda: {"corpus files": corpus_files(data, tokenizer)})
+        with main_process_first(stage.accelerator):
+            corpus = prepare(data, tokenizer, cache)
+    stage.pin(lambda: {"corpus": corpus.fingerprint})
+    return corpus
 
 
 def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

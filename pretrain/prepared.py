@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError, InputError
 from engine.files import tidy, write_text
+from engine.inputs import Fingerprint, digest
 from engine.load import load_tokenizer
 from engine.records import read_json
 
@@ -96,9 +97,11 @@ class PreparedCorpus:
         return cls(path, manifest, parts["train"], parts["valid"], np.load(path / "unigrams.npy"))
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of the content of all files, the tokenizer's among them; the same wherever the corpus is."""
-        return _hash({name: file["sha256"] for name, file in self.manifest["files"].items()})
+    def fingerprint(self) -> Fingerprint:
+        """Of the token ids and boundaries, by the checksums in the manifest; the same wherever the corpus is."""
+        files = {name: file["sha256"] for name, file in self.manifest["files"].items() if name.endswith(".bin")}
+        what = f"{self.train.num_documents:,} documents, {self.train.num_tokens:,} tokens"
+        return Fingerprint(digest(sorted(files.items())), what)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the corpus was encoded with."""

@@ -127,7 +127,7 @@ def _entropy(share: float) -> float:
 def results_table(values: dict[str, float], baseline: dict[str, float]) -> str:
     """Held-out numbers beside their baselines, as a Markdown table."""
     rows = [
-        (title, f"{values[name]:.4f}", f"{baseline[name]:.4f}", what)
+        (title, f"{values[name]:.4f}", f"{baseline[name]:.4f}" if name in baseline else "", what)
         for name, (title, what) in _ROWS.items()
         if name in values
     ]

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.config import ConfigError, InputError
 from engine.export import warnings_of_transformers
-from engine.load import read_config
+from engine.load import check_finite, read_config
 from engine.model_folder import check_size, file_of, reading, safely
 from engine.objective import Objective
 
@@ -93,6 +93,7 @@ def load_weights(objective: Objective, path: str) -> list[str]:
         stored = copy.deepcopy(model.config)
         stored.vocab_size = config.vocab_size
         read, report = weights.read(type(model), stored, folder)
+        check_finite(f"model.from: {path}", read)
         problems += _misfits(model, config, report)
         dropped += [_named(folder, name) for name in report["unexpected_keys"]]
         absent = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}

@@ -29,7 +29,7 @@ def test_start_and_resume(tmp_path: Path):
     assert (run.path / "config.yaml").read_text() == CONFIG
     run.finish({"loss": 1.5})
     assert RunDirectory.open(run.path, CONFIG).finished
-    assert run.results == {"loss": 1.5}
+    assert run.results["loss"] == 1.5
     assert not [*run.path.glob("*.partial")]
 
 
@@ -127,7 +127,7 @@ def test_the_configuration_is_written_by_the_one_that_holds_the_run(tmp_path: Pa
         def start(self) -> Any:
             self.accelerator = Accelerator(cpu=True)
 
-        prepare = plan = report = ending = lambda *_: None
+        prepare = plan = current = result = show = ending = lambda *_: None
         _train = lambda *_: 0  # noqa: E731
 
     monkeypatch.setattr(engine.run, "write_text", write)
