@@ -172,6 +172,9 @@ class TaskSection(Section):
             problems.append(f"labels {unsafe} hold control characters or ends of lines; name them without")
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             problems.append("labels are two or more different names")
+        broken = [name for name in self.labels if "\t" in name or len(name.splitlines()) > 1]
+        if broken:
+            problems.append(f"labels have no tabs and no line breaks: {', '.join(map(repr, broken))}")
         for where in (self, self.folder, self.hub):
             if where and where.values and len(set(where.values)) != len(self.labels):
                 problems.append(

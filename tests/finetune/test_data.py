@@ -455,6 +455,7 @@ def test_a_split_to_submit_is_in_the_official_order(glue: Path) -> None:
         ({"metrics": "f1", "labels": ["a", "b", "c"]}, "f1 is that of the second of two labels, and there are 3"),
         ({"labels": ["a", "a"]}, "labels are two or more different names"),
         ({"labels": ["a"]}, "labels are two or more different names"),
+        ({"labels": ["a\tb", "c"]}, r"labels have no tabs and no line breaks: 'a\\tb'"),
         ({"values": ["0"]}, "do not give one way of writing for each"),
         ({"type": "regression", "metrics": "pearson"}, "a regression has no labels"),
         ({"range": [0, 1]}, "range is the lowest and the highest score of a regression"),

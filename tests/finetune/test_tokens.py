@@ -92,13 +92,13 @@ def test_a_tokenizer_without_an_unknown_token() -> None:
 
 
 def test_training_is_the_stock_models_loss(tmp_path: Path) -> None:
-    split, names = tagged(), {"num_labels": 5}
-    model, _ = load(AutoModelForTokenClassification, write_encoder(tmp_path / "model"), **names)
+    split = tagged()
+    model, _ = load(AutoModelForTokenClassification, write_encoder(tmp_path / "model"), num_labels=5)
     examples = SentenceExamples(split, wordpiece(), max_length=24, seed=0)
     batch = examples.collate(examples.plan(0, 0)[:7])
     with torch.no_grad():
         term = kind_of(section(tmp_path)).objective(model)(batch)["cross_entropy"]
-    stock = AutoModelForTokenClassification.from_pretrained(tmp_path / "model", **names)
+    stock = AutoModelForTokenClassification.from_pretrained(tmp_path / "model", num_labels=5)
     stock.load_state_dict(model.state_dict())
     labels, total = torch.full_like(batch.input_ids, -100), 0.0
     labels[batch.targets["rows"]] = batch.targets["labels"]
