@@ -75,9 +75,9 @@ def shortened(text: str) -> str:
 
     def short(match: re.Match[str]) -> str:
         path = Path(os.path.normpath(match[0]))
-        if not Path(*path.parts[:2]).exists():  # "/" begins other things than paths, such as the name of a label
+        if not os.path.exists(Path(*path.parts[:2])):  # "/" begins other things than paths, such as the name of a label
             return match[0]
-        for root, prefix in ((Path.cwd(), Path()), (Path.home(), Path("~"))):
+        for root, prefix in ((Path.cwd(), Path()), (Path(os.path.expanduser("~")), Path("~"))):
             if path.is_relative_to(root) and len(root.parts) > 1:
                 return str(prefix / path.relative_to(root))
         return "/".join(path.parts[-min(2, max(1, len(path.parts) - 3)) :])

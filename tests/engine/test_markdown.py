@@ -71,11 +71,13 @@ def test_nothing_ends_code() -> None:
 
 def test_paths_of_the_machine_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / "one" / "two"
+    home = tmp_path.parent / "home"
     monkeypatch.chdir(tmp_path)
-    text = f"from: {tmp_path.parent.parent}/other/runs/tiny/export, in {deep}; `{Path.home()}/x.txt` '{tmp_path}/*.txt'"
+    monkeypatch.setenv("HOME", str(home))
+    text = f"from: {tmp_path.parent.parent}/other/runs/tiny/export, in {deep}; `{home}/x.txt` '{tmp_path}/*.txt'"
     assert shortened(text) == "from: tiny/export, in one/two; `~/x.txt` '*.txt'"
     assert str(tmp_path.parent.parent) not in shortened(f"[{tmp_path.parent}/a b/c.txt]")
-    for other in ("and/or", "https://huggingface.co/tmp/x", "/rec.autos", "3 km/h", "runs/a/b", "/"):
+    for other in ("and/or", "https://huggingface.co/tmp/x", "/rec.autos", "3 km/h", "runs/a/b", "/", f"/{'x' * 300}/y"):
         assert shortened(other) == other
 
 
