@@ -72,7 +72,8 @@ def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
     around = [slice(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=True)]
     inside = [int(types[np.nonzero(owner == text)[0][0]]) for text in range(num_texts)]
     opening, *closings = (ids[a].tolist() for a in around)
-    if opening != [tokenizer.cls_token_id] or any({*part} != {tokenizer.sep_token_id} for part in closings):
+    cls, sep = cast(int, tokenizer.cls_token_id), cast(int, tokenizer.sep_token_id)
+    if opening != [cls] or any({*part} != {sep} for part in closings):
         raise _no_frame(tokenizer, encoded, f"{tokenizer.cls_token} before them and {tokenizer.sep_token} behind each")
     return Template(tuple(ids[a] for a in around), tuple(types[a] for a in around), tuple(inside))
 
@@ -83,7 +84,8 @@ def check_pretraining_frame(tokenizer: PreTrainedTokenizerBase, num_texts: int) 
     found = template(tokenizer, num_texts)
     types = [part.tolist() for part in found.types], found.text_types
     if found.size != num_texts + 1 or types != ([[0], [0], [1]][: num_texts + 1], (0, 1)[:num_texts]):
-        encoded = tokenizer(*(["a"] * num_texts), return_token_type_ids=True)
+        texts: list[Any] = ["a"] * num_texts
+        encoded = tokenizer(*texts, return_token_type_ids=True)
         wanted = "cls A sep" if num_texts == 1 else "cls A sep B sep with token type 1 for B and the sep behind it"
         raise _no_frame(tokenizer, encoded, wanted)
 

@@ -138,11 +138,15 @@ def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> 
             if not usable:
                 raise InputError(f"{entry}: no text found in {len(found)} files; looked for {', '.join(SUFFIXES)}")
             sources.update(dict.fromkeys(usable))
-            for file in sorted(found.difference(usable)) if passed_over is not None else ():
-                kind = file.suffix.lower() or "without a suffix"
-                kind = kind if file.exists() else "broken links"
-                passed_over[kind] = passed_over.get(kind, 0) + 1
+            if passed_over is not None:
+                _count_kinds(found.difference(usable), passed_over)
     return list(sources)
+
+
+def _count_kinds(files: Iterable[Path], counts: dict[str, int]) -> None:
+    for file in sorted(files):
+        kind = (file.suffix.lower() or "without a suffix") if file.exists() else "broken links"
+        counts[kind] = counts.get(kind, 0) + 1
 
 
 def _expand(

@@ -28,6 +28,7 @@ from engine.encoders import FAMILIES, longest_sequence, sequence_logits
 from engine.export import export_model
 from engine.load import load_tokenizer
 from finetune.examples import TextExamples
+from finetune.windows import read_contexts
 from pretrain.objectives import bert, mlm
 from tests.corpora import random_tokens, tiny_tokenizer
 from tests.engine.families import tiny_config
@@ -51,7 +52,7 @@ def unigram() -> PreTrainedTokenizerBase:
     return AlbertTokenizer(vocab=scored)
 
 
-def _byte_level() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _byte_level() -> tuple[dict[str, int], Any]:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -111,7 +112,7 @@ def test_a_stock_pipeline_answers_as_we_do(family: str, kind: str, tmp_path: Pat
     config = tiny_config(family, num_labels=3, num_hidden_layers=1, max_position_embeddings=positions, **vocabulary)
     model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation=NAME).eval()
     folder = export_model(model, tokenizer, tmp_path / "export", card="")
-    stock = pipeline("text-classification", str(folder), truncation=True, top_k=None, function_to_apply="none")
+    stock: Any = pipeline("text-classification", str(folder), truncation=True, top_k=None, function_to_apply="none")
     for columns in (texts()[:1], texts()):
         examples = TextExamples(columns, None, tokenizer, max_length=longest_sequence(config), seed=0)
         with torch.inference_mode():
@@ -171,3 +172,11 @@ def test_special_tokens_that_are_spelt_out_are_text(kind: str) -> None:
     first, second = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
     assert not control & {*first[1:-1].tolist()}
     assert {*tokenizer.convert_tokens_to_ids(["[E1]", "river stone"])} <= {*second.tolist()}
+
+
+def test_special_tokens_in_a_context_are_text_at_their_place() -> None:
+    contexts, _ = read_contexts(["the [SEP] old mill"], wordpiece())
+    assert wordpiece().sep_token_id not in contexts.tokens.ids.tolist()
+    span = contexts.span(0, len("the [SEP] "), len("old mill"))
+    assert span is not None
+    assert contexts.text(0, *span) == "old mill"
