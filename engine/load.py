@@ -223,10 +223,11 @@ def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenize
     with reading(f"{key}: given {path!r}: its tokenizer cannot read a text", remedy):
         ids: Any = tokenizer("a text", "with a sign that few have: \U00012000")["input_ids"]  # of cuneiform
         tokenizer.convert_ids_to_tokens(ids)
-        if vocabulary_size(tokenizer) > 2 * len(tokenizer):
+        numbers = tokenizer.get_vocab().values()
+        if len({*numbers}) < len(numbers) or max(numbers) > 2 * len(numbers):
             raise ConfigError(
-                f"{key}: given {path!r}: {len(tokenizer):,} pieces with ids up to {vocabulary_size(tokenizer) - 1:,}; "
-                "give a tokenizer that numbers its pieces from 0"
+                f"{key}: given {path!r}: {len(numbers):,} pieces have {len({*numbers}):,} ids up to {max(numbers):,}; "
+                "give a tokenizer that numbers its pieces from 0, each differently"
             )
     return tokenizer
 

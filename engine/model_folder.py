@@ -169,7 +169,7 @@ def check_config_file(path: Path) -> None:
     check_model_type(found.model_type)
     for key in ("hidden_act", "activation", "summary_activation"):
         name = getattr(found, key)
-        if name and name not in ACT2FN:
+        if name is not None and name not in ACT2FN:
             raise ConfigError(f"{path}: {key}: {name!r} is no activation function that transformers has; {remedy}")
     for key, value in found.model_dump(include=found.model_extra).items():
         if key.endswith("_implementation") and "/" in str(value):
