@@ -25,6 +25,7 @@ PORT ?= 29500
 comma := ,
 empty :=
 space := $(empty) $(empty)
+quoted = $(if $(findstring $(space),$(1)),'$(1)',$(1))
 list = [$(subst $(space),$(comma) ,$(foreach item,$(1),"$(item)"))]
 CONFIGS := $(if $(filter %.yaml,$(CONFIG)),$(CONFIG),configs/pretrain/$(CONFIG).yaml)
 OVERRIDES := $(if $(DATA),'data.path=$(call list,$(DATA))') $(ARGS)
@@ -109,29 +110,29 @@ TASK_FILE := $(if $(filter %.yaml,$(TASK)),$(TASK),configs/finetune/$(TASK).yaml
 .PHONY: finetune
 finetune: .venv/.installed ## fine-tune an encoder: TASK, MODEL, SEEDS, PROCESSES or GPUS
 ifeq ($(SEEDS),1)
-	@$(LAUNCH) finetune $(TASK_FILE) model.from=$(MODEL) $(ARGS) $(DEVICE)
+	@$(LAUNCH) finetune $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS) $(DEVICE)
 else
-	@$(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) model.from=$(MODEL) $(ARGS)
+	@$(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
 endif
 
 .PHONY: search
 search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'
-	@$(BIN)/python -m finetune.search $(TASK_FILE) model.from=$(MODEL) trials=$(TRIALS) $(ARGS)
+	@$(BIN)/python -m finetune.search $(TASK_FILE) $(call quoted,model.from=$(MODEL)) trials=$(TRIALS) $(ARGS)
 
 .PHONY: rates
 rates: .venv/.installed ## learning-rate range test, with its picture: TASK, MODEL
-	@$(BIN)/python -m finetune.rate_range $(TASK_FILE) model.from=$(MODEL) $(ARGS)
+	@$(BIN)/python -m finetune.rate_range $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS)
 
 .PHONY: glue
 glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; GLUE_DIR=<folder> without a network
-	@$(BIN)/python -m finetune.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) model.from=$(MODEL) $(ARGS)
+	@$(BIN)/python -m finetune.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
 
 .PHONY: submission
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
-	@$(BIN)/python -m finetune.submit $(MODEL) $(ARGS)
+	@$(BIN)/python -m finetune.submit $(call quoted,$(MODEL)) $(ARGS)
 
 # The defaults of CONFIG and TASK are other targets'.
-FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),model.from=$(STUDENT)))
+FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),$(call quoted,model.from=$(STUDENT))))
 DISTIL := $(if $(filter file,$(origin CONFIG)),$(if $(FOR_TASK),distilbert_task,distilbert_docs),$(CONFIG))
 DISTILS := $(if $(filter %.yaml,$(DISTIL)),$(DISTIL),configs/distill/$(DISTIL).yaml)
 OF_TASK := $(if $(FOR_TASK),,$(filter %_task,$(basename $(notdir $(DISTIL)))) $(if $(STUDENT),STUDENT))
@@ -141,9 +142,9 @@ $(if $(and $(filter distill,$(MAKECMDGOALS)),$(strip $(OF_TASK))),\
 .PHONY: distill
 distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task TASK, STUDENT and SEEDS
 ifeq ($(SEEDS),1)
-	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) teacher.from=$(TEACHER) $(OVERRIDES) $(DEVICE)
+	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES) $(DEVICE)
 else
-	@$(BIN)/python -m distill.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) teacher.from=$(TEACHER) $(OVERRIDES)
+	@$(BIN)/python -m distill.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
 endif
 
 DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export
@@ -160,7 +161,7 @@ demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compar
 
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
-	@$(BIN)/python -m distill.compare teacher=$(TEACHER) 'students=$(call list,$(STUDENTS))' $(ARGS)
+	@$(BIN)/python -m distill.compare $(call quoted,teacher=$(TEACHER)) 'students=$(call list,$(STUDENTS))' $(ARGS)
 
 .venv/.onnx: .venv/.installed
 	@echo 'installing the ONNX packages into .venv'
@@ -169,7 +170,7 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 
 .PHONY: onnx
 onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.onnx) ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
-	@$(BIN)/python -m distill.onnx model=$(MODEL) $(ARGS)
+	@$(BIN)/python -m distill.onnx $(call quoted,model=$(MODEL)) $(ARGS)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against the conventional way; ARGS="workloads=[glue] threads=[1]"

@@ -111,6 +111,16 @@ def test_data_becomes_a_list() -> None:
     assert read_values([given])[0] == {"students": ["b", "*c"]}
 
 
+@pytest.mark.parametrize("target", ["finetune", "search", "rates", "glue", "submission", "onnx", "distill", "compare"])
+def test_a_folder_with_a_space_in_its_name_is_one_argument(target: str) -> None:
+    given = {"distill": ["TEACHER", "STUDENT"], "compare": ["TEACHER"]}.get(target, ["MODEL"])
+    more = {"distill": ["TASK=sst2"], "compare": ["STUDENTS=b"]}.get(target, [])
+    for seeds in ([], ["SEEDS=3"]) if target in ("finetune", "distill") else ([],):
+        folders = [f"{name}=my {name} folder" for name in given]
+        words = shlex.split(would_run(target, "-o", ".venv/.onnx", *folders, *more, *seeds))
+        assert sum(word.endswith(tuple(f"my {name} folder" for name in given)) for word in words) == len(given)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForPreTraining
+import torch
+from transformers import AutoModelForSequenceClassification, BertForPreTraining
 
 import distill.__main__
 import distill.compare
@@ -19,8 +20,11 @@ import finetune.__main__
 import finetune.search
 import finetune.seeds
 import pretrain.__main__
+from distill.stock import open_stock
 from engine.config import InputError
-from engine.load import read_config
+from engine.encoders import FAMILIES
+from engine.load import load, read_config
+from tests.distill.models import classifier, saved
 from tests.pretrain.test_start import BERT, save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,4 +106,55 @@ def test_an_adapter_and_kernels_from_elsewhere_are_refused(stock: Path, tmp_path
     folder = shutil.copytree(stock, tmp_path / "adapter")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     with pytest.raises(InputError, match="an adapter, not a model"):
+        read_config(folder)
+
+
+SIZES = {
+    "bert": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
+    "albert": ("embedding_size", "num_hidden_groups", "inner_group_num", "max_position_embeddings"),
+    "distilbert": ("dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings"),
+    "electra": ("embedding_size", "hidden_size", "num_hidden_layers"),
+    "roberta": ("hidden_size", "num_hidden_layers", "vocab_size"),
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in SIZES.items() for key in keys])
+def test_a_size_of_another_type_or_beyond_all_bounds_is_refused_by_its_name(
+    kind: str, key: str, tmp_path: Path
+) -> None:
+    folder = saved(classifier(kind), tmp_path / kind)
+    plain = json.loads((folder / "config.json").read_text())
+    for wrong in (str(plain[key]), float(plain[key]), [plain[key]], True, 0, -1, 10**9, 10**30):
+        (folder / "config.json").write_text(json.dumps(plain | {key: wrong}))
+        for read in (read_config, lambda where: load(AutoModelForSequenceClassification, where), open_stock):
+            with pytest.raises(InputError, match=rf"config\.json: {key}: Input should be"):
+                read(folder)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_sizes_add_up_to_is_compared_with_the_weights_before_anything_is_allocated(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each size is one that some model has."""
+    folder = saved(classifier(kind), tmp_path / kind)
+    plain = json.loads((folder / "config.json").read_text())
+    monkeypatch.setattr(torch.nn.Embedding, "__init__", lambda *_, **__: pytest.fail("a model was built"))
+    names = {"distilbert": ("dim", "n_layers")}.get(kind, ("hidden_size", "num_hidden_layers"))
+    layers = {"albert": "num_hidden_groups"}.get(kind, names[1])
+    for changes in ({"vocab_size": 1_000_000}, {names[0]: 8_192}, {layers: 900}):
+        (folder / "config.json").write_text(json.dumps(plain | changes))
+        for read in (lambda where: load(AutoModelForSequenceClassification, where), open_stock):
+            with pytest.raises(InputError, match=r"bytes, and config\.json describes an encoder of [\d,]+ parameters"):
+                read(folder)
+    (folder / "model.safetensors").unlink()
+    wide = [name for name in (names[0], "embedding_size") if name in plain]
+    (folder / "config.json").write_text(json.dumps(plain | {"vocab_size": 9_000_000} | dict.fromkeys(wide, 16_384)))
+    with pytest.raises(InputError, match=r"in float32, and this machine has"):
+        load(AutoModelForSequenceClassification, folder, random=True)
+
+
+def test_labels_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    folder = saved(classifier("bert"), tmp_path / "bert")
+    edit(folder / "config.json", num_labels=10**9)
+    with pytest.raises(InputError, match="num_labels: Input should be less than"):
         read_config(folder)
