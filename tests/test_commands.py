@@ -115,9 +115,9 @@ def test_data_becomes_a_list() -> None:
 def test_a_folder_with_a_space_in_its_name_is_one_argument(target: str) -> None:
     given = {"distill": ["TEACHER", "STUDENT"], "compare": ["TEACHER"]}.get(target, ["MODEL"])
     more = {"distill": ["TASK=sst2"], "compare": ["STUDENTS=b"]}.get(target, [])
-    for seeds in ([], ["SEEDS=3"]) if target in ("finetune", "distill") else ([],):
+    for several in ([], ["SEEDS=3"]) if target in ("finetune", "distill") else ([],):
         folders = [f"{name}=my {name} folder" for name in given]
-        words = shlex.split(would_run(target, "-o", ".venv/.onnx", *folders, *more, *seeds))
+        words = shlex.split(would_run(target, "-o", ".venv/.onnx", *folders, *more, *several))
         assert sum(word.endswith(tuple(f"my {name} folder" for name in given)) for word in words) == len(given)
 
 
