@@ -130,7 +130,7 @@ def first_line(error: BaseException) -> str:
     return lines[0] if named else f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
-def safely(name: str) -> dict[str, bool]:
+def safely(name: str) -> dict[str, Any]:
     """Arguments of every ``from_pretrained``: code in a folder is not run, nor is it asked for on standard input, which
     is the library's default; and nothing is asked of a Hub that does not answer."""
     return {"trust_remote_code": False, "local_files_only": Path(name).is_dir() or not _hub_answers()}

@@ -132,7 +132,7 @@ _OF_A_START = re.compile(r"lock$|config\.yaml")
 """Names of what is in the folder of a run that was killed while it was made."""
 
 
-_FINISHED_REMEDY = "delete this file: the next start writes it again from the last checkpoint"
+FINISHED_REMEDY = "delete this file: the next start writes it again from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,11 @@ class RunDirectory:
         states = sorted(self.checkpoints.glob("step-*/state.json"))
         try:
             state = json.loads(states[-1].read_text(encoding="utf-8")) if states else {}
-        except (OSError, ValueError):  # damaged: resuming finds that out, and says so
+        except (OSError, ValueError, RecursionError):  # damaged: resuming finds that out, and says so
             state = {}
-        return self.finished or ("step" in state and state["step"] == state.get("total_steps"))
+        return self.finished or (
+            isinstance(state, dict) and "step" in state and state["step"] == state.get("total_steps")
+        )
 
     @property
     def finished(self) -> bool:
@@ -228,7 +230,7 @@ class RunDirectory:
     @property
     def results(self) -> dict[str, Any]:
         """What the finished run was finished with; ``InputError`` where that is damaged."""
-        return read_json(self.path / "finished.json", dict[str, Any], remedy=_FINISHED_REMEDY)
+        return read_json(self.path / "finished.json", dict[str, Any], remedy=FINISHED_REMEDY)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Mark the run as finished, and note sizes and checksums of what is in its ``export/``."""
@@ -247,7 +249,7 @@ class RunDirectory:
         if not (self.export / "config.json").is_file():
             return f"{self.export} is not there" if not self.export.exists() else f"{self.export} has no config.json"
         results, found = self.path / "finished.json", self.results.get("exported", {})
-        for name, noted in checked(results, found, dict[str, _Noted], remedy=_FINISHED_REMEDY).items():
+        for name, noted in checked(results, found, dict[str, _Noted], remedy=FINISHED_REMEDY).items():
             file = self.export / name
             if not file.is_file():
                 return f"{file} is missing"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from pydantic import model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from engine.compiled import compile_layers
@@ -27,8 +27,9 @@ from engine.names import check_path_name
 from engine.objective import Objective, Source
 from engine.optim import OptimSection, build_optimizer, learning_rate
 from engine.phase import EpochSize, steps_per_epoch
+from engine.records import checked
 from engine.rhythm import Rhythm, TrainSection
-from engine.run import RunDirectory, RunSection, start_accelerator
+from engine.run import FINISHED_REMEDY, RunDirectory, RunSection, start_accelerator
 from engine.sharding import prepared
 from engine.tracking import Tracker, TrackingSection
 
@@ -90,6 +91,15 @@ class Parts:
     held_out: HeldOut
 
 
+class Results(BaseModel):
+    """What a stage reads of its ``finished.json``; it may hold more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    table: str
+    note: str = ""
+
+
 class Stage(ABC):
     """One run, from its configuration to its report.
 
@@ -99,6 +109,7 @@ class Stage(ABC):
 
     folder: ClassVar[str]
     """Below ``run.dir``."""
+    results_schema: ClassVar[type[Results]] = Results
     tokenizer: PreTrainedTokenizerBase
     """Set by ``prepare``; when training begins it becomes the one that is kept in the run's folder."""
 
@@ -144,6 +155,11 @@ class Stage(ABC):
         """Facts about the data, to be recorded beside the configuration."""
         return {}
 
+    def results(self) -> dict[str, Any]:
+        """What the finished run was finished with; ``InputError`` where that is damaged, or not this stage's."""
+        file, found = self.path / "finished.json", RunDirectory(self.path).results
+        return checked(file, found, self.results_schema, remedy=FINISHED_REMEDY).model_dump(exclude_unset=True)
+
     def run(self) -> int:
         """Prepare, train, report; a finished run is only reported, or exported again. Returns the exit status."""
         # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
@@ -152,7 +168,7 @@ class Stage(ABC):
         if directory.finished and not missing:
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
             print("".join(f"{line}\n" for line in self.changes()), flush=True)
-            self._tell(directory.results)
+            self._tell(self.results())
             return 0
         if missing:
             self._check_can_export(missing)

@@ -137,7 +137,7 @@ class Search:
         path = self.stages[number].path
         if not (path / "finished.json").exists():
             return None
-        results = json.loads((path / "finished.json").read_text(encoding="utf-8"))
+        results = self.stages[number].results()
         remove(path / "checkpoints")  # of no use to a run that is finished, and those of many trials fill a disk
         score = results["scores"][self.task.validation[0]][self.metric]
         return Trial(number, self.settings(number), self.metric, score, str(path))

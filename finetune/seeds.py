@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
     begin()
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,8 +114,8 @@ class Runs:
 
     def summary(self) -> dict[str, Any] | None:
         """Scores by validation split and metric, over the seeds that are finished; None if there is none."""
-        done = [path for path in self.paths if _finished(path)]
-        results = [json.loads((path / "finished.json").read_text(encoding="utf-8")) for path in done]
+        done = [stage.path for stage in self.stages if _finished(stage.path)]
+        results = [stage.results() for stage in self.stages if _finished(stage.path)]
         if not results:
             return None
         best = max(

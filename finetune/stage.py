@@ -9,14 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from engine.config import ConfigError
+from engine.config import ConfigError, InputError
 from engine.encoders import longest_sequence
 from engine.export import export_model
 from engine.files import write_text
 from engine.fit import Fit, Trainer
 from engine.inputs import Fingerprint, model_inputs
 from engine.load import check_vocabulary, load, load_tokenizer, read_config
-from engine.stage import Parts, Stage, beside
+from engine.run import FINISHED_REMEDY
+from engine.stage import Parts, Results, Stage, beside
 from engine.tracking import Tracker
 from engine.waiting import main_process_first
 from finetune.again import make_command
@@ -38,11 +39,24 @@ from finetune.sources import glue_dir_from_environment
 from finetune.space import read_space
 
 
+class TaskResults(Results):
+    """What tables and searches read of a finished run."""
+
+    scores: dict[str, dict[str, float]]
+    """By validation split and metric."""
+    baselines: dict[str, dict[str, dict[str, float]]]
+    """By validation split, baseline and metric."""
+    warnings: dict[str, str]
+    """By validation split."""
+    hardest: str = ""
+
+
 class Finetuning(Stage):
     """One fine-tuning run."""
 
     folder = "finetune"
     config: FinetuneConfig
+    results_schema = TaskResults
 
     def __init__(self, config: FinetuneConfig, given: Sequence[str] = ()) -> None:
         """``given`` are the arguments that the configuration was read from, for the command that is proposed next."""
@@ -127,6 +141,18 @@ class Finetuning(Stage):
             begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
         return self.kind.objective(model)
+
+    def results(self) -> dict[str, Any]:
+        """The same; ``InputError``, too, where scores of the task's splits and metrics are missing."""
+        found, section = super().results(), self.config.task
+        for split in section.validation:
+            lacking = {*section.metrics} - found["scores"].get(split, {}).keys()
+            if lacking or split not in found["baselines"]:
+                raise InputError(
+                    f"{self.path / 'finished.json'}: of the split {split} are missing: "
+                    f"{', '.join(sorted(lacking)) or 'baselines'}; {FINISHED_REMEDY}"
+                )
+        return found
 
     def recorded(self) -> dict[str, Any]:
         """Where the data came from and how much there is."""

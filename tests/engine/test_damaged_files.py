@@ -22,11 +22,13 @@ from transformers import AutoModelForSequenceClassification, BertForPreTraining
 from distill.facts import read_card, seeds_of
 from distill.stock import open_stock
 from engine.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from engine.config import InputError, dump
+from engine.config import InputError, dump, validate
 from engine.load import load, load_tokenizer
 from engine.run import RunDirectory
 from engine.tracking import read_series
 from finetune import seeds_table, submit, tables, trials
+from finetune.config import FinetuneConfig
+from finetune.stage import Finetuning
 from pretrain.config import load_config
 from pretrain.corpus import CorpusSection, ReadReport
 from pretrain.formats import read_file
@@ -274,3 +276,23 @@ def test_a_damaged_file_is_read_or_refused_with_one_message(what: str, tmp_path:
         with within_time(SECONDS), suppress(InputError, CheckpointError):
             read(copied)
         shutil.rmtree(copied)
+
+
+def test_a_damaged_finished_json_is_one_message(tmp_path: Path) -> None:
+    """At the same command again, for a table of seeds and for a search."""
+    task = {"name": "mood", "type": "classification", "text": "t", "label": "l", "labels": ["a", "b"]}
+    values = {**task, "metrics": "accuracy", "files": {"train": "a.csv", "validation": "b.csv"}}
+    config = validate(FinetuneConfig, {"task": values, "model": {"from": "x"}, "run": {"name": "n", "dir": tmp_path}})
+    stage = Finetuning(config)
+    stage.path.mkdir(parents=True)
+    whole = {
+        "steps": 3, "scores": {"validation": {"accuracy": 0.5}}, "warnings": {}, "chosen": {}, "table": "| a |",
+        "baselines": {"validation": {"majority": {"accuracy": 0.4}}}, "tokens_per_second": 3.5, "hardest": "",
+    }  # fmt: skip
+    content, rng = json.dumps(whole).encode(), random.Random(0)
+    for _ in range(100):
+        (stage.path / "finished.json").write_bytes(damaged(content, rng))
+        with suppress(InputError):
+            stage.ending(stage.results())
+    (stage.path / "finished.json").write_bytes(content)
+    assert stage.results() == whole

@@ -178,10 +178,10 @@ def test_a_model_with_two_splits_is_one_model(tmp_path: Path) -> None:
     path.mkdir(parents=True)
     said = dict.fromkeys(("validation", "other"), "predicts the class 'red' for every example")
     scores = {name: {"accuracy": 0.3, "macro_f1": 0.1} for name in said}
-    (path / "finished.json").write_text(json.dumps({"scores": scores, "baselines": {}, "warnings": said}))
+    results = {"table": "", "scores": scores, "baselines": {name: {} for name in said}, "warnings": said}
+    (path / "finished.json").write_text(json.dumps(results))
     summary = runs.summary()
     assert summary is not None
-    summary["baselines"] = {name: {} for name in said}
     table = write_table({"toy": summary}, tmp_path / "t", "model")
     assert table.count("1 of 1 models") == 2
     assert "2 of 1" not in table
