@@ -165,7 +165,7 @@ def _defect(path: Path, *, checksums: bool) -> str | None:
                 return f"{name} has {(path / name).stat().st_size} bytes of {manifest[name]['size']}"
             if checksums and _fingerprint(path / name) != manifest[name]:
                 return f"{name} has another checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

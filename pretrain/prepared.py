@@ -156,7 +156,7 @@ def _stamp(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_stamp(path: Path) -> Any:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         return json.loads((path / _CHECKED).read_text(encoding="utf-8"))
 
 

@@ -40,7 +40,7 @@ from tests.distill.models import classifier, saved
 from tests.engine.damage import damaged
 from tests.pretrain.test_start import BERT, save, tiny_tokenizer
 
-TIMES = 25
+TIMES = 20
 """Of each file; thousands were tried once."""
 SECONDS = 20
 """A hang: reading takes a hundredth of a second."""
@@ -276,6 +276,13 @@ def test_a_damaged_file_is_read_or_refused_with_one_message(what: str, tmp_path:
         with within_time(SECONDS), suppress(InputError, CheckpointError):
             read(copied)
         shutil.rmtree(copied)
+
+
+def test_a_manifest_of_brackets_is_no_checkpoint(tmp_path: Path) -> None:
+    """A file nested too deeply is not an error of its own."""
+    folder = checkpoint(tmp_path)
+    (folder / "step-0000000003/manifest.json").write_text("[" * 100_000)
+    assert latest_checkpoint(folder) is None
 
 
 def test_a_damaged_finished_json_is_one_message(tmp_path: Path) -> None:
