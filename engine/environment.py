@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -15,6 +16,9 @@ from typing import Any
 
 import psutil
 import torch
+
+_GROUPS = Path("/sys/fs/cgroup")
+"""Where the system shows control groups, if it has some."""
 
 
 def environment() -> dict[str, Any]:
@@ -57,8 +61,10 @@ def _source(root: Path) -> dict[str, Any]:
 
 
 def num_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those of the machine, or as many as the limit of its control group, rounded
+    up, pays for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *(math.ceil(limit) for limit in cores_in_groups(_GROUPS, _own_groups()))])
 
 
 def free_memory() -> int:
@@ -67,7 +73,21 @@ def free_memory() -> int:
     A container or a batch job is such a group and has a limit of its own. Files that are only kept in memory to be read
     again count as free.
     """
-    return min([psutil.virtual_memory().available, *free_in_groups(Path("/sys/fs/cgroup"), _own_groups())])
+    return min([psutil.virtual_memory().available, *free_in_groups(_GROUPS, _own_groups())])
+
+
+def cores_in_groups(root: Path, groups: Iterable[str]) -> list[float]:
+    """The limits of CPU time, in cores, that there are for the named control groups, in the first or second version."""
+    found = []
+    for group in groups:
+        with suppress(OSError, ValueError):  # not there, or "max", which is no limit
+            quota, period = map(int, (root / group / "cpu.max").read_text().split())
+            found.append(quota / period)
+        with suppress(OSError, ValueError):
+            folder = root / "cpu" / group
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            found += [quota / period] if quota > 0 else []
+    return found
 
 
 def free_in_groups(root: Path, groups: Iterable[str]) -> list[int]:

@@ -20,6 +20,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
+from engine.environment import num_cores
 from engine.workers import pool
 
 _SKIPPED_FOLDERS = {"test", "tests", "_vendor", "__pycache__", "site-packages", "dist-packages", "pydoc_data"}
@@ -51,7 +52,7 @@ def read_modules() -> Iterator[tuple[str, list[Definition]]]:
     """Every module, sorted: ``<root>/<path below it>``, root 0 being the standard library, and its definitions."""
     modules = _modules()
     # Syntax trees hold no cycles, and the collector's walks through them are a tenth of the time.
-    with pool(os.cpu_count() or 1, gc.disable) as processes:
+    with pool(num_cores(), gc.disable) as processes:
         found = processes.map(_read_module, [str(path) for _, path in modules], chunksize=64)
         yield from zip((name for name, _ in modules), found, strict=True)
 

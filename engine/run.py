@@ -83,8 +83,9 @@ def start_accelerator(section: RunSection) -> Accelerator:
         )
     if section.threads is not None:
         torch.set_num_threads(section.threads)
-    elif local_processes > 1 and not on_gpu:
-        torch.set_num_threads(max(1, num_cores() // local_processes))
+    elif not on_gpu:  # torch knows of the machine's cores, not of a container's share of them
+        share = max(1, num_cores() // local_processes)
+        torch.set_num_threads(share if local_processes > 1 else min(share, torch.get_num_threads()))
     memory = "kept" if keep_large_blocks() else "given back"
     if accelerator.is_main_process:
         logger.info("precision %s (%s)", precision, reason)

@@ -79,7 +79,8 @@ class Task:
         if name in self.splits:
             return self.splits[name]
         if name not in self.missing:
-            raise InputError(f"{self.section.name}: no split {name!r}; there are: {', '.join(self.section.splits)}")
+            asked = ", ".join(self.section.splits) or "none"
+            raise InputError(f"{self.section.name}: no split {name!r}; there are: {asked}")
         there = ", ".join(self.splits) or "none"
         raise InputError(f"{self.section.name} has no {name} split: {self.missing[name]}; there are: {there}")
 
@@ -227,7 +228,7 @@ class _SplitReader:
 
     def _column(self, table: Table, name: str, setting: str) -> list[Any]:
         if self._called(name) not in table.columns:
-            there = ", ".join(map(repr, table.columns))
+            there = ", ".join(map(repr, table.columns)) or "none"
             raise InputError(
                 f"{table.where}: no column {self._called(name)!r}; there are: {there}; name the column with {setting}"
             )

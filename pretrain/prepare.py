@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import errno
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import sys
@@ -33,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine import pydocs
 from engine.config import InputError
+from engine.environment import num_cores
 from engine.files import make_once
 from engine.inputs import Fingerprint, files_in_words
 from engine.load import load_tokenizer, vocabulary_size
@@ -57,7 +57,7 @@ def prepare(
     folder = cache / name
 
     def make(partial: Path) -> Path:
-        _build(partial, data, tokenizer, existing, workers or os.cpu_count() or 1)
+        _build(partial, data, tokenizer, existing, workers or num_cores())
         return partial / "corpus"
 
     try:
