@@ -28,6 +28,7 @@ def export_model(
     carried: Mapping[str, nn.Module] | None = None,
     max_length: int | None = None,
     texts_only: bool = False,
+    spaced: bool = False,
 ) -> Path:
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
@@ -37,7 +38,7 @@ def export_model(
     bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
 
     The tokenizer beside each model gives stock code the sequences of training (:func:`engine.frame.exported_tokenizer`,
-    to which ``max_length`` and ``texts_only`` go).
+    to which ``max_length``, ``texts_only`` and ``spaced`` go).
     """
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
@@ -49,7 +50,8 @@ def export_model(
             assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
             with writing(partial / name):
                 each.save_pretrained(partial / name)
-                beside = exported_tokenizer(tokenizer, each.config, max_length=max_length, texts_only=texts_only)
+                options = {"max_length": max_length, "texts_only": texts_only, "spaced": spaced}
+                beside = exported_tokenizer(tokenizer, each.config, **options)
                 beside.save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
         for name, part in (carried or {}).items():

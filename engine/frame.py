@@ -101,14 +101,20 @@ def _no_frame(tokenizer: PreTrainedTokenizerBase, encoded: Any, wanted: str) -> 
 
 
 def exported_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, max_length: int | None = None, texts_only: bool
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    *,
+    max_length: int | None = None,
+    texts_only: bool,
+    spaced: bool = False,
 ) -> PreTrainedTokenizerBase:
     """A copy that makes of texts, by default, the inputs that a model of this ``config`` was trained on.
 
     It gives token types where the model reads them and nowhere else, cuts and pads at the end, and cuts, when asked to
     truncate, to ``max_length`` tokens (where not given, to what the model can read). With ``texts_only`` special tokens
-    that are spelt out are text; without, they are tokens, as a [MASK] to be filled is. What it remembers of this
-    machine is left out.
+    that are spelt out are text; without, they are tokens, as a [MASK] to be filled is. With ``spaced`` it reads the
+    first word of a text, and each of a list of words, as with a space before it, which matters to byte-level
+    vocabularies. What it remembers of this machine is left out.
     """
     made: Any = copy.copy(tokenizer)
     settings = {
@@ -122,7 +128,20 @@ def exported_tokenizer(
         setattr(made, name, value)
     kept = {name: value for name, value in made.init_kwargs.items() if name not in _OF_THIS_MACHINE}
     made.init_kwargs = kept | settings
-    return made
+    return _spaced(made) if spaced else made
+
+
+def _spaced(tokenizer: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer with a space before what it reads, where that is a choice."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = [parts["pre_tokenizer"] or {}, *(parts["pre_tokenizer"] or {}).get("pretokenizers", [])]
+    choices = [step for step in steps if "add_prefix_space" in step]
+    if choices:
+        for step in choices:
+            step["add_prefix_space"] = True
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(parts))
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
+    return tokenizer
 
 
 def text_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

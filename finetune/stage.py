@@ -204,6 +204,7 @@ class Finetuning(Stage):
             card=self._card(results),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
+            spaced=self.config.task.type == "tokens",  # as SentenceExamples reads words
         )
         write_predictions(self.path / "predictions", predicted, self.kind)
         return results

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     AlbertTokenizer,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertTokenizer,
     PreTrainedTokenizerBase,
@@ -27,7 +28,9 @@ from engine.config import ConfigError
 from engine.encoders import FAMILIES, longest_sequence, sequence_logits
 from engine.export import export_model
 from engine.load import load_tokenizer
+from finetune.data import Split
 from finetune.examples import TextExamples
+from finetune.objectives.tokens import SentenceExamples
 from finetune.windows import read_contexts
 from pretrain.objectives import bert, mlm
 from tests.corpora import random_tokens, tiny_tokenizer
@@ -122,6 +125,24 @@ def test_a_stock_pipeline_answers_as_we_do(family: str, kind: str, tmp_path: Pat
         found = np.array([[each["score"] for each in answer] for answer in theirs])
         np.testing.assert_allclose(found, ours, atol=2e-5)
         assert np.ptp(ours, axis=0).min() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stock_tokenizer_reads_words_as_training_does(kind: str, tmp_path: Path) -> None:
+    """Tags of words: both a list of words and running text, whose first word has no space before it."""
+    KINDS[kind]().save_pretrained(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model: Any = AutoModelForTokenClassification.from_config(tiny_config("bert", num_labels=3, **vocabulary))
+    folder = export_model(model, tokenizer, tmp_path / "export", card="", texts_only=True, spaced=True)
+    stock: Any = AutoTokenizer.from_pretrained(folder)
+    sentences: list[Any] = [WORDS[:5], WORDS[7:8], [*WORDS] * 9]
+    split = Split("test", (sentences,), None, np.arange(len(sentences)))
+    examples = SentenceExamples(split, tokenizer, max_length=longest_sequence(model.config), seed=0)
+    batch = examples.collate(examples.plan(0, 0))
+    ours = [ids.tolist() for ids in batch.input_ids.split(batch.cu_seqlens.diff().tolist())]
+    assert stock(sentences, is_split_into_words=True, truncation=True)["input_ids"] == ours
+    assert stock([" ".join(words) for words in sentences], truncation=True)["input_ids"] == ours
 
 
 def test_an_export_remembers_nothing_of_this_machine(tmp_path: Path) -> None:
