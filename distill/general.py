@@ -42,7 +42,7 @@ class General(Stage):
         assert isinstance(config, GeneralConfig)
         self.pin(lambda: model_inputs(teacher=config.teacher.from_))
         self.open_teacher()
-        corpus = prepare_for(self, config.data, TokenizerSection(path=config.teacher.from_))
+        corpus = prepare_for(self, config.data, TokenizerSection(path=config.teacher.from_), num_texts=1)
         self.say(corpus_report(corpus))
         train, valid = (Part(tokens, corpus.unigrams) for tokens in (corpus.train, corpus.valid))
         phases = config.train.phases
@@ -64,7 +64,7 @@ class General(Stage):
         """The teacher, and the files of the corpus."""
         config = self.config
         assert isinstance(config, GeneralConfig)
-        files = corpus_files(config.data, TokenizerSection(path=config.teacher.from_))
+        files = corpus_files(config.data, TokenizerSection(path=config.teacher.from_), num_texts=1)
         return {**model_inputs(teacher=config.teacher.from_), "corpus files": files}
 
     def open_teacher(self) -> None:

@@ -60,7 +60,7 @@ class Pretraining(Stage):
         config = self.config
         self.objective_module = objective_of(config)
         self.pin(lambda: model_inputs(starting_weights=config.model.from_))
-        self.corpus = prepare_for(self, config.data, config.tokenizer)
+        self.corpus = prepare_for(self, config.data, config.tokenizer, num_texts=config.objective.num_texts)
         self.tokenizer = self.corpus.tokenizer()
         self.say(corpus_report(self.corpus))
         phases = config.train.phases

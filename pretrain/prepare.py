@@ -34,6 +34,7 @@ from engine import pydocs
 from engine.config import InputError
 from engine.environment import num_cores
 from engine.files import make_once
+from engine.frame import check_pretraining_frame
 from engine.inputs import Fingerprint, files_in_words
 from engine.load import load_tokenizer, vocabulary_size
 from engine.stage import Stage
@@ -103,13 +104,17 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
     return Fingerprint(_name(data, tokenizer, existing), ", ".join(parts), exact=False)
 
 
-def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection) -> PreparedCorpus:
-    """The prepared corpus of a run, and the run's pins on it. The main process makes it, the others open it.
+def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, *, num_texts: int) -> PreparedCorpus:
+    """The prepared corpus of a run whose examples have up to ``num_texts`` texts, and the run's pins on it. The main
+    process makes it, the others open it.
 
     Raises what :meth:`Stage.pin` and :func:`prepare` do: before anything is prepared where number or size of the files
     have changed, and after it where the text turns out to be another. A run that has only its export to make reads the
-    corpus that it was trained on, whatever became of the files.
+    corpus that it was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is
+    refused (``ConfigError``) before hours go into a corpus of its tokens.
     """
+    if tokenizer.path:
+        check_pretraining_frame(load_tokenizer(tokenizer.path), num_texts)
     cache, begun = stage.config.run.data_dir, stage.pinned.get("corpus files")
     kept = begun and cache / begun.sha256
     (enough,) = broadcast_object_list([stage.trained and kept is not None and kept.exists()])

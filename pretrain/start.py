@@ -23,6 +23,8 @@ class ObjectiveSection(Section):
 
     family: ClassVar[str]
     """``model_type`` of the models it trains, as transformers' config.json has it."""
+    num_texts: ClassVar[int] = 2
+    """Texts of an example, at most."""
 
     @classmethod
     def decided_by(cls, weights: Weights) -> dict[str, Any]:

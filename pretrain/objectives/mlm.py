@@ -56,6 +56,7 @@ class Config(ObjectiveSection):
     """Section of this objective."""
 
     family: ClassVar[str] = "bert"
+    num_texts: ClassVar[int] = 1
     type: Literal["mlm"] = "mlm"
     masking: MaskingSection = MaskingSection()
 
@@ -110,7 +111,7 @@ def source(
             tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
         ),
         finish=masked_batch(config.masking, tokenizer, sequence_length, pairs=False),
-        num_texts=1,
+        num_texts=config.num_texts,
     )
 
 

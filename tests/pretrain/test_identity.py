@@ -13,6 +13,7 @@ import pytest
 import pretrain.__main__
 from pretrain.__main__ import main
 from tests.corpora import write_text
+from tests.engine.test_frame import framed_bpe
 
 CONFIG = """
 model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 32}
@@ -221,3 +222,14 @@ def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_prepared(
     assert main(given) == 2
     assert f"{tmp_path}/file/runs/pretrain/a" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+def test_a_tokenizer_of_another_frame_is_refused_before_its_corpus_is_prepared(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    framed_bpe(pair="<s> $A </s> $B </s>").save_pretrained(folder / "theirs")
+    before = sorted((folder / "data").iterdir())
+    assert main([*arguments(folder), "run.name=b", f"tokenizer.path={folder / 'theirs'}"]) == 2
+    assert "stock code would read the export otherwise" in capsys.readouterr().err
+    assert sorted((folder / "data").iterdir()) == before
+    assert not (folder / "runs/pretrain/b").exists()
