@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 _GROUPS = Path("/sys/fs/cgroup")
 """Where the system shows control groups, if it has some."""
@@ -23,6 +22,8 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, source and command line, as JSON can hold them; the machine is not named."""
+    import torch  # who only asks for the number of cores need not load it
+
     packages = ("transformers", "accelerate", "tokenizers")
     return {
         "python": platform.python_version(),

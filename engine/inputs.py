@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.config import InputError
 from engine.files import publish, remove, sha256, write_text, writing
-from engine.load import load_tokenizer
 from engine.records import read_json
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
@@ -145,6 +144,8 @@ class Pins:
 
     def open_tokenizer(self, inputs: Inputs) -> PreTrainedTokenizerBase:
         """The tokenizer that was kept; ``InputError`` where it is not the one of the fingerprint."""
+        from engine.load import load_tokenizer  # torch, which who only reads rows need not load
+
         found = load_tokenizer(str(self.tokenizer), "the run's own tokenizer")
         changed = differences(inputs, tokenizer_input(found), certain=True)
         if changed:

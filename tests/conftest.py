@@ -6,7 +6,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 
-@pytest.fixture(autouse=True)
-def _no_accelerator_yet() -> None:
-    """Accelerate keeps one state per process; a test must not meet the one of the test before it."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Accelerate keeps one state per process; neither a test nor a fixture of a whole module may meet an older one."""
     AcceleratorState._reset_state(True)

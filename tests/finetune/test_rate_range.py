@@ -21,7 +21,7 @@ def test_it_leaves_numbers_and_a_picture_and_starts_as_the_training_does(
     for _ in range(2):  # a second one replaces the first
         assert main([*given, "lowest=1e-5", "highest=10", "steps=20"]) == 0
     folder = tmp_path / "runs/finetune/a-rate-range"
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "rates.jsonl", "rate_range.png"}
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "lock", "rates.jsonl", "rate_range.png"}
     rows = [json.loads(line) for line in (folder / "rates.jsonl").read_text().splitlines()]
     assert rows[0]["learning_rate"] == 1e-5
     assert str(folder / "rate_range.png") in capsys.readouterr().out

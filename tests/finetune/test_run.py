@@ -108,8 +108,9 @@ def test_what_to_type_next(folder: Path, accuracy: float, then: str) -> None:
     """Rates are searched where a baseline does as well."""
     beside = {"majority": {"accuracy": 0.4}, "bag of words": {"accuracy": 0.6}}
     found = {"scores": {"validation": {"accuracy": accuracy}}, "baselines": {"validation": beside}}
-    stage = Finetuning(load_config(arguments(folder, "next")))
-    assert stage.next_command(found).startswith(f"make {then} TASK=classification_toy MODEL={folder}/encoder ")
+    given = arguments(folder, "next")
+    stage = Finetuning(load_config(given), given)
+    assert stage.next_command(found).startswith(f"make {then} TASK={given[0]} MODEL={folder}/encoder ")
 
 
 def test_the_next_command_is_given_all_that_this_one_was(folder: Path) -> None:

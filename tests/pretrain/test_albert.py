@@ -228,6 +228,9 @@ def test_published_sizes() -> None:
         def __len__(self) -> int:
             return 30_000
 
+        def get_vocab(self) -> dict[str, int]:
+            return {"last": 29_999}
+
     sizes = {
         (12, 768, 12): 11_813_810,
         (24, 1024, 16): 17_847_474,

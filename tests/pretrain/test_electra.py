@@ -45,6 +45,9 @@ class OfSize:
     def __len__(self) -> int:
         return self.size
 
+    def get_vocab(self) -> dict[str, int]:
+        return {"last": self.size - 1}
+
 
 def make(config: Config = SMALL, seed: int = 0) -> tuple[Electra, Any]:
     torch.manual_seed(seed)

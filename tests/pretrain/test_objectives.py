@@ -430,6 +430,9 @@ def test_published_sizes() -> None:
         def __len__(self) -> int:
             return self.size
 
+        def get_vocab(self) -> dict[str, int]:
+            return {"last": self.size - 1}
+
     for name, (layers, width, vocabulary, both, masked) in sizes.items():
         section = ModelSection(num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64)
         config = bert_config(section, OfSize(vocabulary))  # type: ignore[arg-type]

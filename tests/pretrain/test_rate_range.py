@@ -24,6 +24,6 @@ def test_it_leaves_numbers_and_a_picture(tmp_path: Path) -> None:
     places = [f"run.dir={tmp_path}/runs", f"run.data_dir={tmp_path}/data", f"data.path={tmp_path}/text.txt"]
     assert main([str(tmp_path / "tiny.yaml"), *places, "lowest=1e-4", "highest=1", "steps=30"]) == 0
     folder = tmp_path / "runs/pretrain/tiny-rate-range"
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "rates.jsonl", "rate_range.png"}
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "lock", "rates.jsonl", "rate_range.png"}
     rows = [json.loads(line) for line in (folder / "rates.jsonl").read_text().splitlines()]
     assert min(row["smoothed"] for row in rows) < rows[0]["smoothed"] - 0.1
