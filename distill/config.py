@@ -113,6 +113,11 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
         first = first.named(f"{first.task.name}/{student}-{method}-first/seed-{first.run.seed}")
         values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}
     config = validate(_schema(TaskConfig, values, "AnswersConfig"), values, sources)
+    if config.task.spans and config.task.spans.head != "independent":
+        raise ConfigError(
+            f"task.spans.head: given {config.task.spans.head!r}; students and teachers of answers have "
+            "independent heads; leave it out"
+        )
     config = config.named(f"{config.task.name}/{student}-{method}/seed-{config.run.seed}")
     return config.model_copy(update={"before": first})
 

@@ -17,6 +17,7 @@ from engine.export import warnings_of_transformers
 from engine.load import read_config
 from engine.model_folder import check_size, reading, safely
 from finetune.config import model_name
+from finetune.joint_spans import joint_head
 from finetune.sequences import problem_of
 
 
@@ -30,6 +31,11 @@ def open_stock(folder: Path) -> PreTrainedModel:
         what = "no config.json in this folder" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {what}; give a model directory, such as the export/ of a run")
     config: Any = read_config(folder)
+    if joint_head(config):
+        raise InputError(
+            f"{folder}: its joint head for answers is none of transformers' own, and is neither compared nor exported "
+            "to ONNX; fine-tune with task.spans.head=independent"
+        )
     name = (config.architectures or [""])[0]
     found = getattr(transformers, name, None)
     model_class: Any = found if isinstance(found, type) and issubclass(found, PreTrainedModel) else AutoModel

@@ -25,6 +25,7 @@ from engine.stage import Parts
 from engine.waiting import main_process_first
 from finetune.data import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.examples import Examples
+from finetune.joint_spans import joint_head
 from finetune.kind import kind_of
 from finetune.model import Predictor
 from finetune.sources import glue_dir_from_environment
@@ -61,6 +62,11 @@ def open_answering(config: TaskConfig, student: str) -> PreTrainedModel:
     check_readers(config, student)
     start, task, kind = config.teacher.from_, config.task, kind_of(config.task)
     found = read_config(start)
+    if joint_head(found):
+        raise ConfigError(
+            f"teacher.from: {start} has a joint head for answers, which no student learns from; fine-tune the teacher "
+            f"with an independent one: make finetune TASK={task.name} ARGS=task.spans.head=independent"
+        )
     if not kind.head_fits(found):
         raise ConfigError(
             f"teacher.from: {start} was not fine-tuned for {task.name} ({task.type}): its head is for "

@@ -79,6 +79,7 @@ def load(
     config = _configuration(name, settings)
     if hasattr(model_class, "base_model_prefix") and not isinstance(config, model_class.config_class):
         raise ConfigError(f"{name}: a model of type {config.model_type!r}, which {model_class.__name__} is not for")
+    config.architectures = settings.get("architectures")  # the class that is asked for decides, not what was saved
     dropouts = {
         "hidden_dropout": hidden_dropout,
         "attention_dropout": attention_dropout,

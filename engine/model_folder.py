@@ -77,6 +77,8 @@ class ConfigFile(BaseModel):
     num_labels: Labels | None = None
     id2label: dict[Number, str] | None = None
     label2id: dict[str, int] | None = None
+    beam_size: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    """Of a head that finds both ends of an answer together."""
     chunk_size_feed_forward: Annotated[int, Field(ge=0, le=0)] | None = None
     """Above 0 the library splits padded batches of other shapes than ours."""
     quantization_config: None = None

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from engine.config import CONFIGS, ConfigError, Section, check_sections, configurations, read_values, validate
 from engine.duration import Duration
+from engine.encoders import reads_token_types
 from engine.load import read_config
 from engine.optim import OptimSection
 from engine.phase import Phase
@@ -122,12 +123,27 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
             "MODEL=<directory or Hub id>"
         )
     name = recipe_for(start, values.get("recipe", "auto"))
-    under = recipe_values(name, str(task), section.get("type"))
+    under = recipe_values(name, str(task), section.get("type"), spans=section.get("spans"))
     values, sources = read_values(arguments, under=under, called=f"recipe {name}")
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
+    _check_head(config)
     random = "-random" * (config.model.weights == "random")
     return config.named(f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}")
+
+
+def _check_head(config: FinetuneConfig) -> None:
+    """``ConfigError`` where the head that finds answers is not one for the model."""
+    head, start = config.task.spans.head if config.task.spans else "independent", config.model.from_
+    if head == "independent":
+        return
+    found = read_config(start)
+    if found.model_type != head or not reads_token_types(found):
+        blind = " without token types, by which that head knows the context" * (found.model_type == head)
+        raise ConfigError(
+            f"task.spans.head: given {head!r}, the head of {head} models; {start} is a model of type "
+            f"{found.model_type}{blind}; give independent"
+        )
 
 
 def check_task(values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -184,17 +200,26 @@ def recipe_in_words(start: str, name: str) -> str:
     return f"{name}: {model} (for {', '.join(map(str, widths))})"
 
 
-def recipe_values(name: str, task: str, kind: str | None = None) -> dict[str, Any]:
-    """What a recipe sets for a task: its ``all``, over it what it has for tasks of this ``kind`` (``task.type``), and
-    over that what it has for the task alone."""
+def recipe_values(name: str, task: str, kind: str | None = None, *, spans: Any = None) -> dict[str, Any]:
+    """What a recipe sets for a task: its ``all``, over it what it has for tasks of this ``kind`` (``task.type``), for
+    ``unanswerable`` questions, and for the task alone.
+
+    ``spans`` is the task's own section: where it names another head than the recipe, what the recipe says of answers
+    goes with the head.
+    """
     if name == "none":
         return {}
     recipe = _read(configurations(RECIPES) / f"{name}.yaml")
     merged: dict[str, Any] = {}
-    layers = recipe.get("all", {}), recipe.get("kinds", {}).get(kind, {}), recipe.get("tasks", {}).get(task, {})
-    for layer in layers:
+    given = spans if isinstance(spans, dict) else {}
+    kinds = [kind, *(["unanswerable"] if kind == "spans" and given.get("unanswerable") else [])]
+    layers = [recipe.get("kinds", {}).get(each, {}) for each in kinds]
+    for layer in (recipe.get("all", {}), *layers, recipe.get("tasks", {}).get(task, {})):
         for section, settings in layer.items():
             merged[section] = {**merged.get(section, {}), **settings}
+    head = merged.get("task", {}).get("spans", {}).get("head")
+    if given.get("head", head) != head:
+        merged.pop("task", None)
     return merged
 
 

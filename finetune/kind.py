@@ -48,6 +48,9 @@ class TaskKind(ABC):
     pipeline: ClassVar[str | None]
     """What the Hub calls such a model."""
 
+    usage: str = ""
+    """What a model card says of how the model is opened, where that is not the stock way (Markdown)."""
+
     def __init__(self, section: TaskSection) -> None:
         self.section = section
 

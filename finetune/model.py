@@ -6,7 +6,8 @@ Legend: M rows of outputs of a batch, K outputs of a row.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -22,16 +23,19 @@ from engine.objective import Objective, Term
 def draw_head(model: PreTrainedModel, fresh: Sequence[str]) -> None:
     """Draw the parameters named ``fresh`` as BERT's ``run_classifier.py`` does: truncated normal, biases 0.
 
-    LayerNorms, which families call by different names, keep 1 and 0.
+    A head with a ``draw`` of its own draws its matrices by that. LayerNorms, which families call by different names,
+    keep 1 and 0.
     """
-    std, parameters = model.config.initializer_range, dict(model.named_parameters())
+    parameters, usual = dict(model.named_parameters()), partial(truncated_normal_, std=model.config.initializer_range)
+    draw: Callable[[Tensor], Tensor] = getattr(model, "draw", usual)
+    head = {*head_parameters(model)}
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     for name in fresh:
         if name in parameters and name.rpartition(".")[0] not in norms:
             if name.endswith("bias"):
                 nn.init.zeros_(parameters[name])
             else:
-                truncated_normal_(parameters[name], std)
+                (draw if name in head else usual)(parameters[name])
 
 
 def begin_at(model: PreTrainedModel, score: float) -> None:

@@ -13,6 +13,7 @@ from engine.frame import template
 from finetune.answers import Prediction
 from finetune.data import Split
 from finetune.examples import Examples, Sequences, tokenize
+from finetune.joint_spans import best_of_beam
 from finetune.task import SpansSection
 from finetune.windows import best_span, most_context, read_contexts, windows
 
@@ -62,6 +63,8 @@ class QuestionExamples(Examples):
         )
         self.spans: np.ndarray | None = None
         """First and last token of the answer in each window (S, 2); both 0, [CLS], where it is not in the window."""
+        self.without: np.ndarray | None = None
+        """Whether no answer is in the window, and none to its question anywhere (S, 2), bool."""
         self.unplaced = 0
         """Questions whose answer no token holds."""
         if split.labels is not None:
@@ -69,6 +72,7 @@ class QuestionExamples(Examples):
             inside = gold[question] - self.starts[:, None]
             there = (gold[question, 0] >= 0) & (inside[:, 0] >= 0) & (inside[:, 1] < sizes)
             self.spans = np.where(there[:, None], inside + self.first[:, None], 0)
+            self.without = np.stack([~there, gold[question, 0] < 0], 1)
             self.unplaced = sum(map(bool, split.labels)) - int((gold[:, 0] >= 0).sum())
 
     def _gold(self, labels: np.ndarray) -> np.ndarray:
@@ -88,22 +92,70 @@ class QuestionExamples(Examples):
         """One for each token of each window."""
         return self.lengths[index]
 
-    def predict(self, example: int, logits: np.ndarray) -> Prediction:
-        """The best span in a question's windows, whose logits (T, 2) are end to end; its text is the context's own.
+    def predict(self, example: int, outputs: np.ndarray) -> Prediction:
+        """The best span in a question's windows, whose outputs are end to end; its text is the context's own.
 
-        ``null`` is the lowest sum of both logits of a [CLS], less the span's (BERT, section 4.3).
+        Outputs are logits (T, 2), and ``null`` is the lowest sum of both logits of a [CLS], less the span's (BERT,
+        section 4.3).
         """
+        null, best = self._best(example, outputs)
+        if best is None:
+            return Prediction("", 0.0)
+        return Prediction(self.contexts.text(self.context[example], *best[1:]), null - best[0])
+
+    def _best(self, example: int, outputs: np.ndarray) -> tuple[float, tuple[float, int, int] | None]:
+        """The lowest score of no answer in any of a question's windows; the highest score of a span, with its first and
+        last token of the context."""
         which = self.members(np.array([example]))
-        parts = np.split(logits, np.cumsum(self.sequences.lengths[which])[:-1])
-        limits = {"answer_length": self.section.answer_length, "n_best": self.section.n_best}
-        best: tuple[float, int, int] | None = None
+        parts = np.split(outputs, np.cumsum(self._window_outputs(which))[:-1])
+        null, best = np.inf, None
         for window, part, allowed in zip(
             which, parts, most_context(self.starts[which], self.sequences.sizes[1, which]), strict=True
         ):
-            found = best_span(part, int(self.first[window]), allowed, **limits)
+            without, found = self._read(part, int(self.first[window]), allowed)
+            null = min(null, without)
             if found and (best is None or found[0] > best[0]):
                 best = (found[0], found[1] + int(self.starts[window]), found[2] + int(self.starts[window]))
-        if best is None:
-            return Prediction("", 0.0)
-        null = min(float(part[0].sum()) for part in parts)
-        return Prediction(self.contexts.text(self.context[example], *best[1:]), null - best[0])
+        return null, best
+
+    def _window_outputs(self, which: np.ndarray) -> np.ndarray:
+        """Rows of outputs of each of these windows."""
+        return self.sequences.lengths[which]
+
+    def _read(
+        self, outputs: np.ndarray, first: int, allowed: np.ndarray
+    ) -> tuple[float, tuple[float, int, int] | None]:
+        """A window's score of no answer, and its best span as :func:`finetune.windows.best_span` returns it."""
+        limits = {"answer_length": self.section.answer_length, "n_best": self.section.n_best}
+        return float(outputs[0].sum()), best_span(outputs, first, allowed, **limits)
+
+
+class BeamExamples(QuestionExamples):
+    """The same for a joint head, which has a row of outputs for each window (``finetune.joint_spans.flattened``)."""
+
+    def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """``spans`` of the windows, and ``unanswerable`` (B,): of an ELECTRA whether the question has no answer, of an
+        ALBERT whether the window has none."""
+        targets, counts = super().targets(index)
+        if self.without is not None:
+            of_question = int(self.section.head == "electra")
+            targets["unanswerable"] = self.without[self.members(index), of_question]
+        return targets, counts
+
+    def num_outputs(self, index: np.ndarray) -> np.ndarray:
+        """One for each window."""
+        return self.per_example[index]
+
+    def predict(self, example: int, outputs: np.ndarray) -> Prediction:
+        """The best span in a question's windows, by its probability; ``null`` is the lowest logit of there being no
+        answer, whatever the span's score."""
+        null, best = self._best(example, outputs)
+        return Prediction(self.contexts.text(self.context[example], *best[1:]) if best else "", null)
+
+    def _window_outputs(self, which: np.ndarray) -> np.ndarray:
+        return np.ones(len(which), np.int64)
+
+    def _read(
+        self, outputs: np.ndarray, first: int, allowed: np.ndarray
+    ) -> tuple[float, tuple[float, int, int] | None]:
+        return best_of_beam(outputs[0], first, allowed, answer_length=self.section.answer_length)

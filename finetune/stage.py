@@ -234,8 +234,9 @@ class Finetuning(Stage):
             tracker.image(picture.stem, picture, ended.step)
 
     def _card(self, results: dict[str, Any]) -> str:
+        table = "\n\n".join(filter(None, (results["table"], self.kind.usage)))
         return model_card(
-            self.name, self.about(), results["table"], results["scores"], self.config, self.text, self.kind.pipeline,
+            self.name, self.about(), table, results["scores"], self.config, self.text, self.kind.pipeline,
             baselines=results["baselines"], warnings=results["warnings"],
         )  # fmt: skip
 

@@ -84,6 +84,10 @@ class SpansSection(Section):
     """Tokens of an answer, at most."""
     n_best: Annotated[int, Field(ge=1, le=1000)] = 20
     """Of a window's tokens, so many are tried as the start of an answer and so many as its end."""
+    head: Literal["independent", "electra", "albert"] = "independent"
+    """``independent``: first and last token each by itself, as BERT does, and [CLS] for no answer. ``electra``,
+    ``albert``: the last token given the first, and a classifier for no answer, as in these models' code, which they are
+    for; ``albert`` with `unanswerable`. Their recipes set it."""
 
 
 class TaskSection(Section):
@@ -198,6 +202,11 @@ class TaskSection(Section):
         best = [name for name in self.metrics if name.startswith("best_")]
         if best and not spans.unanswerable:
             problems.append(f"metrics {', '.join(best)}: there is a threshold to choose with spans.unanswerable only")
+        if spans.head == "albert" and not spans.unanswerable:
+            problems.append(
+                "spans.head: albert tells unanswerable questions from others, and there are none here; give "
+                "independent, or spans.unanswerable=true"
+            )
         tags = [name for name in self.labels if name != "O" and not name.startswith(("B-", "I-"))]
         if self.type == "tokens" and self.labels and (tags or "O" not in self.labels):
             problems.append(f"labels of words are O, B-<kind> and I-<kind>, not {', '.join(tags) or 'without O'}")

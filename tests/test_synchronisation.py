@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.objectives import distilbert, minilm, tinybert
 from distill.teacher import Teacher
+from engine.attention import NAME
 from engine.batch import PackedBatch
 from engine.loop import share_of_loss, training_steps
 from engine.objective import Objective, objective_module
 from engine.optim import OptimSection, build_optimizer
 from engine.order import Phase, Steps
+from finetune.joint_spans import HEADS, JointSpans
+from finetune.objectives.spans import JointObjective
 from tests.distill.pairs import masked, student_of, teacher_of
 from tests.distill.test_imitation import KINDS, batch_for, predictor
+from tests.engine.families import tiny_config
 from tests.pretrain.test_objectives import OBJECTIVES, TINY, batch_of, make
 
 WAITING = {
@@ -63,6 +68,14 @@ def imitation(kind: str) -> tuple[Objective, PackedBatch]:
     return distilbert.task(distilbert.AnswersConfig(), predictor(kind, 0), teacher), batch_for(kind)
 
 
+def joint(head: str) -> tuple[Objective, PackedBatch]:
+    batch = batch_for("spans")
+    targets = {**batch.targets, "unanswerable": batch.targets["spans"][:, 0] == 0}
+    model = HEADS[head]._from_config(tiny_config(head), attn_implementation=NAME)
+    assert isinstance(model, JointSpans)
+    return JointObjective(model), replace(batch, targets=targets)
+
+
 def general(method: Any, **settings: Any) -> tuple[Objective, PackedBatch]:
     teacher = teacher_of(words=method.MASKED_WORDS)
     return method.build(method.Config(**settings), student_of(teacher, words=method.MASKED_WORDS), teacher), masked()
@@ -72,6 +85,7 @@ CASES: dict[str, Callable[[], tuple[Objective, PackedBatch]]] = {
     **{f"pretrain {name}": lambda name=name: pretraining(name) for name in OBJECTIVES},
     **{f"finetune {kind}": lambda kind=kind: (predictor(kind, 0), batch_for(kind)) for kind in [*KINDS, "regression"]},
     **{f"imitate {kind}": lambda kind=kind: imitation(kind) for kind in [*KINDS, "regression"]},
+    **{f"finetune {head} joint spans": lambda head=head: joint(head) for head in HEADS},
     "distilbert": lambda: general(distilbert),
     "tinybert": lambda: general(tinybert),
     "minilm": lambda: general(minilm, relation_heads=4),

@@ -1,4 +1,6 @@
-"""An answer within a text for each question: cross-entropy of its first and its last token, as BERT does SQuAD.
+"""An answer within a text for each question: cross-entropy of its first and its last token.
+
+Either is found by itself, as BERT does SQuAD, or the last one given the first, as ELECTRA and ALBERT do.
 
 Legend: N questions of a split, B windows and T tokens of a batch.
 """
@@ -14,10 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.batch import PackedBatch
-from engine.encoders import span_logits
+from engine.config import ConfigError
+from engine.encoders import encode, span_logits
+from engine.frame import template
 from engine.objective import Term
 from finetune import answers
 from finetune.answers import Prediction
@@ -25,9 +30,10 @@ from finetune.config import FinetuneTrainSection
 from finetune.data import Split, Task
 from finetune.examples import Examples
 from finetune.guesses import span_baselines
+from finetune.joint_spans import HEADS, JointSpans, SpanScores, Windows, flattened, joint_head
 from finetune.kind import Predicted, TaskKind
 from finetune.model import Predictor, best_within, log_softmax_within
-from finetune.questions import QuestionExamples
+from finetune.questions import BeamExamples, QuestionExamples
 from finetune.report import plot_bars
 from finetune.structured import objects
 from finetune.task import SpansSection, TaskSection
@@ -67,6 +73,43 @@ class Objective(Predictor):
         return logits
 
 
+class JointObjective(Predictor):
+    """Targets are as those of :class:`Objective`, and ``unanswerable`` (B,), what a classifier has to tell."""
+
+    model: JointSpans
+
+    def logits(self, batch: PackedBatch) -> SpanScores:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What the head says of the windows, with a beam unless in training."""
+        hidden, ends = encode(self.model, batch), batch.cu_seqlens
+        windows = Windows(hidden, batch.token_type_ids, ends, _window(batch), batch.position_ids)
+        spans = batch.targets.get("spans")
+        first = None if spans is None else batch.first_rows + spans[:, 0]
+        return self.model.scores(windows, first, beam=not self.training)
+
+    def terms(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, logits: SpanScores, batch: PackedBatch
+    ) -> dict[str, Term]:
+        """``cross_entropy`` in nats, the mean of the first token's and of the last one's given the right first; half of
+        ``answerability``'s; windows with both tokens right, and those told right from those without an answer."""
+        starts, ends, null, _ = logits
+        assert ends is not None
+        first, last = (batch.first_rows + each for each in batch.targets["spans"].unbind(1))
+        owner, number, unanswerable = _window(batch), batch.num_sequences, batch.targets["unanswerable"]
+        right = best_within(starts.detach(), owner, number) == first
+        right &= best_within(ends.detach(), owner, number) == last
+        told = F.binary_cross_entropy_with_logits(null, unanswerable.float(), reduction="sum")
+        return {
+            "cross_entropy": Term(-(starts[first] + ends[last]).sum() / 2, "windows"),
+            "answerability": Term(told, "windows", weight=0.5),
+            "right": Term(right.sum(), "windows", weight=0.0),
+            "answerability_right": Term(((null > 0) == unanswerable).sum(), "windows", weight=0.0),
+        }
+
+    def outputs(self, logits: SpanScores, batch: PackedBatch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A row for each window."""
+        return flattened(logits)
+
+
 def _window(batch: PackedBatch) -> Tensor:
     """The window (T,) of each token."""
     numbers = torch.arange(batch.num_sequences, device=batch.cu_seqlens.device)
@@ -82,12 +125,23 @@ class Kind(TaskKind):
     def __init__(self, section: TaskSection) -> None:
         super().__init__(section)
         self.spans = section.spans or SpansSection()
+        self.head = HEADS.get(self.spans.head)
+        """The class of models with the joint head, if it is one."""
+        if self.head:
+            self.usage = (
+                "Its head is none of transformers' own: `import finetune.joint_spans`, a module of Bertillery, lets "
+                "`AutoModelForQuestionAnswering.from_pretrained` open it."
+            )
         self.threshold = 0.0 if self.spans.unanswerable else np.inf
         """A question whose ``null`` is higher has no answer."""
 
     def settings(self) -> dict[str, Any]:
-        """Two outputs: of the first token, and of the last."""
-        return {"num_labels": 2}
+        """Two outputs, of the first token and of the last; or the class of the model that has the joint head."""
+        return {"num_labels": 2} | ({"architectures": [self.head.__name__]} if self.head else {})
+
+    def head_fits(self, config: PreTrainedConfig) -> bool:
+        """Whether it is the same kind of head."""
+        return joint_head(config) == self.spans.head if self.head else super().head_fits(config)
 
     def labels_fit(self, config: PreTrainedConfig) -> bool:
         """Always: what finds answers in SQuAD 1.1 is a start for 2.0."""
@@ -95,7 +149,10 @@ class Kind(TaskKind):
 
     def objective(self, model: PreTrainedModel) -> Predictor:
         """With cross-entropy of first and last token."""
-        return Objective(model)
+        if not isinstance(model, JointSpans):
+            return Objective(model)
+        model.config.beam_size = self.spans.n_best
+        return JointObjective(model)
 
     def examples(
         self,
@@ -111,7 +168,12 @@ class Kind(TaskKind):
         Epochs and the batch size count windows; the original counts questions where it computes the number of steps,
         which on SQuAD is 1 % less.
         """
-        examples = QuestionExamples(
+        if self.head and template(tokenizer, 2).text_types != (0, 1):
+            raise ConfigError(
+                f"task.spans.head: {self.spans.head} knows the context by its token type, 1, which this model's "
+                "tokenizer does not give; give task.spans.head=independent"
+            )
+        examples = (BeamExamples if self.head else QuestionExamples)(
             split, tokenizer, self.spans, max_length=max_length, seed=seed, training=training is not None
         )
         if examples.unplaced:
@@ -124,7 +186,7 @@ class Kind(TaskKind):
     def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
         """The best span of each question, whether or not having no answer scores higher."""
         assert isinstance(examples, QuestionExamples)
-        parts = np.split(outputs, np.cumsum(examples.lengths[index])[:-1])
+        parts = np.split(outputs, np.cumsum(examples.num_outputs(index))[:-1])
         return objects([examples.predict(number, part) for number, part in zip(index, parts, strict=True)])
 
     def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -180,6 +180,39 @@ def test_electras_table_7(models: dict[str, str], size: str, rate: float, decay:
         assert config.train.both_orders == both
 
 
+@pytest.mark.parametrize(
+    ("model", "task", "more", "head"),
+    [
+        ("bert", "squad2", [], ("independent", 20)),
+        ("electra_small", "squad", [], ("electra", 20)),
+        ("electra_base", "squad2", [], ("electra", 20)),
+        ("electra_large", "squad2", ["task.spans.stride=64"], ("electra", 20)),
+        ("electra_base", "squad2", ["task.spans.head=independent"], ("independent", 20)),
+        ("electra_base", "squad2", ["recipe=none"], ("independent", 20)),
+        ("albert", "squad", [], ("independent", 20)),
+        ("albert", "squad2", [], ("albert", 5)),
+        ("albert", "squad2", ["task.name=own"], ("albert", 5)),
+        ("albert", "squad2", ["task.spans.head=albert", "task.spans.n_best=9"], ("albert", 9)),
+        ("albert", "squad2", ["task.spans.head=independent"], ("independent", 20)),
+    ],
+)
+def test_answers_are_found_by_the_head_of_the_family(
+    models: dict[str, str], model: str, task: str, more: list[str], head: tuple[str, int]
+) -> None:
+    """With the beam of its code; what is given wins, and BERT's head comes with BERT's number of tries."""
+    config = config_of(models, model, task, *more)
+    spans = config.task.spans
+    assert spans is None or (spans.head, spans.n_best) == head
+    assert spans is not None or head == ("independent", 20)
+    assert config_of(models, model, task, *more, *again(config)) == config
+
+
+def again(config: FinetuneConfig) -> list[str]:
+    """The arguments that a run's own configuration stands for, as far as they concern answers."""
+    spans = config.task.spans
+    return [] if spans is None else [f"task.spans={{head: {spans.head}, n_best: {spans.n_best}}}"]
+
+
 def test_small_encoders_are_fine_tuned_with_the_bias_corrected(models: dict[str, str]) -> None:
     """At six times the rate of Base the first steps of BERT's optimizer would be six times that again."""
     small, base = (config_of(models, name, "stsb").optim for name in ("bert_mini", "bert"))
