@@ -83,11 +83,12 @@ class SpansSection(Section):
     answer_length: Tokens = 30
     """Tokens of an answer, at most."""
     n_best: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Of a window's tokens, so many are tried as the start of an answer and so many as its end."""
+    """Of a window's tokens, so many are tried as the start of an answer and so many as its end; with
+    a head other than `independent`, as its end for each start."""
     head: Literal["independent", "electra", "albert"] = "independent"
-    """``independent``: first and last token each by itself, as BERT does, and [CLS] for no answer. ``electra``,
-    ``albert``: the last token given the first, and a classifier for no answer, as in these models' code, which they are
-    for; ``albert`` with `unanswerable`. Their recipes set it."""
+    """``independent``: first and last token each by itself, as BERT finds them, and the score of [CLS] for no answer.
+    ``electra``, ``albert``: the last token given the first, and a classifier for no answer, as in the released code of
+    these models, for whom alone they are; their recipes set them. ``albert`` goes with `unanswerable` only."""
 
 
 class TaskSection(Section):
