@@ -64,7 +64,7 @@ class General(Stage):
         """The teacher, and the files of the corpus."""
         config = self.config
         assert isinstance(config, GeneralConfig)
-        files = corpus_files(config.data, TokenizerSection(path=config.teacher.from_), num_texts=1)
+        files = corpus_files(config.data, TokenizerSection(path=config.teacher.from_))
         return {**model_inputs(teacher=config.teacher.from_), "corpus files": files}
 
     def open_teacher(self) -> None:
