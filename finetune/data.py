@@ -184,7 +184,7 @@ class _SplitReader:
         label = self._called(section.label)
         labels = self.rows.label_cells(self.source, table, label)
         if labels is None and not self.is_test:
-            each = ", or give each label a column of 0 and 1" * isinstance(self.rows, SeveralRows)
+            each = ", or in task.labels a column of 0 and 1 for each label" * isinstance(self.rows, SeveralRows)
             self._column(table, section.label, f"task.label={section.label}{each}")
         if labels is not None and self.is_test and all(map(unlabelled, labels)):
             labels = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,10 @@ def sentences(path: Path, lines: Iterable[str], header: Sequence[str]) -> tuple[
 
 
 def _fields(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of each line; no fields of one that is blank."""
-    for number, line in enumerate(lines, 1):
-        fields = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+    """Number and fields of each line, which LF, CR LF or CR ends; no fields of one that is blank."""
+    ended = (part for line in lines for part in re.split("\r\n?|\n", re.sub("\r?\n$|\r$", "", line)))
+    for number, line in enumerate(ended, 1):
+        fields = line.split("\t") if "\t" in line else line.split()
         yield number, fields if any(field.strip() for field in fields) else []
 
 

@@ -134,8 +134,10 @@ class ScoreRows(Rows):
         return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
 
 
-_BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-_WRITTEN_VECTOR = re.compile(r"\[?\s*[01](?:[\s,]+[01])*\s*\]?")
+_BITS = {"0": 0, "0.": 0, "0.0": 0, "false": 0, "1": 1, "1.": 1, "1.0": 1, "true": 1}
+_WRITTEN_BIT = r"(?:[01](?:\.0?)?|[Ff]alse|[Tt]rue)"
+_WRITTEN_VECTOR = re.compile(rf"\[?\s*{_WRITTEN_BIT}(?:[\s,]+{_WRITTEN_BIT})*\s*\]?")
+"""As json, csv, Python and numpy write one: ``[0, 1]``, ``0,1``, ``[False, True]``, ``[0. 1.]``."""
 
 
 def _bit(cell: Any) -> int | None:
@@ -153,7 +155,7 @@ def _one_hot(names: Sequence[str], cells: Sequence[Any]) -> np.ndarray:
 def _parts(column: str, cell: Any) -> list[Any]:
     """The names or numbers in a cell of several labels."""
     if isinstance(cell, str):
-        return re.findall("[01]", cell) if _WRITTEN_VECTOR.fullmatch(cell.strip()) else split_names(cell)
+        return re.findall(_WRITTEN_BIT, cell) if _WRITTEN_VECTOR.fullmatch(cell.strip()) else split_names(cell)
     if not isinstance(cell, list | None):
         raise ValueError(
             f"{column!r} holds {cell!r}, and several labels are a list, names with commas between, or 0 and 1 for each "

@@ -3,7 +3,6 @@ Hub, or the Hub itself."""
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from engine.config import InputError
 from engine.packed import PACKED
+from engine.patterns import distinct, matching
 from finetune.docs_task import embedded_files
 from finetune.tables import Table, from_arrow, read_table
 from finetune.task import HubSection, TaskSection
@@ -91,16 +91,16 @@ def _own_files(task: TaskSection) -> Callable[[str], list[Table]]:
 
 def _resolve(root: Path, names: Sequence[str]) -> list[Path]:
     """Expand globs, sorted, each file once, or take a packed file of the name; one that leads to none is an error."""
-    paths: dict[Path, None] = {}
+    paths: list[Path] = []
     for name in names:
         entry = str(root.expanduser() / Path(name).expanduser())
         named = [path for suffix in PACKED if (path := Path(entry + suffix)).is_file()][:1]
-        found = named or sorted(Path(hit) for hit in glob.glob(entry, recursive=True))
+        found = named or sorted({*matching(Path(entry))})
         files = [path for path in found if path.is_file()]
         if not files:
             raise InputError(f"{entry}: no such file; task.files are relative to task.root={root}")
-        paths.update(dict.fromkeys(files))
-    return list(paths)
+        paths += files
+    return distinct(paths)
 
 
 def _folder(task: TaskSection, glue_dir: Path) -> Callable[[str], list[Table]]:

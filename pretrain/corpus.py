@@ -5,9 +5,7 @@ A document is a list of paragraphs, stripped and never empty. Apart from that th
 
 from __future__ import annotations
 
-import fnmatch
 import glob
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from engine import pydocs
 from engine.config import InputError, Section
+from engine.patterns import distinct, expand, matching
 from engine.ranges import Share
 from pretrain.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
 
@@ -111,8 +110,8 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
 def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> list[str | Path]:
     """Expand folders and globs, sorted, each file once; `hub:` entries and `python-docs` stay strings.
 
-    Linked folders are followed, each real folder once. What a folder or glob holds and no text file is, is counted in
-    ``passed_over`` by its suffix.
+    Linked folders are followed, each real folder once, whatever entries lead to it. What a folder or glob holds and no
+    text file is, is counted in ``passed_over`` by its suffix.
     """
     sources: dict[str | Path, None] = {}
     for entry in paths:
@@ -125,10 +124,9 @@ def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> 
             sources[path] = None
         else:
             if path.is_dir():
-                found = {*_expand(path, ["**", "*"], hidden=True)}
+                found = {*expand(path, ["**", "*"], hidden=True)}
             elif glob.has_magic(entry):
-                fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
-                found = {*_expand(Path(*path.parts[:fixed]), [*path.parts[fixed:]], hidden=False)}
+                found = {*matching(path)}
             else:
                 raise InputError(
                     f"{entry}: no such file or folder; give a file, folder, glob, hub:owner/name or python-docs"
@@ -140,49 +138,14 @@ def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> 
             sources.update(dict.fromkeys(usable))
             if passed_over is not None:
                 _count_kinds(found.difference(usable), passed_over)
-    return list(sources)
+    once = {*distinct(source for source in sources if isinstance(source, Path))}
+    return [source for source in sources if isinstance(source, str) or source in once]
 
 
 def _count_kinds(files: Iterable[Path], counts: dict[str, int]) -> None:
     for file in sorted(files):
         kind = (file.suffix.lower() or "without a suffix") if file.exists() else "broken links"
         counts[kind] = counts.get(kind, 0) + 1
-
-
-def _expand(
-    folder: Path, parts: list[str], *, hidden: bool, visited: set[tuple[str, int]] | None = None
-) -> Iterator[Path]:
-    """The files below a folder whose path matches the pattern's parts, of which ``**`` is any number of folders.
-
-    A real folder is visited once for each part of the pattern, so that links upwards end and no name is lost. Without
-    ``hidden`` names with a leading dot match only where the pattern has one.
-    """
-    visited = set() if visited is None else visited
-    parts = [*parts, "*"] if parts[-1] == "**" else parts
-    state = os.path.realpath(folder), len(parts)
-    if state in visited:
-        return
-    visited.add(state)
-    first, *rest = parts
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); make it readable, or leave it out") from None
-    shown = [entry for entry in entries if hidden or not entry.name.startswith(".")]
-    if first == "**":
-        yield from _expand(folder, rest, hidden=hidden, visited=visited)
-        matching, rest = shown, parts
-    elif glob.has_magic(first):
-        among = entries if first.startswith(".") else shown
-        matching = [entry for entry in among if fnmatch.fnmatchcase(entry.name, first)]
-    else:
-        matching = [folder / first]
-    for entry in matching:
-        if entry.is_dir():
-            if rest:
-                yield from _expand(entry, rest, hidden=hidden, visited=visited)
-        elif first != "**" and not rest and os.path.lexists(entry):
-            yield entry
 
 
 def _parted(paths: list[str]) -> str:

@@ -302,6 +302,18 @@ def test_globs_join_files_in_order_and_rows_are_numbered_through(tmp_path: Path)
         own(tmp_path, files={"train": "q*.csv"})
 
 
+@pytest.mark.parametrize("pattern", ["**/*.csv", "**"])
+def test_linked_folders_are_read_once_and_links_upwards_end(pattern: str, tmp_path: Path) -> None:
+    rows, elsewhere = tmp_path / "rows", tmp_path / "elsewhere"
+    for folder in (rows / "deep", elsewhere):
+        folder.mkdir(parents=True)
+        as_csv(folder / f"{folder.name}.csv", [{"text": folder.name, "label": "no"}])
+    for name, target in (("linked", elsewhere), ("deep/up", rows), ("deep/top", rows), ("again", rows / "deep")):
+        (rows / name).symlink_to(target)
+    split = own(tmp_path, files={"train": [f"rows/{pattern}", "elsewhere/*.csv", "rows/../rows/deep/deep.csv"]})
+    assert sorted(split.split("train").texts[0]) == ["deep", "elsewhere"]
+
+
 def test_own_files_come_before_glue_dir(glue: Path) -> None:
     as_csv(glue / "a.csv", [{"sentence": "s", "label": "acceptable"}])
     task = read_glue("cola", glue, files={"train": ["a.csv"]}, root=glue)
@@ -607,6 +619,9 @@ def test_several_labels_as_vectors(tmp_path: Path) -> None:
     assert several(tmp_path, [[bool(bit) for bit in row] for row in VECTORS]) == VECTORS
     assert several(tmp_path, [str(row) for row in VECTORS]) == VECTORS
     assert several(tmp_path, [" ".join(map(str, row)) for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [str([float(bit) for bit in row]) for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [str([bool(bit) for bit in row]) for row in VECTORS]) == VECTORS
+    assert several(tmp_path, [str(np.array(row, float)) for row in VECTORS]) == VECTORS
     assert several(tmp_path, [",".join(map(str, row)) for row in VECTORS], values=["A", "B", "C"]) == VECTORS
 
 

@@ -138,10 +138,12 @@ def test_who_knows_the_tags_scores_all(tmp_path: Path) -> None:
     assert kind.warning(objects([tags * 0 for tags in predictions]), split.labels[index]) == "finds no entity at all"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("separator", ["\t", " "])
-def test_columns_of_words(tmp_path: Path, separator: str) -> None:
+def test_columns_of_words(tmp_path: Path, separator: str, end: str) -> None:
     wanted = tagged()
-    got = read(tmp_path, "-DOCSTART-\tO\n\n" + columns(wanted, separator) + "\n\t\n\n").split("train")
+    content = "-DOCSTART-\tO\n\n" + columns(wanted, separator) + "\n\t\n\n"
+    got = read(tmp_path, content.replace("\n", end)).split("train")
     assert got.texts == wanted.texts
     assert [tags.tolist() for tags in got.labels] == [tags.tolist() for tags in wanted.labels]  # pyright: ignore
 

@@ -76,6 +76,8 @@ def test_linked_folders_are_followed_each_once_and_links_upwards_end(tmp_path: P
     for entry in (corpus, f"{corpus}/**/*.txt", f"{corpus}/**", f"{tmp_path}/**/corpus/**/?.txt"):
         names = [path.name for path in resolve([str(entry)]) if isinstance(path, Path)]
         assert sorted(names) == ["1.txt", "2.txt", "3.txt"], entry
+    together = resolve([str(corpus), str(tmp_path / "elsewhere"), f"{corpus}/b/../a/*.txt"])
+    assert sorted(Path(path).name for path in together) == ["1.txt", "2.txt", "3.txt"]
     assert [Path(path).name for path in resolve([f"{corpus}/*/deep/*.txt"])] == ["3.txt"]
     assert [Path(path).name for path in resolve([f"{corpus}/*/*.txt"])] == ["1.txt"]
 
