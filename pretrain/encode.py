@@ -96,6 +96,11 @@ class Encoder:
         paragraphs = [paragraph for _, document in documents for paragraph in document]
         split = [sentences(self._language, paragraph) for paragraph in paragraphs]
         texts = [sentence for sentences in split for sentence in sentences]
+        if self._words.space_matters:
+            # As in a text that is read at once: without it a sentence's first word would go on with the one before.
+            begin = np.cumsum([0, *(len(document) for _, document in documents)])[:-1]
+            first = {*np.cumsum([0, *map(len, split)])[begin].tolist()}
+            texts = [f" {text}" if text and at not in first else text for at, text in enumerate(texts)]
         pieces = self._words.encode_bytes(texts)
         lengths = np.array([len(sentence) for sentence in pieces], np.int64) // self._words.dtype.itemsize
         ids = np.frombuffer(b"".join(pieces), self._words.dtype)

@@ -182,6 +182,9 @@ class WordEncoder:
         self.dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 65536 else np.uint32)
         """The type that holds every id."""
         self._unknown: Any = tokenizer.unk_token_id
+        plain, behind_space = (backend.encode(text, add_special_tokens=False).ids for text in ("a", " a"))
+        self.space_matters = plain != behind_space
+        """Whether a text is read otherwise behind a space, as to byte-level BPE."""
         added = list(backend.get_added_tokens_decoder().values())
         is_bert = isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer) and isinstance(
             backend.normalizer, normalizers.BertNormalizer

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers.normalizers import BertNormalizer
@@ -18,8 +19,10 @@ from engine.config import ConfigError
 from engine.load import load_tokenizer
 from engine.pydocs import _read_topics
 from pretrain import tokenizer as module
-from pretrain.tokenizer import SPECIALS, TokenizerSection, WordEncoder, train_wordpiece
+from pretrain.encode import Encoder
+from pretrain.tokenizer import SPECIALS, TokenizerSection, WordEncoder, starts_of_words, train_wordpiece
 from tests.corpora import unspaced_text
+from tests.finetune.texts import bytes_
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))
 
@@ -211,3 +214,16 @@ def test_characters_that_hardly_occur_are_none_of_an_alphabet() -> None:
     normalizer = BertNormalizer()
     assert 1150 < len(module._characters(texts, normalizer)) < 1209
     assert len(module._characters([texts[0] * 200, texts[1]], normalizer)) == 1000
+
+
+def test_sentences_are_read_as_in_one_text_where_a_space_matters(tmp_path: Path) -> None:
+    """Otherwise the first word of a sentence would be one with the last of the sentence before."""
+    bytes_().save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    documents = [(False, ["The old mill. A river stands by.", "Nobody crosses."]), (True, ["The old mill. Any more."])]
+    encoded = Encoder(tmp_path, "en")(documents)
+    stock = [loaded(" ".join(paragraphs), add_special_tokens=False)["input_ids"] for _, paragraphs in documents]
+    assert encoded.ids.tolist() == [*stock[0], *stock[1]]
+    assert encoded.sentences.tolist() == [2, 1, 2]
+    opens = starts_of_words(loaded)[encoded.ids[np.cumsum(encoded.lengths)[:-1]]]
+    assert opens.tolist() == [True, True, False, True]  # but at the beginning of a document
