@@ -233,8 +233,17 @@ def from_arrow(where: str, table: pyarrow.Table, features: Mapping[str, Any]) ->
     for column, feature in features.items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
-            names[column] = [str(name) for name in inner.get("names") or ()]
+            names[column] = _class_names(where, column, inner.get("names"))
     return Table(where, columns, range(1, table.num_rows + 1), names, counted="row")
+
+
+def _class_names(where: str, column: str, found: Any) -> list[str]:
+    """The names of a column's classes by their numbers: a list, or, as a data set's card writes them, by number."""
+    if isinstance(found, dict) and {*map(str, found)} == {*map(str, range(len(found)))}:
+        found = [name for _, name in sorted(found.items(), key=lambda item: int(item[0]))]
+    if not isinstance(found, list | None):
+        raise InputError(f"{where}: the names of the classes of {column!r} are no list: {found!r:.200}; write it again")
+    return [str(name) for name in found or ()]
 
 
 def _cells(where: str, name: str, column: pyarrow.ChunkedArray) -> list[Any]:

@@ -176,7 +176,7 @@ def _read_parquet(path: Path, section: CorpusSection, report: ReadReport) -> Ite
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    column, number = section.text, 0
+    column, number, texts = section.text, 0, (pa.string(), pa.large_string(), pa.string_view())
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
@@ -185,13 +185,14 @@ def _read_parquet(path: Path, section: CorpusSection, report: ReadReport) -> Ite
                 values = batch.column(0)
                 if pa.types.is_dictionary(values.type):
                     values = values.dictionary_decode()
-                is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-                for value in (values.cast(pa.large_binary()) if is_text else values).to_pylist():
+                known = values.null_count < len(values)
+                if known and values.type not in texts:
+                    kind = f"{path}: {column!r} holds values of type {values.type}, not text"
+                    raise InputError(f"{kind}; set data.text to a text column")
+                for value in values.cast(pa.large_binary()).to_pylist() if known else [None] * len(values):
                     number += 1
-                    where = f"{path}: row {number}"
-                    text = _decoded(where, value, section, report) if is_text and value is not None else value
-                    yield cell(where, {column: text}, column)
-    except (pa.ArrowInvalid, OSError) as error:
+                    yield "" if value is None else _decoded(f"{path}: row {number}", value, section, report)
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable parquet file: {error}") from error
 
 

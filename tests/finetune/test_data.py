@@ -536,6 +536,24 @@ def test_labels_of_the_hub_that_nobody_gave(tmp_path: Path) -> None:
     assert (split.texts[0], split.labels.tolist(), split.left_out) == (["a", "c"], [1, 0], 1)  # pyright: ignore
 
 
+def test_classes_that_a_parquet_file_numbers_go_by_their_numbers(tmp_path: Path) -> None:
+    def write(names: Any) -> None:
+        features = {"label": {"_type": "ClassLabel", "names": names}}
+        rows = pa.table({"text": ["a", "b"], "label": [0, 1]})
+        described = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(rows.replace_schema_metadata(described), tmp_path / "a.parquet")
+
+    for names in (["no", "yes"], {"0": "no", "1": "yes"}, {"1": "yes", "0": "no"}):
+        write(names)
+        labels = own(tmp_path, files={"train": "a.parquet"}).split("train").labels
+        assert labels is not None
+        assert labels.tolist() == [0, 1]
+    for names in ("no", 2, {"1": "no", "2": "yes"}):
+        write(names)
+        with pytest.raises(InputError, match=r"a\.parquet: the names of the classes of 'label' are no list"):
+            own(tmp_path, files={"train": "a.parquet"})
+
+
 def test_truth_values_in_every_way_of_writing(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,True\nb,False\nc,true\n")
     (tmp_path / "b.jsonl").write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}\n')

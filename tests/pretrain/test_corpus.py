@@ -220,11 +220,21 @@ def test_bad_files(tmp_path: Path, name: str, text: str, message: str) -> None:
         read(tmp_path / name)
 
 
+def test_a_parquet_column_of_lists_that_are_not_utf_8(tmp_path: Path) -> None:
+    texts = pa.StringArray.from_buffers(2, *pa.array([b"a", b"\xff"]).buffers()[1:])
+    for column in (pa.ListArray.from_arrays([0, 1, 2], texts), pa.StructArray.from_arrays([texts], ["x"])):
+        pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=r"a.parquet: 'text' holds values of type (list|struct)<.*>, not text"):
+            read(tmp_path / "a.parquet", undecodable="replace")
+    pq.write_table(pa.table({"text": pa.array([None, None], pa.int64())}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == []
+
+
 def test_wrong_parquet_column(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": [1], "body": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"no column 'text'; there are: 'n', 'body'"):
         read(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"'n' holds a int"):
+    with pytest.raises(ValueError, match=r"'n' holds values of type int64, not text"):
         read(tmp_path / "a.parquet", text="n")
 
 
