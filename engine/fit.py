@@ -131,6 +131,7 @@ class Trainer:
                     break
             if stopped:
                 return Fit(self.step, signal.requested or "signal", {}, meter.overall)
+            self._prune(checkpoint_name(self.step))  # which a kill may have kept the last save from
             step, note = self._choose(progress)
             return Fit(step, None, self.evaluations[step], meter.overall, note)
 
@@ -273,9 +274,12 @@ class Trainer:
             config=self.config,
             is_main=is_main,
         )
-        if is_main:
-            kept = checkpoint_name(best["step"]) if best else None
-            prune_checkpoints(folder, saved=saved.name, keep=self.section.keep, best=kept)
+        self._prune(saved.name)
+
+    def _prune(self, saved: str) -> None:
+        if self.accelerator.is_main_process:
+            best = checkpoint_name(self.best) if self.evaluations else None
+            prune_checkpoints(self.run_directory.checkpoints, saved=saved, keep=self.section.keep, best=best)
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, tracker: Tracker, progress: Progress) -> None:

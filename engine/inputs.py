@@ -77,7 +77,12 @@ def _model(name: str) -> Fingerprint | None:
         commit = Path(cached).parent.name if isinstance(cached, str) else None
         return Fingerprint(commit, f"{name} on the Hub") if commit else None
     companions = [path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("checkpoint")]
-    files = sorted(file for each in [folder, *companions] for file in each.iterdir() if file.suffix in _MODEL_FILES)
+    files = sorted(
+        file
+        for each in [folder, *companions]
+        for file in each.iterdir()
+        if file.suffix in _MODEL_FILES and file.is_file()
+    )
     size = sum(file.stat().st_size for file in files)
     content = digest([file.relative_to(folder).as_posix(), sha256(file)] for file in files)
     return Fingerprint(content, files_in_words(len(files), size))

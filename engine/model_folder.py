@@ -7,6 +7,7 @@ whatever else a library cannot read becomes one ``ConfigError``.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -81,8 +82,6 @@ class ConfigFile(BaseModel):
     """Of a head that finds both ends of an answer together."""
     chunk_size_feed_forward: Annotated[int, Field(ge=0, le=0)] | None = None
     """Above 0 the library splits padded batches of other shapes than ours."""
-    quantization_config: None = None
-    """Quantized weights need a library of their own, and are not trained."""
 
 
 class TokenizerFile(BaseModel):
@@ -127,6 +126,8 @@ def reading(what: str, remedy: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, on one line; with its class where it says little without."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run what is in the file
+        return "it is no file of tensors, or holds more than tensors, and nothing else in it is read"
     lines = str(error).strip().splitlines()
     named = isinstance(error, OSError | ValueError) and lines
     return lines[0] if named else f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
@@ -176,6 +177,11 @@ def check_config_file(path: Path) -> None:
     for key, value in found.model_dump(include=found.model_extra).items():
         if key.endswith("_implementation") and "/" in str(value):
             raise ConfigError(f"{path}: {key}: {value!r} is code from elsewhere, which is not run; remove that line")
+    if (found.model_extra or {}).get("quantization_config") is not None:
+        raise ConfigError(
+            f"{path}: quantization_config: quantized weights need a library of their own, and are not trained; give "
+            "the model as it was before it was quantized"
+        )
     if path.with_name("adapter_config.json").exists():
         raise ConfigError(f"{path.parent}: holds an adapter, not a model; merge it into its model and save that")
 

@@ -9,7 +9,7 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import zstandard
 
@@ -19,20 +19,42 @@ PACKED = ("", ".gz", ".xz", ".zst")
 """What may follow the suffix of a file's format."""
 MAX_ROW = 64_000_000
 """Bytes of a row of a table; a longer one is no row, but a file without line breaks, or one that unpacks for ever."""
+MOST_UNPACKED = 1000
+"""Times the size of a compressed file; text that repeats itself a lot has some hundred."""
 DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 """What reading a compressed file raises when it is damaged or cut short."""
 
 
 def open_packed(path: Path) -> IO[bytes]:
     """The unpacked bytes of a file; a plain file where the name ends with none of ``PACKED``."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if suffix == ".xz":
-        return lzma.open(path, "rb")
-    if suffix == ".zst":
-        return io.BufferedReader(_Frames(path), 1 << 20)
-    return path.open("rb")
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _Frames}
+    opener = openers.get(path.suffix.lower())
+    return io.BufferedReader(_Bounded(path, opener(path)), 1 << 20) if opener else path.open("rb")
+
+
+class _Bounded(io.RawIOBase):
+    """What is unpacked, up to a size that no text has; ``InputError`` from there on."""
+
+    def __init__(self, path: Path, unpacked: IO[bytes]) -> None:
+        self._path, self._unpacked, self._bytes = path, unpacked, 0
+        self._most = max(MAX_ROW, MOST_UNPACKED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        number = self._unpacked.readinto(buffer)  # pyright: ignore[reportAttributeAccessIssue]
+        self._bytes += number
+        if self._bytes > self._most:
+            raise InputError(
+                f"{self._path}: unpacks to more than {MOST_UNPACKED:,} times its size, as no text does; if it is to be "
+                "read, unpack it"
+            )
+        return number
+
+    def close(self) -> None:
+        self._unpacked.close()
+        super().close()
 
 
 class _Frames(io.RawIOBase):

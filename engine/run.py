@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from engine.config import ConfigError, Section, completed, parse_yaml
+from engine.config import ConfigError, InputError, Section, completed, parse_yaml
 from engine.environment import num_cores
 from engine.files import sha256, tidy, write_text
 from engine.gpus import check_gpus
@@ -204,7 +204,14 @@ class RunDirectory:
         with locked(self.path / "lock", doing="is at this run", remedy=remedy):
             tidy(self.path)
             tidy(self.checkpoints)
+            tidy(self.export)
             yield
+
+    def clear(self) -> None:
+        """Finish or remove what a kill left of a run that is finished; nothing where another process is at it, or the
+        folder can only be read."""
+        with suppress(InputError, OSError), self.held():
+            pass
 
     @property
     def begun(self) -> bool:

@@ -166,6 +166,7 @@ class Stage(ABC):
         directory = self.directory = self.open(is_main=False)
         missing = directory.export_defect() if directory.finished else None
         if directory.finished and not missing:
+            directory.clear()
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
             print("".join(f"{line}\n" for line in self.changes()), flush=True)
             self._tell(self.results())

@@ -122,20 +122,24 @@ class Pretraining(Stage):
         objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
-        self.models = {".": objective.exported(), **objective.companions()}
+        self.models, table = {".": objective.exported(), **objective.companions()}, results_table(ended.held_out, {})
         export_model(
             self.models["."],
             self.tokenizer,
             self.directory.export,
-            card=self._card(ended, results_table(ended.held_out, {})),
+            card=self._card(ended, table),
             companions=objective.companions(),
         )
-        return {"steps": ended.step, "held_out": ended.held_out, "tokens_per_second": ended.tokens_per_second}
+        return {
+            "steps": ended.step,
+            "held_out": ended.held_out,
+            "tokens_per_second": ended.tokens_per_second,
+            "table": table,
+        }
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Held-out numbers beside their baselines, curves, and guesses for masked words."""
         export, picture, baseline = self.directory.export, self.path / "curves.png", {}
-        results["table"] = results_table(ended.held_out, {})
         with beside("baselines"):
             mask_id = cast(int, self.tokenizer.mask_token_id)
             baseline = baselines(trainer.held_out, self.corpus.unigrams, ended.held_out, mask_id=mask_id)

@@ -135,6 +135,15 @@ def test_a_resumed_run_remembers_its_evaluations(tmp_path: Path) -> None:
     assert (ended.step, trainer.best) == (4, 4)
 
 
+def test_checkpoints_that_a_kill_kept_from_being_deleted_are_deleted_by_the_next_start(tmp_path: Path) -> None:
+    """Also where no step is left to be trained, after which a checkpoint would be saved and older ones deleted."""
+    train(tmp_path / "a", SCORES, keep=3)
+    kept = sorted(path.name for path in (tmp_path / "a/checkpoints").iterdir())
+    train(tmp_path / "a", [], keep=1)
+    assert len(kept) > 2
+    assert {path.name for path in (tmp_path / "a/checkpoints").iterdir()} == {"step-0000000004", "step-0000000012"}
+
+
 @pytest.mark.parametrize("record", [11, None])
 def test_a_half_written_record_keeps_no_run_from_being_resumed(tmp_path: Path, record: int | None) -> None:
     """The disk was full, or the machine went down, while a row was written; or the whole file was lost. What was

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import pretrain.__main__
 from distill.stock import open_stock
 from engine.config import InputError
 from engine.encoders import FAMILIES
+from engine.inputs import model_inputs
 from engine.load import load, read_config
 from tests.distill.models import classifier, saved
 from tests.pretrain.test_start import BERT, save
@@ -107,6 +109,48 @@ def test_an_adapter_and_kernels_from_elsewhere_are_refused(stock: Path, tmp_path
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     with pytest.raises(InputError, match="an adapter, not a model"):
         read_config(folder)
+
+
+def test_quantized_weights_are_refused_by_their_name(stock: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stock, tmp_path / "quantized")
+    edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.raises(
+        InputError, match=r"config\.json: quantization_config: quantized weights .* before it was quant"
+    ):
+        read_config(folder)
+
+
+class Payload:
+    """What would make a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_payload_in_pickled_weights_is_not_run_nor_is_it_advised_to(
+    stock: Path, tmp_path: Path, zipped: bool
+) -> None:
+    folder = shutil.copytree(stock, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    content = {"a": Payload(tmp_path / "it_ran"), "b": torch.zeros(1_000_000)}
+    torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="its weights cannot be read: it is no file of tensors, or holds") as refused:
+        load(AutoModelForSequenceClassification, folder)
+    assert "weights_only" not in str(refused.value)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_what_is_no_file_in_a_models_folder_has_no_content(stock: Path, tmp_path: Path) -> None:
+    """A pipe would be read for ever."""
+    folder = shutil.copytree(stock, tmp_path / "stock")
+    expected = model_inputs(start=str(folder))
+    os.mkfifo(folder / "pipe.json")
+    (folder / "folder.json").mkdir()
+    assert model_inputs(start=str(folder)) == expected
 
 
 SIZES = {

@@ -146,6 +146,29 @@ def test_a_finished_run_without_its_export_exports_again(
     assert "is finished and left alone" not in capsys.readouterr().out
 
 
+def test_a_run_that_was_killed_before_all_was_shown_is_finished(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers are there, and what was half-written is removed by the next start."""
+    run = folder / RUN
+    interrupt(run)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(pretrain.__main__.Pretraining, "show", killed)
+        assert main(arguments(folder)) == 130
+    for name in ("finished.json", "export/README.md", "checkpoints/step-0000000002"):
+        (run / f"{name}.123.partial").write_text("half of")
+    capsys.readouterr()
+    assert main(arguments(folder)) == 0
+    said = capsys.readouterr()
+    assert "is finished and left alone" in said.out
+    assert "MLM loss" in said.out
+    assert not [*run.rglob("*.partial")]
+
+
 def test_a_finished_run_with_neither_export_nor_checkpoints_is_told_so(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
