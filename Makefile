@@ -54,13 +54,19 @@ $(if $(and $(MAKECMDGOALS),$(STRAY)),$(error make $(MAKECMDGOALS) does not take 
 $(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$(filter-out 0 1,$(GPUS) $(PROCESSES) $(MACHINES))),\
   $(error with SEEDS=$(SEEDS) a run is one process, with a GPU or cores of its own; leave out GPUS, PROCESSES and MACHINES))
 
+# What is no number would end within the shell's arithmetic, or torchrun.
+digits = $(if $(1),$(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1))))))))))),none)
+$(foreach name,$(if $(filter pretrain finetune distill,$(MAKECMDGOALS)),PROCESSES MACHINES),$(if $(call digits,$($(name)))$(filter 0,$($(name))),\
+  $(error $(name): given '$($(name))'; it is a number, 1 or more)))
+
 $(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\
   $(error PROCESSES=$(PROCESSES) is for CPUs; with GPUS=$(GPUS) each GPU has one process, leave out the other))
 
 # One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
 # accelerate launch, with every flag said so that no default file of the user's can speak, and only where there are so many.
 ifneq ($(GPUS),0)
-  LAUNCH = $(BIN)/python -m engine.gpus $(GPUS) && $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
+  THERE = $(BIN)/python -m engine.gpus '$(GPUS)' &&
+  LAUNCH = $(THERE) $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
            --machine_rank $(RANK) --main_process_ip $(HEAD) --main_process_port $(PORT) --mixed_precision no \
            --dynamo_backend no $(if $(filter-out 1,$(GPUS) $(MACHINES)),--multi_gpu) -m
 else ifneq ($(filter-out 1,$(PROCESSES) $(MACHINES)),)
@@ -112,7 +118,7 @@ finetune: .venv/.installed ## fine-tune an encoder: TASK, MODEL, SEEDS, PROCESSE
 ifeq ($(SEEDS),1)
 	@$(LAUNCH) finetune $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS) $(DEVICE)
 else
-	@$(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
+	@$(THERE) $(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
 endif
 
 .PHONY: search
@@ -144,7 +150,7 @@ distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task
 ifeq ($(SEEDS),1)
 	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES) $(DEVICE)
 else
-	@$(BIN)/python -m distill.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
+	@$(THERE) $(BIN)/python -m distill.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
 endif
 
 DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export

@@ -131,6 +131,8 @@ def test_a_folder_with_a_space_in_its_name_is_one_argument(target: str) -> None:
         ("finetune SEEDS=2 PROCESSES=2", "with SEEDS=2 a run is one process"),
         ("distill TASK=rte SEEDS=2 GPUS=8", "with SEEDS=2 a run is one process"),
         ("pretrain GPUS=2 PROCESSES=2", "PROCESSES=2 is for CPUs; with GPUS=2 each GPU has one process"),
+        ("pretrain PROCESSES=0", "PROCESSES: given '0'; it is a number, 1 or more"),
+        ("finetune MACHINES=two", "MACHINES: given 'two'; it is a number, 1 or more"),
         ("distill STUDENT=a", "STUDENT is for a task; give TASK="),
         ("distill CONFIG=tinybert_task", "tinybert_task is for a task; give TASK="),
     ],
@@ -183,11 +185,12 @@ def test_gpus_go_through_accelerate_with_every_flag(machines: int) -> None:
         assert flag in said, flag
 
 
+@pytest.mark.parametrize("given", [["pretrain", "CONFIG=none"], ["finetune", "TASK=none", "SEEDS=2"]])
 def test_gpus_that_are_not_there_are_refused_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str]
 ) -> None:
     """The configuration, which is not there either, is not looked at."""
-    command = ["make", "--no-print-directory", "-o", ".venv/.installed", "pretrain", "GPUS=1", "CONFIG=none"]
+    command = ["make", "--no-print-directory", "-o", ".venv/.installed", "GPUS=1", *given]
     environment = {**OUTSIDE, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
@@ -195,10 +198,12 @@ def test_gpus_that_are_not_there_are_refused_before_anything_runs(
     assert said.startswith("error: GPUS=1: given 1 GPUs, but this machine has none that torch")
     assert make.startswith("make: ***")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
-    assert [gpus.main([number]) for number in ("1", "4", "5", "yes")] == [0, 0, 2, 2]
-    said, other = capsys.readouterr().err.splitlines()
+    assert [gpus.main([number]) for number in ("1", "4", "5", "yes", "")] == [0, 0, 2, 2, 2]
+    said, other, empty = capsys.readouterr().err.splitlines()
     assert said == "error: GPUS=5: given 5 GPUs, but this machine has 4; give GPUS=4, or PROCESSES=<n> for CPUs"
     assert other == "error: GPUS: given 'yes'; it is a number, GPUs of each machine"
+    assert "engine.gpus '' &&" in would_run("pretrain", "GPUS=")  # an empty one is an argument, too
+    assert empty == "error: GPUS: given ''; it is a number, GPUs of each machine"
 
 
 def test_help_lists_every_target() -> None:
