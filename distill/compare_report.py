@@ -125,7 +125,7 @@ class Comparison:
             for column in self.columns:
                 if why := self.constant(model, column):
                     kept = "nothing that students could keep" if model is self.teacher else "no share of the teacher's"
-                    yield f"{model.name}, {_title(column)}: {kept}, since {why}."
+                    yield f"{model.name}, {_title(column)}: {kept}: {why}."
 
     def _left_out(self) -> Iterator[str]:
         for model in self.models:

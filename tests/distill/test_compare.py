@@ -226,8 +226,8 @@ def test_no_share_is_shown_of_what_is_no_better_than_one_answer(tmp_path: Path) 
     assert {name: bool(match and match[2]) for name, match in kept.items()} == {
         **dict.fromkeys(("big", "alike", "constant"), False), "sound": True,
     }  # fmt: skip
-    assert "- alike, rte accuracy: no share of the teacher's, since its score is no higher than" in shown.tables()
-    assert "- constant, rte accuracy: no share of the teacher's, since predicts the class 'no'" in shown.tables()
+    assert "- alike, rte accuracy: no share of the teacher's: its score is no higher than" in shown.tables()
+    assert "- constant, rte accuracy: no share of the teacher's: predicts the class 'no'" in shown.tables()
     json.dumps(shown.as_json())
     turned = comparison(facts[::-1], [10, 4, 4, 4])
     assert turned.kept(facts[0], ("rte", "validation", "accuracy")) == pytest.approx(0.53001 / 0.7)
@@ -239,7 +239,7 @@ def test_of_several_seeds_those_without_an_answer_are_counted() -> None:
     student = replace(facts("small", *[{key: {"accuracy": 0.6}}] * 3), warnings=({key: constant}, {}, {key: constant}))
     teacher = facts("big", {key: {"accuracy": 0.8}})
     shown = comparison([teacher, student], [10, 4])
-    assert f"since 2 of 3 models: {constant}." in shown.tables()
+    assert f": 2 of 3 models: {constant}." in shown.tables()
     once = replace(student, warnings=({key: constant}, {}, {}))
     assert comparison([teacher, once], [10, 4]).kept(once, shown.columns[0]) == pytest.approx(0.75)
 
