@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+INTERRUPTED = "interrupted; the same command goes on from the last checkpoint, where there is one"
 PARENT = "BERTILLERY_PARENT"
 """Environment variable: the process that started this command and that it ends with."""
 

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from engine.config import InputError
@@ -94,21 +95,31 @@ def make_once(folder: Path, make: Callable[[Path], Path], *, doing: str) -> None
     ``make`` is given the place ``<name>.partial``, which a kill leaves as it is, fills it, and returns the path in it
     of what becomes the folder. ``doing`` is as in :func:`engine.lock.locked`.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    if folder.is_dir() and not partial.exists():
+    partial, lefts = folder.with_name(f"{folder.name}.partial"), f"{escape(folder.name)}.*.partial"
+    if folder.is_dir() and not partial.exists() and not any(folder.parent.glob(lefts)):
         return
     lock = partial / "lock"
     with locked(lock, doing=doing):
+        for left in folder.parent.glob(lefts):
+            shutil.rmtree(left, ignore_errors=True)  # the process that it is of may be at it
         try:
             if not folder.is_dir():
                 with writing(partial):
                     made = make(partial)
                 publish(made, folder)
-            remove(partial)
+            _remove_held(partial)
         except BaseException:
-            if [*partial.iterdir()] == [lock]:  # nothing to go on from
-                remove(partial)
+            if partial.is_dir() and [*partial.iterdir()] == [lock]:  # nothing to go on from
+                _remove_held(partial)
             raise
+
+
+def _remove_held(folder: Path) -> None:
+    """Delete a folder whose lock in it this process holds, under a name of this process's own: others, which wait for
+    the lock or just come, make files in a folder of that name."""
+    doomed = folder.with_suffix(f".{os.getpid()}.partial")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,8 +67,12 @@ def _acquire(file: Path, doing: str, remedy: str | None) -> int:
 
 def _open(file: Path) -> int:
     while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # the folder was deleted in between
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                if not stat.S_ISDIR(file.parent.lstat().st_mode):  # else it was there for a moment
+                    raise
             try:
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except OSError as error:

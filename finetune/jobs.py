@@ -106,7 +106,7 @@ def _start(job: Job, place: dict[str, str]) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     # What every run would find out for itself, that no key is there, need be said once only.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **place, PARENT: str(os.getpid())}
-    with job.log.open("w", encoding="utf-8") as log:
+    with job.log.open("a", encoding="utf-8") as log:  # another process may be at this run, and write there
         command = [sys.executable, "-m", job.module, *job.arguments]
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,49 @@ def test_a_folder_is_made_once_and_a_failure_is_no_obstacle(tmp_path: Path) -> N
         make_once(tmp_path / "folder", make, doing="is making this")
     assert len(made) == 2
     assert [entry.name for entry in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_who_comes_while_what_is_over_is_removed_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process opens the lock between the two steps of deleting its folder: that of its files and its own."""
+    partial, rmdir = tmp_path / "folder.partial", os.rmdir
+
+    def make(place: Path) -> Path:
+        (place / "content").mkdir()
+        return place / "content"
+
+    def open_before(path: Path, **given: int) -> None:
+        if partial.is_dir():
+            (partial / "lock").touch()
+        rmdir(path, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", open_before)
+        make_once(tmp_path / "folder", make, doing="is making this")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+    (tmp_path / "folder.9.partial").mkdir()  # of a process that was killed meanwhile
+    make_once(tmp_path / "folder", make, doing="is making this")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_is_there_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made and deleted by others while the lock's folder is made."""
+    mkdir, asked = Path.mkdir, []
+
+    def once(path: Path, **given: Any) -> None:
+        asked.append(path)
+        if len(asked) == 1:
+            raise FileExistsError(path)
+        mkdir(path, **given)
+
+    monkeypatch.setattr(Path, "mkdir", once)
+    with locked(tmp_path / "new/lock", doing="is at it"):
+        assert (tmp_path / "new/lock").exists()
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), locked(tmp_path / "file/lock", doing="is at it"):
+        pass
 
 
 def test_tidy_finishes_or_removes_what_a_kill_left(tmp_path: Path) -> None:

@@ -64,3 +64,12 @@ def test_runs_save_themselves_when_their_command_is_ended(
     if number != signal.SIGKILL:
         assert os.waitstatus_to_exitcode(status) == 128 + number
         assert f"{number.name}: what ran has saved itself and left" in (tmp_path / "said").read_text()
+
+
+def test_the_log_of_a_run_that_another_process_is_at_is_kept(tmp_path: Path) -> None:
+    """Two commands have the same runs: what the first one's wrote stays."""
+    (tmp_path / "a.log").write_text("what the other process wrote\n")
+    assert run_jobs([Job("a", ("--help",), tmp_path / "a.log")]) == []
+    written = (tmp_path / "a.log").read_text()
+    assert written.startswith("what the other process wrote\n")
+    assert "one task, one seed" in written
