@@ -18,6 +18,7 @@ from distill.speed import Speed, speed_rows
 from engine.files import publish, remove, write_text
 from engine.markdown import code, escaped, fenced, markdown_table, page
 from engine.plot import figure, plain, save
+from engine.stage import beside
 
 Column = tuple[str, str, str]
 """Data set, split and metric."""
@@ -184,7 +185,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     write_text(partial / "table.md", f"{comparison.tables()}\n")
     write_text(partial / "results.json", json.dumps(comparison.as_json(), indent=1))
     write_text(partial / "README.md", _page(comparison))
-    save(draw(comparison), partial / "latency.png")
+    with beside(f"the picture {folder / 'latency.png'}"):
+        save(draw(comparison), partial / "latency.png")
     publish(partial, folder)
 
 

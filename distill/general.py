@@ -135,7 +135,9 @@ class General(Stage):
             **self.facts,
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }
-        card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
+        card = ""
+        with beside("the card of the export"):
+            card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
         export_model(student, self.tokenizer, self.directory.export, card=card, carried=objective.carried())
         return {
             "steps": ended.step,

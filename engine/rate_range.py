@@ -27,7 +27,7 @@ from engine.loop import DivergedError
 from engine.plot import figure, save
 from engine.ranges import LearningRate
 from engine.run import RunDirectory
-from engine.stage import Stage, StageConfig
+from engine.stage import Stage, StageConfig, beside
 
 _MEMORY = 0.9
 """Share of the past in the smoothed loss: it remembers about ten steps."""
@@ -155,6 +155,11 @@ def write_range(test: RangeTest, folder: Path, title: str) -> None:
     lines = [json.dumps(dict(zip(names, (step, *row), strict=True))) for step, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "rates.jsonl", "".join(f"{line}\n" for line in lines))
+    with beside(f"the picture {folder / 'rate_range.png'}"):
+        _draw(test, folder / "rate_range.png", title)
+
+
+def _draw(test: RangeTest, picture: Path, title: str) -> None:
     (axis,) = axes = figure(1, title, panel=(6.4, 4.0))
     axis.plot(test.rates, test.losses, ".", color="tab:blue", alpha=0.3, label="loss of a step")
     axis.plot(test.rates, test.smoothed, color="tab:blue", label="smoothed")
@@ -169,7 +174,7 @@ def write_range(test: RangeTest, folder: Path, title: str) -> None:
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - margin, high + 2 * margin))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    save(axes, folder / "rate_range.png")
+    save(axes, picture)
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -30,6 +30,7 @@ from engine.inputs import Fingerprint
 from engine.markdown import escaped
 from engine.ranges import Processes, Runs, Seed
 from engine.run import RESUMABLE, RunDirectory
+from engine.stage import beside
 from finetune.again import make_command
 from finetune.config import load_config
 from finetune.data import read_task, row_inputs
@@ -176,8 +177,10 @@ class Search:
             f"it is the largest of {len(trials)} on the\nsplit {split}, by which it was chosen. Other seeds tell how "
             "good its settings are, and examples that\nneither training nor search has seen how good the model is."
         )
-        write_text(self.folder / "trials.md", f"# {escaped(self.name)}\n\n{text}\n")
-        plot_trials(trials, self.space, self.folder / "trials.png", f"{self.name}: {self.metric} on {split}")
+        with beside(f"the table {self.folder / 'trials.md'}"):
+            write_text(self.folder / "trials.md", f"# {escaped(self.name)}\n\n{text}\n")
+        with beside(f"the picture {self.folder / 'trials.png'}"):
+            plot_trials(trials, self.space, self.folder / "trials.png", f"{self.name}: {self.metric} on {split}")
         return (
             f"\n{text}\n\nledger      {self.folder / 'ledger.jsonl'}\npicture     {self.folder / 'trials.png'}\n"
             f"W&B sweep   {self.folder / 'sweep.yaml'}\nbest        {best.path}\n\nnext        {self.again(best)}"

@@ -14,6 +14,7 @@ from engine.files import write_text
 from engine.markdown import code, escaped, markdown_table
 from engine.plot import figure, plain, save
 from engine.records import read_json
+from engine.stage import beside
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 """The benchmark's tasks, by the names of their configurations: the published mean is over these and no others."""
@@ -54,16 +55,16 @@ def read_summaries(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:
     """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns what to print."""
-    beside = list(
+    baselines = list(
         dict.fromkeys(name for each in summaries.values() for found in each["baselines"].values() for name in found)
     )
-    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", *beside]]
+    rows = [["task", "metric", "seeds", "median", "mean", "std", "best", "ensemble", *baselines]]
     for task, summary in summaries.items():
         for split, found in summary["scores"].items():
             label = f"{task} {split.removeprefix('validation').lstrip('_')}".strip()
             for metric, values in found.items():
                 spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-                base = [summary["baselines"][split].get(name, {}).get(metric) for name in beside]
+                base = [summary["baselines"][split].get(name, {}).get(metric) for name in baselines]
                 ensemble = summary["ensemble"].get(split, {}).get(metric)
                 numbers = [np.median(values), np.mean(values), spread, max(values), ensemble, *base]
                 cells = ["-" if x is None or np.isnan(x) else f"{100 * x:.2f}" for x in numbers]
@@ -77,7 +78,8 @@ def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", "\n\n".join([code(start), table, *notes]) + "\n")
     write_text(folder / "table.json", json.dumps(summaries, indent=1))
-    _plot(summaries, folder / "seeds.png", start)
+    with beside(f"the picture {folder / 'seeds.png'}"):
+        _plot(summaries, folder / "seeds.png", start)
     best = "\n".join(f"  {task}: {summary['best']}/export" for task, summary in summaries.items())
     return "\n\n".join([f"\n{table}", *notes, f"best of the seeds\n{best}", f"table and plot in {folder}"])
 

@@ -123,11 +123,14 @@ class Pretraining(Stage):
         if not self.accelerator.is_main_process:
             return {}
         self.models, table = {".": objective.exported(), **objective.companions()}, results_table(ended.held_out, {})
+        card = ""
+        with beside("the card of the export"):
+            card = self._card(ended, table)
         export_model(
             self.models["."],
             self.tokenizer,
             self.directory.export,
-            card=self._card(ended, table),
+            card=card,
             companions=objective.companions(),
         )
         return {

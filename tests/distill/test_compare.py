@@ -18,7 +18,7 @@ from transformers import AutoModel, BertForMaskedLM, BertForPreTraining
 
 from distill import speed
 from distill.compare import main
-from distill.compare_report import Comparison, draw
+from distill.compare_report import Comparison, draw, write_comparison
 from distill.facts import Facts, facts_of, read_card, seeds_of
 from distill.speed import Speed, side_by_side, speed_rows
 from distill.stock import names_of, open_stock, stock_inputs
@@ -190,6 +190,13 @@ def test_table_has_scores_as_columns_and_the_share_that_is_kept() -> None:
     assert found.kept(teacher, found.columns[1]) is None  # a share of a negative correlation says nothing
     assert found.latency() == found.speeds[0]
     assert found.fastest_student() is student
+
+
+def test_a_picture_that_fails_costs_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.compare_report.draw", lambda *_: 1 / 0)
+    monkeypatch.setattr("distill.compare_report._page", lambda _: "page")
+    write_comparison(comparison([facts("big", {}), facts("small", {})], [10, 4]), tmp_path / "a")
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["README.md", "results.json", "table.md"]
 
 
 def test_a_card_of_ours_says_what_a_comparison_asks(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import engine.rate_range
 from engine.batch import PackedBatch, pack
 from engine.config import ConfigError, validate
 from engine.evaluate import HeldOut
@@ -161,6 +162,19 @@ def test_no_rate_is_suggested_where_nothing_was_learned(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [*range(len(rows))]
     assert set(rows[0]) == {"step", "learning_rate", "loss", "smoothed"}
     assert (tmp_path / "rate_range.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_fails_costs_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("nothing to see")
+
+    monkeypatch.setattr(engine.rate_range, "save", fail)
+    rates = np.geomspace(1e-7, 1e-1, 60)
+    write_range(RangeTest(rates, np.cos(np.log(rates)), ""), tmp_path, "title")
+    assert "rate_range.png could not be made: RuntimeError: nothing to see" in caplog.text
+    assert len((tmp_path / "rates.jsonl").read_text().splitlines()) == 60
 
 
 @pytest.mark.parametrize("given", [{"lowest": 1.0}, {"lowest": 0.0}, {"steps": 3}, {"highest": "high"}])

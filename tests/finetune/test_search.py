@@ -145,6 +145,15 @@ def test_a_finished_trial_is_not_run_again_and_more_extend_the_search(
     assert (base / "trials.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_fails_ends_no_search(
+    folder: Path, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(search, "plot_trials", lambda *_: 1 / 0)
+    assert main(arguments(folder, tmp_path, "trials=1")) == 0
+    assert "trials.png could not be made" in caplog.text
+    assert (tmp_path / "finetune/classification_toy/encoder/search-1/trials.md").exists()
+
+
 def test_a_torn_ledger_and_a_killed_search(folder: Path, tmp_path: Path, runs: Runs) -> None:
     runs.failing = {"trial-1"}
     assert main(arguments(folder, tmp_path, "trials=3")) == 2

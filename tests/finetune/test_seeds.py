@@ -162,6 +162,14 @@ def summary_of(*values: float, warnings: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def test_a_picture_that_fails_costs_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("finetune.seeds_table._plot", lambda *_: 1 / 0)
+    assert "| toy" in write_table({"toy": summary_of(0.5)}, tmp_path, "model")
+    assert "seeds.png could not be made" in caplog.text
+
+
 def test_a_statement_over_models_counts_those_it_is_true_of(tmp_path: Path) -> None:
     one, other = "predicts the class 'a' for every example", "predicts the majority class 'b' for every example"
     table = write_table({"toy": summary_of(0.5, 0.5, 0.4, 0.7, warnings=[other, one, other])}, tmp_path, "model")
