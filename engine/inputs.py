@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import InputError
@@ -37,6 +36,10 @@ class Fingerprint:
 
     def __str__(self) -> str:
         return f"{self.what} ({self.sha256[:8]})"
+
+    def may_equal(self, other: Fingerprint) -> bool:
+        """Whether the content may be that of another one all the same."""
+        return not other.exact and self.what == other.what
 
 
 Inputs = Mapping[str, Fingerprint]
@@ -64,7 +67,7 @@ def model_inputs(**names: str | None) -> dict[str, Fingerprint]:
     """Fingerprints of models by the name of their part; ``_`` stands for a space, and None is passed over.
 
     Of a folder they are of the bytes of configuration, weights and tokenizer, companions in subfolders included; of a
-    name on the Hub of the commit that is in the cache. What is in neither place has none.
+    name on the Hub of the commit, which is fetched to the cache. What is in neither place has none.
     """
     found = {part.replace("_", " "): _model(name) for part, name in names.items() if name is not None}
     return {part: fingerprint for part, fingerprint in found.items() if fingerprint}
@@ -73,8 +76,10 @@ def model_inputs(**names: str | None) -> dict[str, Fingerprint]:
 def _model(name: str) -> Fingerprint | None:
     folder = Path(name)
     if not folder.is_dir():
-        cached = try_to_load_from_cache(name, "config.json") if name.count("/") <= 1 else None
-        commit = Path(cached).parent.name if isinstance(cached, str) else None
+        from engine.model_folder import file_of  # torch, which who only reads rows need not load
+
+        found = file_of(name, "config.json") if name.count("/") <= 1 else None
+        commit = found.parent.name if found else None
         return Fingerprint(commit, f"{name} on the Hub") if commit else None
     companions = [path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("checkpoint")]
     files = sorted(
@@ -99,9 +104,9 @@ def differences(before: Inputs, now: Inputs, *, certain: bool) -> list[str]:
     """How inputs that both name differ; with ``certain`` an inexact one counts only where its content must differ."""
     pairs = {name: (before[name], found) for name, found in now.items() if name in before}
     return [
-        f"{name}: was {old}, is now {new}"
+        f"{name}: was {old}, is now {new}" + "; their names or times differ, perhaps nothing else" * old.may_equal(new)
         for name, (old, new) in pairs.items()
-        if old.sha256 != new.sha256 and (new.exact or not certain or old.what != new.what)
+        if old.sha256 != new.sha256 and not (certain and old.may_equal(new))
     ]
 
 

@@ -164,7 +164,7 @@ class Stage(ABC):
         """Prepare, train, report; a finished run is only reported, or exported again. Returns the exit status."""
         # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
         directory = self.directory = self.open(is_main=False)
-        missing = directory.export_defect() if directory.finished else None
+        missing = self.defect() if directory.finished else None
         if directory.finished and not missing:
             directory.clear()
             print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
@@ -185,20 +185,26 @@ class Stage(ABC):
         AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision
         return status
 
+    def defect(self) -> str | None:
+        """What is missing of what the finished run left, or damaged, or None."""
+        return RunDirectory(self.path).export_defect()
+
     def changes(self, now: Inputs | None = None) -> list[str]:
         """Lines that say how what this finished run was made from differs from what it would be made from now, which is
         looked up unless it is given."""
         try:
             before = RunDirectory(self.path).pins.read()
-            found = differences(before, self.current() if now is None else now, certain=False)
+            found_now = self.current() if now is None else now
+            found = differences(before, found_now, certain=False)
         except (InputError, OSError) as error:
             return [f"Whether what this run was made from is still the same cannot be told: {error}"]
         if not before:
             return ["This run has no record of what it was made from: whether that has changed cannot be told."]
         if not found:
             return []
+        known = differences(before, found_now, certain=True)
         return [
-            f"NOTE: {self.path} is a result of other inputs than there are now:",
+            f"NOTE: {self.path} {'is' if known else 'may be'} a result of other inputs than there are now:",
             *(f"  - {each}" for each in found),
             "For a run on what is there now give run.name=<new>, or delete the folder.",
         ]
@@ -265,7 +271,8 @@ class Stage(ABC):
     def _finish(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
         """The result first; then what is shown beside it, which never costs it."""
         damaged = self.directory.export.with_name("export.damaged")
-        if self.accelerator.is_main_process and self.directory.export.exists() and self.directory.finished:
+        lost = self.directory.finished and self.directory.export.exists() and self.directory.export_defect()
+        if self.accelerator.is_main_process and lost:
             remove(damaged)
             self.directory.export.rename(damaged)
             self.say(f"what was in export/ is kept in {damaged}")

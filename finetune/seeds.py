@@ -97,7 +97,7 @@ class Runs:
         found = []
         for given, stage in zip(self.arguments, self.stages, strict=True):
             directory = stage.open(is_main=False)
-            if directory.finished and not directory.export_defect():
+            if directory.finished and not stage.defect():
                 print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
             else:
                 log = stage.path.with_name(f"{stage.path.name}.log")

@@ -154,6 +154,12 @@ class Finetuning(Stage):
                 )
         return found
 
+    def defect(self) -> str | None:
+        """The same; the predictions are of what it left, too: tables average them."""
+        files = [self.path / "predictions" / f"{split}.tsv" for split in self.config.task.validation]
+        lacking = next((file for file in files if not file.is_file()), None)
+        return super().defect() or (lacking and f"{lacking} is missing")
+
     def recorded(self) -> dict[str, Any]:
         """Where the data came from and how much there is."""
         sizes = {name: split.num_examples for name, split in self.task.splits.items()}
@@ -196,12 +202,14 @@ class Finetuning(Stage):
             "chosen": chosen,
             "tokens_per_second": ended.tokens_per_second,
         }
-        results["table"] = _table(results)
+        results["table"], card = _table(results), ""
+        with beside("the card of the export"):
+            card = self._card(results)
         export_model(
             objective.exported(),
             self.tokenizer,
             self.directory.export,
-            card=self._card(results),
+            card=card,
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.config.task.type == "tokens",  # as SentenceExamples reads words

@@ -23,11 +23,13 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from engine import model_folder
 from engine.attention import NAME
 from engine.config import ConfigError
 from engine.dropout import Dropout
 from engine.encoders import FAMILIES, sequence_logits
 from engine.export import warnings_of_transformers
+from engine.inputs import model_inputs
 from engine.load import load, load_carried
 from tests.engine.families import batch_of, tiny_config
 
@@ -187,3 +189,13 @@ def test_what_an_earlier_stage_left_is_loaded_where_it_fits(tmp_path: Path) -> N
     (tmp_path / "part.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(ConfigError, match=r"part.safetensors: cannot be read: .*; distil the student again"):
         load_carried({"part": here}, str(tmp_path))
+
+
+def test_a_model_of_the_hub_is_pinned_before_it_was_ever_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration is fetched for that, from where its weights will be."""
+    monkeypatch.setattr(model_folder, "_hub_answers", lambda: True)
+    monkeypatch.setattr(model_folder, "cached_file", lambda *_, **__: str(tmp_path / "c0ffee/config.json"))
+    found = model_inputs(teacher="somebody/something")["teacher"]
+    assert (found.sha256, found.what) == ("c0ffee", "somebody/something on the Hub")

@@ -148,6 +148,24 @@ def test_a_run_without_its_export_exports_again(folder: Path, finished_json: boo
     assert (run / "finished.json").read_text() == results
 
 
+def test_lost_predictions_are_made_again_for_tables_too(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, lost = folder / RUN, "predictions/validation.tsv"
+    expected = (run / lost).read_bytes()
+    shutil.rmtree(run / "predictions")
+    assert main(arguments(folder)) == 0
+    assert f"is finished, but {run / lost} is missing: it is exported again" in capsys.readouterr().out
+    assert (run / lost).read_bytes() == expected
+    assert not (run / "export.damaged").exists()
+    given = [f"tasks=[{folder}/toy/task.yaml]", f"model.from={folder}/encoder", f"run.dir={tmp_path}", *STEPS]
+    for seed in (1, 2):
+        assert main([str(folder / "toy/task.yaml"), *given[1:], f"run.seed={seed}"]) == 0
+    (tmp_path / f"finetune/classification_toy/encoder/seed-2/{lost}").unlink()
+    assert seeds.main([*given, "seeds=2"]) == 0
+    assert "1 runs" in capsys.readouterr().out
+
+
 def fail(*_: object, **__: object) -> None:
     raise RuntimeError("nothing to see")
 
@@ -155,7 +173,7 @@ def fail(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [(TaskKind, "baselines"), (finetune.stage, "hardest_examples"), (finetune.stage, "plot_curves"),
-     (TaskKind, "draw"), (finetune.stage.Finetuning, "ending")],
+     (finetune.stage, "model_card"), (TaskKind, "draw"), (finetune.stage.Finetuning, "ending")],
 )  # fmt: skip
 def test_what_is_only_shown_never_costs_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: object, name: str
