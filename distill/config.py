@@ -131,6 +131,13 @@ def _schema(base: type[Any], values: dict[str, Any], section: str = "Config") ->
             f"objective.type={values['objective']['type']} compares encoders, not answers; fine-tune its student (make "
             "finetune MODEL=...), or distil the task with distilbert or tinybert"
         )
+    fields = getattr(module, section).model_fields
+    earlier = [key for key in values["objective"] if key not in fields and key in module.Config.model_fields]
+    if earlier:
+        raise ConfigError(
+            f"objective.{earlier[0]} is a key of the stage before the answers: give before.objective.{earlier[0]}; the "
+            "config.yaml of such a stage is part of that of the run that followed it, which reruns both"
+        )
     return cast(type[Any], create_model(base.__name__, __base__=base, objective=(getattr(module, section), ...)))
 
 

@@ -35,6 +35,7 @@ from distill import seeds
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
 from distill.task import Answers, FirstStage
+from engine.config import ConfigError, dump
 from engine.export import warnings_of_transformers
 from finetune.jobs import Job
 from finetune.stage import Finetuning
@@ -377,6 +378,15 @@ def test_seeds_of_a_task(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     capsys.readouterr()
     assert seeds.main([*general(folder, "many")[:1], f"teacher.from={folder}/teacher", "seeds=2"]) == 2
     assert "several seeds are for a task" in capsys.readouterr().err
+
+
+def test_the_configuration_of_a_first_stage_says_which_one_reruns_it(folder: Path, tmp_path: Path) -> None:
+    config = load_config(chain(folder))
+    assert isinstance(config, TaskConfig)
+    assert config.before is not None
+    (tmp_path / "config.yaml").write_text(dump(config.before))
+    with pytest.raises(ConfigError, match="is part of that of the run that followed it, which reruns both"):
+        load_config([str(tmp_path / "config.yaml")])
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("cola", 50), ("mnli", 10), ("qqp", 10), ("qnli", 10), ("sst2", 20)])
