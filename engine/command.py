@@ -65,7 +65,8 @@ def tool(
         if "--print-config" in arguments:
             given = [argument for argument in arguments if argument != "--print-config"]
             sections = settings(given) if settings else [validate(schema, *read_values(given))]
-            print("---\n".join(map(dump, sections)), end="")
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            print("---\n".join(dump(section, encoding) for section in sections), end="")
             return 0
         return action()
 

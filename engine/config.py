@@ -94,6 +94,8 @@ class _Loader(yaml.SafeLoader):
             )
 
 
+_DEEPEST = 20
+"""Parts of a dotted key; a setting has far fewer."""
 _SHOWN = 200
 """Characters of an argument in a message."""
 _MOST_VALUES = 10_000
@@ -144,7 +146,10 @@ def _layer_of(argument: str) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{source} is neither a *.yaml file nor key.sub=value")
     key, text = argument.split("=", 1)
     layer: Any = parse_yaml(text, source)
-    for part in reversed(key.strip().split(".")):
+    parts = key.strip().split(".")
+    if len(parts) > _DEEPEST:
+        raise ConfigError(f"{source}: a key of {len(parts):,} parts; no setting has more than {_DEEPEST}")
+    for part in reversed(parts):
         layer = {part: layer}
     return layer, source
 
@@ -304,10 +309,16 @@ def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
     return [field.alias or name for name, field in current.model_fields.items()]
 
 
-def dump(section: Section) -> str:
-    """The resolved configuration as YAML; reading it back gives an equal section."""
+def dump(section: Section, encoding: str = "utf-8") -> str:
+    """The resolved configuration as YAML; reading it back gives an equal section, also where it is printed in an
+    ``encoding`` that lacks some of its characters."""
     values = section.model_dump(mode="json", by_alias=True)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+    return text
 
 
 def completed(values: dict[str, Any], schema: type[Section]) -> dict[str, Any]:

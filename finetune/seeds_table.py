@@ -31,7 +31,7 @@ class Summary(BaseModel):
     baselines: dict[str, dict[str, dict[str, float]]]
     """By validation split, baseline and metric."""
     warnings: list[str]
-    runs: list[str]
+    runs: list[str] = Field(min_length=1)
     """Folders of the seeds that are finished."""
     best: str
     """One of them."""

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from engine.command import guarded, tool
-from engine.config import InputError, Section
+from engine.config import InputError, Section, parse_yaml
 
 
 class Help(Section):
@@ -41,3 +41,13 @@ def test_a_terminal_that_lacks_characters_ends_no_command(encoding: str, monkeyp
     assert "error: no label" in err
     if encoding == "utf-8":
         assert "差评" in out
+
+
+def test_a_printed_configuration_reads_back_alike_from_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(Section):
+        name: str = "x"
+
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="latin-1", write_through=True))
+    assert tool(["--print-config", "name=差评"], help=None, schema=Named, action=lambda: 1) == 0
+    assert parse_yaml(file.getvalue().decode("latin-1"), "printed") == {"name": "差评"}

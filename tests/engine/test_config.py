@@ -198,6 +198,19 @@ def test_a_document_that_explodes_or_is_none_is_refused(tmp_path: Path, content:
         read_values([write(tmp_path, "a.yaml", content)])
 
 
+def test_a_key_of_thousands_of_parts_is_refused():
+    with pytest.raises(ConfigError, match=r"a key of 5,000 parts"):
+        read_values([".".join(["a"] * 5000) + "=1"])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_is_printed_in_any_encoding_reads_back_alike(tmp_path: Path, encoding: str):
+    names = Names(names=["好的", "na\u00efve", "plain", "\U0001f600"])
+    (tmp_path / "a.yaml").write_bytes(dump(names, encoding).encode(encoding))
+    (tmp_path / "a.yaml").write_text((tmp_path / "a.yaml").read_bytes().decode(encoding), encoding="utf-8")
+    assert validate(Names, read_values([str(tmp_path / "a.yaml")])[0]) == names
+
+
 def test_an_alias_is_what_it_stands_for(tmp_path: Path):
     content = "a: &a [1, 2]\nb: *a\nc: [" + "1, " * 20_000 + "]\n"
     values, _ = read_values([write(tmp_path, "a.yaml", content)])

@@ -278,6 +278,15 @@ def test_a_damaged_file_is_read_or_refused_with_one_message(what: str, tmp_path:
         shutil.rmtree(copied)
 
 
+def test_a_table_of_no_seeds_is_refused(tmp_path: Path) -> None:
+    folder = submission(tmp_path / "a")
+    table = json.loads((folder / "table.json").read_text())
+    table["rte"]["runs"] = []
+    (folder / "table.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"table\.json: rte\.runs: List should have at least 1 item"):
+        submitted(folder)
+
+
 def test_a_manifest_of_brackets_is_no_checkpoint(tmp_path: Path) -> None:
     """A file nested too deeply is not an error of its own."""
     folder = checkpoint(tmp_path)
