@@ -312,7 +312,8 @@ for _config, _stock, _head in (
     (ElectraConfig, ElectraForQuestionAnswering, ElectraForJointQuestionAnswering),
     (AlbertConfig, AlbertForQuestionAnswering, AlbertForJointQuestionAnswering),
 ):
-    AutoModelForQuestionAnswering.register(_config, _Choice(_stock, _head), exist_ok=True)  # pyright: ignore
+    # ``register`` passes over configurations of the library's own in some of its versions.
+    AutoModelForQuestionAnswering._model_mapping._extra_content[_config] = _Choice(_stock, _head)  # pyright: ignore
 
 
 def flattened(scores: SpanScores) -> Tensor:
