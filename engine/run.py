@@ -202,16 +202,21 @@ class RunDirectory:
         """
         remedy = "wait for it, end it, or give another run.name"
         with locked(self.path / "lock", doing="is at this run", remedy=remedy):
-            tidy(self.path)
-            tidy(self.checkpoints)
-            tidy(self.export)
+            for folder in self._folders:
+                tidy(folder)
             yield
 
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        """Those in which a kill may leave something half-written."""
+        return self.path, self.checkpoints, self.export
+
     def clear(self) -> None:
-        """Finish or remove what a kill left of a run that is finished; nothing where another process is at it, or the
-        folder can only be read."""
-        with suppress(InputError, OSError), self.held():
-            pass
+        """Finish or remove what a kill left of a run that is finished; nothing where there is nothing, another process
+        is at it, or the folder can only be read."""
+        if any(left for folder in self._folders for end in ("partial", "old") for left in folder.glob(f"*.{end}")):
+            with suppress(InputError, OSError), self.held():
+                pass
 
     @property
     def begun(self) -> bool:
