@@ -55,8 +55,7 @@ $(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$
   $(error with SEEDS=$(SEEDS) a run is one process, with a GPU or cores of its own; leave out GPUS, PROCESSES and MACHINES))
 
 # What is no number would end within the shell's arithmetic, or torchrun.
-digits = $(if $(1),$(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1))))))))))),none)
-$(foreach name,$(if $(filter pretrain finetune distill,$(MAKECMDGOALS)),PROCESSES MACHINES),$(if $(call digits,$($(name)))$(filter 0,$($(name))),\
+$(foreach name,$(if $(filter pretrain finetune distill,$(MAKECMDGOALS)),PROCESSES MACHINES),$(if $(shell [[ '$($(name))' =~ ^[1-9][0-9]*$$ ]] || echo none),\
   $(error $(name): given '$($(name))'; it is a number, 1 or more)))
 
 $(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\

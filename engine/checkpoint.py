@@ -9,7 +9,6 @@ where each process has a part of them only: a run goes on with any number of pro
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.config import InputError
-from engine.files import publish, remove, tidy
+from engine.files import publish, remove, sha256, tidy
 from engine.records import read_json
 from engine.sharding import gathered, split_like
 
@@ -152,8 +151,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _defect(path: Path, *, checksums: bool) -> str | None:

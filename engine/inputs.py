@@ -46,7 +46,7 @@ Inputs = Mapping[str, Fingerprint]
 """Fingerprints by the plain name of the input: ``corpus``, ``train rows``, ``teacher``."""
 
 
-def files_in_words(number: int, size: int) -> str:
+def describe_files(number: int, size: int) -> str:
     """``2 files of 1,234 bytes``."""
     return f"{number:,} file{'s' * (number != 1)} of {size:,} bytes"
 
@@ -90,7 +90,7 @@ def _model(name: str) -> Fingerprint | None:
     )
     size = sum(file.stat().st_size for file in files)
     content = digest([file.relative_to(folder).as_posix(), sha256(file)] for file in files)
-    return Fingerprint(content, files_in_words(len(files), size))
+    return Fingerprint(content, describe_files(len(files), size))
 
 
 def tokenizer_input(tokenizer: PreTrainedTokenizerBase) -> dict[str, Fingerprint]:

@@ -188,7 +188,7 @@ def recipe_for(start: str, name: str) -> str:
     return name
 
 
-def recipe_in_words(start: str, name: str) -> str:
+def describe_recipe(start: str, name: str) -> str:
     """A recipe and what it has to do with the model, as in ``bert_mini: a bert of width 256 (for 128, 256, 512)``."""
     found = read_config(start)
     model = f"{found.model_type} of width {found.hidden_size}"

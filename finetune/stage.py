@@ -21,7 +21,7 @@ from engine.stage import Parts, Results, Stage, beside
 from engine.tracking import Tracker
 from engine.waiting import main_process_first
 from finetune.again import make_command
-from finetune.config import FinetuneConfig, recipe_in_words
+from finetune.config import FinetuneConfig, describe_recipe
 from finetune.data import current_rows, documentation_input, read_task, report, row_inputs
 from finetune.evaluate import Scored, predict
 from finetune.examples import Examples
@@ -174,7 +174,7 @@ class Finetuning(Stage):
         return (
             f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
             f"            {self.loaded}\n"
-            f"recipe      {recipe_in_words(config.model.from_, config.recipe)}\n"
+            f"recipe      {describe_recipe(config.model.from_, config.recipe)}\n"
             f"            a batch of {phase} tokens, learning rate {config.optim.learning_rate:g}{cuts}\n\n"
             "first example\n"
             f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"

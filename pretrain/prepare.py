@@ -35,7 +35,7 @@ from engine.config import InputError
 from engine.environment import num_cores
 from engine.files import make_once
 from engine.frame import check_pretraining_frame
-from engine.inputs import Fingerprint, files_in_words
+from engine.inputs import Fingerprint, describe_files
 from engine.load import load_tokenizer, vocabulary_size
 from engine.stage import Stage
 from engine.waiting import main_process_first
@@ -95,7 +95,7 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
     existing = load_tokenizer(tokenizer.path) if tokenizer.path else None
     sources = resolve([*data.valid, *data.path])
     sizes = [source.stat().st_size for source in sources if isinstance(source, Path)]
-    parts = [files_in_words(len(sizes), sum(sizes))] if sizes else []
+    parts = [describe_files(len(sizes), sum(sizes))] if sizes else []
     parts += [
         f"python-docs {pydocs.fingerprint()[:8]}" if source == "python-docs" else str(source)
         for source in sources

@@ -21,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from engine.config import ConfigError, InputError
-from engine.files import tidy, write_text
+from engine.files import sha256, tidy, write_text
 from engine.inputs import Fingerprint, digest
 from engine.load import load_tokenizer
 from engine.records import read_json
@@ -113,7 +113,7 @@ def write_manifest(path: Path, facts: dict[str, Any]) -> None:
     own = (_MANIFEST, _CHECKED)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(own))
     manifest = {"format": FORMAT, **facts, "files": {
-        file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": _file_hash(file)} for file in files
+        file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files
     }}  # fmt: skip
     text = json.dumps({**manifest, "checksum": _hash(manifest)}, indent=1)
     (path / _MANIFEST).write_text(text, encoding="utf-8")
@@ -132,11 +132,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stamp(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +165,7 @@ def _check_content(path: Path, manifest: dict[str, Any]) -> None:
     size, began = sum(file["size"] for file in manifest["files"].values()), time.monotonic()
     logger.info("checking the prepared corpus %s (%s MB), once", path, f"{size / 1e6:,.1f}")
     for name, file in manifest["files"].items():
-        if _file_hash(path / name) != file["sha256"]:
+        if sha256(path / name) != file["sha256"]:
             raise InputError(f"{path}: damaged: {name} has another checksum; {_REMEDY}")
     logger.info("checked in %.1f s", time.monotonic() - began)
 

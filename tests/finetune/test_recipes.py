@@ -13,7 +13,7 @@ from engine.optim import learning_rate
 from engine.phase import EpochSize, steps_per_epoch
 from engine.rhythm import Rhythm
 from engine.run import start_accelerator
-from finetune.config import RECIPES, FinetuneConfig, load_config, model_name, recipe_for, recipe_in_words
+from finetune.config import RECIPES, FinetuneConfig, describe_recipe, load_config, model_name, recipe_for
 from finetune.stage import Finetuning
 from tests.finetune.tasks import write_encoder, write_task
 
@@ -71,9 +71,9 @@ def test_no_two_recipes_are_for_one_model() -> None:
 
 
 def test_the_recipe_is_said_with_its_reason(models: dict[str, str]) -> None:
-    assert recipe_in_words(models["bert_small"], "bert_mini") == "bert_mini: bert of width 512 (for 128, 256, 512)"
+    assert describe_recipe(models["bert_small"], "bert_mini") == "bert_mini: bert of width 512 (for 128, 256, 512)"
     general = "bert: bert of width 384 (general, for every width that no other recipe names)"
-    assert recipe_in_words(models["bert_384"], "bert") == general
+    assert describe_recipe(models["bert_384"], "bert") == general
 
 
 @pytest.mark.parametrize("model", ["albert", "bert"])

@@ -423,7 +423,7 @@ def test_a_corpus_is_read_once_and_its_cost_said(
 ) -> None:
     caplog.set_level("INFO", "pretrain.prepared")
     with monkeypatch.context() as context:
-        context.setattr(module_of_prepared, "_file_hash", lambda _: pytest.fail("read again"))
+        context.setattr(module_of_prepared, "sha256", lambda _: pytest.fail("read again"))
         PreparedCorpus.open(sound)  # it was fingerprinted when it was made
     assert not caplog.text
     corpus = shutil.copytree(sound, tmp_path / "corpus")
