@@ -50,15 +50,21 @@ _COMMIT_CHARACTERS = 16_000_000
 
 
 def prepare(
-    data: CorpusSection, tokenizer: TokenizerSection, cache: Path, workers: int | None = None
+    data: CorpusSection,
+    tokenizer: TokenizerSection,
+    cache: Path,
+    workers: int | None = None,
+    *,
+    name: str | None = None,
 ) -> PreparedCorpus:
-    """Open the prepared corpus of these settings; made first, by ``workers`` processes, where ``cache`` has none."""
-    existing = load_tokenizer(tokenizer.path) if tokenizer.path else None
-    name = _name(data, tokenizer, existing)
-    folder = cache / name
+    """Open the prepared corpus of these settings; made first, by ``workers`` processes, where ``cache`` has none.
+
+    ``name`` is that of its folder (:func:`corpus_files`), where it is known already.
+    """
+    folder = cache / (name or corpus_files(data, tokenizer).sha256)
 
     def make(partial: Path) -> Path:
-        _build(partial, data, tokenizer, existing, workers or num_cores())
+        _build(partial, data, tokenizer, _existing(tokenizer), workers or num_cores())
         return partial / "corpus"
 
     try:
@@ -74,34 +80,33 @@ def prepare(
     return PreparedCorpus.open(folder)
 
 
-def _name(data: CorpusSection, tokenizer: TokenizerSection, existing: PreTrainedTokenizerBase | None) -> str:
+def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprint:
+    """What a corpus of these settings would be prepared from, by the names, sizes and times of its files; its hash
+    names the folder of the prepared corpus. Raises what :func:`prepare` does for sources that are not there."""
     parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump()]
+    existing = _existing(tokenizer)
     if existing is None:
         parts.append(tokenizer.model_dump())
     else:  # what it is, not where: its directory may come to hold another one, and another directory the same one
         parts += [type(existing).__name__, cast(Any, existing).backend_tokenizer.to_str(), existing.special_tokens_map]
+    sizes: list[int] = []
+    others: list[str] = []
     for source in resolve([*data.valid, *data.path]):
         if isinstance(source, Path):
             stat = source.stat()
             parts.append([source.name, stat.st_size, stat.st_mtime_ns])
+            sizes.append(stat.st_size)
         else:
-            parts.append([source, pydocs.fingerprint() if source == "python-docs" else None])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+            documentation = pydocs.fingerprint() if source == "python-docs" else None
+            parts.append([source, documentation])
+            others.append(f"{source} {documentation[:8]}" if documentation else source)
+    described = [describe_files(len(sizes), sum(sizes))] if sizes else []
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return Fingerprint(digest, ", ".join([*described, *others]), exact=False)
 
 
-def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprint:
-    """What a corpus of these settings would be prepared from, by the names, sizes and times of its files; the first
-    part of it is the name of the prepared corpus. Raises what :func:`prepare` does for sources that are not there."""
-    existing = load_tokenizer(tokenizer.path) if tokenizer.path else None
-    sources = resolve([*data.valid, *data.path])
-    sizes = [source.stat().st_size for source in sources if isinstance(source, Path)]
-    parts = [describe_files(len(sizes), sum(sizes))] if sizes else []
-    parts += [
-        f"python-docs {pydocs.fingerprint()[:8]}" if source == "python-docs" else str(source)
-        for source in sources
-        if not isinstance(source, Path)
-    ]
-    return Fingerprint(_name(data, tokenizer, existing), ", ".join(parts), exact=False)
+def _existing(section: TokenizerSection) -> PreTrainedTokenizerBase | None:
+    return load_tokenizer(section.path) if section.path else None
 
 
 def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, *, num_texts: int) -> PreparedCorpus:
@@ -113,8 +118,9 @@ def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, 
     corpus that it was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is
     refused (``ConfigError``) before hours go into a corpus of its tokens.
     """
-    if tokenizer.path:
-        check_pretraining_frame(load_tokenizer(tokenizer.path), num_texts)
+    existing = _existing(tokenizer)
+    if existing is not None:
+        check_pretraining_frame(existing, num_texts)
     cache, begun = stage.config.run.data_dir, stage.pinned.get("corpus files")
     kept = begun and cache / begun.sha256
     (enough,) = broadcast_object_list([stage.trained and kept is not None and kept.exists()])
@@ -123,7 +129,7 @@ def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, 
     else:
         stage.pin(lambda: {"corpus files": corpus_files(data, tokenizer)})
         with main_process_first(stage.accelerator):
-            corpus = prepare(data, tokenizer, cache)
+            corpus = prepare(data, tokenizer, cache, name=stage.inputs["corpus files"].sha256)
     stage.pin(lambda: {"corpus": corpus.fingerprint})
     return corpus
 
