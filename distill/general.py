@@ -139,12 +139,7 @@ class General(Stage):
         with beside("the card of the export"):
             card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
         export_model(student, self.tokenizer, self.directory.export, card=card, carried=objective.carried())
-        return {
-            "steps": ended.step,
-            "held_out": ended.held_out,
-            "tokens_per_second": ended.tokens_per_second,
-            "table": table,
-        }
+        return {**ended.results(), "table": table}
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Curves."""

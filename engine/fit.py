@@ -50,6 +50,10 @@ class Fit:
     note: str = ""
     """What is to be known of these weights, if they are not those that were asked for."""
 
+    def results(self) -> dict[str, Any]:
+        """What ``finished.json`` has of every training."""
+        return {"steps": self.step, "held_out": self.held_out, "tokens_per_second": self.tokens_per_second}
+
 
 class Trainer:
     """Holds the parts of one training together; :meth:`run` is the whole of it."""

@@ -133,12 +133,7 @@ class Pretraining(Stage):
             card=card,
             companions=objective.companions(),
         )
-        return {
-            "steps": ended.step,
-            "held_out": ended.held_out,
-            "tokens_per_second": ended.tokens_per_second,
-            "table": table,
-        }
+        return {**ended.results(), "table": table}
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Held-out numbers beside their baselines, curves, and guesses for masked words."""

@@ -19,6 +19,7 @@ from finetune.__main__ import main
 from finetune.kind import TaskKind
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import SIZES, write_encoder, write_task
+from tests.kept import restored
 
 RUN = "runs/finetune/a"
 STEPS = [
@@ -49,13 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(finished: Path) -> Path:
     """The same folder, in which every test finds the same files."""
-    kept = finished.with_name(f"{finished.name}-kept")
-    if not kept.exists():
-        shutil.copytree(finished, kept)
-    for part in kept.iterdir():
-        shutil.rmtree(finished / part.name, ignore_errors=True)
-        shutil.copytree(part, finished / part.name)
-    return finished
+    return restored(finished)
 
 
 def interrupt(run: Path) -> None:

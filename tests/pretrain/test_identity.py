@@ -14,6 +14,7 @@ import pretrain.__main__
 from pretrain.__main__ import main
 from tests.corpora import write_text
 from tests.engine.test_frame import framed_bpe
+from tests.kept import restored
 
 CONFIG = """
 model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 32}
@@ -47,13 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(finished: Path) -> Path:
     """The same folder, in which every test finds the same text and the same run."""
-    kept = finished.with_name(f"{finished.name}-kept")
-    if not kept.exists():
-        shutil.copytree(finished, kept)
-    for part in ("text", "runs", "data"):
-        shutil.rmtree(finished / part)
-        shutil.copytree(kept / part, finished / part)
-    return finished
+    return restored(finished)
 
 
 def interrupt(run: Path) -> None:
