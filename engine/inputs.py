@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,8 +90,18 @@ def _model(name: str) -> Fingerprint | None:
         if file.suffix in _MODEL_FILES and file.is_file()
     )
     size = sum(file.stat().st_size for file in files)
-    content = digest([file.relative_to(folder).as_posix(), sha256(file)] for file in files)
+    content = digest([file.relative_to(folder).as_posix(), _content(file, *_stamp(file))] for file in files)
     return Fingerprint(content, describe_files(len(files), size))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_ctime_ns
+
+
+@lru_cache(maxsize=1024)  # several seeds of several tasks start from one model
+def _content(file: Path, size: int, changed: int) -> str:
+    return sha256(file)
 
 
 def tokenizer_input(tokenizer: PreTrainedTokenizerBase) -> dict[str, Fingerprint]:
