@@ -29,6 +29,8 @@ _MIN_DOCUMENT = 200
 """Characters; below it a module says hardly more than its name."""
 
 
+DESCRIPTION = "the documentation that is installed"
+"""What messages call it."""
 Definition = tuple[str, list[str]]
 """Dotted name within its module, empty for the module itself, and the prose of its docstring, a paragraph or more."""
 

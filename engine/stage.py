@@ -167,8 +167,8 @@ class Stage(ABC):
         missing = self.defect() if directory.finished else None
         if directory.finished and not missing:
             directory.clear()
-            print(f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder.\n")
-            print("".join(f"{line}\n" for line in self.changes()), flush=True)
+            left = f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder."
+            print("\n\n".join(filter(None, [left, "\n".join(self.changes())])), flush=True)
             self._tell(self.results())
             return 0
         if missing:

@@ -120,8 +120,9 @@ def row_inputs(task: Task) -> dict[str, Fingerprint]:
 
 def documentation_input(section: TaskSection) -> dict[str, Fingerprint]:
     """What an embedded task is made from, known without making it; nothing for others."""
-    what = "the documentation that is installed"
-    return {"documentation": Fingerprint(pydocs.fingerprint(), what, exact=False)} if section.embedded else {}
+    if not section.embedded:
+        return {}
+    return {"documentation": Fingerprint(pydocs.fingerprint(), pydocs.DESCRIPTION, exact=False)}
 
 
 def current_rows(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> dict[str, Fingerprint]:

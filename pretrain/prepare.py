@@ -97,9 +97,9 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
             parts.append([source.name, stat.st_size, stat.st_mtime_ns])
             sizes.append(stat.st_size)
         else:
-            documentation = pydocs.fingerprint() if source == "python-docs" else None
-            parts.append([source, documentation])
-            others.append(f"{source} {documentation[:8]}" if documentation else source)
+            embedded = source == "python-docs"
+            parts.append([source, pydocs.fingerprint() if embedded else None])
+            others.append(pydocs.DESCRIPTION if embedded else source)
     described = [describe_files(len(sizes), sum(sizes))] if sizes else []
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return Fingerprint(digest, ", ".join([*described, *others]), exact=False)

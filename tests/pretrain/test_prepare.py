@@ -23,7 +23,7 @@ from pretrain import prepare as module
 from pretrain import prepared as module_of_prepared
 from pretrain.corpus import CorpusSection
 from pretrain.ledger import Ledger
-from pretrain.prepare import prepare
+from pretrain.prepare import corpus_files, prepare
 from pretrain.prepared import PreparedCorpus, TokenArrays, corpus_report, write_manifest
 from pretrain.tokenizer import TokenizerSection
 
@@ -481,3 +481,15 @@ def test_sampling_is_bounded_and_independent_of_the_order() -> None:
     size = sum(len("\n".join(doc)) for _, doc in docs)
     assert len(module._sample(docs * 3, size)) == 300, "a repeated document counts once"
     assert len(module._sample([docs[0]] * 1000, 10)) == 1
+
+
+def test_other_packages_may_leave_the_embedded_corpus_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package without docstrings changes nothing: only the prepared text tells."""
+    found = []
+    for installed in ("these", "others"):
+        monkeypatch.setattr("engine.pydocs.fingerprint", lambda installed=installed: installed)
+        found.append(corpus_files(CorpusSection(), TOKENIZER))
+    before, now = found
+    assert before.sha256 != now.sha256
+    assert before.may_equal(now)
+    assert str(before).startswith("the documentation that is installed (")
