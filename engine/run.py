@@ -246,13 +246,16 @@ class RunDirectory:
         return read_json(self.path / "finished.json", dict[str, Any], remedy=FINISHED_REMEDY)
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Mark the run as finished, and note sizes and checksums of what is in its ``export/``."""
+        """Mark the run as finished, with its results; written again when what is shown beside them is known."""
+        write_text(self.path / "finished.json", json.dumps(results, indent=1))
+
+    def exported(self) -> dict[str, Any]:
+        """Sizes and checksums of what is in ``export/``, but for the card, as ``finished.json`` keeps them."""
         files = sorted(file for file in self.export.rglob("*") if file.is_file() and file.suffix != ".md")
-        exported = {
+        return {
             file.relative_to(self.export).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
             for file in files
         }
-        write_text(self.path / "finished.json", json.dumps({**results, "exported": exported}, indent=1))
 
     def export_defect(self) -> str | None:
         """What is missing of a finished run's export, or damaged, or None.

@@ -279,6 +279,7 @@ class Stage(ABC):
         results = self.result(trainer, ended)
         if self.accelerator.is_main_process:
             results |= {"note": ended.note} if ended.note else {}
+            results["exported"] = self.directory.exported()
             self.directory.finish(results)
             self.show(trainer, ended, tracker, results)
             with beside("finished.json with what is shown"):
