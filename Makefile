@@ -64,7 +64,7 @@ $(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\
 # One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
 # accelerate launch, with every flag said so that no default file of the user's can speak, and only where there are so many.
 ifneq ($(GPUS),0)
-  THERE = $(BIN)/python -m engine.gpus '$(GPUS)' &&
+  THERE = $(BIN)/python -m bertillery.system.gpus '$(GPUS)' &&
   LAUNCH = $(THERE) $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
            --machine_rank $(RANK) --main_process_ip $(HEAD) --main_process_port $(PORT) --mixed_precision no \
            --dynamo_backend no $(if $(filter-out 1,$(GPUS) $(MACHINES)),--multi_gpu) -m
@@ -117,24 +117,24 @@ finetune: .venv/.installed ## fine-tune an encoder: TASK, MODEL, SEEDS, PROCESSE
 ifeq ($(SEEDS),1)
 	@$(LAUNCH) finetune $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS) $(DEVICE)
 else
-	@$(THERE) $(BIN)/python -m finetune.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
+	@$(THERE) $(BIN)/python -m experiments.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
 endif
 
 .PHONY: search
 search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'
-	@$(BIN)/python -m finetune.search $(TASK_FILE) $(call quoted,model.from=$(MODEL)) trials=$(TRIALS) $(ARGS)
+	@$(BIN)/python -m experiments.search $(TASK_FILE) $(call quoted,model.from=$(MODEL)) trials=$(TRIALS) $(ARGS)
 
 .PHONY: rates
 rates: .venv/.installed ## learning-rate range test, with its picture: TASK, MODEL
-	@$(BIN)/python -m finetune.rate_range $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS)
+	@$(BIN)/python -m experiments.finetune_rates $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS)
 
 .PHONY: glue
 glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; GLUE_DIR=<folder> without a network
-	@$(BIN)/python -m finetune.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
+	@$(BIN)/python -m experiments.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
 
 .PHONY: submission
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
-	@$(BIN)/python -m finetune.submit $(call quoted,$(MODEL)) $(ARGS)
+	@$(BIN)/python -m experiments.submit $(call quoted,$(MODEL)) $(ARGS)
 
 # The defaults of CONFIG and TASK are other targets'.
 FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),$(call quoted,model.from=$(STUDENT))))
@@ -149,7 +149,7 @@ distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task
 ifeq ($(SEEDS),1)
 	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES) $(DEVICE)
 else
-	@$(THERE) $(BIN)/python -m distill.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
+	@$(THERE) $(BIN)/python -m experiments.distill_seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
 endif
 
 DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export
@@ -166,7 +166,7 @@ demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compar
 
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
-	@$(BIN)/python -m distill.compare $(call quoted,teacher=$(TEACHER)) 'students=$(call list,$(STUDENTS))' $(ARGS)
+	@$(BIN)/python -m deploy.compare $(call quoted,teacher=$(TEACHER)) 'students=$(call list,$(STUDENTS))' $(ARGS)
 
 .venv/.onnx: .venv/.installed
 	@echo 'installing the ONNX packages into .venv'
@@ -175,7 +175,7 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 
 .PHONY: onnx
 onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.onnx) ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
-	@$(BIN)/python -m distill.onnx $(call quoted,model=$(MODEL)) $(ARGS)
+	@$(BIN)/python -m deploy.onnx $(call quoted,model=$(MODEL)) $(ARGS)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against the conventional way; ARGS="workloads=[glue] threads=[1]"

@@ -30,9 +30,9 @@ from benchmarks.material import Material, read_material
 from benchmarks.same import Losses, same_losses
 from benchmarks.turns import Contest, Ratio, apart, measure
 from benchmarks.workload import SIZES, WORKLOADS
-from engine.command import tool
-from engine.config import Section, read_values, validate
-from engine.environment import environment
+from bertillery.config.section import Section, read_values, validate
+from bertillery.run.command import tool
+from bertillery.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 TEXT_TO_IDS = "text_to_ids"

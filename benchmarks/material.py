@@ -14,13 +14,13 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.config import read_values
-from finetune.data import Split, read_task
+from bertillery.config.section import read_values
+from bertillery.data.corpus import CorpusSection
+from bertillery.data.prepare import prepare
+from bertillery.data.tokenizer import TokenizerSection
+from finetune.splits import Split, read_task
 from finetune.task import TaskSection
-from pretrain.corpus import CorpusSection
 from pretrain.pairs import Tokens
-from pretrain.prepare import prepare
-from pretrain.tokenizer import TokenizerSection
 from tests.corpora import random_tokens, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

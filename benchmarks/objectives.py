@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from engine.plot import figure, save
+from bertillery.report.plot import figure, save
 
 WORDS = ("mlm", "generator")
 TASKS = {"nsp_accuracy": "NSP accuracy", "sop_accuracy": "SOP accuracy", "auc": "detection AUC"}

@@ -26,10 +26,10 @@ from benchmarks.material import ROOT, Material
 from benchmarks.step import PRECISIONS, named, quarter
 from benchmarks.turns import Contest, Step
 from benchmarks.workload import FAST, WORKLOADS, Workload
-from engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from engine.optim import OptimSection, build_optimizer
-from engine.run import RunSection, start_accelerator
-from finetune.evaluate import predict
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from bertillery.run.directory import RunSection, start_accelerator
+from finetune.predict import predict
 from pretrain.objectives.mlm import bert_config
 from tests.corpora import write_text
 

@@ -14,17 +14,17 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 from benchmarks.material import Material
 from benchmarks.turns import Step
 from benchmarks.workload import LEARNING_RATE, SEED, Variant, Workload
+from bertillery.engine.loader import Cursor, StepData, shares
+from bertillery.engine.loop import training_steps
+from bertillery.engine.objective import Objective, objective_module, settled
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.models.dropout import prepare_dropout
+from bertillery.run.directory import RunSection, start_accelerator
 from distill.corpus import Part
 from distill.student import StudentSection, build_student
 from distill.teacher import Teacher
-from engine.dropout import prepare_dropout
-from engine.loop import training_steps
-from engine.objective import Objective, objective_module, settled
-from engine.optim import OptimSection, build_optimizer
-from engine.order import Cursor, StepData, shares
-from engine.run import RunSection, start_accelerator
 from finetune.examples import TextExamples
-from finetune.objectives import classification
+from finetune.task_types import classification
 from pretrain.objectives.mlm import bert_config
 
 MICRO_BATCH_TOKENS = 8192

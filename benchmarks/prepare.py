@@ -25,9 +25,9 @@ from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.turns import Ratio
-from pretrain.corpus import CorpusSection, ReadReport, read_documents
-from pretrain.prepare import prepare
-from pretrain.tokenizer import TokenizerSection, WordEncoder
+from bertillery.data.corpus import CorpusSection, ReadReport, read_documents
+from bertillery.data.prepare import prepare
+from bertillery.data.tokenizer import TokenizerSection, WordEncoder
 
 BLOCK = 128
 _BATCH = 1000

@@ -28,9 +28,9 @@ from benchmarks.material import read_material
 from benchmarks.step import PRECISIONS, baseline
 from benchmarks.turns import apart
 from benchmarks.workload import WORKLOADS, rows
-from engine.environment import environment
-from engine.markdown import markdown_table
-from engine.plot import figure, save
+from bertillery.report.plot import figure, save
+from bertillery.report.table import markdown_table
+from bertillery.system.environment import environment
 
 KINDS = {
     "matrix products": ("mm", "addmm", "linear", "mkldnn_linear"),

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks import ours
 from benchmarks.material import Material
 from benchmarks.workload import LEARNING_RATE, WORKLOADS, Workload, rows
-from engine.batch import PackedBatch
-from engine.loop import share_of_loss
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.loop import share_of_loss
 
 Losses = list[tuple[float, float]]
 """Of each step, ours and theirs."""

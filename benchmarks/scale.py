@@ -24,12 +24,12 @@ from benchmarks import table
 from benchmarks.processes import physical_cores, two_beside_one
 from benchmarks.scale_data import write_text
 from benchmarks.scale_measures import PLACES, apart, first_batches, prepare_and_take, train_tokenizer
-from engine.command import tool
-from engine.config import Section, read_values, validate
-from engine.environment import environment
-from engine.plot import figure, save
-from pretrain.corpus import CorpusSection
-from pretrain.tokenizer import TokenizerSection
+from bertillery.config.section import Section, read_values, validate
+from bertillery.data.corpus import CorpusSection
+from bertillery.data.tokenizer import TokenizerSection
+from bertillery.report.plot import figure, save
+from bertillery.run.command import tool
+from bertillery.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

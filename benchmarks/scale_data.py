@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.batch import PackedBatch, pack
-from engine.keyed import Permutation, integers, key
+from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.rng import Permutation, integers, key
 
 BLOCK = 1 << 17
 """Examples of a block of the stream: about as many as a million sentences are."""

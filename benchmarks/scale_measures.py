@@ -15,13 +15,13 @@ from typing import Any, cast
 import psutil
 
 from benchmarks.scale_data import BLOCK, Numbered
-from engine.order import Cursor, Steps
-from engine.phase import Phase
-from pretrain.corpus import CorpusSection
+from bertillery.data.corpus import CorpusSection
+from bertillery.data.prepare import prepare
+from bertillery.data.tokenizer import TokenizerSection
+from bertillery.engine.loader import Cursor, Steps
+from bertillery.engine.schedule import Phase
 from pretrain.objectives import bert
 from pretrain.pairs import Tokens
-from pretrain.prepare import prepare
-from pretrain.tokenizer import TokenizerSection
 
 PHASE = Phase(batch_size=256, sequence_length=128)
 PLACES = ("begin", "middle", "end")

@@ -13,7 +13,7 @@ from benchmarks import ours
 from benchmarks.material import Material
 from benchmarks.turns import Ratio, apart
 from benchmarks.workload import SIZES, rows
-from engine.plot import figure, save
+from bertillery.report.plot import figure, save
 
 REFERENCE = 85e9
 """Operations a second in float32 on one thread of the machine on which the durations of the rounds were taken."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.turns import Ratio
-from engine.markdown import markdown_table
+from bertillery.report.table import markdown_table
 
 _HEAD = ("workload", "threads", "ours", "baseline", "ratio", "min", "max", "ours", "baseline")
 _WIDTHS = (22, 8, 21, 18, 6, 6, 6, 11, 11)

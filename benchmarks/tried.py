@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks import table
-from engine.chunks import in_chunks
-from engine.environment import environment
-from engine.markdown import markdown_table
-from engine.run import keep_large_blocks
+from bertillery.models.chunks import in_chunks
+from bertillery.report.table import markdown_table
+from bertillery.run.directory import keep_large_blocks
+from bertillery.system.environment import environment
 
 WIDTH, VOCABULARY, MASKED, TOKENS = 256, 30522, 307, 1900
 _TURNS = 6

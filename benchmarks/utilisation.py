@@ -33,16 +33,16 @@ from benchmarks import conventional, ours, table
 from benchmarks.material import Material, read_material
 from benchmarks.step import baseline
 from benchmarks.workload import LEARNING_RATE, SEED, SIZES, Workload, rows
-from engine.command import tool
-from engine.compiled import compile_layers
-from engine.config import Section, read_values, validate
-from engine.environment import environment
-from engine.loop import training_steps
-from engine.markdown import markdown_table
-from engine.optim import OptimSection, build_optimizer
-from engine.order import AHEAD, StepData, Steps, load
-from engine.phase import Phase
-from engine.run import RunSection, start_accelerator
+from bertillery.config.section import Section, read_values, validate
+from bertillery.engine.loader import AHEAD, StepData, Steps, load
+from bertillery.engine.loop import training_steps
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.engine.schedule import Phase
+from bertillery.models.compiled import compile_layers
+from bertillery.report.table import markdown_table
+from bertillery.run.command import tool
+from bertillery.run.directory import RunSection, start_accelerator
+from bertillery.system.environment import environment
 
 WORKLOADS = {name.removeprefix("sizes_"): workload for name, workload in SIZES.items()} | {
     "electra_small_12x256": Workload("pretrain", "electra", 12, 256)

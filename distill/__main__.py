@@ -6,19 +6,19 @@ Without a task a student is built and reads a corpus beside its teacher. With on
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from engine.entry import begin
+    from bertillery.system.entry import begin
 
     begin()
 
 import sys
 from collections.abc import Sequence
 
+from bertillery.config.section import describe
+from bertillery.engine.objective import describe_objectives
+from bertillery.run.command import command
 from distill.config import GeneralConfig, TaskConfig, load_config
 from distill.general import General
 from distill.task import Answers, FirstStage
-from engine.command import command
-from engine.config import describe
-from engine.objective import describe_objectives
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,14 +7,14 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, SerializeAsAny, create_model
 
+from bertillery.config.section import ConfigError, Section, check_sections, names_file, read_values, validate
+from bertillery.data.corpus import CorpusSection
+from bertillery.engine.objective import objective_module
+from bertillery.run.command import run_name
+from bertillery.run.stage import StageConfig
 from distill.augment import AugmentSection
 from distill.student import StudentSection
-from engine.command import run_name
-from engine.config import ConfigError, Section, check_sections, names_file, read_values, validate
-from engine.objective import objective_module
-from engine.stage import StageConfig
 from finetune.config import EncoderSection, FinetuneConfig, check_task, model_name
-from pretrain.corpus import CorpusSection
 
 _OBJECTIVES = "distill.objectives"
 _SHARED = "task", "teacher", "model", "run", "tracking"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.batch import PackedBatch, pack
+from bertillery.engine.batch import PackedBatch, pack
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.objectives import bert
 from pretrain.pairs import full_segments, next_sentence_pairs
@@ -19,7 +19,7 @@ class Part:
     """Training or held-out text."""
 
     tokens: Any
-    """:class:`pretrain.prepared.TokenArrays`, or the like."""
+    """:class:`bertillery.data.prepared.TokenArrays`, or the like."""
     unigrams: np.ndarray
     """(V,) int64: how often each token occurs in the training text."""
 

@@ -7,27 +7,27 @@ from typing import Any
 
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
+from bertillery.config.section import ConfigError
+from bertillery.data.prepare import corpus_files, prepare_for
+from bertillery.data.prepared import corpus_report, of_held_out_text
+from bertillery.data.tokenizer import TokenizerSection
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Cursor, Stream
+from bertillery.engine.objective import Objective, settled
+from bertillery.models.encoders import longest_sequence
+from bertillery.models.export import export_model
+from bertillery.models.load import check_vocabulary, load, load_tokenizer
+from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.stage import Parts, Stage, beside
+from bertillery.run.tracking import Tracker
+from bertillery.run.trainer import Fit, Trainer
 from distill.config import GeneralConfig, TaskConfig, method_of
 from distill.corpus import Part
 from distill.report import model_card, plot_terms, results_table
 from distill.student import build_student
 from distill.teacher import Teacher
-from engine.config import ConfigError
-from engine.encoders import longest_sequence
-from engine.evaluate import HeldOut
-from engine.export import export_model
-from engine.fit import Fit, Trainer
-from engine.inputs import Fingerprint, model_inputs
-from engine.load import check_vocabulary, load, load_tokenizer
-from engine.objective import Objective, settled
-from engine.order import Cursor, Stream
-from engine.stage import Parts, Stage, beside
-from engine.tracking import Tracker
 from pretrain.examples import epoch_size
-from pretrain.prepare import corpus_files, corpus_report, prepare_for
-from pretrain.prepared import of_held_out_text
 from pretrain.report import show_example
-from pretrain.tokenizer import TokenizerSection
 
 
 class General(Stage):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.markdown import card, escaped, markdown_table
-from engine.plot import figure, save
-from engine.tracking import read_series
+from bertillery.report.plot import figure, save
+from bertillery.report.table import card, escaped, markdown_table
+from bertillery.run.tracking import read_series
 
 _NAMES = {
     "loss": "loss, all terms weighted",

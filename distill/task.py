@@ -8,28 +8,27 @@ from typing import Any
 
 from transformers import AutoModel, PreTrainedModel
 
-from distill.augment import augmented
+from bertillery.config.section import ConfigError
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.objective import Objective
+from bertillery.models.encoders import labels_of, longest_sequence
+from bertillery.models.joint_spans import joint_head
+from bertillery.models.load import load, load_carried, load_tokenizer, read_config
+from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.stage import Parts
+from bertillery.run.trainer import Trainer
+from bertillery.run.waiting import main_process_first
+from distill.augment import augmented, fingerprint
 from distill.config import TaskConfig, method_of
 from distill.general import General
-from distill.neighbours import fingerprint
-from distill.stock import head_kind
 from distill.teacher import Teacher
-from engine.config import ConfigError
-from engine.encoders import labels_of, longest_sequence
-from engine.evaluate import HeldOut
-from engine.fit import Trainer
-from engine.inputs import Fingerprint, model_inputs
-from engine.load import load, load_carried, load_tokenizer, read_config
-from engine.objective import Objective
-from engine.stage import Parts
-from engine.waiting import main_process_first
-from finetune.data import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.examples import Examples
-from finetune.joint_spans import joint_head
-from finetune.kind import kind_of
-from finetune.model import Predictor
+from finetune.predictor import Predictor
 from finetune.sources import glue_dir_from_environment
+from finetune.splits import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.stage import Finetuning
+from finetune.stock import head_kind
+from finetune.task_types.base import kind_of
 
 
 def check_readers(config: TaskConfig, student: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.batch import PackedBatch
-from engine.objective import Objective
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.objective import Objective
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from engine.entry import begin
+    from bertillery.system.entry import begin
 
     begin()
 
 import sys
 from collections.abc import Sequence
 
-from engine.command import command
+from bertillery.run.command import command
 from finetune.config import FinetuneConfig, load_config
 from finetune.stage import Finetuning
 

@@ -8,15 +8,21 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from engine.config import CONFIGS, ConfigError, Section, check_sections, configurations, read_values, validate
-from engine.duration import Duration
-from engine.encoders import reads_token_types
-from engine.load import read_config
-from engine.optim import OptimSection
-from engine.phase import Phase
-from engine.ranges import Count, Dropout, LearningRate, Length, Runs
-from engine.rhythm import TrainSection
-from engine.stage import StageConfig
+from bertillery.config.section import (
+    CONFIGS,
+    ConfigError,
+    Section,
+    check_sections,
+    configurations,
+    read_values,
+    validate,
+)
+from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs
+from bertillery.engine.optim import OptimSection
+from bertillery.engine.schedule import Phase, TrainSection
+from bertillery.models.encoders import reads_token_types
+from bertillery.models.load import read_config
+from bertillery.run.stage import StageConfig
 from finetune.task import TaskSection
 
 RECIPES = CONFIGS / "finetune" / "recipes"

@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.batch import PackedBatch, pack, ranges
-from engine.frame import Template, template, text_backend
-from engine.keyed import key
-from engine.phase import EpochSize
+from bertillery.engine.batch import PackedBatch, pack, ranges
+from bertillery.engine.rng import key
+from bertillery.engine.schedule import EpochSize
+from bertillery.models.frame import Template, template, text_backend
 
 ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64)])
 """An example: its number, its tokens, and what its randomness is keyed by."""
@@ -97,7 +97,7 @@ class Sequences:
 
 
 class Examples(ABC):
-    """A source (:class:`engine.objective.Source`) of examples of one sequence or several, with what they are for."""
+    """A source (:class:`bertillery.engine.objective.Source`) of examples of one or several sequences, with labels."""
 
     num_blocks = 1
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.config import InputError
+from bertillery.config.section import InputError
 
 if TYPE_CHECKING:
     import evaluate

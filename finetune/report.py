@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.files import publish, remove, writing
-from engine.markdown import card, escaped, markdown_table
-from engine.plot import figure, plain, save
-from engine.printable import printable
-from engine.tracking import read_series
-from engine.tsv import write_tsv
+from bertillery.report.plot import figure, plain, save
+from bertillery.report.table import card, escaped, markdown_table, write_tsv
+from bertillery.run.tracking import read_series
+from bertillery.system.files import publish, remove, writing
+from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig
-from finetune.data import Split, rows_of
 from finetune.examples import Examples
-from finetune.kind import Predicted, TaskKind
+from finetune.splits import Split, rows_of
+from finetune.task_types.base import Predicted, TaskKind
 
 
 def show_example(examples: Examples, split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,8 +11,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config import CONFIGS, ConfigError, configurations, read_values
-from engine.keyed import Permutation, integers, uniform
+from bertillery.config.section import CONFIGS, ConfigError, configurations, read_values
+from bertillery.engine.rng import Permutation, integers, uniform
 
 SPACES = CONFIGS / "finetune" / "spaces"
 

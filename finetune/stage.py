@@ -9,24 +9,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from engine.config import ConfigError, InputError
-from engine.encoders import longest_sequence
-from engine.export import export_model
-from engine.files import write_text
-from engine.fit import Fit, Trainer
-from engine.inputs import Fingerprint, model_inputs
-from engine.load import check_vocabulary, load, load_tokenizer, read_config
-from engine.run import FINISHED_REMEDY
-from engine.stage import Parts, Results, Stage, beside
-from engine.tracking import Tracker
-from engine.waiting import main_process_first
-from finetune.again import make_command
+from bertillery.config.section import ConfigError, InputError
+from bertillery.models.encoders import longest_sequence
+from bertillery.models.export import export_model
+from bertillery.models.heads import begin_at, draw_head, head_parameters
+from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
+from bertillery.run.directory import FINISHED_REMEDY
+from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.stage import Parts, Results, Stage, beside
+from bertillery.run.suggestion import make_command
+from bertillery.run.tracking import Tracker
+from bertillery.run.trainer import Fit, Trainer
+from bertillery.run.waiting import main_process_first
+from bertillery.system.files import write_text
 from finetune.config import FinetuneConfig, describe_recipe
-from finetune.data import current_rows, documentation_input, read_task, report, row_inputs
-from finetune.evaluate import Scored, predict
 from finetune.examples import Examples
-from finetune.kind import Predicted, kind_of
-from finetune.model import begin_at, draw_head, head_parameters
+from finetune.predict import Scored, predict
 from finetune.report import (
     hardest_examples,
     model_card,
@@ -37,6 +35,8 @@ from finetune.report import (
 )
 from finetune.sources import glue_dir_from_environment
 from finetune.space import read_space
+from finetune.splits import current_rows, documentation_input, read_task, report, row_inputs
+from finetune.task_types.base import Predicted, kind_of
 
 
 class TaskResults(Results):

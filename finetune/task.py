@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from engine.config import Section
-from engine.names import Name, check_name
-from engine.printable import printable
-from engine.ranges import Tokens
-from finetune import answers, entities
+from bertillery.config.section import Section
+from bertillery.config.types import Name, Tokens, check_name
+from bertillery.system.printable import printable
 from finetune.metrics import METRICS_OF
+from finetune.task_types import answers, entities
 
 _METRICS = {**METRICS_OF, "tokens": entities.METRICS, "spans": answers.METRICS}
 

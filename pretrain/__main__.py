@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from engine.entry import begin
+    from bertillery.system.entry import begin
 
     begin()
 
@@ -12,22 +12,22 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
-from engine.command import command
-from engine.evaluate import HeldOut
-from engine.export import export_model
-from engine.files import write_text
-from engine.fit import Fit, Trainer
-from engine.inputs import Fingerprint, model_inputs
-from engine.objective import describe_objectives
-from engine.order import Cursor, Stream
-from engine.stage import Parts, Stage, beside
-from engine.tracking import Tracker
+from bertillery.data.prepare import corpus_files, prepare_for
+from bertillery.data.prepared import corpus_report, of_held_out_text
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Cursor, Stream
+from bertillery.engine.objective import describe_objectives
+from bertillery.models.export import export_model
+from bertillery.run.command import command
+from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.stage import Parts, Stage, beside
+from bertillery.run.tracking import Tracker
+from bertillery.run.trainer import Fit, Trainer
+from bertillery.system.files import write_text
 from pretrain.config import PretrainConfig, load_config, objective_of
 from pretrain.examples import epoch_size
-from pretrain.prepare import corpus_files, corpus_report, prepare_for
-from pretrain.prepared import of_held_out_text
+from pretrain.initialization import load_weights
 from pretrain.report import baselines, fill_masks, model_card, plot_curves, results_table, show_example
-from pretrain.weights import load_weights
 
 _SENTENCES = [
     "The function returns a [MASK] of strings.",

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
-from engine.command import run_name
-from engine.config import check_sections, read_values, validate
-from engine.objective import objective_module
-from engine.stage import StageConfig
-from pretrain.corpus import CorpusSection
+from bertillery.config.section import check_sections, read_values, validate
+from bertillery.data.corpus import CorpusSection
+from bertillery.data.tokenizer import TokenizerSection
+from bertillery.engine.objective import objective_module
+from bertillery.run.command import run_name
+from bertillery.run.stage import StageConfig
+from pretrain.initialization import ObjectiveSection, adopt
 from pretrain.model import ModelSection
-from pretrain.start import ObjectiveSection, adopt
-from pretrain.tokenizer import TokenizerSection
 
 
 class PretrainConfig(StageConfig):

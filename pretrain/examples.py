@@ -9,10 +9,10 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from engine.batch import PackedBatch, ranges
-from engine.frame import check_pretraining_frame
-from engine.keyed import Permutation
-from engine.phase import EpochSize
+from bertillery.engine.batch import PackedBatch, ranges
+from bertillery.engine.rng import Permutation
+from bertillery.engine.schedule import EpochSize
+from bertillery.models.frame import check_pretraining_frame
 from pretrain.pairs import Tokens
 
 _BLOCK_SENTENCES = 1 << 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.keyed import integers, key, uniform
+from bertillery.engine.rng import integers, key, uniform
 
 _ORDER, _ACTION, _WORD, _NGRAM = 101, 102, 103, 104
 """What a draw is for; part of its key."""
@@ -132,24 +132,3 @@ def _choose(
             chosen[(unit + step)[unit + step < end]] = True
         left[active] -= before[end] - before[unit]
     return chosen
-
-
-_MARKS = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~–£€')
-_PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
-
-
-def word_starts(
-    pieces: list[str], *, unigram: bool = False, opening: tuple[str, ...] = (), continuing: str = "##"
-) -> np.ndarray:
-    """Which pieces of a vocabulary open a word, (V,) bool: those that begin with one of the marks of an ``opening``
-    piece, or, where there are none, those that do not begin with the mark of a ``continuing`` one.
-
-    A SentencePiece vocabulary (``unigram``) goes after ALBERT's code: a piece that begins with "▁" or "<", a
-    punctuation mark by itself, and every piece with a character that is neither an English letter nor such a mark (the
-    apostrophe is none): digits and other scripts are words each.
-    """
-    if unigram:
-        return np.array([p.startswith(("▁", "<")) or p in _MARKS or not _PLAIN.issuperset(p.lower()) for p in pieces])
-    if opening:
-        return np.array([piece.startswith(opening) for piece in pieces])
-    return np.array([not piece.startswith(continuing) for piece in pieces])

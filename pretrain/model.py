@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 from torch import nn
 
-from engine.config import Section
-from engine.initial import truncated_normal_
-from engine.ranges import Depth, Dropout, Epsilon, Tokens, Width
+from bertillery.config.section import Section
+from bertillery.config.types import Depth, Dropout, Epsilon, Tokens, Width
+from bertillery.models.init import truncated_normal_
 
 
 class ModelSection(Section):

@@ -5,7 +5,7 @@ different documents are independent, so a block's walks advance in lockstep: one
 one example.
 
 Every draw is a hash of (seed, epoch, document, turn of the walk), so a document's examples do not depend on the block.
-Positions in ``sentences`` and ``ids`` are those of :class:`pretrain.prepare.TokenArrays`.
+Positions in ``sentences`` and ``ids`` are those of :class:`bertillery.data.prepare.TokenArrays`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from engine.keyed import integers, key, uniform
+from bertillery.engine.rng import integers, key, uniform
 
 ROW = np.dtype(
     [

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, pipeline
 
-from engine.batch import PackedBatch
-from engine.evaluate import HeldOut
-from engine.export import warnings_of_transformers
-from engine.markdown import card, escaped, markdown_table
-from engine.plot import figure, save
-from engine.printable import printable
-from engine.tracking import read_series
-from pretrain.tokenizer import is_unigram
+from bertillery.data.tokenizer import is_unigram
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.evaluate import HeldOut
+from bertillery.models.export import warnings_of_transformers
+from bertillery.report.plot import figure, save
+from bertillery.report.table import card, escaped, markdown_table
+from bertillery.run.tracking import read_series
+from bertillery.system.printable import printable
 
 _LABELS = {"pair_labels": ("IsNext", "NotNext (random)"), "order_labels": ("in order", "swapped (or random)")}
 _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}

@@ -23,8 +23,8 @@ from benchmarks.material import Material, random_material
 from benchmarks.same import CHECKS, check, train_both
 from benchmarks.turns import Contest, Ratio, measure
 from benchmarks.workload import SIZES, WORKLOADS, Workload
-from engine.config import read_values, validate
-from engine.order import AHEAD, load
+from bertillery.config.section import read_values, validate
+from bertillery.engine.loader import AHEAD, load
 
 
 @pytest.fixture(scope="module")

@@ -13,24 +13,24 @@ import pytest
 import torch
 import yaml
 
+from bertillery.config.section import InputError, read_values
+from bertillery.data.corpus import resolve
+from bertillery.models.load import FIRST
+from bertillery.system import gpus
+from deploy.compare import main as compare
+from deploy.onnx import main as onnx
 from distill.__main__ import main as distill
-from distill.compare import main as compare
-from distill.onnx import main as onnx
-from distill.seeds import main as distill_seeds
-from engine import gpus
-from engine.config import InputError, read_values
-from engine.load import FIRST
+from experiments.distill_seeds import main as distill_seeds
+from experiments.finetune_rates import main as finetune_rates
+from experiments.pretrain_rates import main as pretrain_rates
+from experiments.search import main as search
+from experiments.seeds import main as seeds
+from experiments.submission import write_submission
+from experiments.submit import main as submit
 from finetune.__main__ import main as finetune
-from finetune.rate_range import main as finetune_rates
-from finetune.search import main as search
-from finetune.seeds import main as seeds
-from finetune.submission import write_submission
-from finetune.submit import main as submit
 from finetune.task import TaskSection
 from pretrain.__main__ import main as pretrain
-from pretrain.corpus import resolve
 from pretrain.prepare import main as prepare
-from pretrain.rate_range import main as pretrain_rates
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
@@ -98,7 +98,7 @@ def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:
     files = "configs/distill/tinybert_task.yaml configs/finetune/sst2.yaml"
     assert said.endswith(f"-m distill {files} model.from=b teacher.from=a run.device=cpu")
     said = would_run("distill", "CONFIG=tinybert_task", "TASK=sst2", "TEACHER=a", "STUDENT=b", "SEEDS=3")
-    assert said.endswith(f"-m distill.seeds {files} model.from=b seeds=3 teacher.from=a")
+    assert said.endswith(f"-m experiments.distill_seeds {files} model.from=b seeds=3 teacher.from=a")
 
 
 def test_data_becomes_a_list() -> None:
@@ -202,7 +202,7 @@ def test_gpus_that_are_not_there_are_refused_before_anything_runs(
     said, other, empty = capsys.readouterr().err.splitlines()
     assert said == "error: GPUS=5: given 5 GPUs, but this machine has 4; give GPUS=4, or PROCESSES=<n> for CPUs"
     assert other == "error: GPUS: given 'yes'; it is a number, GPUs of each machine"
-    assert "engine.gpus '' &&" in would_run("pretrain", "GPUS=")  # an empty one is an argument, too
+    assert "bertillery.system.gpus '' &&" in would_run("pretrain", "GPUS=")  # an empty one is an argument, too
     assert empty == "error: GPUS: given ''; it is a number, GPUs of each machine"
 
 
@@ -216,7 +216,7 @@ def test_help_lists_every_target() -> None:
 def test_help_of_an_extra_installs_nothing() -> None:
     for given in ("--help", "-h", "--print-config"):
         said = would_run("onnx", "MODEL=a", f"ARGS=lengths=[8] {given}")
-        assert said == f".venv/bin/python -m distill.onnx model=a lengths=[8] {given}"
+        assert said == f".venv/bin/python -m deploy.onnx model=a lengths=[8] {given}"
 
 
 TASK = f"{ROOT}/configs/finetune/sst2.yaml"

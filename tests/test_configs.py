@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
+from bertillery.config.section import ConfigError, dump, validate
+from bertillery.engine.optim import learning_rate
 from distill.__main__ import main as distill
 from distill.config import load_config as distillation
 from distill.config import method_of
-from engine.config import ConfigError, dump, validate
-from engine.optim import learning_rate
 from finetune.__main__ import main as finetune
 from finetune.config import load_config as finetuning
 from pretrain.__main__ import main as pretrain

@@ -12,12 +12,12 @@ import torch
 from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, ElectraConfig, ElectraForSequenceClassification
 
+from bertillery.models.heads import draw_head, head_parameters
+from bertillery.models.load import load
 from distill.config import load_config as distillation
-from engine.load import load
 from finetune.config import FinetuneConfig, recipe_values
 from finetune.examples import TextExamples
-from finetune.model import draw_head, head_parameters
-from finetune.objectives.regression import Objective
+from finetune.task_types.regression import Objective
 from pretrain.objectives import electra, mlm
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import sentences, write_encoder

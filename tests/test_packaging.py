@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 from transformers import BertConfig
 
-from engine.config import ConfigError
+from bertillery.config.section import ConfigError
 from finetune import config as finetuning
 from finetune.space import read_space
 
@@ -34,7 +34,7 @@ def test_a_wheel_has_every_configuration(tmp_path: Path) -> None:
         packed = {name for name in archive.namelist() if name.startswith("configs/")}
         archive.extractall(tmp_path / "installed")
     assert packed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
-    code = "from engine.config import CONFIGS; print(CONFIGS)"
+    code = "from bertillery.config.section import CONFIGS; print(CONFIGS)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

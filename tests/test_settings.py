@@ -10,16 +10,16 @@ from typing import Any, get_args
 import pytest
 from pydantic import create_model
 
-from distill.compare import CompareSection
+from bertillery.config.section import ConfigError, Section, read_values, validate
+from bertillery.engine.objective import objective_module
+from deploy.compare import CompareSection
+from deploy.onnx import OnnxSection
 from distill.config import GeneralConfig, TaskConfig
-from distill.onnx import OnnxSection
-from engine.config import ConfigError, Section, read_values, validate
-from engine.objective import objective_module
-from engine.rate_range import RangeSection
+from experiments.rates import RangeSection
+from experiments.search import SearchSection
+from experiments.seeds import TasksSection
+from experiments.submit import SubmitSection
 from finetune.config import FinetuneConfig
-from finetune.search import SearchSection
-from finetune.seeds import TasksSection
-from finetune.submit import SubmitSection
 from finetune.task import FolderSection
 from pretrain.config import PretrainConfig
 

@@ -12,19 +12,19 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.loader import Phase, Steps
+from bertillery.engine.loop import share_of_loss, training_steps
+from bertillery.engine.objective import Objective, objective_module
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.models.attention import NAME
+from bertillery.models.joint_spans import HEADS, JointSpans
 from distill.objectives import distilbert, minilm, tinybert
 from distill.teacher import Teacher
-from engine.attention import NAME
-from engine.batch import PackedBatch
-from engine.loop import share_of_loss, training_steps
-from engine.objective import Objective, objective_module
-from engine.optim import OptimSection, build_optimizer
-from engine.order import Phase, Steps
-from finetune.joint_spans import HEADS, JointSpans
-from finetune.objectives.spans import JointObjective
+from finetune.task_types.spans import JointObjective
 from tests.distill.pairs import masked, student_of, teacher_of
-from tests.distill.test_imitation import KINDS, batch_for, predictor
-from tests.engine.families import tiny_config
+from tests.distill.test_soft_targets import KINDS, batch_for, predictor
+from tests.models.families import tiny_config
 from tests.pretrain.test_objectives import OBJECTIVES, TINY, batch_of, make
 
 WAITING = {

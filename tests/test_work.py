@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.loop import share_of_loss
-from engine.objective import objective_module
+from bertillery.engine.loop import share_of_loss
+from bertillery.engine.objective import objective_module
 from tests.pretrain.test_objectives import OBJECTIVES, TINY, make
 
 LENGTH = 32

@@ -7,7 +7,7 @@ import json
 import torch
 from accelerate import Accelerator
 
-from engine.objective import objective_module
+from bertillery.engine.objective import objective_module
 from tests.pretrain.test_objectives import GOLDEN, HOLDS_FOR, OBJECTIVES, TOLERANCE, golden_losses
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bertillery.config.section import ConfigError, Section
+from bertillery.config.types import Depth, Width
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.objective import Term
+from bertillery.models.attention import Recorded
+from bertillery.models.encoders import encode_layers
+from bertillery.models.flops import encoder_flops
+from bertillery.models.relations import real_cells, relations
 from distill.corpus import Part, unmasked_segments
 from distill.teacher import Taught, Teacher
-from engine.attention import Recorded
-from engine.batch import PackedBatch
-from engine.config import ConfigError, Section
-from engine.encoders import encode_layers
-from engine.flops import encoder_flops
-from engine.objective import Term
-from engine.ranges import Depth, Width
-from engine.scores import real_cells, relations
 from pretrain.examples import DocumentSource
 
 MASKED_WORDS = False

@@ -20,19 +20,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bertillery.config.section import ConfigError, Section
+from bertillery.config.types import Depth
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.layout import AttentionPlan
+from bertillery.engine.objective import Term
+from bertillery.models.attention import Recorded
+from bertillery.models.encoders import encode_layers
+from bertillery.models.flops import encoder_flops
+from bertillery.models.relations import attention_scores, real_cells
 from distill.corpus import Part, unmasked_pairs
-from distill.imitation import Imitation
-from distill.layers import checked, uniform
+from distill.soft_targets import Imitation
+from distill.student import checked, uniform
 from distill.teacher import Taught, Teacher
-from engine.attention import AttentionPlan, Recorded
-from engine.batch import PackedBatch
-from engine.config import ConfigError, Section
-from engine.encoders import encode_layers
-from engine.flops import encoder_flops
-from engine.objective import Term
-from engine.ranges import Depth
-from engine.scores import attention_scores, real_cells
-from finetune.model import Predictor
+from finetune.predictor import Predictor
 from pretrain.examples import DocumentSource
 from pretrain.model import initialize
 

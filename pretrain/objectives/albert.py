@@ -15,20 +15,19 @@ from pydantic import Field
 from torch.nn import functional as F
 from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizerBase
 
-from engine.attention import NAME
-from engine.batch import PackedBatch
-from engine.config import ConfigError
-from engine.dropout import prepare_dropout
-from engine.flops import encoder_flops, head_flops
-from engine.load import vocabulary_size
-from engine.objective import Objective, Term
-from engine.ranges import Count, Probability, Width
+from bertillery.config.section import ConfigError
+from bertillery.config.types import Count, Probability, Width
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.objective import Objective, Term
+from bertillery.models.attention import NAME
+from bertillery.models.dropout import prepare_dropout
+from bertillery.models.flops import encoder_flops, head_flops
+from bertillery.models.load import vocabulary_size
 from pretrain.examples import DocumentSource
+from pretrain.initialization import ObjectiveSection, Weights
 from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, sentence_order_pairs
-from pretrain.start import ObjectiveSection
-from pretrain.weights import Weights
 
 Sharing = Literal["all", "attention", "ffn", "none"]
 

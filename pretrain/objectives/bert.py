@@ -12,17 +12,17 @@ from typing import ClassVar, Literal
 from torch.nn import functional as F
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
-from engine.batch import PackedBatch
-from engine.config import ConfigError
-from engine.dropout import prepare_dropout
-from engine.flops import encoder_flops, head_flops
-from engine.objective import Objective, Term
-from engine.ranges import Probability
+from bertillery.config.section import ConfigError
+from bertillery.config.types import Probability
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.objective import Objective, Term
+from bertillery.models.dropout import prepare_dropout
+from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.examples import DocumentSource
+from pretrain.initialization import ObjectiveSection
 from pretrain.model import ModelSection, initialize
 from pretrain.objectives.mlm import MaskingSection, bert_config, masked_batch, masked_lm_terms
 from pretrain.pairs import Tokens, next_sentence_pairs
-from pretrain.start import ObjectiveSection
 
 
 class Config(ObjectiveSection):

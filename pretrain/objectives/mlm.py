@@ -10,21 +10,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
-from engine.attention import NAME
-from engine.batch import PackedBatch, pack
-from engine.chunks import word_sums
-from engine.config import Section
-from engine.dropout import prepare_dropout
-from engine.flops import encoder_flops, head_flops
-from engine.load import vocabulary_size
-from engine.objective import Objective, Term
-from engine.ranges import Count, Share
+from bertillery.config.section import Section
+from bertillery.config.types import Count, Share
+from bertillery.data.tokenizer import starts_of_words
+from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.objective import Objective, Term
+from bertillery.models.attention import NAME
+from bertillery.models.chunks import word_sums
+from bertillery.models.dropout import prepare_dropout
+from bertillery.models.flops import encoder_flops, head_flops
+from bertillery.models.load import vocabulary_size
 from pretrain.examples import DocumentSource, FlatExamples
+from pretrain.initialization import ObjectiveSection
 from pretrain.masking import mask_tokens, num_predictions
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import Tokens, full_segments
-from pretrain.start import ObjectiveSection
-from pretrain.tokenizer import starts_of_words
 
 
 class MaskingSection(Section):

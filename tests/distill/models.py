@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from tests.engine.families import tiny_config
+from tests.models.families import tiny_config
 
 LABELS = ("no", "yes", "maybe")
 Found = dict[tuple[str, str], dict[str, float]]

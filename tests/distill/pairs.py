@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.objective import Objective
+from bertillery.models.attention import NAME
 from distill.student import StudentSection, build_student
 from distill.teacher import Teacher
-from engine.attention import NAME
-from engine.batch import PackedBatch
-from engine.objective import Objective
-from tests.engine.families import LENGTHS, batch_of, tiny_config
+from tests.models.families import LENGTHS, batch_of, tiny_config
 
 STILL: dict[str, Any] = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 DROPOUTS: dict[str, Any] = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}

@@ -23,15 +23,13 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from distill import augment, candidates
-from distill.augment import Augmentation, AugmentSection, augmented
-from distill.candidates import Candidates, Words, is_replaceable
-from distill.neighbours import VectorFile
-from distill.variants import draw
-from engine.config import ConfigError, InputError, validate
-from engine.keyed import key
-from engine.load import load, load_tokenizer
-from finetune.data import Split
+from bertillery.config.section import ConfigError, InputError, validate
+from bertillery.engine.rng import key
+from bertillery.models.load import load, load_tokenizer
+from distill import augment
+from distill import augment as candidates
+from distill.augment import Augmentation, AugmentSection, Candidates, VectorFile, Words, augmented, draw, is_replaceable
+from finetune.splits import Split
 from finetune.task import TaskSection
 from tests.finetune import texts as families
 from tests.finetune.tasks import SIZES, write_encoder

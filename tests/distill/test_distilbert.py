@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertillery.config.section import ConfigError
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Phase, Steps
+from bertillery.engine.loop import share_of_loss
+from bertillery.engine.objective import settled
 from distill.corpus import Part
 from distill.objectives import distilbert
-from distill.objectives.distilbert import Config, General, build
-from distill.rarity import RareMaskedSource, rarity_weights
-from engine.batch import PackedBatch
-from engine.config import ConfigError
-from engine.evaluate import HeldOut
-from engine.loop import share_of_loss
-from engine.objective import settled
-from engine.order import Phase, Steps
+from distill.objectives.distilbert import Config, General, RareMaskedSource, build, rarity_weights
 from tests.corpora import Tokens, learnable_tokens, random_tokens, tiny_tokenizer
 from tests.distill.pairs import masked, stock, student_of, teacher_of, values
-from tests.engine.families import LENGTHS, padded_inputs
+from tests.models.families import LENGTHS, padded_inputs
 
 VOCABULARY = 512
 CLS, SEP, MASK = 2, 3, 4

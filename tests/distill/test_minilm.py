@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertillery.config.section import ConfigError
+from bertillery.engine.batch import PackedBatch
 from distill.objectives.minilm import Config, build, divergence
-from engine.batch import PackedBatch
-from engine.config import ConfigError
 from tests.distill.pairs import stock, student_of, teacher_of, values
-from tests.engine.families import LENGTHS, batch_of
-from tests.engine.test_scores import projections
+from tests.models.families import LENGTHS, batch_of
+from tests.models.test_relations import projections
 
 
 def relations_of(model: Any, layer: int, batch: PackedBatch, heads: int) -> dict[str, list[Tensor]]:

@@ -31,13 +31,13 @@ from transformers import (
     ElectraForPreTraining,
 )
 
-from distill import seeds
+from bertillery.config.section import ConfigError, dump
+from bertillery.models.export import warnings_of_transformers
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
 from distill.task import Answers, FirstStage
-from engine.config import ConfigError, dump
-from engine.export import warnings_of_transformers
-from finetune.jobs import Job
+from experiments import distill_seeds as seeds
+from experiments.jobs import Job
 from finetune.stage import Finetuning
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
@@ -362,7 +362,7 @@ def test_seeds_of_a_task(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         ran.extend(f"{job.module} {job.name}" for job in jobs)
         return [job.name for job in jobs if main([*job.arguments])]
 
-    monkeypatch.setattr("finetune.seeds.run_jobs", run)
+    monkeypatch.setattr("experiments.seeds.run_jobs", run)
     given = chain(folder, f"run.dir={folder}/seeds", "train.steps=4")
     assert seeds.main([*given, "seeds=2"]) == 0
     assert seeds.main([*given, "seeds=3"]) == 0

@@ -16,13 +16,12 @@ from transformers import (
     DistilBertModel,
 )
 
+from bertillery.config.section import ConfigError
+from bertillery.models.encoders import encode, word_logits
 from distill.config import load_config
-from distill.layers import spread, uniform
-from distill.student import StudentSection, build_student, student_config
-from engine.config import ConfigError
-from engine.encoders import encode, word_logits
+from distill.student import StudentSection, build_student, spread, student_config, uniform
 from tests.distill.pairs import STILL, TEACHERS, masked, stock, student_of, teacher_of
-from tests.engine.families import padded_inputs
+from tests.models.families import padded_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 CASED = BertConfig(vocab_size=28996)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.loop import share_of_loss
+from bertillery.engine.objective import Objective
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.models.encoders import encode
 from distill.objectives import distilbert, minilm, tinybert
-from engine.batch import PackedBatch
-from engine.encoders import encode
-from engine.loop import share_of_loss
-from engine.objective import Objective
-from engine.optim import OptimSection, build_optimizer
 from tests.distill.pairs import DROPOUTS, masked, student_of, teacher_of
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {

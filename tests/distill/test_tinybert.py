@@ -13,25 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertillery.config.section import ConfigError, read_values, validate
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.loop import share_of_loss
+from bertillery.engine.optim import OptimSection
+from bertillery.engine.schedule import EpochSize, Rhythm, steps_per_epoch
+from bertillery.models.attention import Recorded
+from bertillery.models.encoders import encode_layers
+from bertillery.models.relations import attention_scores, real_cells
 from distill.config import load_config
 from distill.general import General
 from distill.objectives.tinybert import Config, Layers, attention_error, build
 from distill.teacher import Teacher
-from engine.attention import Recorded
-from engine.batch import PackedBatch
-from engine.config import ConfigError, read_values, validate
-from engine.encoders import encode_layers
-from engine.loop import share_of_loss
-from engine.optim import OptimSection
-from engine.phase import EpochSize, steps_per_epoch
-from engine.rhythm import Rhythm
-from engine.scores import attention_scores, real_cells
 from finetune.config import FinetuneTrainSection
 from tests.corpora import write_text
 from tests.distill.pairs import stock, student_of, teacher_of, values
-from tests.engine.families import LENGTHS, batch_of, padded_inputs
-from tests.engine.test_scores import projections
 from tests.finetune.texts import wordpiece
+from tests.models.families import LENGTHS, batch_of, padded_inputs
+from tests.models.test_relations import projections
 
 
 def scores(model: Any, batch: PackedBatch) -> list[Tensor]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from engine.attention import NAME, plan_attention
-from engine.batch import PackedBatch, pack, ranges
-from engine.dropout import Dropout, dropout, prepare_dropout
+from bertillery.engine.batch import PackedBatch, pack, ranges
+from bertillery.engine.layout import plan_attention
+from bertillery.models.attention import NAME
+from bertillery.models.dropout import Dropout, dropout, prepare_dropout
 
 
 def batch_of(lengths: list[int], vocab_size: int = 90, seed: int = 0) -> PackedBatch:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.optim import Lamb, OptimSection, build_optimizer, learning_rate
+from bertillery.engine.optim import Lamb, OptimSection, build_optimizer, learning_rate
+from bertillery.run.checkpoint import load_checkpoint, save_checkpoint
 
 
 def section(**more: object) -> OptimSection:

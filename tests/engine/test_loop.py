@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine import fit
-from engine.batch import PackedBatch, pack
-from engine.loop import DivergedError, StepInfo, Watch, training_steps
-from engine.objective import Objective, Term
-from engine.optim import OptimSection, build_optimizer
-from engine.order import Cursor, StepData
-from tests.engine.test_fit import Weight, train
+from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.loader import Cursor, StepData
+from bertillery.engine.loop import DivergedError, StepInfo, Watch, training_steps
+from bertillery.engine.objective import Objective, Term
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.run import trainer as fit
+from tests.run.test_trainer import Weight, train
 
 ALGORITHMS = ["bert_adam", "adamw", "lamb"]
 NAN = float("nan")
@@ -157,7 +157,7 @@ def test_no_checkpoint_holds_a_broken_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int, in_step: tuple[str, ...]
 ) -> None:
     """Nor is one evaluated or logged; the run goes on from the last one before it."""
-    monkeypatch.setattr("tests.engine.test_fit.Weight", functools.partial(Breaking, broken))
+    monkeypatch.setattr("tests.run.test_trainer.Weight", functools.partial(Breaking, broken))
     monkeypatch.setattr(fit, "_IN_STEP", in_step)
     rhythm = {"evaluate_every": 4, "save_every": 2, "log_every": 3, "keep": 9}
     with pytest.raises(DivergedError, match=f"^step {broken}: "):

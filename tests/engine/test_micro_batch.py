@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from engine import micro_batch
-from engine.batch import PackedBatch, pack
-from engine.config import InputError, validate
-from engine.dropout import Dropout
-from engine.environment import free_in_groups, free_memory
-from engine.evaluate import HeldOut
-from engine.fit import Trainer
-from engine.micro_batch import by_estimate, by_trying, largest_micro_batch
-from engine.objective import Objective, Term
-from engine.optim import OptimSection, build_optimizer
-from engine.order import Phase
-from engine.rhythm import Rhythm, TrainSection
-from engine.run import RunDirectory, RunSection, start_accelerator
+from bertillery.config.section import InputError, validate
+from bertillery.engine import micro_batch
+from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Phase
+from bertillery.engine.micro_batch import by_estimate, by_trying, largest_micro_batch
+from bertillery.engine.objective import Objective, Term
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.models.dropout import Dropout
+from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
+from bertillery.run.trainer import Trainer
+from bertillery.system.environment import free_in_groups, free_memory
 
 
 class Lengths:

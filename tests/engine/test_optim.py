@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining, ElectraConfig, ElectraForSequenceClassification
 
-from engine.optim import BertAdam, OptimSection, build_optimizer, learning_rate, parameter_groups
+from bertillery.engine.optim import BertAdam, OptimSection, build_optimizer, learning_rate, parameter_groups
 
 
 def rates(schedule: str, steps: int = 1_000_000, warmup: int = 10_000, **more: str) -> list[float]:

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import ConfigError, describe, read_values, validate
-from engine.duration import Duration
-from engine.order import Cursor, Stream
-from engine.phase import EpochSize, Phase, steps_per_epoch
-from engine.rhythm import Rhythm, TrainSection
-from tests.engine.test_order import Blocks
+from bertillery.config.section import ConfigError, describe, read_values, validate
+from bertillery.config.types import Duration
+from bertillery.engine.loader import Cursor, Stream
+from bertillery.engine.schedule import EpochSize, Phase, Rhythm, TrainSection, steps_per_epoch
+from tests.engine.test_loader import Blocks
 
 
 @pytest.mark.parametrize(

@@ -22,23 +22,23 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from bertillery.config.section import ConfigError, validate
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loop import share_of_loss
+from bertillery.engine.objective import Objective, objective_module
+from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.sharding import own_layers, prepared, whole
+from bertillery.models.attention import NAME
+from bertillery.models.export import export_model
+from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
+from bertillery.run.stage import StageConfig
+from bertillery.run.tracking import Tracker, TrackingSection
+from bertillery.run.trainer import Trainer
 from distill.objectives import distilbert, minilm, tinybert
-from engine.attention import NAME
-from engine.config import ConfigError, validate
-from engine.evaluate import HeldOut
-from engine.export import export_model
-from engine.fit import Trainer
-from engine.loop import share_of_loss
-from engine.objective import Objective, objective_module
-from engine.optim import OptimSection, build_optimizer
-from engine.rhythm import Rhythm, TrainSection
-from engine.run import RunDirectory, RunSection, start_accelerator
-from engine.sharding import own_layers, prepared, whole
-from engine.stage import StageConfig
-from engine.tracking import Tracker, TrackingSection
-from finetune.evaluate import predict
 from finetune.examples import TextExamples
-from finetune.objectives.classification import Objective as Classification
+from finetune.predict import predict
+from finetune.task_types.classification import Objective as Classification
 from pretrain.model import ModelSection
 from tests.corpora import learnable_tokens, tiny_tokenizer
 from tests.distill.pairs import masked, student_of, teacher_of

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.answers import (
+from finetune.task_types.answers import (
     METRICS,
     Answer,
     Prediction,

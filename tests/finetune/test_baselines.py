@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config import InputError, read_values, validate
+from bertillery.config.section import InputError, read_values, validate
 from finetune import baselines as module
 from finetune.baselines import baselines
-from finetune.data import Split, Task, read_task
+from finetune.splits import Split, Task, read_task
 from finetune.task import TaskSection
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForMultipleChoice, PreTrainedModel
 
-from engine.config import ConfigError, InputError, validate
-from engine.load import load
-from finetune.data import Split, Task, read_task
-from finetune.kind import Predicted, kind_of
-from finetune.objectives.choice import ChoiceExamples
+from bertillery.config.section import ConfigError, InputError, validate
+from bertillery.models.load import load
+from finetune.splits import Split, Task, read_task
 from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.choice import ChoiceExamples
 from tests.finetune.texts import WORDS, wordpiece, write_encoder
 
 

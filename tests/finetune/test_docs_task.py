@@ -13,11 +13,11 @@ from threading import Barrier
 
 import pytest
 
-from engine import pydocs
-from engine.config import ConfigError, InputError, read_values, validate
-from finetune import docs_task
-from finetune.data import read_task, report
-from finetune.docs_task import SPLITS, embedded_files
+from bertillery.config.section import ConfigError, InputError, read_values, validate
+from bertillery.data import pydocs
+from finetune import sources as docs_task
+from finetune.sources import SPLITS, embedded_files
+from finetune.splits import read_task, report
 from finetune.task import TaskSection
 
 ROOT = Path(__file__).parents[2]

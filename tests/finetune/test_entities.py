@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.entities import METRICS, count, entities, kinds, scores
+from finetune.task_types.entities import METRICS, count, entities, kinds, scores
 
 NAMES = ["O", "B-per", "I-per", "B-loc", "I-loc"]
 

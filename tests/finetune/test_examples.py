@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizer
 
-from engine.config import InputError
+from bertillery.config.section import InputError
 from finetune.examples import TextExamples, truncated
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import sentences

@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import finetune.stage
 from distill.__main__ import main as distill
-from finetune import seeds
+from experiments import seeds
 from finetune.__main__ import main
-from finetune.kind import TaskKind
+from finetune.task_types.base import TaskKind
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import SIZES, write_encoder, write_task
 from tests.kept import restored

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn
 
-from engine.config import InputError
+from bertillery.config.section import InputError
 from finetune.metrics import METRICS_OF, degenerate, metric, scores
 
 RNG = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def test_degenerate_predictions_are_named() -> None:
 def test_importing_is_cheap() -> None:
     """``evaluate`` takes seconds to import, and whoever only reads a configuration needs none of them."""
     script = (
-        "import sys, finetune.metrics, finetune.data\n"
+        "import sys, finetune.metrics, finetune.splits\n"
         "print(sorted({'evaluate', 'datasets', 'torch', 'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

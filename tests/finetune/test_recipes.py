@@ -8,11 +8,10 @@ import pytest
 import yaml
 from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
-from engine.config import ConfigError, dump, validate
-from engine.optim import learning_rate
-from engine.phase import EpochSize, steps_per_epoch
-from engine.rhythm import Rhythm
-from engine.run import start_accelerator
+from bertillery.config.section import ConfigError, dump, validate
+from bertillery.engine.optim import learning_rate
+from bertillery.engine.schedule import EpochSize, Rhythm, steps_per_epoch
+from bertillery.run.directory import start_accelerator
 from finetune.config import RECIPES, FinetuneConfig, describe_recipe, load_config, model_name, recipe_for
 from finetune.stage import Finetuning
 from tests.finetune.tasks import write_encoder, write_task

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bertillery.config.section import ConfigError, validate
 from distill.report import model_card as student_card
-from engine.config import ConfigError, validate
-from finetune.data import Split
-from finetune.kind import Predicted, kind_of
 from finetune.report import hardest_examples, results_table, write_predictions
+from finetune.splits import Split
 from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, kind_of
 from pretrain.report import model_card as encoder_card
 
 FORMULA, TURNED = '=HYPERLINK("http://x","y")', "\x1b[2J\u202eabc\x00"

@@ -24,8 +24,8 @@ from transformers import (
     pipeline,
 )
 
-from engine.export import warnings_of_transformers
-from engine.order import Cursor, Stream
+from bertillery.engine.loader import Cursor, Stream
+from bertillery.models.export import warnings_of_transformers
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.examples import TextExamples

@@ -12,13 +12,13 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import AutoModelForQuestionAnswering, BertTokenizer, PreTrainedTokenizerBase
 
-from engine.config import ConfigError, InputError, validate
-from engine.load import load
-from finetune.answers import Answer, exact_match
-from finetune.data import Task, read_task
-from finetune.kind import kind_of
-from finetune.questions import QuestionExamples
+from bertillery.config.section import ConfigError, InputError, validate
+from bertillery.models.load import load
+from finetune.splits import Task, read_task
 from finetune.task import SpansSection, TaskSection
+from finetune.task_types.answers import Answer, exact_match
+from finetune.task_types.base import kind_of
+from finetune.task_types.questions import QuestionExamples
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from engine.config import ConfigError, InputError, validate
-from engine.load import load
-from finetune.data import Split, Task, read_task
-from finetune.kind import Predicted, kind_of
-from finetune.objectives.tokens import SentenceExamples
-from finetune.structured import objects
+from bertillery.config.section import ConfigError, InputError, validate
+from bertillery.models.load import load
+from finetune.rows import objects
+from finetune.splits import Split, Task, read_task
 from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.tokens import SentenceExamples
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
 TAGS = ["O", "B-place", "I-place", "B-person", "I-person"]

@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from transformers import AlbertForPreTraining
 
-from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.config import ConfigError
-from engine.export import export_model
-from engine.keyed import key
-from engine.loop import training_steps
-from engine.objective import Objective
-from engine.optim import OptimSection, build_optimizer, parameter_groups
-from engine.order import Phase, Steps
+from bertillery.config.section import ConfigError
+from bertillery.engine.loader import Phase, Steps
+from bertillery.engine.loop import training_steps
+from bertillery.engine.objective import Objective
+from bertillery.engine.optim import OptimSection, build_optimizer, parameter_groups
+from bertillery.engine.rng import key
+from bertillery.models.export import export_model
+from bertillery.run.checkpoint import load_checkpoint, save_checkpoint
 from pretrain.masking import Masked, draw_ngrams, mask_tokens
 from pretrain.model import ModelSection
 from pretrain.objectives import albert

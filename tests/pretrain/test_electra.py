@@ -13,20 +13,29 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoModelForPreTraining, ElectraForMaskedLM, ElectraForPreTraining
 
-from engine.batch import PackedBatch
-from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.config import ConfigError
-from engine.evaluate import Sums
-from engine.export import export_model
-from engine.keyed import key
-from engine.optim import OptimSection, build_optimizer, learning_rate
+from bertillery.config.section import ConfigError
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.evaluate import Sums
+from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
+from bertillery.engine.rng import key
+from bertillery.models.export import export_model
+from bertillery.run.checkpoint import load_checkpoint, save_checkpoint
 from pretrain.config import load_config
-from pretrain.detection import area_under_roc, detection_terms, histograms
-from pretrain.electra_examples import Slots, mask_slots, segment_pairs
 from pretrain.model import ModelSection
 from pretrain.objectives import electra
-from pretrain.objectives.electra import Config, Electra, build, generator_sizes
-from pretrain.sampling import sample
+from pretrain.objectives.electra import (
+    Config,
+    Electra,
+    Slots,
+    area_under_roc,
+    build,
+    detection_terms,
+    generator_sizes,
+    histograms,
+    mask_slots,
+    sample,
+    segment_pairs,
+)
 from tests.corpora import Tokens, counting_tokens, learnable_tokens, random_tokens, tiny_tokenizer
 from tests.pretrain.test_objectives import STILL, train
 

@@ -13,8 +13,8 @@ import pytest
 import pretrain.__main__
 from pretrain.__main__ import main
 from tests.corpora import write_text
-from tests.engine.test_frame import framed_bpe
 from tests.kept import restored
+from tests.models.test_frame import framed_bpe
 
 CONFIG = """
 model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 32}

@@ -5,12 +5,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from engine.config import ConfigError
-from engine.keyed import key
+from bertillery.config.section import ConfigError
+from bertillery.engine.rng import key
 from pretrain.masking import Masked, mask_tokens, num_predictions
 from pretrain.objectives import mlm
 from tests.corpora import Tokens
-from tests.engine.test_frame import KINDS, WORDS
+from tests.models.test_frame import KINDS, WORDS
 
 VOCAB = 30522
 

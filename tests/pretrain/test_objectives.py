@@ -19,18 +19,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForPreTraining
 
 import pretrain.objectives
-from engine.batch import PackedBatch
-from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.config import ConfigError
-from engine.evaluate import HeldOut
-from engine.export import export_model
-from engine.loop import DivergedError, StepInfo, training_steps
-from engine.objective import Objective, objective_module
-from engine.optim import OptimSection, build_optimizer, learning_rate, parameter_groups
-from engine.order import Phase, Steps
+from bertillery.config.section import ConfigError
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Phase, Steps
+from bertillery.engine.loop import DivergedError, StepInfo, training_steps
+from bertillery.engine.objective import Objective, objective_module
+from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate, parameter_groups
+from bertillery.models.export import export_model
+from bertillery.run.checkpoint import load_checkpoint, save_checkpoint
 from pretrain.config import load_config
+from pretrain.initialization import load_weights, networks
 from pretrain.model import ModelSection
-from pretrain.weights import load_weights, networks
 from tests.corpora import learnable_tokens, random_tokens, tiny_tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import AlbertTokenizer, BertTokenizer
 
-from engine.batch import PackedBatch, pack
+from bertillery.data.unigram import SPECIALS as UNIGRAM
+from bertillery.engine.batch import PackedBatch, pack
 from pretrain.report import show_example, without_context
-from pretrain.unigram import SPECIALS as UNIGRAM
 from tests.corpora import SPECIALS
 
 

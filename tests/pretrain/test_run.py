@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
 
-from pretrain import prepare
+from bertillery.data import prepare
 from pretrain.__main__ import main
 from tests.corpora import write_text
 
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(folder: Path, whole: str) 
     """Files above a size cannot be written from the second checkpoint on; with room again the run goes on."""
     program = """
 import resource, sys
-from engine import fit
+from bertillery.run import trainer as fit
 from pretrain.__main__ import main
 save = fit.save_checkpoint
 def limited(*arguments, step, **named):

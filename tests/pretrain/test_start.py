@@ -23,13 +23,13 @@ from transformers import (
     ElectraForPreTraining,
 )
 
-from engine.config import ConfigError, describe, dump, validate
-from engine.export import export_model
-from engine.load import load_tokenizer
-from engine.objective import Objective
+from bertillery.config.section import ConfigError, describe, dump, validate
+from bertillery.engine.objective import Objective
+from bertillery.models.export import export_model
+from bertillery.models.load import load_tokenizer
 from pretrain.config import PretrainConfig, load_config, objective_of
+from pretrain.initialization import load_weights
 from pretrain.objectives import albert, electra
-from pretrain.weights import load_weights
 from tests.corpora import tiny_tokenizer
 from tests.pretrain.test_objectives import TINY
 

@@ -1,0 +1,20 @@
+"""What the stages share: configuration, files, the training loop, networks, data, reports.
+
+Importing it registers our own model classes with the Auto classes of transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def _is_command() -> bool:
+    """Whether ``python -m <stage>`` runs: it takes Ctrl-C over before it imports networks, which takes seconds, and
+    registers the classes when it does so (:mod:`bertillery.models`)."""
+    specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = getattr(specification, "name", "").partition(".")[0]
+    return name in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy")
+
+
+if not _is_command():
+    import bertillery.models  # noqa: F401

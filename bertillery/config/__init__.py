@@ -1,0 +1,1 @@
+"""Configuration: sections, their types, and how YAML files and overrides become one."""

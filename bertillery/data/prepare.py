@@ -1,0 +1,266 @@
+"""Documents to a prepared corpus.
+
+First the tokenizer is trained on a sample, then all documents are cleared of repetitions, split into sentences and
+encoded. The folder is named by a hash of everything it is made from; it is built beside its place, continues after a
+kill where it stopped, and is moved into place when whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from bertillery.config.section import InputError
+from bertillery.data import pydocs
+from bertillery.data.corpus import CorpusSection, ReadReport, read_documents, resolve
+from bertillery.data.encode import Document, append, batched, document_key, encode_batches
+from bertillery.data.ledger import Ledger
+from bertillery.data.prepared import FORMAT, PreparedCorpus, write_manifest
+from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
+from bertillery.data.unigram import train_unigram
+from bertillery.models.frame import check_pretraining_frame
+from bertillery.models.load import load_tokenizer, vocabulary_size
+from bertillery.run.inputs import Fingerprint, describe_files
+from bertillery.run.stage import Stage
+from bertillery.run.waiting import main_process_first
+from bertillery.system.environment import num_cores
+from bertillery.system.files import make_once
+
+_COMMIT_CHARACTERS = 16_000_000
+
+
+def prepare(
+    data: CorpusSection,
+    tokenizer: TokenizerSection,
+    cache: Path,
+    workers: int | None = None,
+    *,
+    name: str | None = None,
+) -> PreparedCorpus:
+    """Open the prepared corpus of these settings; made first, by ``workers`` processes, where ``cache`` has none.
+
+    ``name`` is that of its folder (:func:`corpus_files`), where it is known already.
+    """
+    folder = cache / (name or corpus_files(data, tokenizer).sha256)
+
+    def make(partial: Path) -> Path:
+        _build(partial, data, tokenizer, _existing(tokenizer), workers or num_cores())
+        return partial / "corpus"
+
+    try:
+        make_once(folder, make, doing="is preparing this corpus")
+    except (OSError, sqlite3.OperationalError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left while preparing {folder}.partial; free some, or set run.data_dir to another disk; "
+                "running again continues from there",
+            ) from error
+        raise
+    return PreparedCorpus.open(folder)
+
+
+def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprint:
+    """What a corpus of these settings would be prepared from, by the names, sizes and times of its files; its hash
+    names the folder of the prepared corpus. Raises what :func:`prepare` does for sources that are not there."""
+    parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump()]
+    existing = _existing(tokenizer)
+    if existing is None:
+        parts.append(tokenizer.model_dump())
+    else:  # what it is, not where: its directory may come to hold another one, and another directory the same one
+        parts += [type(existing).__name__, cast(Any, existing).backend_tokenizer.to_str(), existing.special_tokens_map]
+    sizes: list[int] = []
+    others: list[str] = []
+    for source in resolve([*data.valid, *data.path]):
+        if isinstance(source, Path):
+            stat = source.stat()
+            parts.append([source.name, stat.st_size, stat.st_mtime_ns])
+            sizes.append(stat.st_size)
+        else:
+            embedded = source == "python-docs"
+            parts.append([source, pydocs.fingerprint() if embedded else None])
+            others.append(pydocs.DESCRIPTION if embedded else source)
+    described = [describe_files(len(sizes), sum(sizes))] if sizes else []
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return Fingerprint(digest, ", ".join([*described, *others]), exact=False)
+
+
+def _existing(section: TokenizerSection) -> PreTrainedTokenizerBase | None:
+    return load_tokenizer(section.path) if section.path else None
+
+
+def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, *, num_texts: int) -> PreparedCorpus:
+    """The prepared corpus of a run whose examples have up to ``num_texts`` texts, and the run's pins on it. The main
+    process makes it, the others open it.
+
+    Raises what :meth:`Stage.pin` and :func:`prepare` do: before anything is prepared where number or size of the files
+    have changed, and after it where the text turns out to be another. A run that has only its export to make reads the
+    corpus that it was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is
+    refused (``ConfigError``) before hours go into a corpus of its tokens.
+    """
+    existing = _existing(tokenizer)
+    if existing is not None:
+        check_pretraining_frame(existing, num_texts)
+    cache, begun = stage.config.run.data_dir, stage.pinned.get("corpus files")
+    kept = begun and cache / begun.sha256
+    (enough,) = broadcast_object_list([stage.trained and kept is not None and kept.exists()])
+    if enough and kept:
+        corpus = PreparedCorpus.open(kept)
+    else:
+        stage.pin(lambda: {"corpus files": corpus_files(data, tokenizer)})
+        with main_process_first(stage.accelerator):
+            corpus = prepare(data, tokenizer, cache, name=stage.inputs["corpus files"].sha256)
+    stage.pin(lambda: {"corpus": corpus.fingerprint})
+    return corpus
+
+
+def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _build(
+    partial: Path,
+    data: CorpusSection,
+    section: TokenizerSection,
+    tokenizer: PreTrainedTokenizerBase | None,
+    workers: int,
+) -> None:
+    """Fill ``partial/corpus``; every step that is already there is kept."""
+    corpus = partial / "corpus"
+    if not (corpus / "tokenizer").exists():
+        if tokenizer is None:
+            _say("prepare: sampling text for the tokenizer")
+            sample = _sample(_progress(_documents(data, ReadReport())), section.sample_bytes)
+            _say(f"prepare: training {section.vocab_size} pieces on {len(sample)} documents")
+            train = train_unigram if section.type == "unigram" else train_wordpiece
+            tokenizer = train(sample, section)
+        shutil.rmtree(partial / "tokenizer", ignore_errors=True)
+        tokenizer.save_pretrained(partial / "tokenizer")
+        corpus.mkdir(exist_ok=True)
+        (partial / "tokenizer").rename(corpus / "tokenizer")
+    tokenizer = load_tokenizer(str(corpus / "tokenizer"))
+    report = ReadReport()
+    _say("prepare: encoding")
+    state = _encode_all(partial, data, tokenizer, report, workers)
+    unigrams = _count_tokens(corpus / "train" / "ids.bin", _dtype(tokenizer), vocabulary_size(tokenizer))
+    np.save(corpus / "unigrams.npy", unigrams)
+    facts = {
+        "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
+        "read": asdict(report),
+        "unknown": state["unknown"] / max(1, state["characters"]),
+        "duplicates": state["duplicates"],
+        "train": state["train"],
+        "valid": state["valid"],
+        "dtype": _dtype(tokenizer).name,
+        "vocab_size": vocabulary_size(tokenizer),
+        "tokenizer": _vocabulary_hash(tokenizer),
+    }
+    write_manifest(corpus, facts)
+
+
+def _documents(data: CorpusSection, report: ReadReport) -> Iterator[Document]:
+    """All documents; held-out files first, so that what they share with the training text is dropped from that."""
+    for document in read_documents(data, data.valid, report):
+        yield True, document
+    for document in read_documents(data, data.path, report):
+        rank = int.from_bytes(document_key(document)[:8], "little")
+        yield not data.valid and rank < data.holdout * 2**64, document
+
+
+def _sample(documents: Iterable[Document], limit: int) -> list[str]:
+    """Training documents of up to ``limit`` bytes: those with the smallest hashes, whatever their order."""
+    kept: dict[int, str] = {}
+    size, threshold = 0, 2**64
+    for held_out, document in documents:
+        rank = int.from_bytes(document_key(document)[8:], "little")
+        if held_out or rank >= threshold or rank in kept:
+            continue
+        kept[rank] = "\n".join(document)
+        size += len(kept[rank].encode())
+        while size > limit and len(kept) > 1:
+            threshold //= 2
+            kept = {rank: text for rank, text in kept.items() if rank < threshold} or dict([min(kept.items())])
+            size = sum(len(text.encode()) for text in kept.values())
+    if not kept:
+        raise InputError("the corpus holds no text to train on; check data.path and data.holdout")
+    return list(kept.values())
+
+
+def _encode_all(
+    partial: Path, data: CorpusSection, tokenizer: PreTrainedTokenizerBase, report: ReadReport, workers: int
+) -> dict[str, Any]:
+    """Append every document to the files, from where the ledger stands; the final state of the ledger."""
+    corpus = partial / "corpus"
+    files = []
+    for part in ("train", "valid"):
+        (corpus / part).mkdir(exist_ok=True)
+        files += [corpus / part / f"{name}.bin" for name in ("ids", "sentences", "documents")]
+    nothing = {"documents": 0, "sentences": 0, "tokens": 0}
+    duplicates = {"documents": 0, "paragraphs": 0}
+    state = {"consumed": 0, "characters": 0, "unknown": 0, "duplicates": duplicates}
+    state |= {"train": dict(nothing), "valid": dict(nothing)}
+    with Ledger(partial / "ledger.sqlite", files, state) as ledger:
+        documents = islice(_progress(_documents(data, report)), ledger.state["consumed"], None)
+        uncommitted = 0
+        if not ledger.state["consumed"]:
+            for file in files:
+                if file.name != "ids.bin":
+                    ledger.append(file, np.zeros(1, np.int64).tobytes())
+        for encoded in encode_batches(batched(documents), corpus / "tokenizer", data.language, workers):
+            append(ledger, corpus, encoded)
+            uncommitted += encoded.characters
+            if uncommitted >= _COMMIT_CHARACTERS:
+                ledger.commit()
+                uncommitted = 0
+        ledger.commit()
+        _check_parts(ledger.state, data)
+        return ledger.state
+
+
+def _check_parts(state: dict[str, Any], data: CorpusSection) -> None:
+    train, valid = state["train"]["documents"], state["valid"]["documents"]
+    if not train and not valid:
+        raise InputError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")
+    if not train or not valid:
+        name = "training" if not train else "held-out"
+        raise InputError(
+            f"no {name} text: of {train + valid} documents data.holdout={data.holdout} holds out {valid}; "
+            "set data.holdout so that both parts get some, or name held-out files in data.valid"
+            if not data.valid
+            else f"no {name} text: {'data.path' if not train else 'data.valid'} holds nothing new; give other files"
+        )
+
+
+def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
+    return WordEncoder(tokenizer).dtype
+
+
+def _count_tokens(ids: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+    counts = np.zeros(vocab_size, np.int64)
+    with ids.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            counts += np.bincount(np.frombuffer(chunk, dtype), minlength=vocab_size)
+    return counts
+
+
+def _progress(documents: Iterator[Document]) -> Iterable[Document]:
+    return tqdm(documents, unit=" documents", unit_scale=True, disable=None)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

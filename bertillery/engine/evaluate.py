@@ -1,0 +1,105 @@
+"""Held-out numbers: sums over a fixed set of examples, each seen once whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.loader import Cursor, Stream, shares
+from bertillery.engine.objective import Source, Term, settled
+
+
+class Sums:
+    """Totals of terms on the device and their counts on the host, added up over batches."""
+
+    def __init__(self, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
+        """``earlier`` are results of :meth:`state`: adding goes on from there."""
+        self._earlier: dict[str, list[float]] = {}
+        self._totals: dict[str, Tensor] = {}
+        self._terms: dict[str, tuple[str, float, Callable[[list[float], float], float]]] = {}
+        self._counts: dict[str, int] = {}
+        for state in earlier:
+            for name, total in state["totals"].items():
+                known = self._earlier.get(name, [0.0] * len(total))
+                self._earlier[name] = [a + b for a, b in zip(known, total, strict=True)]
+            for name, count in state["counts"].items():
+                self._counts[name] = self._counts.get(name, 0) + count
+
+    def add(self, terms: dict[str, Term], counts: dict[str, int]) -> None:
+        """Add a micro-batch; nothing waits for the device."""
+        for name, term in terms.items():
+            total = term.total.detach().double()
+            if name in self._earlier:
+                self._totals[name] = total.new_tensor(self._earlier.pop(name)).view_as(total)
+            self._totals[name] = self._totals[name] + total if name in self._totals else total
+            self._terms[name] = (term.count, term.weight, term.value)
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def state(self) -> dict[str, Any]:
+        """This rank's totals and counts, as JSON holds them bit for bit; the device is waited for."""
+        totals = {name: total.flatten().tolist() for name, total in self._totals.items()}
+        return {"totals": {**self._earlier, **totals}, "counts": dict(self._counts)}
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Value of every term over all ranks, and the weighted sum ``loss``; one fetch from the device."""
+        names, kinds = sorted(self._totals), sorted(self._counts)
+        totals = [self._totals[name].flatten() for name in names]
+        counts = torch.tensor([self._counts[kind] for kind in kinds], dtype=torch.float64, device=accelerator.device)
+        fetched = accelerator.reduce(torch.cat([*totals, counts]), "sum")
+        assert isinstance(fetched, Tensor)
+        *sums, counted = fetched.cpu().split([*map(len, totals), len(kinds)])
+        count = dict(zip(kinds, counted.tolist(), strict=True))
+        values, loss = {}, 0.0
+        for name, parts in zip(names, sums, strict=True):
+            kind, weight, value = self._terms[name]
+            values[name] = value(parts.tolist(), count[kind])
+            loss += weight * values[name]
+        return {"loss": loss, **values}
+
+
+class HeldOut:
+    """A fixed set of held-out examples, drawn once with the evaluation's own seed."""
+
+    _seed = 20181011
+    """Evaluation examples do not change with the run's seed, so that runs can be compared."""
+
+    def __init__(self, source: Source, *, num_examples: int | None, micro_batch_tokens: int = 8192) -> None:
+        stream = Stream(source, self._seed)
+        available = len(stream.rows(0, 0))
+        self._source = source
+        self.micro_batch_tokens = micro_batch_tokens
+        """Tokens at a time; a training sets it to its own."""
+        rows, _ = stream.take(Cursor(), min(num_examples or available, available))
+        self.rows = settled(source, rows)
+
+    def score(self, values: dict[str, float]) -> float:
+        """What makes one evaluation better than another: the larger, the better."""
+        return -values["loss"]
+
+    def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
+        """One rank's part of the examples, the same number of batches for every rank.
+
+        Of fewer examples than ranks each gets all: the means are the same.
+        """
+        lengths = self.rows["length"].astype("int64")
+        if len(lengths) < num_ranks:
+            num_ranks, rank = 1, 0
+        parts = shares(lengths, self.micro_batch_tokens, num_ranks, rank)
+        return [self._source.collate(self.rows[part]) for part in parts]
+
+    @torch.no_grad()
+    def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
+        """Means of the objective's terms over the set, in eval mode; the same on every rank."""
+        training, sums = objective.training, Sums()
+        objective.eval()
+        for batch in self.batches(accelerator.num_processes, accelerator.process_index):
+            with accelerator.autocast():
+                sums.add(objective(batch.to(accelerator.device)), batch.counts)
+        objective.train(training)
+        return sums.means(accelerator)

@@ -1,0 +1,143 @@
+"""What a training shows while it runs: means, speed, memory, a bar."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from bertillery.engine.evaluate import Sums
+from bertillery.engine.loop import StepInfo
+from bertillery.engine.objective import Objective
+
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 125e12, "RTX 4090": 165e12}
+"""Dense bfloat16 peak of a device, from the vendor's data sheets: what model FLOPs utilisation is a share of."""
+
+
+class Meter:
+    """Adds up what steps report; reads it from the device only when asked."""
+
+    def __init__(
+        self, accelerator: Accelerator, objective: Objective, earlier: Mapping[str, Any] | None = None
+    ) -> None:
+        """``earlier`` is what :meth:`state` gave: the means go on within their interval; speeds are of this process."""
+        self._accelerator, self._objective = accelerator, objective
+        self._all_tokens, self._all_seconds = (earlier["tokens"], earlier["seconds"]) if earlier else (0, 0.0)
+        # Each rank's own sums; those of more ranks than there are now are shared out in turn.
+        self._start(earlier["sums"][accelerator.process_index :: accelerator.num_processes] if earlier else ())
+
+    def _start(self, sums: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._sums, self._tokens, self._examples, self._flops, self._steps = Sums(sums), 0, 0, 0.0, 0
+        self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that an interval's means do not depend on where a run was resumed. All processes
+        call it."""
+        sums = gather_object([self._sums.state()])
+        return {"sums": sums, "tokens": self._all_tokens, "seconds": self._all_seconds}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in it is not training time: saving and evaluating, wherever they fall between two readings."""
+        if self._accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self._accelerator.device)  # for steps that are queued still, which are training
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def add(self, info: StepInfo) -> None:
+        """Note one step."""
+        for terms, counts in info.terms:
+            self._sums.add(terms, counts)
+        self._tokens += info.num_tokens
+        self._examples += info.num_examples
+        self._flops += info.flops
+        self._steps += 1
+
+    def read(self, info: StepInfo) -> dict[str, float]:
+        """Means since the last reading, as metrics."""
+        values = {f"train/{name}": value for name, value in self._sums.means(self._accelerator).items()}
+        seconds = time.perf_counter() - self._since
+        self._all_tokens += self._tokens
+        self._all_seconds += seconds
+        values |= {
+            "learning_rate": info.learning_rate,
+            "gradient_norm": info.gradient_norm.item(),
+            "tokens_per_second": self._tokens / seconds,
+            "examples_per_second": self._examples / seconds,
+            "seconds_per_step": seconds / self._steps,
+            "model_tflops_per_device": self._flops / seconds / 1e12,
+            "memory_gib": _memory_gib(self._accelerator.device),
+        }
+        beside = self._objective.seconds_beside()
+        values |= {f"share_of_{name}": spent / seconds for name, spent in beside.items()}
+        peak = _peak_flops(self._accelerator.device)
+        if peak is not None:
+            values["model_flops_utilisation"] = self._flops / seconds / peak
+        self._start()
+        return values
+
+    @property
+    def overall(self) -> float:
+        """Tokens per second of all that was read."""
+        return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak memory: the device's, or this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+
+
+class Progress:
+    """A bar with losses, tokens/s and time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, done: int, is_main: bool) -> None:
+        self._total, self._is_main = total, is_main
+        self._interactive = is_main and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=not self._interactive, dynamic_ncols=True)
+        self._began, self._first = time.perf_counter(), done
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, info: StepInfo) -> None:
+        """One step more."""
+        self._step = info.step
+        self._bar.update()
+
+    def show(self, values: dict[str, float]) -> None:
+        """Losses and speed, as just read."""
+        losses = {n.removeprefix("train/"): v for n, v in values.items() if n.startswith("train/")}
+        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        text += f"  {values['tokens_per_second']:,.0f} tokens/s"
+        if self._interactive:
+            self._bar.set_postfix_str(text)
+        elif self._is_main:
+            left = (time.perf_counter() - self._began) / (self._step - self._first) * (self._total - self._step)
+            print(f"step {self._step:,}/{self._total:,}  {text}  {left / 60:.1f} min left", flush=True)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self._is_main:
+            self._bar.write(text) if self._interactive else print(text, flush=True)

@@ -1,0 +1,228 @@
+"""Optimizers, parameter groups and learning rates as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bertillery.config.section import ConfigError, Section
+from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Weight
+from bertillery.engine.sharding import whole
+
+
+class OptimSection(Section):
+    """The optimizer and its learning rate."""
+
+    algorithm: Literal["bert_adam", "adamw", "lamb"] = "bert_adam"
+    """``bert_adam``: BERT's own, without bias correction; ``adamw``: torch's; ``lamb``: ALBERT's, for large batches."""
+    learning_rate: LearningRate = 1e-4
+    """Peak."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    epsilon: Epsilon = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: Weight = 0.01
+    """Decoupled; LayerNorms and biases are exempt."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
+    max_gradient_norm: Factor = 1.0
+    """Gradients are scaled down to this norm."""
+    clipping: Literal["global", "tensor"] = "global"
+    """What has that norm at most: all gradients together, or, as in TinyBERT's code, each tensor's by itself."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """Of which loss the gradients are that are scaled down: the mean of a step's examples (or words), or, as ELECTRA is
+    fine-tuned, their sum. The sum's are nearly always above the norm, so that every step weighs the same."""
+    schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"] = "bert"
+    """How the learning rate moves after warm-up; see :func:`learning_rate`."""
+    warmup: Duration = Duration("1%")
+    """Linear warm-up from 0."""
+    cooldown: Duration = Duration("10%")
+    """Last stretch of ``warmup_stable_decay``."""
+
+
+class BertAdam(torch.optim.AdamW):
+    """Adam as BERT's and ELECTRA's code has it: no bias correction, epsilon outside the root, decay times the rate.
+
+    Torch's update divides the moments by ``1 - beta**step``. At a step count where both round to 1 nothing is
+    corrected, and the fused kernel computes the original: ``p -= lr * (m / (sqrt(v) + eps) + wd * p)``. The counter
+    is kept as float32, where adding 1 to 1e9 changes nothing.
+    """
+
+    _never_corrected = 1e9
+
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": torch.tensor(self._never_corrected, dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+_torch = cast(Any, torch)  # the _foreach functions are what torch's own optimizers call, but not in its type hints
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB as ALBERT's code has it (You et al. 2020, algorithm 2, without bias correction and without bounds).
+
+    The update of BERT's Adam, ``u = m / (sqrt(v) + eps) + wd * p``, is scaled for each tensor by the norm of the tensor
+    over the norm of ``u`` (1 if either is 0). Groups with ``adapted=False``, LayerNorms and biases, are not scaled.
+    As with torch's fused optimizers, an attribute ``found_inf`` that is 1 makes a step change nothing.
+    """
+
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "adapted": True})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        found: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = [parameter.grad for parameter in parameters]
+            first = [self.state[parameter]["exp_avg"] for parameter in parameters]
+            second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+            beta1, beta2 = group["betas"]
+            with _undone(first, found):
+                _torch._foreach_lerp_(first, gradients, 1 - beta1)
+            with _undone(second, found):
+                _torch._foreach_mul_(second, beta2)
+                _torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+            scale = _torch._foreach_sqrt(second)
+            _torch._foreach_add_(scale, group["eps"])
+            update = _torch._foreach_div(first, scale)
+            _torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
+            if group["adapted"]:
+                norms = torch.stack(_torch._foreach_norm(parameters))
+                lengths = torch.stack(_torch._foreach_norm(update))
+                ratios = torch.where((norms > 0) & (lengths > 0), norms / lengths, 1.0)
+                _torch._foreach_mul_(update, list(ratios.unbind()))
+            with _undone(parameters, found):
+                _torch._foreach_add_(parameters, update, alpha=-group["lr"])
+
+
+@contextmanager
+def _undone(tensors: Sequence[Tensor], found: Tensor | None) -> Iterator[None]:
+    """What the block does to the tensors is undone, to the bit, where ``found`` is 1; the device decides.
+
+    To multiply by 0 would not do: 0 times what is not finite is not 0.
+    """
+    before = [] if found is None else [tensor.clone() for tensor in tensors]
+    yield
+    if found is not None:
+        for tensor, old in zip(tensors, before, strict=True):
+            torch.where(found == 0, tensor, old, out=tensor)
+
+
+_EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")
+
+
+_LAYER = re.compile(r"\b(?:layer|albert_layer_groups)\.(\d+)\.")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
+
+    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone; ``rate_share``, read by the
+    loop, is the group's share of the learning rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n
+    layers, where the embeddings and their projection have depth 0, layer i, counted from 0, i + 1, and the rest n + 2
+    (ELECTRA's ``_get_layer_lrs``).
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    layers = [int(match[1]) + 1 for name, _ in named if (match := _LAYER.search(name))]
+    head = max(layers, default=0) + 2
+
+    def depth(name: str) -> int:
+        if layer_decay == 1:
+            return head
+        match = _LAYER.search(name)
+        return int(match[1]) + 1 if match else 0 if "embedding" in name else head
+
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in sorted(named, key=lambda item: (-depth(item[0]), _EXEMPT.search(item[0]) is not None)):
+        groups.setdefault((depth(name), _EXEMPT.search(name) is None), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "adapted": decayed,
+            "rate_share": layer_decay ** (head - level),
+        }
+        for (level, decayed), parameters in groups.items()
+    ]
+
+
+def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over all trainable parameters of a model."""
+    groups = parameter_groups(model, section.weight_decay, section.layer_decay)
+    settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
+    algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
+    return algorithms[section.algorithm](groups, **settings)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: str = "global") -> Tensor:
+    """Scale gradients down to a norm of ``most`` in place; returns the global norm (), before that.
+
+    ``clipping`` is :attr:`OptimSection.clipping`. Nothing waits for the device. Where parameters are split over
+    processes, all of these have to call it.
+    """
+    clip = partial(nn.utils.clip_grad_norm_, max_norm=most, foreach=True)
+    if clipping == "global":
+        return whole(clip(parameters))
+    return torch.stack([whole(clip(parameter)) for parameter in parameters if parameter.grad is not None]).norm()
+
+
+def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each update, counted from 0, as a pure function.
+
+    With T steps, W of warm-up and C of cooldown, for the update t as a share of the peak:
+
+    - ``bert``: t/W, then 1 - t/T; it jumps down where warm-up ends (optimization.py of the BERT repository).
+    - ``electra``: (1 - t/T) * min(1, t/W).
+    - ``linear``: t/W, then (T - t) / (T - W), what transformers calls linear.
+    - ``cosine``: t/W, then half a cosine to 0.
+    - ``inverse_sqrt``: t/W, then sqrt(W/t), "noam" (Vaswani et al. 2017, 5.3).
+    - ``constant``: t/W, then 1.
+    - ``warmup_stable_decay``: t/W, then 1, then linear to 0 over the last C steps.
+    """
+    total = max(1, total_steps)
+    warmup = section.warmup.to_steps(total_steps=total)
+    cooldown = max(1, section.cooldown.to_steps(total_steps=total))
+    if warmup > total:
+        raise ConfigError(f"optim.warmup: {warmup} steps are more than the run's {total}; give fewer, or a percentage")
+    after: dict[str, Callable[[int], float]] = {
+        "bert": lambda t: 1 - t / total,
+        "electra": lambda t: 1 - t / total,
+        "linear": lambda t: (total - t) / max(1, total - warmup),
+        "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * (t - warmup) / max(1, total - warmup))),
+        "inverse_sqrt": lambda t: math.sqrt(max(1, warmup) / max(1, t)),
+        "constant": lambda t: 1.0,
+        "warmup_stable_decay": lambda t: min(1.0, (total - t) / cooldown),
+    }
+    shape = after[section.schedule]
+
+    def rate(step: int) -> float:
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        if section.schedule == "electra":
+            return section.learning_rate * shape(step) * rise
+        return section.learning_rate * (rise if step < warmup else shape(step))
+
+    return rate

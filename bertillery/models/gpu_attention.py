@@ -1,0 +1,88 @@
+"""Attention on a GPU over sequences that lie end to end, without padding: the library's kernels that can do it.
+
+Legend: T tokens of the batch, B sequences, H heads, D head size.
+
+None of them drops out attention weights, and each wants a kind of number or of device; :func:`choose` knows which.
+Where neither will do the batch is cut into rectangles, as on a CPU (:mod:`bertillery.models.attention`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+Kernel = Literal["varlen", "flex", "rectangles"]
+
+# The scale is a constant of a kernel, and has to be a number where that is compiled, not a symbol. And torch gives up
+# compiling after 8 kinds of calls: two networks, trained and evaluated, can be as many.
+torch._dynamo.config.specialize_float = True
+torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+
+
+def _library_varlen() -> Any:
+    """``torch.nn.attention.varlen.varlen_attn``, or None where there is none that takes a scale."""
+    try:
+        found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+    return found if "scale" in inspect.signature(found).parameters else None
+
+
+varlen_attn = _library_varlen()
+
+
+def choose(device: str, dtype: torch.dtype, dropout: float, head_size: int, *, varlen: bool, flex: bool) -> Kernel:
+    """The kernel for heads of a size, on a type of device; ``varlen`` and ``flex`` say whether it has these.
+
+    ``varlen`` is flash attention: 16 bits, heads of 8 to 256 in steps of 8. ``flex`` multiplies tiles of at least 16.
+    """
+    if device != "cuda" or dropout:
+        return "rectangles"
+    if varlen and dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256:
+        return "varlen"
+    return "flex" if flex and 16 <= head_size <= 256 else "rectangles"
+
+
+def kernel_for(query: Tensor, dropout: float) -> Kernel:
+    """The kernel for queries (..., D) where they are."""
+    varlen, flex = _offered(query.device)
+    return choose(query.device.type, query.dtype, dropout, query.shape[-1], varlen=varlen, flex=flex)
+
+
+@torch.compiler.assume_constant_result
+def _offered(device: torch.device) -> tuple[bool, bool]:
+    """Whether torch has ``varlen`` and ``flex`` for a device: asked, not traced, where layers are compiled."""
+    return _looked_up(device)
+
+
+@lru_cache
+def _looked_up(device: torch.device) -> tuple[bool, bool]:
+    recent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    varlen = recent and varlen_attn is not None and torch.backends.cuda.is_flash_attention_available()
+    return varlen, recent and importlib.util.find_spec("triton") is not None
+
+
+def by_varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
+    """Attention (T, H, D) from (T, H, D) each, 16 bits wide; ``starts`` (B+1,) is int32 and ends with T."""
+    assert varlen_attn is not None
+    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale)
+
+
+def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """Attention (1, H, T, D) from (1, H, T, D) each; ``mask`` is that of :func:`sequence_mask`."""
+    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()  # compiled with the layer around it
+    return attend(query, key, value, block_mask=mask, scale=scale)
+
+
+@lru_cache
+def _compiled_flex() -> Any:
+    # Not compiled, the function would hold the scores of all pairs of tokens. Every batch has another T. Compiling is
+    # prepared here, not above, because that takes a third of a second, which a CPU has no use for.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

@@ -1,0 +1,47 @@
+"""What attention distillation compares: the products of queries, keys and values of recorded layers.
+
+Legend: T tokens of the batch, H heads, D head size; b sequences of a rectangle, s its padded length.
+
+Everything comes as one tensor for each rectangle of the batch's plan (``plan.shapes``), before any softmax and with
+gradient; teacher and student that read one batch have one plan.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bertillery.config.section import ConfigError
+from bertillery.engine.layout import AttentionPlan
+from bertillery.models.attention import Recorded, rectangles
+
+
+def real_cells(plan: AttentionPlan) -> list[Tensor]:
+    """Which cells (b, s) of the rectangles are tokens, bool; what the others hold means nothing."""
+    return [
+        torch.ones(shape, dtype=torch.bool, device=plan.gather.device) if bias is None else bias[:, 0, 0] == 0
+        for shape, bias in zip(plan.shapes, plan.biases, strict=True)
+    ]
+
+
+def attention_scores(recorded: Recorded, plan: AttentionPlan) -> list[Tensor]:
+    """Scores (b, H, s, s) of a layer, queries by keys, scaled as for the softmax (Vaswani et al. 2017, eq. 1).
+
+    TinyBERT compares these (Jiao et al. 2020), MiniLM their softmax (Wang et al. 2020, section 3.1).
+    """
+    pairs = zip(rectangles(recorded.query, plan), rectangles(recorded.key, plan), strict=True)
+    return [torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * recorded.scale for q, k in pairs]
+
+
+def relations(rows: Tensor, plan: AttentionPlan, num_heads: int) -> list[Tensor]:
+    """Scores (b, ``num_heads``, s, s) of recorded queries, keys or values (T, H, D) with themselves.
+
+    The heads are put side by side and cut anew into ``num_heads`` relation heads of d; products are divided by the
+    root of d (MiniLMv2, Wang et al. 2021). With H relation heads and values this is the value relation of MiniLM
+    (Wang et al. 2020, section 3.2). Raises ``ConfigError`` where the width is not a multiple of ``num_heads``.
+    """
+    width = rows[0].numel()
+    if width % num_heads:
+        raise ConfigError(f"{num_heads} relation heads do not divide a width of {width}; give a divisor of it")
+    cut = rectangles(rows.flatten(1).unflatten(1, (num_heads, -1)), plan)
+    return [torch.matmul(x.transpose(1, 2), x.permute(0, 2, 3, 1)) * (width // num_heads) ** -0.5 for x in cut]

@@ -1,0 +1,1 @@
+"""A run: its folder, its life from configuration to report, checkpoints, tracking."""

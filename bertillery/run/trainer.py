@@ -1,0 +1,301 @@
+"""A whole training: resume, then the loop with what happens now and then, in the order log, evaluate, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Cursor, Steps, load
+from bertillery.engine.loop import DivergedError, StepInfo, always, training_steps
+from bertillery.engine.meter import Meter, Progress
+from bertillery.engine.micro_batch import largest_micro_batch
+from bertillery.engine.optim import OptimSection, learning_rate
+from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.sharding import assemble
+from bertillery.run.checkpoint import (
+    HELD_OUT,
+    check_everywhere,
+    checkpoint_name,
+    defect,
+    held_out_numbers,
+    latest_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_state,
+    save_checkpoint,
+)
+from bertillery.run.directory import RunDirectory, StopSignal
+from bertillery.run.inputs import Fingerprint, Inputs, as_json, differences, from_json, refuse
+from bertillery.run.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training ended."""
+
+    step: int
+    """Of the weights that leave the run."""
+    stopped_by: str | None
+    """Name of the signal that ended it early."""
+    held_out: dict[str, float]
+    """The evaluation of the weights that leave the run."""
+    tokens_per_second: float
+    note: str = ""
+    """What is to be known of these weights, if they are not those that were asked for."""
+
+    def results(self) -> dict[str, Any]:
+        """What ``finished.json`` has of every training."""
+        return {"steps": self.step, "held_out": self.held_out, "tokens_per_second": self.tokens_per_second}
+
+
+class Trainer:
+    """Holds the parts of one training together; :meth:`run` is the whole of it."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        run: RunDirectory,
+        config: str,
+        section: TrainSection,
+        optim: OptimSection,
+        rhythm: Rhythm,
+        seed: int,
+        sources: list[Any],
+        held_out: HeldOut,
+        inputs: Inputs = MappingProxyType({}),
+    ) -> None:
+        """``inputs`` are what the run is made from: checkpoints record them, and one made from others is refused."""
+        self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
+        self.run_directory, self.config, self.section, self.optim = run, config, section, optim
+        self.rhythm, self.seed, self.sources, self.held_out = rhythm, seed, sources, held_out
+        self.inputs = inputs
+        given = section.micro_batch_tokens
+        if given == "auto":
+            given = largest_micro_batch(accelerator, objective, optimizer, sources=sources, phases=section.phases)
+        self.micro_batch_tokens = held_out.micro_batch_tokens = given
+        self.step, self.cursor = 0, Cursor()
+        self.evaluations: dict[int, dict[str, float]] = {}
+        """Held-out numbers by step."""
+        self.made_from: dict[str, Fingerprint] = {}
+        """What the checkpoint that was loaded says of its inputs."""
+        self.interval: dict[str, Any] | None = None
+        """What was added up since metrics were logged last (:meth:`bertillery.engine.meter.Meter.state`)."""
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint, where there is one; returns the step it is from, alike in all processes."""
+        path = newest_checkpoint(self.accelerator, self.run_directory.checkpoints)
+        if path is not None:
+            state = self._load(path)
+            self.step, self.cursor, self.interval = state["step"], Cursor(**state["cursor"]), state.get("interval")
+            if "evaluations" in state:
+                self.evaluations = {int(step): values for step, values in state["evaluations"].items()}
+            else:  # a checkpoint of before they were kept in it
+                self.evaluations = held_out_numbers(self.accelerator, self.run_directory.metrics_file, self.step)
+        return self.step
+
+    def run(self, tracker: Tracker) -> Fit:
+        """Train to the end, or until a signal asks to stop."""
+        with (
+            StopSignal() as signal,
+            Progress(self.rhythm.total, self.step, self.accelerator.is_main_process) as progress,
+        ):
+            meter, stopped = Meter(self.accelerator, self._plain, self.interval), False
+            if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
+                with meter.paused():
+                    self._evaluate(tracker, progress)  # a checkpoint of before evaluations came first
+            rate = learning_rate(self.optim, self.rhythm.total)
+            asked = (lambda: signal.requested is not None), self._acted_on
+            steps = [] if self._out_of_patience else self._to_go_on_from(self.steps(rate, *asked))
+            for info in steps:
+                self.step, self.cursor = info.step, info.cursor
+                meter.add(info)
+                progress.advance(info)
+                stopped = info.stop and info.step < self.rhythm.total
+                if self.rhythm.due(info.step, self.rhythm.log):
+                    values = meter.read(info)
+                    tracker.log(info.step, values)
+                    progress.show(values)
+                evaluation_due = self.rhythm.due(info.step, self.rhythm.evaluate) and not stopped
+                if self.rhythm.due(info.step, self.rhythm.save) or evaluation_due or stopped:
+                    with meter.paused():
+                        if evaluation_due:
+                            self._evaluate(tracker, progress)
+                        self._save(tracker, meter)
+                if stopped or (evaluation_due and self._out_of_patience):
+                    break
+            if stopped:
+                return Fit(self.step, signal.requested or "signal", {}, meter.overall)
+            self._prune(checkpoint_name(self.step))  # which a kill may have kept the last save from
+            step, note = self._choose(progress)
+            return Fit(step, None, self.evaluations[step], meter.overall, note)
+
+    def _to_go_on_from(self, steps: Iterator[StepInfo]) -> Iterator[StepInfo]:
+        """The steps; where one diverges it is said which checkpoint there is."""
+        try:
+            yield from steps
+        except DivergedError as error:
+            newest = latest_checkpoint(self.run_directory.checkpoints)
+            there = f"The newest whole checkpoint is {newest}" if newest else "There is no checkpoint yet"
+            raise DivergedError(f"{error}. {there}.") from None
+
+    @property
+    def best(self) -> int:
+        """Step of the best evaluation so far, the earliest of equals."""
+        return self._ranked[0]
+
+    @property
+    def _ranked(self) -> list[int]:
+        """Steps of all evaluations, the best first, the earliest of equals first."""
+        return sorted(self.evaluations, key=lambda step: (-self.held_out.score(self.evaluations[step]), step))
+
+    @property
+    def _out_of_patience(self) -> bool:
+        if self.section.patience is None or not self.evaluations:
+            return False
+        best = self.best
+        return sum(step > best for step in self.evaluations) >= self.section.patience
+
+    def _choose(self, progress: Progress) -> tuple[int, str]:
+        """Leave the weights to be exported in the objective; returns the step that they are from, and what there is to
+        say where the best ones cannot be had."""
+        if self.section.export == "last" or self.best == self.step:
+            return self.step, ""
+        defects: list[str] = []
+        (chosen,) = broadcast_object_list([self._best_whole(defects) if self.accelerator.is_main_process else 0])
+        if chosen != self.step:
+            self._load(self.run_directory.checkpoints / checkpoint_name(chosen))
+        if chosen == self.best:
+            progress.note(f"the best evaluation was that of step {self.best:,}: its weights are taken")
+            return chosen, ""
+        note = (
+            f"train.export=best: the best evaluation was that of step {self.best:,}, but its checkpoint in "
+            f"{self.run_directory.checkpoints} is not whole ({''.join(defects[:1])}); the "
+            f"weights are those of step {chosen:,}, the best that are left"
+        )
+        progress.note(f"WARNING: {note}")
+        return chosen, note
+
+    def _best_whole(self, defects: list[str]) -> int:
+        """The best step whose weights are at hand; what is wrong with better ones is appended to ``defects``."""
+        for step in self._ranked:
+            found = None if step == self.step else defect(self.run_directory.checkpoints / checkpoint_name(step))
+            if found is None:
+                return step
+            defects.append(found)
+        return self.step
+
+    def assembled(self) -> Any:
+        """The objective, in the main process with whole weights, to be exported; all processes call it at the end."""
+        assemble(self._plain, is_main=self.accelerator.is_main_process)
+        return self._plain
+
+    @property
+    def _plain(self) -> Any:
+        return self.accelerator.unwrap_model(self.objective)
+
+    @property
+    def workers(self) -> int:
+        """Processes that prepare batches ahead, beside each that trains."""
+        if self.section.workers is not None:
+            return self.section.workers
+        return 4 if self._on_gpu else 0
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.accelerator.device.type == "cuda"
+
+    def _acted_on(self, step: int) -> bool:
+        """Whether a step is logged, saved or evaluated; any, on a device that the host does not run ahead of."""
+        every = self.rhythm.log, self.rhythm.save, self.rhythm.evaluate
+        return self.accelerator.device.type in _IN_STEP or any(self.rhythm.due(step, steps) for steps in every)
+
+    def steps(
+        self, rate: Callable[[int], float], stop_requested: Callable[[], bool], certain: Callable[[int], bool] = always
+    ) -> Iterator[StepInfo]:
+        """The updates from where the training stands; ``rate`` is the learning rate of each, counted from 0."""
+        steps = Steps(
+            self.sources,
+            self.section.phases,
+            total_steps=self.rhythm.total,
+            seed=self.seed,
+            micro_batch_tokens=self.micro_batch_tokens,
+            num_ranks=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            start=(self.step, self.cursor),
+        )
+        self.objective.train()
+        return training_steps(
+            self.accelerator,
+            self.objective,
+            self.optimizer,
+            load(steps, start=self.step, num_workers=self.workers, pin_memory=self._on_gpu),
+            learning_rate=rate,
+            max_gradient_norm=self.optim.max_gradient_norm,
+            clipping=self.optim.clipping,
+            loss_reduction=self.optim.loss_reduction,
+            seed=self.seed,
+            stop_requested=stop_requested,
+            certain=certain,
+        )
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        check_everywhere(self.accelerator, path)
+        self.made_from = from_json(read_state(path).get("inputs", {}))
+        refuse(path, differences(self.made_from, self.inputs, certain=True))
+        return load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
+
+    def _save(self, tracker: Tracker, meter: Meter) -> None:
+        tracker.sync()  # or rows before this step, which nothing writes again, could be lost where it is not
+        folder, is_main, interval = self.run_directory.checkpoints, self.accelerator.is_main_process, meter.state()
+        best = None
+        if self.evaluations:
+            best = {"step": self.best, "score": self.held_out.score(self.evaluations[self.best])}
+        saved = save_checkpoint(
+            folder,
+            step=self.step,
+            model=self._plain,
+            optimizer=self.optimizer,
+            state={
+                "step": self.step,
+                "cursor": asdict(self.cursor),
+                "seed": self.seed,
+                "total_steps": self.rhythm.total,
+                "inputs": as_json(self.inputs),
+                "interval": interval,
+                "evaluations": self.evaluations,
+                "best": best,
+            },
+            config=self.config,
+            is_main=is_main,
+        )
+        self._prune(saved.name)
+
+    def _prune(self, saved: str) -> None:
+        if self.accelerator.is_main_process:
+            best = checkpoint_name(self.best) if self.evaluations else None
+            prune_checkpoints(self.run_directory.checkpoints, saved=saved, keep=self.section.keep, best=best)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, tracker: Tracker, progress: Progress) -> None:
+        values = self.held_out.evaluate(self.accelerator, self.objective)
+        self.evaluations[self.step] = values
+        named = {f"{HELD_OUT}{name}": value for name, value in values.items()}
+        tracker.log(self.step, named)
+        progress.note(f"step {self.step:,}: held-out " + "  ".join(f"{n} {v:.4g}" for n, v in values.items()))
+
+
+_IN_STEP = ("cpu",)
+"""Devices that have always finished what the host has asked for."""

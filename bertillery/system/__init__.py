@@ -1,0 +1,1 @@
+"""The machine: files, locks, processes, and what a command does first."""

@@ -1,0 +1,38 @@
+"""``python -m bertillery.system.gpus 8``: refuse where this machine has fewer GPUs than asked for."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from bertillery.system.entry import begin
+
+    begin()
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+
+def check_gpus(asked: int, *, by: str) -> str | None:
+    """What to say where ``asked`` GPUs are more than there are; ``by`` is how they were asked for."""
+    found = torch.accelerator.device_count()
+    if asked <= found:
+        return None
+    there = f"this machine has {found}" if found else f"this machine has none that torch {torch.__version__} can use"
+    return f"{by}: given {asked} GPUs, but {there}; give {f'GPUS={found}, or ' * (found > 0)}PROCESSES=<n> for CPUs"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check a number of GPUs; returns the exit status."""
+    (given,) = arguments
+    if not given.isdecimal() or not int(given):
+        problem: str | None = f"GPUS: given {given!r}; it is a number, GPUs of each machine"
+    else:
+        problem = check_gpus(int(given), by=f"GPUS={given}")
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

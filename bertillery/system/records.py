@@ -1,0 +1,68 @@
+"""State files (JSON and YAML) that runs, corpora and model folders consist of, read and checked in one place.
+
+Whoever wrote such a file, it may be damaged, cut short or another program's. Every reader goes through here: the
+content is validated by a schema before anything uses it, and whatever is wrong becomes one ``InputError`` that names
+the file, the defect and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bertillery.config.section import ConfigError, InputError, parse_yaml
+
+LARGEST = 64_000_000
+"""Bytes; a state file is far smaller."""
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, schema: type[T] | Any, *, remedy: str) -> T:
+    """The content of a JSON file as ``schema`` (a pydantic model, or any type annotation) describes it.
+
+    ``remedy`` ends the message, as in ``"delete the folder and prepare again"``. Raises ``InputError`` where the file
+    is missing, is not UTF-8 or not JSON, or does not fit the schema.
+    """
+    text = read_text(path, remedy=remedy)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None
+    return checked(path, values, schema, remedy=remedy)
+
+
+def read_yaml(path: Path, schema: type[T] | Any, *, remedy: str) -> T:
+    """The same of a YAML file."""
+    text = read_text(path, remedy=remedy)
+    try:
+        values = parse_yaml(text, str(path))
+    except ConfigError as error:
+        raise InputError(f"{error}; {remedy}") from None
+    return checked(path, values, schema, remedy=remedy)
+
+
+def read_text(path: Path, *, remedy: str) -> str:
+    """The text of a small UTF-8 file; ``InputError`` where there is none."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise InputError(f"{path}: {size:,} bytes, at most {LARGEST:,} are expected; {remedy}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {remedy}") from None
+
+
+def checked(path: Path, values: Any, schema: type[T] | Any, *, remedy: str) -> T:
+    """Plain ``values`` as the schema describes them; ``InputError`` that lists what does not fit."""
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'the content'}: {each['msg']}" for each in error.errors()]
+        shown = "; ".join(problems[:4]) + f"; and {len(problems) - 4} more" * (len(problems) > 4)
+        raise InputError(f"{path}: {shown}; {remedy}") from None

@@ -1,0 +1,1 @@
+"""Several runs of a stage: seeds, searches, learning-rate range tests."""

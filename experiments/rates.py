@@ -1,0 +1,219 @@
+"""Learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): what the loss does as the rate grows.
+
+The training itself with another learning rate: the same data in the same order, the same loop, optimizer and clipping.
+From step to step the rate grows by the same factor. Nothing of the training is kept but its numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from accelerate import Accelerator
+from pydantic import Field, model_validator
+
+from bertillery.config.section import Section, dump, take
+from bertillery.config.types import LearningRate
+from bertillery.engine.evaluate import Sums
+from bertillery.engine.loop import DivergedError
+from bertillery.report.plot import figure, save
+from bertillery.run.command import tool
+from bertillery.run.directory import RunDirectory
+from bertillery.run.stage import Stage, StageConfig, beside
+from bertillery.run.trainer import Trainer
+from bertillery.system.files import write_text
+
+_MEMORY = 0.9
+"""Share of the past in the smoothed loss: it remembers about ten steps."""
+_SKIPPED = 10
+"""First steps that suggest nothing: the average is still one of few losses."""
+_TOO_HIGH = 4.0
+"""The test ends where the smoothed loss is above so many times its minimum."""
+
+
+class RangeSection(Section):
+    """What rates are tried; all other keys are those of the training."""
+
+    lowest: LearningRate = 1e-7
+    """Learning rate of the first step."""
+    highest: LearningRate = 1e-1
+    """Learning rate of the last step."""
+    steps: int = Field(default=100, ge=20, le=10**6)
+    """Steps from the lowest to the highest."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RangeSection:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest={self.lowest:g} is not below highest={self.highest:g}")
+        return self
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.lowest * (self.highest / self.lowest) ** (step / (self.steps - 1))
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What was measured."""
+
+    rates: np.ndarray
+    """Learning rate of each step, (N,)."""
+    losses: np.ndarray
+    """Training loss of each step, before its update, (N,)."""
+    ended: str
+    """Why it went no further."""
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        """The losses, :func:`smooth`."""
+        return smooth(self.losses)
+
+    @property
+    def lowest(self) -> int:
+        """Step with the lowest smoothed loss."""
+        start = min(_SKIPPED, len(self.losses) - 1)
+        return start + int(self.smoothed[start:].argmin())
+
+    @property
+    def steepest(self) -> int | None:
+        """Step at which the smoothed loss falls most for a growth of the rate; None where it never fell.
+
+        A fall is one of more than four standard deviations of the average, taken from the differences between
+        successive losses: losses that only vary seem to fall in about one of ten tests.
+        """
+        values, lowest = self.smoothed, self.lowest
+        noise = np.diff(self.losses[: lowest + 1]).std() / math.sqrt(2) * math.sqrt((1 - _MEMORY) / (1 + _MEMORY))
+        # Over a tenth of the steps: from one step to the next the noise would decide.
+        half = max(1, len(values) // 20)
+        middles = np.arange(_SKIPPED + half, min(lowest, len(values) - 1 - half) + 1)
+        if not len(middles) or values[_SKIPPED] - values[lowest] <= 4 * noise:
+            return None
+        return int(middles[(values[middles + half] - values[middles - half]).argmin()])
+
+
+def smooth(losses: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Exponential moving average, corrected for starting from 0 as Adam's moments are (arXiv 1412.6980, section 3)."""
+    average, smoothed = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        average = _MEMORY * average + (1 - _MEMORY) * float(loss)
+        smoothed.append(average / (1 - _MEMORY**step))
+    return np.array(smoothed)
+
+
+def range_test(trainer: Trainer, section: RangeSection, show: Callable[[str], None] = lambda line: None) -> RangeTest:
+    """Train for ``section.steps`` steps, or until the loss has risen far or is not finite. All processes call it."""
+    # A short training may have fewer steps; its data goes on in the same order.
+    trainer.rhythm = replace(trainer.rhythm, total=max(trainer.rhythm.total, section.steps))
+    losses: list[float] = []
+    ended = "all steps were done"
+    try:
+        for info in islice(trainer.steps(section.rate, lambda: False), section.steps):
+            losses.append(_loss(trainer.accelerator, info.terms))
+            smoothed = smooth(losses)
+            if len(losses) % max(1, section.steps // 10) == 0:
+                place = f"step {len(losses)}/{section.steps}  learning rate {info.learning_rate:.2e}"
+                show(f"{place}  loss {smoothed[-1]:.4f}")
+            if not smoothed[-1] <= _TOO_HIGH * smoothed.min():
+                ended = f"the loss was above {_TOO_HIGH:g} times its minimum"
+                break
+    except DivergedError:
+        ended = "loss or gradient were not finite"
+    rates = np.array([section.rate(step) for step in range(len(losses))])
+    return RangeTest(rates, np.array(losses), ended)
+
+
+def _loss(accelerator: Accelerator, terms: list) -> float:
+    sums = Sums()
+    for found, counts in terms:
+        sums.add(found, counts)
+    return sums.means(accelerator)["loss"]
+
+
+def suggestions(test: RangeTest) -> str:
+    """The two rates that can be read off, each with its rule, as lines of text."""
+    if test.steepest is None:
+        return "none: the loss did not fall by more than its noise; take more steps, or other rates"
+    lines = [f"{test.rates[test.steepest]:.1e}  where the loss falls most steeply"]
+    if test.lowest < len(test.rates) - 1:
+        rising = test.rates[test.lowest]
+        lines.append(f"{rising / 10:.1e}  a tenth of {rising:.1e}, from which on it rises")
+    else:
+        lines.append("it fell to the end: highest=... can be larger")
+    return "\n            ".join(lines)
+
+
+def write_range(test: RangeTest, folder: Path, title: str) -> None:
+    """Write ``rates.jsonl``, a line for each step, and ``rate_range.png`` to the folder, replacing older ones."""
+    rows = zip(test.rates.tolist(), test.losses.tolist(), test.smoothed.tolist(), strict=True)
+    names = ("step", "learning_rate", "loss", "smoothed")
+    lines = [json.dumps(dict(zip(names, (step, *row), strict=True))) for step, row in enumerate(rows)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "rates.jsonl", "".join(f"{line}\n" for line in lines))
+    with beside(f"the picture {folder / 'rate_range.png'}"):
+        _draw(test, folder / "rate_range.png", title)
+
+
+def _draw(test: RangeTest, picture: Path, title: str) -> None:
+    (axis,) = axes = figure(1, title, panel=(6.4, 4.0))
+    axis.plot(test.rates, test.losses, ".", color="tab:blue", alpha=0.3, label="loss of a step")
+    axis.plot(test.rates, test.smoothed, color="tab:blue", label="smoothed")
+    if test.steepest is not None:
+        axis.axvline(test.rates[test.steepest], color="tab:green", linestyle="--", label="falls most steeply")
+        if test.lowest < len(test.rates) - 1:
+            axis.axvline(test.rates[test.lowest], color="tab:red", linestyle=":", label="rises from here on")
+            axis.axvline(test.rates[test.lowest] / 10, color="tab:orange", linestyle="--", label="a tenth of that")
+    # The last losses may be hundreds of times the others, and would flatten them.
+    low, high = float(test.smoothed.min()), float(test.smoothed[: max(1, len(test.rates) // 2)].max())
+    margin = max(high - low, 1e-3 * abs(high))
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - margin, high + 2 * margin))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save(axes, picture)
+
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def range_command(
+    arguments: Sequence[str], *, help: str | None, load: Callable[[Sequence[str]], C], stage: Callable[[C], Stage]
+) -> int:
+    """The command line of a stage's range test; returns the exit status.
+
+    It runs in a folder of its own, ``<name of the run>-rate-range``.
+    """
+
+    def settings(given: Sequence[str]) -> tuple[RangeSection, C]:
+        section, rest = take(RangeSection, given)
+        return section, load(rest)
+
+    def action() -> int:
+        section, config = settings(arguments)
+        name = f"{config.run.name}-rate-range"
+        return _run(stage(config.model_copy(update={"run": config.run.model_copy(update={"name": name})})), section)
+
+    return tool(arguments, help=help, schema=RangeSection, action=action, settings=settings)
+
+
+def _run(stage: Stage, section: RangeSection) -> int:
+    trainer = stage.start()
+    stage.say(f"\nlearning rates {section.lowest:g} to {section.highest:g} in {section.steps} steps\n")
+    test = range_test(trainer, section, stage.say)
+    if not len(test.losses):
+        raise DivergedError("the first step, before any update, has no finite loss or gradient: see model and data")
+    if stage.accelerator.is_main_process:
+        with RunDirectory(stage.path).held():
+            write_range(test, stage.path, f"{stage.name}: {test.ended}")
+            write_text(stage.path / "config.yaml", dump(stage.config))
+        stage.say(
+            f"\nended       {test.ended}\nsuggested   {suggestions(test)}\n\n"
+            f"picture     {stage.path / 'rate_range.png'}\nnumbers     {stage.path / 'rates.jsonl'}\n\n"
+            "next        the same training with optim.learning_rate=<one of these>"
+        )
+    stage.accelerator.end_training()
+    return 0

@@ -1,0 +1,88 @@
+"""Predictions for whole splits, gathered from all processes, and the task's metrics over them.
+
+F1, Matthews' and the other correlations of a set are not means over its batches, so nothing is averaged: every example
+is predicted once, by one process, and the metrics see all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from bertillery.engine.batch import ranges
+from bertillery.engine.evaluate import HeldOut, Sums
+from bertillery.engine.loader import shares
+from finetune.examples import Examples
+from finetune.predictor import Predictor
+from finetune.task_types.base import TaskKind
+
+
+@torch.no_grad()
+def predict(
+    accelerator: Accelerator, objective: nn.Module, examples: Examples, rows: np.ndarray, *, micro_batch_tokens: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Outputs (M, K), float32, and the means of the objective's terms if there are labels.
+
+    The outputs of a row, as many as ``examples.num_outputs`` says, follow those of the row before it. All processes
+    call it with the same rows and get the same; each predicts its part, no example twice.
+    """
+    plain, sums, parts = accelerator.unwrap_model(objective), Sums(), []
+    assert isinstance(plain, Predictor)
+    training = plain.training
+    plain.eval()
+    lengths = rows["length"].astype(np.int64)
+    # Of fewer rows than processes, each predicts all: what is gathered is the same several times, and so are the means.
+    enough = len(rows) >= accelerator.num_processes
+    ranks, rank = (accelerator.num_processes, accelerator.process_index) if enough else (1, 0)
+    for part in shares(lengths, micro_batch_tokens, ranks, rank):
+        batch = examples.collate(rows[part]).to(accelerator.device)
+        with accelerator.autocast():
+            logits = plain.logits(batch)
+        if examples.labels is not None:
+            sums.add(plain.terms(logits, batch), batch.counts)
+        parts.append((part, plain.outputs(logits, batch).float().cpu().numpy()))
+    plain.train(training)
+    gathered = gather_object(parts)
+    sizes = examples.num_outputs(rows["index"])
+    starts = np.cumsum(sizes) - sizes
+    outputs = np.empty((int(sizes.sum()), gathered[0][1].shape[1]), np.float32)
+    for part, values in gathered:
+        outputs[np.repeat(starts[part], sizes[part]) + ranges(sizes[part])] = values
+    return outputs, sums.means(accelerator)
+
+
+class Scored(HeldOut):
+    """Validation splits, scored by the task's metrics; one metric on the first split decides which is the best."""
+
+    def __init__(
+        self,
+        splits: dict[str, Examples],
+        kind: TaskKind,
+        *,
+        num_examples: int | None,
+        best_by: str | None = None,
+    ) -> None:
+        """``best_by`` is the metric that decides; the task's first where not given."""
+        (_, first), *others = splits.items()
+        super().__init__(first, num_examples=num_examples)
+        drawn = [self.rows, *(HeldOut(source, num_examples=num_examples).rows for _, source in others)]
+        self._splits = [(name, source, rows) for (name, source), rows in zip(splits.items(), drawn, strict=True)]
+        self._kind, self._best_by = kind, best_by or kind.section.metrics[0]
+
+    def score(self, values: dict[str, float]) -> float:
+        """The deciding metric on the first validation split."""
+        return values[self._best_by]
+
+    def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
+        """Loss and metrics; those of further splits are called ``<split>/<name>``."""
+        found: dict[str, float] = {}
+        for name, examples, rows in self._splits:
+            assert examples.labels is not None
+            outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=self.micro_batch_tokens)
+            predictions = self._kind.decide(outputs, examples, rows["index"])
+            values = means | self._kind.scores(predictions, examples.labels[rows["index"]])
+            found |= {key if examples is self._source else f"{name}/{key}": value for key, value in values.items()}
+        return found

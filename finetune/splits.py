@@ -1,0 +1,279 @@
+"""A task's rows to splits of texts and labels, with every row that cannot be used named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertillery.config.section import InputError
+from bertillery.data import pydocs
+from bertillery.data.tables import Table
+from bertillery.run.inputs import Fingerprint, digest
+from finetune.rows import ChoiceRows, Rows, ScoreRows, SeveralRows, SpanRows, TokenRows, as_id, objects, unlabelled
+from finetune.sources import Source, find_source
+from finetune.task import TaskSection
+
+logger = logging.getLogger(__name__)
+_LISTED = 5
+_ROWS: dict[str, type[Rows]] = {
+    "classification": Rows,
+    "multilabel": SeveralRows,
+    "regression": ScoreRows,
+    "choice": ChoiceRows,
+    "tokens": TokenRows,
+    "spans": SpanRows,
+}
+
+
+def rows_of(section: TaskSection) -> Rows:
+    """How rows of the task are read."""
+    return _ROWS[section.type](section)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split, in the order of the source."""
+
+    name: str
+    texts: tuple[list[Any], ...]
+    """One list of texts, or two of a pair; what a text is depends on the kind of task (:mod:`finetune.rows`)."""
+    labels: np.ndarray | None
+    """Class ids int64 ``(N,)``, scores float32 ``(N,)``, 0/1 float32 ``(N, L)``, or objects ``(N,)``; None where there
+    are none."""
+    index: np.ndarray
+    """Id of each example ``(N,)``: what its column holds, as it is written there, or the row's number from 0."""
+    left_out: int = 0
+    """Incomplete rows that are not among the examples."""
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return len(self.texts[0])
+
+    def fingerprint(self) -> Fingerprint:
+        """Of texts, labels and numbers, whatever the file they are from."""
+        labels = [None] * self.num_examples if self.labels is None else self.labels
+        return Fingerprint(digest(zip(*self.texts, labels, self.index, strict=True)), f"{self.num_examples:,} rows")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its data."""
+
+    section: TaskSection
+    splits: dict[str, Split]
+    """Those that the source has, in the order of ``section.splits``."""
+    missing: dict[str, str]
+    """For each of the others, where it was looked for."""
+    where: str
+    """The source."""
+
+    def split(self, name: str) -> Split:
+        """The split of that name; ``InputError`` that says where it was looked for if the source lacks it."""
+        if name in self.splits:
+            return self.splits[name]
+        if name not in self.missing:
+            asked = ", ".join(self.section.splits) or "none"
+            raise InputError(f"{self.section.name}: no split {name!r}; there are: {asked}")
+        there = ", ".join(self.splits) or "none"
+        raise InputError(f"{self.section.name} has no {name} split: {self.missing[name]}; there are: {there}")
+
+
+def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> Task:
+    """Read all splits that the task's source has; what has to be made first is made in ``data_dir``.
+
+    Raises ``InputError``: for a source that is not there, a column that is not there (listing those that are), and,
+    once for all splits, for rows without text and labels that are none, counted and the first ones with file and line.
+    """
+    source = find_source(section, data_dir=data_dir, glue_dir=glue_dir)
+    splits: dict[str, Split] = {}
+    missing: dict[str, str] = {}
+    problems: list[str] = []
+    for name in section.splits:
+        try:
+            tables = source.read(name)
+        except FileNotFoundError as error:
+            missing[name] = str(error)
+            continue
+        reader = _SplitReader(section, source, name)
+        for table in tables:
+            reader.read(table)
+        if reader.problems:
+            problems.append(_listing(f"{section.name} {name}", reader.problems, reader.num_rows))
+        else:
+            splits[name] = reader.split()
+    if problems:
+        raise InputError("\n".join(problems))
+    return Task(section, splits, missing, source.where)
+
+
+def row_inputs(task: Task) -> dict[str, Fingerprint]:
+    """Fingerprints of the rows of all splits, by the names under which a run pins them."""
+    return {f"{name} rows": split.fingerprint() for name, split in task.splits.items()}
+
+
+def documentation_input(section: TaskSection) -> dict[str, Fingerprint]:
+    """What an embedded task is made from, known without making it; nothing for others."""
+    if not section.embedded:
+        return {}
+    return {"documentation": Fingerprint(pydocs.fingerprint(), pydocs.DESCRIPTION, exact=False)}
+
+
+def current_rows(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> dict[str, Fingerprint]:
+    """What the rows are made from now, as far as files of this machine say it: the Hub is not asked."""
+    if section.embedded:
+        return documentation_input(section)
+    if section.files or glue_dir:
+        return row_inputs(read_task(section, data_dir=data_dir, glue_dir=glue_dir))
+    return {}
+
+
+def report(task: Task) -> str:
+    """What was read, a line each: sizes, shares of the labels, and how many examples training has as well."""
+    section = task.section
+    pairs = len(section.text) == 2 and section.type in ("classification", "multilabel", "regression")
+    kind = f"{section.type}{' of pairs' * pairs}, scored by {', '.join(section.metrics)}"
+    lines = {"task": f"{section.name}: {kind}", "data": task.where}
+    train = set(_hashable(task.splits["train"])) if "train" in task.splits else set()
+    for name, split in task.splits.items():
+        shared = sum(texts in train for texts in _hashable(split)) if name != "train" else 0
+        described = "not labelled" if split.labels is None else rows_of(section).describe(split.labels)
+        parts = [f"{split.num_examples:,} examples", described]
+        parts += [f"{split.left_out:,} incomplete rows left out"] if split.left_out else []
+        parts += [f"{shared:,} of them also in train"] if shared else []
+        lines[name] = ", ".join(parts)
+    lines |= {name: f"missing: {why}" for name, why in task.missing.items()}
+    width = max(11, *map(len, lines))
+    return "\n".join(f"{name:<{width}} {text}" for name, text in lines.items())
+
+
+def _hashable(split: Split) -> Iterator[tuple[Any, ...]]:
+    for texts in zip(*split.texts, strict=True):
+        yield tuple(tuple(text) if isinstance(text, list) else text for text in texts)
+
+
+def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
+    head = f"{what}: {len(problems):,} of {num_rows:,} rows cannot be used:"
+    more = [f"... and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
+    return "\n  - ".join([head, *problems[:_LISTED], *more])
+
+
+class _SplitReader:
+    """Gathers the rows of one split's tables."""
+
+    def __init__(self, section: TaskSection, source: Source, name: str) -> None:
+        self.section, self.source, self.name, self.rows = section, source, name, rows_of(section)
+        self.is_test = name in section.test
+        self.texts: list[tuple[Any, ...]] = []
+        self.labels: list[Any] = []
+        self.index: list[int | str] = []
+        self.places: dict[int | str, str] = {}
+        self.problems: list[str] = []
+        self.left_out: list[str] = []
+        self.num_rows = self.num_unlabelled = 0
+
+    def read(self, table: Table) -> None:
+        """Add a table's rows; problems are gathered, wrong columns raise at once."""
+        section = self.section
+        texts = {name: self._column(table, name, setting) for name, setting in self.rows.columns.items()}
+        label = self._called(section.label)
+        labels = self.rows.label_cells(self.source, table, label)
+        if labels is None and not self.is_test:
+            each = ", or in task.labels a column of 0 and 1 for each label" * isinstance(self.rows, SeveralRows)
+            self._column(table, section.label, f"task.label={section.label}{each}")
+        if labels is not None and self.is_test and all(map(unlabelled, labels)):
+            labels = None
+        convert = None if labels is None else self.rows.converter(self.source, table, label)
+        ids = self._ids(table)
+        for row in range(len(table.lines)):
+            try:
+                if not self._complete(table, row, texts, labels):
+                    continue
+                cells = tuple(self.rows.text("" if column[row] is None else column[row]) for column in texts.values())
+                given = None if labels is None or convert is None else convert(labels[row])
+                example, given = self.rows.example(cells, given)
+                index = self.num_rows + row if ids is None else as_id(self._called(section.index or ""), ids[row])
+                if self.rows.unique_ids and self.name != "train":
+                    self._note(index, self._place(table, row))
+            except ValueError as error:
+                self.problems.append(f"{self._place(table, row)}: {error}")
+                continue
+            self.texts.append(example)
+            self.index.append(index)
+            if given is not None:
+                self.labels.append(given)
+        self.num_rows += len(table.lines)
+        self.num_unlabelled += labels is None
+
+    def _ids(self, table: Table) -> list[Any] | None:
+        return table.columns.get(self._called(self.section.index)) if self.section.index else None
+
+    def _place(self, table: Table, row: int) -> str:
+        """Where a row is, and its id where it has one."""
+        ids = self._ids(table)
+        return table.place(row) + ("" if ids is None else f" ({self.section.index} {ids[row]!r:.80})")
+
+    def _note(self, index: int | str, place: str) -> None:
+        """Remember which row has an id; ``ValueError`` for the second one that does."""
+        if self.places.setdefault(index, place) != place:
+            raise ValueError(f"{self.places[index]} has this id, too, and predictions are written by id")
+
+    def _called(self, name: str) -> str:
+        return self.source.columns.get(name, name)
+
+    def _column(self, table: Table, name: str, setting: str) -> list[Any]:
+        if self._called(name) not in table.columns:
+            there = ", ".join(map(repr, table.columns)) or "none"
+            raise InputError(
+                f"{table.where}: no column {self._called(name)!r}; there are: {there}; name the column with {setting}"
+            )
+        return table.columns[self._called(name)]
+
+    def _complete(self, table: Table, row: int, texts: Mapping[str, list[Any]], labels: Sequence[Any] | None) -> bool:
+        """Whether the row is used; ``ValueError`` for one that may neither be used nor left out."""
+        cells = {name: column[row] for name, column in texts.items() if name in self.section.text}
+        if labels is not None and self.rows.label_needed:
+            cells[self.section.label] = labels[row]
+        empty = [
+            repr(self._called(name))
+            for name, cell in cells.items()
+            if cell is None or (not cell.strip() if isinstance(cell, str) else cell == [])
+        ]
+        if labels is not None and labels[row] == -1 and self._called(self.section.label) in table.class_names:
+            empty.append(repr(self._called(self.section.label)))  # what data sets of the Hub say of a label nobody gave
+        if row not in table.incomplete and not empty:
+            return True
+        wrong = table.incomplete.get(row, f"nothing in {' and '.join(empty)}")
+        if self.section.incomplete == "fail" or (self.is_test and row in table.incomplete):
+            raise ValueError(wrong)
+        self.left_out.append(f"{self._place(table, row)}: {wrong}")
+        return self.is_test
+
+    def split(self) -> Split:
+        """All that was read; ``InputError`` if it is nothing, labelled in part, or in no order to submit."""
+        section = self.section
+        if not self.index:
+            raise InputError(
+                f"{section.name} {self.name}: no examples in {self.num_rows:,} rows of {self.source.where}"
+            )
+        if self.num_unlabelled and self.labels:
+            raise InputError(f"{section.name} {self.name}: some of its files have labels and some have none")
+        if self.left_out:
+            kept = "kept, without the text" if self.is_test else "left out"
+            logger.warning(
+                "%s %s: %d of %d rows %s, the first is %s",
+                section.name, self.name, len(self.left_out), self.num_rows, kept, self.left_out[0],
+            )  # fmt: skip
+        if self.name in section.submission and list(map(str, self.index)) != list(map(str, range(len(self.index)))):
+            raise InputError(
+                f"{section.name} {self.name}: the column {section.index!r} does not count from 0; "
+                "a submission is in the official order"
+            )
+        labels = None if self.num_unlabelled else self.rows.labels(self.labels)
+        left_out = 0 if self.is_test else len(self.left_out)
+        return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, objects(self.index), left_out)

@@ -1,0 +1,1 @@
+"""One file for each task type; ``task.type`` is the file's name."""
