@@ -48,13 +48,13 @@ def examples(material: Material, workload: Workload = WORKLOADS["nsp_4x256_s128"
 
     def mine(epoch: int) -> Callable[[], int]:
         def build() -> int:
-            rows = source.plan(epoch, 0)
+            rows = source.examples(epoch, 0)
             return sum(source.collate(rows[at : at + BATCH]).num_tokens for at in range(0, len(rows), BATCH))
 
         return build
 
     def theirs(epoch: int) -> Callable[[], int]:
-        flat = source.lay_out(source.plan(epoch, 0))
+        flat = source.lay_out(source.examples(epoch, 0))
         made = listed(flat, material.tokenizer, pad_to=workload.sequence_length, label="next_sentence_label")
         batches = [made[at : at + BATCH] for at in range(0, len(made), BATCH)]
         return lambda: sum(int(collator(batch)["attention_mask"].sum()) for batch in batches)
@@ -81,7 +81,7 @@ class _Tokens:
 def evaluation(name: str, workload: Workload, material: Material) -> Contest:
     """Predictions for the first examples of a validation split, ours with the loss that goes with them, as theirs."""
     source = ours.source(workload, material, "validation")
-    rows = source.plan(0, 0)[:EVALUATED]
+    rows = source.examples(0, 0)[:EVALUATED]
 
     def mine() -> Step:
         accelerator = start_accelerator(RunSection(threads=torch.get_num_threads(), device="cpu"))

@@ -16,7 +16,7 @@ from benchmarks.turns import Step
 from benchmarks.workload import LEARNING_RATE, SEED, Variant, Workload
 from bertillery.engine.loader import Cursor, StepData, shares
 from bertillery.engine.loop import training_steps
-from bertillery.engine.objective import Objective, objective_module, settled
+from bertillery.engine.objective import Objective, objective_module, sampled
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.models.dropout import prepare_dropout
 from bertillery.run.directory import RunSection, start_accelerator
@@ -76,10 +76,10 @@ def step(workload: Workload, material: Material, examples: Any, variant: Variant
 
     def data() -> Iterator[StepData]:
         for number in itertools.count():
-            rows = settled(examples, waiting.pop())
+            rows = sampled(examples, waiting.pop())
             split = shares(rows["length"].astype(np.int64), MICRO_BATCH_TOKENS, 1, 0)
             batches = [examples.collate(rows[part]) for part in split]
-            read.append(sum(batch.num_tokens for batch in batches))
+            read.append(sum(batch.input.num_tokens for batch in batches))
             yield StepData(number, batches, len(rows), read[-1], Cursor())
 
     steps = training_steps(

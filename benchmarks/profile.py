@@ -48,7 +48,7 @@ PYTHON = "Python, examples"
 _WARM, _STEPS = 2, 4
 
 
-def kind_of(operation: str) -> str:
+def task_type_of(operation: str) -> str:
     """What an operation of torch belongs to; the longest beginning decides."""
     name = operation.removeprefix("aten::").removeprefix("_scaled_dot_product_")
     found = [(len(start), kind) for kind, starts in KINDS.items() for start in starts if name.startswith(start)]
@@ -69,7 +69,7 @@ def spent(build: Callable[[], Any], batches: list[Any]) -> dict[str, float]:
         if event.key == "all":
             whole = event.cpu_time_total
         elif event.key.startswith("aten::"):
-            total[kind_of(event.key)] += event.self_cpu_time_total
+            total[task_type_of(event.key)] += event.self_cpu_time_total
     total[PYTHON] = max(0.0, whole - sum(total.values()))
     return {kind: microseconds / tokens for kind, microseconds in total.items()}
 

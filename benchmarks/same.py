@@ -72,16 +72,16 @@ def _padded(batch: PackedBatch, pad_id: int) -> Mapping[str, Tensor]:
     """What a stock model is called with."""
 
     def pad(values: Tensor, fill: int) -> Tensor:
-        sequences = values.split(batch.cu_seqlens.diff().tolist())
+        sequences = values.split(batch.input.offsets.diff().tolist())
         return pad_sequence([*sequences], batch_first=True, padding_value=fill)
 
     inputs = {
-        "input_ids": pad(batch.input_ids, pad_id),
-        "token_type_ids": pad(batch.token_type_ids, 0),
-        "attention_mask": pad(torch.ones_like(batch.input_ids), 0),
+        "input_ids": pad(batch.input.ids, pad_id),
+        "token_type_ids": pad(cast(Tensor, batch.input.token_type_ids), 0),
+        "attention_mask": pad(torch.ones_like(batch.input.ids), 0),
     }
     if "labels" in batch.targets:
         return inputs | {"labels": batch.targets["labels"]}
-    labels = torch.full_like(batch.input_ids, -100)
+    labels = torch.full_like(batch.input.ids, -100)
     labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
     return inputs | {"labels": pad(labels, -100), "next_sentence_label": batch.targets["pair_labels"]}

@@ -41,7 +41,7 @@ class Numbered:
     def __init__(self, num_examples: int) -> None:
         self.num_examples, self.num_blocks = num_examples, -(-num_examples // BLOCK)
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         index = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.num_examples))
         number = Permutation(self.num_examples, 1, epoch)(index)
         rows = np.empty(len(index), _ROW)

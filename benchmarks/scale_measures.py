@@ -35,8 +35,8 @@ def prepare_and_take(file: Path, tokenizer: str, cache: Path, rounds: int) -> di
     seconds, memory = time.perf_counter() - started, _peak()
     settings = {"sequence_length": PHASE.sequence_length, "seed": 1}
     source = bert.source(bert.Config(), cast(Tokens, corpus.train), corpus.tokenizer(), **settings)
-    number = len(source.plan(0, 0))
-    drawing = _median(lambda turn: source.plan(turn, 0), rounds)
+    number = len(source.examples(0, 0))
+    drawing = _median(lambda turn: source.examples(turn, 0), rounds)
     steps = Steps([source], [PHASE], total_steps=10**6, seed=1, micro_batch_tokens=8192)
     steps[0]
     return {

@@ -45,7 +45,7 @@ def flops_per_token(name: str, material: Material) -> float:
     workload = SIZES[name]
     source = ours.source(workload, material)
     batch = source.collate(next(rows(workload, source)))
-    return ours.objective(workload, material, 0.0).flops(batch) / batch.num_tokens
+    return ours.objective(workload, material, 0.0).flops(batch) / batch.input.num_tokens
 
 
 def draw(ratios: Sequence[Ratio], flops: dict[str, float], rate: float, picture: Path) -> None:

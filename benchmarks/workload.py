@@ -97,7 +97,7 @@ def rows(workload: Workload, source: Any) -> Iterator[np.ndarray]:
     and kinder to the baseline than padded segments. DistilBERT's batches are of like lengths, as its script groups
     them. All others are as they come.
     """
-    plan = _full_blocks(workload, source) if workload.learns == "mlm" else source.plan(0, 0)
+    plan = _full_blocks(workload, source) if workload.learns == "mlm" else source.examples(0, 0)
     rng = np.random.default_rng(SEED)
     order = rng.permutation(len(plan))
     if workload.learns == "distilbert":

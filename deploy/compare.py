@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, InputError, read_values, validate
 from bertillery.config.types import PathName
-from bertillery.engine.batch import pack
+from bertillery.engine.batch import pack_stream
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.flops import model_flops
 from bertillery.models.folder import weight_files
@@ -104,7 +104,7 @@ def facts_of(name: str, folder: Path, model: PreTrainedModel, lengths: Sequence[
 
 def _multiply_adds(model: PreTrainedModel, length: int) -> int:
     zeros = np.zeros(length, dtype=np.int64)
-    return round(model_flops(model, pack(zeros, zeros, np.array([length]), targets={}, counts={})) / 2)
+    return round(model_flops(model, pack_stream(zeros, np.array([length]))) / 2)
 
 
 def seeds_of(folder: Path) -> tuple[list[Path], list[str]]:

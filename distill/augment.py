@@ -45,7 +45,7 @@ from bertillery.data.tokenizer import is_unigram
 from bertillery.engine.batch import pack, ranges
 from bertillery.engine.loader import shares
 from bertillery.engine.rng import Keys, integers, key, uniform
-from bertillery.models.encoders import longest_sequence, word_logits
+from bertillery.models.encoders import longest_sequence, mlm_logits
 from bertillery.models.frame import template
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
 from bertillery.run.waiting import patient_barrier
@@ -322,7 +322,7 @@ class Candidates:
             rows = np.cumsum(lengths) - lengths + offsets[part]
             ids[rows] = self._tokenizer.mask_token_id
             batch = pack(ids, types, lengths, targets={}, counts={}).to(self._device)
-            logits = word_logits(self._model, batch, torch.from_numpy(rows).to(self._device))
+            logits = mlm_logits(self._model, batch.input, torch.from_numpy(rows).to(self._device))
             for row, top in zip(part.tolist(), logits.topk(number).indices.tolist(), strict=True):
                 found[row] = [self.openings[piece] for piece in top if self.openings[piece]]
         return found

@@ -13,7 +13,7 @@ from bertillery.data.prepared import corpus_report, of_held_out_text
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
-from bertillery.engine.objective import Objective, settled
+from bertillery.engine.objective import Objective, sampled
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
@@ -106,7 +106,7 @@ class General(Stage):
         """Facts about the text."""
         return {"data": self.facts}
 
-    def plan(self, trainer: Trainer) -> str:
+    def banner(self, trainer: Trainer) -> str:
         """Teacher, student, sizes of the batches and one example."""
         source = trainer.sources[0]
         rows, _ = Stream(source, self.config.run.seed).take(Cursor(), 1)
@@ -118,7 +118,7 @@ class General(Stage):
             f"student     {_size(student)}\n"
             f"            {self.started}\n"
             f"training    batch of a step x longest example: {batches}\n\n"
-            f"first example\n{show_example(source.collate(settled(source, rows)), self.tokenizer)}"
+            f"first example\n{show_example(source.collate(sampled(source, rows)), self.tokenizer)}"
         )
 
     def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:

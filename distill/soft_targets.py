@@ -58,7 +58,7 @@ class Imitation(Predictor):
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass, and once the teacher's."""
-        return self.student.flops(batch) + encoder_flops(self.teacher.module.model.config, batch)
+        return self.student.flops(batch) + encoder_flops(self.teacher.module.model.config, batch.input)
 
 
 def soft_cross_entropy(

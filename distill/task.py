@@ -28,7 +28,7 @@ from finetune.sources import glue_dir_from_environment
 from finetune.splits import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.stage import Finetuning
 from finetune.stock import head_kind
-from finetune.task_types.base import kind_of
+from finetune.task_types.base import task_type_of
 
 
 def check_readers(config: TaskConfig, student: str) -> None:
@@ -59,7 +59,7 @@ def open_answering(config: TaskConfig, student: str) -> PreTrainedModel:
     read alike (:func:`check_readers`).
     """
     check_readers(config, student)
-    start, task, kind = config.teacher.from_, config.task, kind_of(config.task)
+    start, task, kind = config.teacher.from_, config.task, task_type_of(config.task)
     found = read_config(start)
     if joint_head(found):
         raise ConfigError(
@@ -90,7 +90,7 @@ class Answers(Finetuning):
         self.pin(self.models)
         teacher = open_answering(self.config, self.config.model.from_)
         parts = super().prepare()
-        self.teacher: Teacher[Predictor] = Teacher(self.kind.objective(teacher))
+        self.teacher: Teacher[Predictor] = Teacher(self.task_type.objective(teacher))
         return parts
 
     def models(self) -> dict[str, Fingerprint]:
@@ -106,12 +106,12 @@ class Answers(Finetuning):
     def _objective(self) -> Any:
         return method_of(self.config).task(self.config.objective, super()._objective(), self.teacher)
 
-    def plan(self, trainer: Trainer) -> str:
+    def banner(self, trainer: Trainer) -> str:
         """The teacher, whether variants were for the stage before alone, then as in fine-tuning."""
         config = self.config
         apart = config.augment is None and config.before is not None and config.before.augment is not None
         texts = "texts       the task's own; their variants were for the stage before alone\n" * apart
-        return f"teacher     {config.teacher.from_}\n{texts}{super().plan(trainer)}"
+        return f"teacher     {config.teacher.from_}\n{texts}{super().banner(trainer)}"
 
     def about(self) -> str:
         """The same, and the teacher."""
@@ -139,7 +139,7 @@ class FirstStage(General):
         open_answering(self.then, config.model.from_)
         check_readers(config, config.model.from_)
         self.open_teacher()
-        kind = kind_of(section)
+        kind = task_type_of(section)
         with main_process_first(self.accelerator):
             task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(task))

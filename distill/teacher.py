@@ -37,7 +37,7 @@ class Teacher(Generic[M]):
 
         In training the block is timed.
         """
-        device, training = batch.input_ids.device, torch.is_grad_enabled()
+        device, training = batch.input.ids.device, torch.is_grad_enabled()
         if device != self._device:
             self.module.to(device)
             self._device = device

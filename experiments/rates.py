@@ -109,7 +109,7 @@ def smooth(losses: Sequence[float] | np.ndarray) -> np.ndarray:
 def range_test(trainer: Trainer, section: RangeSection, show: Callable[[str], None] = lambda line: None) -> RangeTest:
     """Train for ``section.steps`` steps, or until the loss has risen far or is not finite. All processes call it."""
     # A short training may have fewer steps; its data goes on in the same order.
-    trainer.rhythm = replace(trainer.rhythm, total=max(trainer.rhythm.total, section.steps))
+    trainer.schedule = replace(trainer.schedule, total=max(trainer.schedule.total, section.steps))
     losses: list[float] = []
     ended = "all steps were done"
     try:

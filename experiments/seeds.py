@@ -40,7 +40,7 @@ from finetune.config import FinetuneConfig, load_config
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import read_task, row_inputs
 from finetune.stage import Finetuning
-from finetune.task_types.base import kind_of
+from finetune.task_types.base import task_type_of
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 """The benchmark's tasks, by the names of their configurations: the published mean is over these and no others."""
@@ -241,7 +241,7 @@ class Runs:
 
     def _ensemble(self, paths: Sequence[Path]) -> dict[str, dict[str, float]]:
         """What the mean of the outputs reaches."""
-        kind = kind_of(self.section)
+        kind = task_type_of(self.section)
         return {
             split: kind.ensemble([path / "predictions" / f"{split}.tsv" for path in paths])
             for split in self.section.validation

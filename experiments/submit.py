@@ -26,8 +26,8 @@ from experiments.seeds import read_summaries
 from experiments.submission import write_submission
 from finetune.config import model_name
 from finetune.task import TaskSection
-from finetune.task_types.base import kind_of
-from finetune.task_types.sequences import VectorKind, mean_outputs
+from finetune.task_types.base import task_type_of
+from finetune.task_types.sequences import VectorType, mean_outputs
 
 TABLES = Path("runs/finetune/tables")
 """Where ``make glue`` leaves its tables."""
@@ -84,15 +84,17 @@ def _predictions(runs: Sequence[Path]) -> dict[str, list[str] | np.ndarray]:
     remedy = "run the seeds of this task again"
     file = runs[0] / "config.yaml"
     task = checked(file, read_yaml(file, dict[str, Any], remedy=remedy).get("task"), TaskSection, remedy=remedy)
-    kind = kind_of(task)
-    if not isinstance(kind, VectorKind):
+    kind = task_type_of(task)
+    if not isinstance(kind, VectorType):
         return {}  # tables may hold tasks beside GLUE's
     found: dict[str, list[str] | np.ndarray] = {}
     for split, name in task.submission.items():
         files = [run / "predictions" / f"{split}.tsv" for run in runs]
         if all(file.exists() for file in files):
             predictions = kind.best(mean_outputs(files))
-            found[name] = predictions if task.type == "regression" else [kind.in_words(each) for each in predictions]
+            found[name] = (
+                predictions if task.type == "regression" else [kind.format_prediction(each) for each in predictions]
+            )
     return found
 
 

@@ -62,7 +62,7 @@ class FinetunePhase(Phase):
 
 
 class FinetuneTrainSection(TrainSection):
-    """Length and rhythm of fine-tuning."""
+    """Length and schedule of fine-tuning."""
 
     steps: Length = Duration("3 epochs")
     """Length of the run: steps or epochs."""

@@ -121,7 +121,7 @@ class Examples(ABC):
         """Examples and tokens of every epoch."""
         return EpochSize(self.num_examples, int(self.lengths.sum()))
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         """Rows of ``ROW`` in the order of the split."""
         rows = np.zeros(self.num_examples, ROW)
         rows["index"] = np.arange(len(rows))

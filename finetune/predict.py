@@ -17,7 +17,7 @@ from bertillery.engine.evaluate import HeldOut, Sums
 from bertillery.engine.loader import shares
 from finetune.examples import Examples
 from finetune.predictor import Predictor
-from finetune.task_types.base import TaskKind
+from finetune.task_types.base import TaskType
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ class Scored(HeldOut):
     def __init__(
         self,
         splits: dict[str, Examples],
-        kind: TaskKind,
+        kind: TaskType,
         *,
         num_examples: int | None,
         best_by: str | None = None,

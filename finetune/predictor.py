@@ -59,4 +59,4 @@ class Predictor(Objective):
     @torch.no_grad()
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass of the encoder; the head's few rows are left out."""
-        return 3 * encoder_flops(self.model.config, batch)
+        return 3 * encoder_flops(self.model.config, batch.input)

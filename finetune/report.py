@@ -16,15 +16,15 @@ from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples
 from finetune.splits import Split, rows_of
-from finetune.task_types.base import Predicted, TaskKind
+from finetune.task_types.base import Predicted, TaskType
 
 
-def show_example(examples: Examples, split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> str:
+def show_example(examples: Examples, split: Split, kind: TaskType, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first example as the model sees it, with its label."""
     laid_out = [examples.sequences.lay_out(which[None])[0] for which in examples.members(np.array([0]))]
     lines = [f"  {printable(str(tokenizer.decode(ids)))}" for ids in laid_out]
     assert split.labels is not None
-    label = printable(kind.label_in_words(split.labels[0])) or "none"
+    label = printable(kind.format_label(split.labels[0])) or "none"
     lines.append(f"  {sum(map(len, laid_out))} tokens, label: {label}")
     return "\n".join(lines)
 
@@ -48,7 +48,7 @@ def results_table(
     return "\n\n".join([markdown_table(rows), *notes])
 
 
-def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskKind) -> None:
+def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskType) -> None:
     """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the kind's columns.
 
     The folder appears when all of it is written.
@@ -58,12 +58,12 @@ def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskK
     partial.mkdir(parents=True)
     for name, each in predicted.items():
         split = each.split
-        labels = [""] * split.num_examples if split.labels is None else map(kind.label_in_words, split.labels)
+        labels = [""] * split.num_examples if split.labels is None else map(kind.format_label, split.labels)
         names, numbers = kind.columns(each)
         lines = [["index", "prediction", "label", *names]]
         for index, prediction, label, row in zip(split.index, each.predictions, labels, numbers, strict=True):
             # Nine digits give every float32 back, so that an ensemble of files is one of the models.
-            lines.append([str(index), kind.in_words(prediction), label, *(f"{value:.9g}" for value in row)])
+            lines.append([str(index), kind.format_prediction(prediction), label, *(f"{value:.9g}" for value in row)])
         write_tsv(partial / f"{name}.tsv", lines)
         with writing(partial):
             kind.write(partial, each)
@@ -127,13 +127,13 @@ def plot_bars(groups: Sequence[str], bars: dict[str, list[float]], picture: Path
     save(axes, picture)
 
 
-def hardest_examples(predicted: Predicted, kind: TaskKind, path: Path, shown: int = 3) -> str:
+def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: int = 3) -> str:
     """Write all examples to ``path``, those first on which the model is furthest off; returns the first few as text."""
     split, rows, distances = predicted.split, rows_of(kind.section), kind.distances(predicted)
     lines, told = [["index", "distance", "label", "prediction", *rows.names]], []
     for i in np.argsort(-distances, kind="stable"):
-        texts = [rows.in_words(column[i]) for column in split.texts]
-        label, given = kind.label_in_words(predicted.labels[i]), kind.in_words(predicted.predictions[i])
+        texts = [rows.format_prediction(column[i]) for column in split.texts]
+        label, given = kind.format_label(predicted.labels[i]), kind.format_prediction(predicted.predictions[i])
         lines.append([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts])
         if len(told) < shown:
             right, wrong = label or "nothing", given or "nothing"

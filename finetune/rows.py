@@ -65,7 +65,7 @@ class Rows:
         """Texts and label (None without one) as the split holds them; ``ValueError`` where they do not belong."""
         return texts, label
 
-    def in_words(self, text: Any) -> str:
+    def format_prediction(self, text: Any) -> str:
         """A text of the split on one line."""
         return " ".join(text.split())
 
@@ -342,7 +342,7 @@ class ChoiceRows(Rows):
         begin = begins[1] + " " if size == 2 else ""
         return (begins[0], [begin + choice if choice.strip() else "" for choice in given]), label
 
-    def in_words(self, text: Any) -> str:
+    def format_prediction(self, text: Any) -> str:
         """Choices with slashes between."""
         return " ".join(text.split() if isinstance(text, str) else " / ".join(filter(None, text)).split())
 
@@ -391,7 +391,7 @@ class TokenRows(Rows):
             raise ValueError(f"{len(texts[0])} words and {len(label)} tags")
         return texts, label
 
-    def in_words(self, text: Any) -> str:
+    def format_prediction(self, text: Any) -> str:
         """The words with spaces between."""
         return " ".join(text)
 

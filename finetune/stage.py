@@ -36,7 +36,7 @@ from finetune.report import (
 from finetune.sources import glue_dir_from_environment
 from finetune.space import read_space
 from finetune.splits import current_rows, documentation_input, read_task, report, row_inputs
-from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.base import Predicted, task_type_of
 
 
 class TaskResults(Results):
@@ -68,7 +68,7 @@ class Finetuning(Stage):
         config, section = self.config, self.config.task
         self.pin(self.models)
         self.tokenizer = self._tokenizer()
-        self.kind = kind_of(section)
+        self.task_type = task_type_of(section)
         with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
@@ -82,7 +82,7 @@ class Finetuning(Stage):
             objective=self._objective,
             held_out=Scored(
                 self.validation,
-                self.kind,
+                self.task_type,
                 num_examples=config.train.evaluate_examples,
                 best_by=config.train.best_by,
             ),
@@ -113,7 +113,7 @@ class Finetuning(Stage):
         split, config = self.task.split(name), self.config
         if split.labels is None and name not in config.task.test:
             raise ConfigError(f"{config.task.name}: the split {name} has no labels to train on or to compare with")
-        return self.kind.examples(
+        return self.task_type.examples(
             split,
             self.tokenizer,
             max_length=config.train.phases[0].sequence_length,
@@ -124,23 +124,23 @@ class Finetuning(Stage):
     def _objective(self) -> Any:
         section = self.config.model
         model, self.loaded = load(
-            self.kind.model_class,
+            self.task_type.model_class,
             section.from_,
             hidden_dropout=section.hidden_dropout,
             attention_dropout=section.attention_dropout,
             classifier_dropout=section.classifier_dropout,
             random=section.weights == "random",
-            **self.kind.settings(),
+            **self.task_type.settings(),
         )
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
-        same = section.weights == "pretrained" and self.kind.head_fits(read_config(section.from_))
+        same = section.weights == "pretrained" and self.task_type.head_fits(read_config(section.from_))
         fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
         labels = self.task.split("train").labels
         if section.score_bias == "mean" and labels is not None and not same:
             begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
-        return self.kind.objective(model)
+        return self.task_type.objective(model)
 
     def results(self) -> dict[str, Any]:
         """The same; ``InputError``, too, where scores of the task's splits and metrics are missing."""
@@ -165,7 +165,7 @@ class Finetuning(Stage):
         sizes = {name: split.num_examples for name, split in self.task.splits.items()}
         return {"data": {"where": self.task.where, "examples": sizes}}
 
-    def plan(self, trainer: Trainer) -> str:
+    def banner(self, trainer: Trainer) -> str:
         """Model, recipe and one example."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
         size, phase = sum(parameter.numel() for parameter in model.parameters()), config.train.phases[0]
@@ -177,7 +177,7 @@ class Finetuning(Stage):
             f"recipe      {describe_recipe(config.model.from_, config.recipe)}\n"
             f"            a batch of {phase} tokens, learning rate {config.optim.learning_rate:g}{cuts}\n\n"
             "first example\n"
-            f"{show_example(trainer.sources[0], self.task.split('train'), self.kind, self.tokenizer)}"
+            f"{show_example(trainer.sources[0], self.task.split('train'), self.task_type, self.tokenizer)}"
         )
 
     def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
@@ -187,12 +187,12 @@ class Finetuning(Stage):
         if not self.accelerator.is_main_process:
             return {}
         section = self.config.task
-        chosen = self.kind.choose(predicted[section.validation[0]])
+        chosen = self.task_type.choose(predicted[section.validation[0]])
         values, warnings = {}, {}
         for name in section.validation:
             predictions, labels = predicted[name].predictions, predicted[name].labels
-            values[name] = self.kind.scores(predictions, labels)
-            warning = self.kind.warning(predictions, labels)
+            values[name] = self.task_type.scores(predictions, labels)
+            warning = self.task_type.warning(predictions, labels)
             warnings |= {name: warning} if warning else {}
         results = {
             "steps": ended.step,
@@ -214,7 +214,7 @@ class Finetuning(Stage):
             texts_only=True,
             spaced=self.config.task.type == "tokens",  # as SentenceExamples reads words
         )
-        write_predictions(self.path / "predictions", predicted, self.kind)
+        write_predictions(self.path / "predictions", predicted, self.task_type)
         return results
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
@@ -223,12 +223,12 @@ class Finetuning(Stage):
         first = self.predicted[section.validation[0]]
         for name in section.validation:
             with beside(f"baselines of {name}"):
-                results["baselines"][name] = self.kind.baselines(self.task, name)
+                results["baselines"][name] = self.task_type.baselines(self.task, name)
         with beside(f"the card {card}"):
             results["table"] = _table(results)
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
-            results["hardest"] = hardest_examples(first, self.kind, self.path / "hardest.tsv")
+            results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")
         scores = results["scores"].items()
         tracker.summary({f"{split}/{name}": value for split, found in scores for name, value in found.items()})
         pictures = []
@@ -237,14 +237,14 @@ class Finetuning(Stage):
             plot_curves(self.directory.metrics_file, section.metrics, baselines, self.path / "curves.png", self.name)
             pictures.append(self.path / "curves.png")
         with beside(f"pictures of the predictions in {self.path}"):
-            pictures += self.kind.draw(first, self.path)
+            pictures += self.task_type.draw(first, self.path)
         for picture in pictures:
             tracker.image(picture.stem, picture, ended.step)
 
     def _card(self, results: dict[str, Any]) -> str:
-        table = "\n\n".join(filter(None, (results["table"], self.kind.usage)))
+        table = "\n\n".join(filter(None, (results["table"], self.task_type.usage)))
         return model_card(
-            self.name, self.about(), table, results["scores"], self.config, self.text, self.kind.pipeline,
+            self.name, self.about(), table, results["scores"], self.config, self.text, self.task_type.pipeline,
             baselines=results["baselines"], warnings=results["warnings"],
         )  # fmt: skip
 
@@ -256,9 +256,9 @@ class Finetuning(Stage):
         """Every validation and test split that there is, with its predictions."""
         tokens, found = trainer.micro_batch_tokens, {}
         for name, examples in (self.validation | self.test).items():
-            rows = examples.plan(0, 0)
+            rows = examples.examples(0, 0)
             outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
-            predictions = self.kind.decide(outputs, examples, rows["index"])
+            predictions = self.task_type.decide(outputs, examples, rows["index"])
             found[name] = Predicted(self.task.split(name), outputs, predictions)
         return found
 

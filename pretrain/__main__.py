@@ -96,7 +96,7 @@ class Pretraining(Stage):
         self.weights = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
         return objective
 
-    def plan(self, trainer: Trainer) -> str:
+    def banner(self, trainer: Trainer) -> str:
         """Model, sizes of the batches, how much is predicted and one example."""
         config, below = self.config, f"\n{'':<12}"
         rows, _ = Stream(trainer.sources[0], self.config.run.seed).take(Cursor(), 1)
@@ -104,7 +104,7 @@ class Pretraining(Stage):
         objective = self.accelerator.unwrap_model(trainer.objective)
         size = sum(parameter.numel() for parameter in objective.parameters())
         models = " and ".join(
-            type(model).__name__ for model in [objective.exported(), *objective.companions().values()]
+            type(model).__name__ for model in [objective.exported(), *objective.auxiliary_models().values()]
         )
         batches = ", ".join(map(str, config.train.phases))
         lengths = dict.fromkeys(phase.sequence_length for phase in config.train.phases)
@@ -122,7 +122,10 @@ class Pretraining(Stage):
         objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
-        self.models, table = {".": objective.exported(), **objective.companions()}, results_table(ended.held_out, {})
+        self.models, table = (
+            {".": objective.exported(), **objective.auxiliary_models()},
+            results_table(ended.held_out, {}),
+        )
         card = ""
         with beside("the card of the export"):
             card = self._card(ended, table)
@@ -131,7 +134,7 @@ class Pretraining(Stage):
             self.tokenizer,
             self.directory.export,
             card=card,
-            companions=objective.companions(),
+            auxiliary_models=objective.auxiliary_models(),
         )
         return {**ended.results(), "table": table}
 

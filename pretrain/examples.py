@@ -63,7 +63,7 @@ class DocumentSource:
         self._block_size = max(1, min(self.num_documents, _BLOCK_SENTENCES * self.num_documents // max(1, sentences)))
         self.num_blocks = -(-self.num_documents // self._block_size)
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         """Rows of ``ROW`` for the block's documents."""
         index = np.arange(block * self._block_size, min((block + 1) * self._block_size, self.num_documents))
         return self._draw(Permutation(self.num_documents, self.seed, epoch)(index), epoch)
@@ -93,5 +93,5 @@ class DocumentSource:
 def epoch_size(source: DocumentSource) -> EpochSize:
     """An epoch of a source: the first one where the corpus is one block, else estimated from the first block's share
     of it."""
-    rows, blocks = source.plan(0, 0), source.num_documents / source._block_size
+    rows, blocks = source.examples(0, 0), source.num_documents / source._block_size
     return EpochSize(len(rows) * blocks, int(rows["length"].sum(dtype=np.int64)) * blocks)

@@ -173,17 +173,17 @@ class Weights:
 
 def networks(objective: Objective) -> dict[str, PreTrainedModel]:
     """The models that an objective trains, by their folder within an export: a companion's is its attribute's name."""
-    companions = objective.companions()
+    auxiliary_models = objective.auxiliary_models()
     models = {name: child for name, child in objective.named_children() if isinstance(child, PreTrainedModel)}
-    return {name if name in companions else "": model for name, model in models.items()}
+    return {name if name in auxiliary_models else "": model for name, model in models.items()}
 
 
 def load_weights(objective: Objective, path: str) -> list[str]:
     """Put the weights that ``path`` names into a freshly built ``objective``; returns lines that say what became of it.
 
-    Heads, poolers and companions that are not there keep their initialisation, and what the objective has no use for is
-    dropped. What is one tensor stays one. ``ConfigError`` where any other tensor is missing, has another shape, or is
-    one here but differs there.
+    Heads, poolers and auxiliary models absent there keep their initialisation, and what the objective cannot use is
+    dropped. Tied tensors stay tied. ``ConfigError`` where any other tensor is missing, has another shape, or is tied
+    here but differs there.
     """
     weights, models = Weights.find(path), networks(objective)
     copies: list[tuple[str, torch.Tensor, torch.Tensor]] = []

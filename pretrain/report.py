@@ -26,8 +26,8 @@ _PAIR_TASKS = {"pair_labels": "nsp", "order_labels": "sop"}
 def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> str:
     """One example decoded, its masks, if it has any, as ``[MASK]<-original``, and its pair label; ``##`` is what
     continues a word."""
-    start, end = batch.cu_seqlens[index : index + 2].tolist()
-    tokens = _pieces(tokenizer, batch.input_ids[start:end])
+    start, end = batch.input.offsets[index : index + 2].tolist()
+    tokens = _pieces(tokenizer, batch.input.ids[start:end])
     nothing = torch.empty(0, dtype=torch.int64)
     positions = batch.targets.get("masked_positions", nothing).tolist()
     originals = _pieces(tokenizer, batch.targets.get("masked_ids", nothing))
@@ -88,7 +88,7 @@ def baselines(held_out: HeldOut, unigrams: np.ndarray, values: dict[str, float],
     """
     batches = held_out.batches()
     labels = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
-    seen = np.concatenate([batch.input_ids[batch.targets["masked_positions"]].numpy() for batch in batches])
+    seen = np.concatenate([batch.input.ids[batch.targets["masked_positions"]].numpy() for batch in batches])
     loss, accuracy, sampled = without_context(labels, seen, unigrams, mask_id=mask_id)
     found = {"mlm": loss, "mlm_accuracy": accuracy}
     for name in _PAIR_TASKS.keys() & batches[0].targets.keys():

@@ -134,9 +134,9 @@ def test_how_much_is_predicted_is_said(given: list[str], said: str) -> None:
     assert ("decides" in found) == (":" in said)
     tokens = random_tokens(40, sentences=(40, 60), vocab_size=512)
     source = objective_of(config).source(config.objective, tokens, tiny_tokenizer(), sequence_length=length, seed=1)
-    batch = source.collate(source.plan(0, 0)[:200])
-    lengths = batch.cu_seqlens.diff()
-    predicted = np.bincount(np.searchsorted(batch.cu_seqlens, batch.targets["masked_positions"], side="right") - 1)
+    batch = source.collate(source.examples(0, 0)[:200])
+    lengths = batch.input.offsets.diff()
+    predicted = np.bincount(np.searchsorted(batch.input.offsets, batch.targets["masked_positions"], side="right") - 1)
     whole = predicted[: len(lengths)][lengths[: len(predicted)] == length]
     assert len(whole)
     assert whole.max() == int(found.split()[0])

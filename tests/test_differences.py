@@ -124,7 +124,7 @@ def test_scores_are_learned_as_they_are(tmp_path: Path) -> None:
     model, _ = load(AutoModelForSequenceClassification, write_encoder(tmp_path, "electra"), num_labels=1)
     labels = np.array([0.0, 2.5, 5.0])
     examples = TextExamples((sentences(3, 0),), labels, tiny_tokenizer(64), max_length=32, seed=1)
-    batch, objective = examples.collate(examples.plan(0, 0)), Objective(model)
+    batch, objective = examples.collate(examples.examples(0, 0)), Objective(model)
     logits = objective.logits(batch)
     loss = next(iter(objective.terms(logits, batch).values()))
     assert loss.total.item() == pytest.approx(((logits.flatten().detach() - torch.tensor(labels)) ** 2).sum().item())

@@ -40,7 +40,7 @@ def _storage(tensor: Tensor) -> int:
 def work(name: str, number: int) -> tuple[int, int]:
     """Operations and bytes of forward and backward over examples of one length."""
     objective, source = make(objective_module("pretrain.objectives", {"type": name}), TINY)
-    plan = source.plan(0, 0)
+    plan = source.examples(0, 0)
     rows = np.repeat(plan[plan["length"] == LENGTH][:1], number)
     rows["key"] = np.arange(number)
     batch = source.collate(rows)

@@ -12,53 +12,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertillery.engine.layout import AttentionPlan, plan_attention
+from bertillery.engine.layout import PackingLayout, packing_layout
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """Examples of one micro-batch, with the targets of an objective."""
+class Stream:
+    """Sequences of tokens end to end: what a network reads. B sequences, T tokens of all of them together."""
 
-    input_ids: Tensor
+    ids: Tensor
     """(T,) int64."""
-    token_type_ids: Tensor
-    """(T,) int64, 0 for the first segment and 1 for the second."""
-    position_ids: Tensor
+    positions: Tensor
     """(T,) int64, from 0 in every sequence."""
-    cu_seqlens: Tensor
+    offsets: Tensor
     """(B+1,) int64, where each sequence starts; the last entry is T."""
-    attention: AttentionPlan
-    """How :mod:`bertillery.models.attention` forms rectangles."""
-    targets: dict[str, Tensor] = field(default_factory=dict)
-    """What the objective compares with."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """How many targets of each kind the batch holds: what the objective's sums are divided by, known on the host."""
+    layout: PackingLayout
+    """How attention pads the sequences."""
+    token_type_ids: Tensor | None = None
+    """(T,) int64, 0 for the first segment and 1 for the second; None where there are no segments."""
     squared_lengths: int = 0
     """Sum of the squared lengths: the size of attention, for counting FLOPs."""
 
     @property
     def num_tokens(self) -> int:
         """T."""
-        return len(self.input_ids)
+        return len(self.ids)
 
     @property
     def num_sequences(self) -> int:
         """B."""
-        return len(self.cu_seqlens) - 1
+        return len(self.offsets) - 1
 
     @property
     def first_rows(self) -> Tensor:
         """(B,) row of each sequence's first token, [CLS]."""
-        return self.cu_seqlens[:-1]
+        return self.offsets[:-1]
 
-    def model_inputs(self) -> dict[str, Any]:
-        """Keyword arguments for a stock model whose attention implementation is ``packed``: tensors are (1, T)."""
-        return {
-            "input_ids": self.input_ids[None],
-            "token_type_ids": self.token_type_ids[None],
-            "position_ids": self.position_ids[None],
-            "plan": self.attention,
-        }
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Examples of one micro-batch, with the targets of an objective."""
+
+    streams: dict[str, Stream]
+    """By name: ``input``, or the ``source`` and ``target`` of a translation. Sequence i of each is of example i."""
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    """What the objective compares with."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many targets of each kind the batch holds: what the objective's sums are divided by, known on the host."""
+
+    @property
+    def input(self) -> Stream:
+        """The one stream of an encoder or a decoder."""
+        return self.streams["input"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all streams."""
+        return sum(stream.num_tokens for stream in self.streams.values())
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on a device; a copy from pinned memory does not wait."""
@@ -90,31 +99,41 @@ def _map(value: Any, function: Any) -> Any:
     return value
 
 
+def pack_stream(ids: np.ndarray, lengths: np.ndarray, token_type_ids: np.ndarray | None = None) -> Stream:
+    """A stream from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    assert len(ids) == ends[-1]
+    assert token_type_ids is None or len(token_type_ids) == len(ids)
+    return Stream(
+        ids=torch.from_numpy(ids.astype(np.int64, copy=False)),
+        positions=torch.from_numpy(ranges(lengths)),
+        offsets=torch.from_numpy(np.concatenate(([0], ends))),
+        layout=packing_layout(np.asarray(lengths)),
+        token_type_ids=None
+        if token_type_ids is None
+        else torch.from_numpy(token_type_ids.astype(np.int64, copy=False)),
+        squared_lengths=int((np.asarray(lengths, dtype=np.int64) ** 2).sum()),
+    )
+
+
 def pack(
-    input_ids: np.ndarray,
-    token_type_ids: np.ndarray,
+    ids: np.ndarray,
+    token_type_ids: np.ndarray | None,
     lengths: np.ndarray,
     *,
     targets: dict[str, np.ndarray],
     counts: dict[str, int],
 ) -> PackedBatch:
-    """Build a batch from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``.
+    """A batch of one stream, from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``.
 
     Besides ``counts`` it knows its ``tokens``, and its ``pairs_of_tokens`` of one sequence, which is what attention
     scores are.
     """
-    ends = np.cumsum(lengths, dtype=np.int64)
-    pairs = int((np.asarray(lengths, dtype=np.int64) ** 2).sum())
-    assert len(input_ids) == len(token_type_ids) == ends[-1]
+    stream = pack_stream(ids, lengths, token_type_ids)
     return PackedBatch(
-        input_ids=torch.from_numpy(input_ids.astype(np.int64, copy=False)),
-        token_type_ids=torch.from_numpy(token_type_ids.astype(np.int64, copy=False)),
-        position_ids=torch.from_numpy(ranges(lengths)),
-        cu_seqlens=torch.from_numpy(np.concatenate(([0], ends))),
-        attention=plan_attention(np.asarray(lengths)),
+        {"input": stream},
         targets={name: torch.from_numpy(np.array(value)) for name, value in targets.items()},
-        counts={"tokens": int(ends[-1]), "pairs_of_tokens": pairs, **counts},
-        squared_lengths=pairs,
+        counts={"tokens": stream.num_tokens, "pairs_of_tokens": stream.squared_lengths, **counts},
     )
 
 

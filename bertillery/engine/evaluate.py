@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loader import Cursor, Stream, shares
-from bertillery.engine.objective import Source, Term, settled
+from bertillery.engine.objective import Source, Term, sampled
 
 
 class Sums:
@@ -76,7 +76,7 @@ class HeldOut:
         self.micro_batch_tokens = micro_batch_tokens
         """Tokens at a time; a training sets it to its own."""
         rows, _ = stream.take(Cursor(), min(num_examples or available, available))
-        self.rows = settled(source, rows)
+        self.rows = sampled(source, rows)
 
     def score(self, values: dict[str, float]) -> float:
         """What makes one evaluation better than another: the larger, the better."""

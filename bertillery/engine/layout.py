@@ -17,12 +17,12 @@ _BLOCK = 128
 """Queries and keys of a cell of the block mask."""
 
 
-@dataclass  # frozen, torch 2.11 would compile layers anew for every number of rectangles
-class AttentionPlan:
+@dataclass  # frozen, torch 2.11 would compile layers anew for every number of padded buckets
+class PackingLayout:
     """Where the sequences of the flat batch lie, and which of its rows form which rectangle."""
 
     gather: Tensor
-    """(P,) flat row behind each cell of the rectangles, padding repeats row 0."""
+    """(P,) flat row behind each cell of the padded buckets, padding repeats row 0."""
     scatter: Tensor
     """(T,) cell in which each flat row lies."""
     shapes: tuple[tuple[int, int], ...]
@@ -45,7 +45,7 @@ class AttentionPlan:
         return sequence_mask(self.starts, len(self.scatter))
 
 
-def plan_attention(lengths: np.ndarray) -> AttentionPlan:
+def packing_layout(lengths: np.ndarray) -> PackingLayout:
     """Bucket the sequences of a batch, of ``lengths`` (B,), by length rounded up to a sixteenth of the longest."""
     starts = np.concatenate(([0], np.cumsum(lengths)))
     grain = max(8, -(-int(lengths.max()) // 16))
@@ -64,7 +64,7 @@ def plan_attention(lengths: np.ndarray) -> AttentionPlan:
         bias = np.where(real, 0.0, -np.inf).astype(np.float32)[:, None, None, :]
         biases.append(None if real.all() else torch.from_numpy(bias))
         offset += rows.size
-    return AttentionPlan(
+    return PackingLayout(
         torch.from_numpy(np.concatenate(gathers)),
         torch.from_numpy(scatter),
         tuple(shapes),

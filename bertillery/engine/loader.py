@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bertillery.engine.batch import PackedBatch
-from bertillery.engine.objective import Source, settled
+from bertillery.engine.objective import Source, sampled
 from bertillery.engine.rng import Permutation
 from bertillery.engine.schedule import Phase
 from bertillery.system.workers import START, begin_worker
@@ -63,7 +63,7 @@ class Stream:
     def rows(self, epoch: int, block: int) -> np.ndarray:
         """A block's examples in the order in which they are trained."""
         if self._held is None or self._held[0] != (epoch, block):
-            plan = self.source.plan(epoch, block)
+            plan = self.source.examples(epoch, block)
             order = Permutation(len(plan), self.seed, epoch, block)(np.arange(len(plan))) if len(plan) else []
             self._held = ((epoch, block), plan[order])
         return self._held[1]
@@ -173,14 +173,14 @@ class Steps(Dataset[StepData]):
             )
         self._place = (step + 1, cursor)
         source = self.streams[self.phase_at(step)].source
-        rows = settled(source, rows)
+        rows = sampled(source, rows)
         split = shares(rows["length"].astype(np.int64), self.micro_batch_tokens, self.num_ranks, self.rank)
         return StepData(
             step, [source.collate(rows[part]) for part in split], len(rows), int(rows["length"].sum()), cursor
         )
 
 
-class Packets(Dataset[bytes]):
+class SerializedSteps(Dataset[bytes]):
     """Steps as they cross from a worker to the process that trains: each one string of bytes.
 
     Left to itself torch opens shared memory, a file descriptor and a connection for every tensor. A step of many
@@ -209,7 +209,7 @@ class _Packer(pickle.Pickler):
 def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Iterator[StepData]:
     """The steps from ``start`` on, prepared ahead by ``num_workers`` processes; their number changes nothing else."""
     loader = DataLoader(
-        Packets(steps) if num_workers else steps,
+        SerializedSteps(steps) if num_workers else steps,
         batch_size=None,
         sampler=range(start, len(steps)),
         num_workers=num_workers,

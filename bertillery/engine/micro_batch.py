@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bertillery.config.section import InputError
 from bertillery.engine.loop import share_of_loss
-from bertillery.engine.objective import Objective, Source, settled
+from bertillery.engine.objective import Objective, Source, sampled
 from bertillery.engine.schedule import Phase
 from bertillery.system.environment import free_memory
 
@@ -58,7 +58,7 @@ def largest_micro_batch(
     with _undisturbed(plain, device), _reserved(optimizer, device) as reserved:
 
         def needs(examples: int) -> int | None:
-            batch = source.collate(settled(source, np.repeat(row, examples))).to(device)
+            batch = source.collate(sampled(source, np.repeat(row, examples))).to(device)
             return _bytes_needed(plain, batch)
 
         first = max(1, _FIRST // length)
@@ -108,7 +108,7 @@ def by_estimate(needs: Callable[[int], int | None], *, first: int, most: int, ro
 
 def _longest(source: Source) -> np.ndarray:
     """The longest example of the first block that has some, as one row."""
-    plans = (source.plan(0, block) for block in range(source.num_blocks))
+    plans = (source.examples(0, block) for block in range(source.num_blocks))
     rows = next(rows for rows in plans if len(rows))
     place = int(rows["length"].argmax())
     return rows[place : place + 1]

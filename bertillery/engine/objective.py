@@ -51,7 +51,7 @@ class Objective(nn.Module, ABC):
     def exported(self) -> PreTrainedModel:
         """The stock model that leaves the run."""
 
-    def companions(self) -> dict[str, PreTrainedModel]:
+    def auxiliary_models(self) -> dict[str, PreTrainedModel]:
         """Further stock models that leave the run, by the folder within the export they go to."""
         return {}
 
@@ -73,7 +73,7 @@ class Source(Protocol):
 
     num_blocks: int
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         """The block's examples as rows of a structured array with at least ``length`` (tokens) and ``key`` (uint64)."""
         ...
 
@@ -83,17 +83,17 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class Settling(Protocol):
+class StepSampling(Protocol):
     """A source whose examples of one step decide something together, such as how many tokens of all are masked."""
 
-    def settle(self, rows: np.ndarray) -> np.ndarray:
+    def sample_step(self, rows: np.ndarray) -> np.ndarray:
         """All rows of a step, with what they decided written into them; ``collate`` sees some of them at a time."""
         ...
 
 
-def settled(source: Source, rows: np.ndarray) -> np.ndarray:
+def sampled(source: Source, rows: np.ndarray) -> np.ndarray:
     """The rows of a step as their source wants them before they are shared out."""
-    return source.settle(rows) if isinstance(source, Settling) else rows
+    return source.sample_step(rows) if isinstance(source, StepSampling) else rows
 
 
 def objective_module(package: str, section: Mapping[str, Any]) -> Any:

@@ -127,7 +127,7 @@ def steps_per_epoch(phases: Sequence[Phase], epochs: Sequence[EpochSize]) -> Fra
 
 
 class TrainSection(Section):
-    """Length and rhythm of training."""
+    """Length and schedule of training."""
 
     steps: Length = Duration("100_000 steps")
     """Length of the run: steps or epochs, rounded down to whole steps."""
@@ -159,7 +159,7 @@ class TrainSection(Section):
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Schedule:
     """A training section in steps."""
 
     total: int
@@ -168,7 +168,7 @@ class Rhythm:
     evaluate: int
 
     @classmethod
-    def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], Fraction]) -> Rhythm:
+    def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], Fraction]) -> Schedule:
         """Convert every duration once; an epoch is counted only where one is given in epochs.
 
         Intervals are rounded to the nearest step: rounded down, they would leave a remainder behind the last of them.

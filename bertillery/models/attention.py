@@ -3,9 +3,9 @@
 Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s its padded length, P = sum of b*s.
 
 A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention
-alone wants rectangles: sequences of similar length are gathered into a few of them, and only their scores and values
-see padding. The gather indices are made once per batch, on the host, and used by every layer. A GPU needs no rectangles
-unless there is dropout (:mod:`bertillery.models.gpu_attention`).
+alone wants padded buckets: sequences of similar length are gathered into a few of them, and only their scores and
+values see padding. The gather indices are made once per batch, on the host, and used by every layer. A GPU needs no
+padded buckets unless there is dropout (:mod:`bertillery.models.gpu_attention`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from bertillery.engine.layout import AttentionPlan
+from bertillery.engine.layout import PackingLayout
 from bertillery.models import gpu_attention
 from bertillery.models.dropout import dropout as fast_dropout
 
@@ -79,16 +79,16 @@ def packed_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: AttentionPlan | None = None,
+    layout: PackingLayout | None = None,
     record: list[Recorded] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Self-attention of every sequence with itself alone.
 
-    ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``plan`` reaches this
+    ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``layout`` reaches this
     function as a keyword argument of the model's ``forward``, and so does ``record``, to which each layer appends.
     """
-    assert plan is not None, "call the model with plan=batch.attention"
+    assert layout is not None, "call the model with layout=batch.input.layout"
     assert attention_mask is None, "a packed batch has no mask"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
@@ -96,33 +96,33 @@ def packed_attention(
         record.append(Recorded(flat[0], flat[1], flat[2], scale))
     kernel = gpu_attention.kernel_for(query, dropout)
     if kernel == "varlen":
-        return gpu_attention.by_varlen(flat[0], flat[1], flat[2], plan.starts, plan.longest, scale)[None], None
+        return gpu_attention.by_varlen(flat[0], flat[1], flat[2], layout.starts, layout.longest, scale)[None], None
     if kernel == "flex":
-        return gpu_attention.by_flex(query, key, value, plan.sequence_mask, scale).transpose(1, 2), None
-    return _in_rectangles(flat, plan, scale, dropout)[None], None
+        return gpu_attention.by_flex(query, key, value, layout.sequence_mask, scale).transpose(1, 2), None
+    return _in_padded_buckets(flat, layout, scale, dropout)[None], None
 
 
 @torch.compiler.disable()  # their number changes from batch to batch, and each would be compiled anew
-def _in_rectangles(flat: list[Tensor], plan: AttentionPlan, scale: float, dropout: float) -> Tensor:
+def _in_padded_buckets(flat: list[Tensor], layout: PackingLayout, scale: float, dropout: float) -> Tensor:
     """Attention (T, H, D) from queries, keys and values (T, H, D)."""
     outputs = []
-    for q, k, v, bias in zip(*(rectangles(x, plan) for x in flat), plan.biases, strict=True):
+    for q, k, v, bias in zip(*(padded_buckets(x, layout) for x in flat), layout.biases, strict=True):
         heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout)
         outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1))
     cells = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    rows = cells if plan.identity else _apply(_Scatter, cells, plan)
+    rows = cells if layout.identity else _apply(_Scatter, cells, layout)
     return rows.view(flat[0].shape)
 
 
-def rectangles(rows: Tensor, plan: AttentionPlan) -> list[Tensor]:
-    """Flat rows (T, ...) as rectangles (b, s, ...), of which padding repeats row 0; with gradient."""
-    cells = rows if plan.identity else _apply(_Gather, rows.flatten(1), plan)
-    parts = cells.split([b * s for b, s in plan.shapes])
-    return [part.view(*shape, *rows.shape[1:]) for part, shape in zip(parts, plan.shapes, strict=True)]
+def padded_buckets(rows: Tensor, layout: PackingLayout) -> list[Tensor]:
+    """Flat rows (T, ...) as padded buckets (b, s, ...), of which padding repeats row 0; with gradient."""
+    cells = rows if layout.identity else _apply(_Gather, rows.flatten(1), layout)
+    parts = cells.split([b * s for b, s in layout.shapes])
+    return [part.view(*shape, *rows.shape[1:]) for part, shape in zip(parts, layout.shapes, strict=True)]
 
 
-def _apply(function: Any, x: Tensor, plan: AttentionPlan) -> Tensor:
-    return function.apply(x, plan.gather, plan.scatter)
+def _apply(function: Any, x: Tensor, layout: PackingLayout) -> Tensor:
+    return function.apply(x, layout.gather, layout.scatter)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:

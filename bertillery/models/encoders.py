@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from bertillery.config.section import ConfigError
-from bertillery.engine.batch import PackedBatch
+from bertillery.engine.batch import Stream
 from bertillery.models.attention import Recorded
 
 
@@ -99,30 +99,40 @@ def _first_position(config: PreTrainedConfig) -> int:
     return config.pad_token_id + 1 if family(config).positions_after_padding else 0
 
 
-def encode(model: PreTrainedModel, batch: PackedBatch, *, record: list[Recorded] | None = None) -> Tensor:
+def model_inputs(config: PreTrainedConfig, stream: Stream) -> dict[str, Any]:
+    """Keyword arguments for a stock model whose attention is ``packed``; tensors are (1, T). A family is sent what it
+    has: no token types where it has no embeddings for them (GPT-2 would add those of other tokens)."""
+    inputs: dict[str, Any] = {
+        "input_ids": stream.ids[None],
+        "position_ids": (stream.positions + _first_position(config))[None],
+        "layout": stream.layout,
+    }
+    if reads_token_types(config):
+        types = stream.token_type_ids
+        inputs["token_type_ids"] = (torch.zeros_like(stream.ids) if types is None else types)[None]
+    return inputs
+
+
+def encode(model: PreTrainedModel, stream: Stream, *, record: list[Recorded] | None = None) -> Tensor:
     """Hidden states (T, H) of the last layer, from the encoder of a model loaded with the ``packed`` attention.
 
     To ``record``, where it is given, each layer appends its queries, keys and values.
     """
-    return _run(model, batch, record=record).last_hidden_state[0]
+    return _run(model, stream, record=record).last_hidden_state[0]
 
 
 def encode_layers(
-    model: PreTrainedModel, batch: PackedBatch, *, record: list[Recorded] | None = None
+    model: PreTrainedModel, stream: Stream, *, record: list[Recorded] | None = None
 ) -> tuple[Tensor, ...]:
     """Hidden states (T, H) that enter the first layer (the embeddings, projected where they are narrower), and those
     that leave each layer."""
-    return tuple(hidden[0] for hidden in _run(model, batch, record=record, output_hidden_states=True).hidden_states)
+    return tuple(hidden[0] for hidden in _run(model, stream, record=record, output_hidden_states=True).hidden_states)
 
 
-def _run(model: PreTrainedModel, batch: PackedBatch, *, record: list[Recorded] | None = None, **options: Any) -> Any:
-    inputs, kind = batch.model_inputs(), family(model.config)
+def _run(model: PreTrainedModel, stream: Stream, *, record: list[Recorded] | None = None, **options: Any) -> Any:
+    inputs = model_inputs(model.config, stream)
     if record is not None:
         inputs["record"] = _Appending(record)
-    if not reads_token_types(model.config):
-        del inputs["token_type_ids"]
-    if kind.positions_after_padding:
-        inputs["position_ids"] = inputs["position_ids"] + _first_position(model.config)
     return model.base_model(**inputs, **options, return_dict=True)
 
 
@@ -133,50 +143,50 @@ class _Appending:
         self.append = items.append
 
 
-def sequence_logits(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
+def sequence_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
     """Logits (B, number of labels), float32, of a stock ``*ForSequenceClassification``.
 
     Here and below ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
     """
-    return _head(model, batch, _first_states(model, batch, hidden)).logits.float()
+    return _head(model, stream, _first_states(model, stream, hidden)).logits.float()
 
 
-def choice_logits(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
+def choice_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
     """Logits (B,), float32, of a stock ``*ForMultipleChoice``; each choice is a sequence."""
-    return _head(model, batch, _first_states(model, batch, hidden)).logits[:, 0].float()
+    return _head(model, stream, _first_states(model, stream, hidden)).logits[:, 0].float()
 
 
-def token_logits(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
+def token_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
     """Logits (T, number of labels), float32, of a stock ``*ForTokenClassification``."""
-    hidden = encode(model, batch) if hidden is None else hidden
-    return _head(model, batch, hidden[None]).logits[0].float()
+    hidden = encode(model, stream) if hidden is None else hidden
+    return _head(model, stream, hidden[None]).logits[0].float()
 
 
-def span_logits(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
+def span_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
     """Logits (T, 2), float32, of start and end, of a stock ``*ForQuestionAnswering``."""
-    hidden = encode(model, batch) if hidden is None else hidden
-    outputs = _head(model, batch, hidden[None])
+    hidden = encode(model, stream) if hidden is None else hidden
+    outputs = _head(model, stream, hidden[None])
     return torch.stack((outputs.start_logits[0], outputs.end_logits[0]), dim=-1).float()
 
 
-def word_logits(model: PreTrainedModel, batch: PackedBatch, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
+def mlm_logits(model: PreTrainedModel, stream: Stream, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Logits (M, vocabulary), float32, of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch."""
-    hidden = encode(model, batch) if hidden is None else hidden
-    return _head(model, batch, hidden[positions][None]).logits[0].float()
+    hidden = encode(model, stream) if hidden is None else hidden
+    return _head(model, stream, hidden[positions][None]).logits[0].float()
 
 
-def _first_states(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
+def _first_states(model: PreTrainedModel, stream: Stream, hidden: Tensor | None) -> Tensor:
     """(B, 1, H): every [CLS] as a sequence of one token, of which the stock heads take the first."""
-    hidden = encode(model, batch) if hidden is None else hidden
-    return hidden[batch.first_rows][:, None]
+    hidden = encode(model, stream) if hidden is None else hidden
+    return hidden[stream.first_rows][:, None]
 
 
-def _head(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor) -> Any:
+def _head(model: PreTrainedModel, stream: Stream, hidden: Tensor) -> Any:
     """What the model's own ``forward`` makes of hidden states (sequences, tokens, H) that are known already."""
     outputs = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=_pooled(model.base_model, hidden))
     forward: Any = type(model).forward
     # Of the ids only the second size counts, to heads that compare choices: one choice to a row.
-    return forward(_Encoded(model, outputs), input_ids=batch.input_ids[None, None], return_dict=True)
+    return forward(_Encoded(model, outputs), input_ids=stream.ids[None, None], return_dict=True)
 
 
 def _pooled(base: Any, hidden: Tensor) -> Tensor | None:

@@ -24,7 +24,7 @@ def export_model(
     folder: Path,
     *,
     card: str,
-    companions: Mapping[str, PreTrainedModel] | None = None,
+    auxiliary_models: Mapping[str, PreTrainedModel] | None = None,
     carried: Mapping[str, nn.Module] | None = None,
     max_length: int | None = None,
     texts_only: bool = False,
@@ -32,8 +32,8 @@ def export_model(
 ) -> Path:
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
-    ``companions`` are written whole, with the tokenizer, to folders of their names within it; the tensors of what is
-    ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads. The folder appears only after
+    ``auxiliary_models`` are written whole, with the tokenizer, to folders of their names within it; the tensors of what
+    is ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads. The folder appears only after
     everything was read back, models by their own classes without a warning, and every tensor was found equal bit by
     bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
 
@@ -43,7 +43,7 @@ def export_model(
     """
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
-    models = {".": model, **(companions or {})}
+    models = {".": model, **(auxiliary_models or {})}
     problems = []
     with warnings_of_transformers() as warnings:
         for name, each in models.items():

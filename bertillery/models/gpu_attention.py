@@ -3,7 +3,7 @@
 Legend: T tokens of the batch, B sequences, H heads, D head size.
 
 None of them drops out attention weights, and each wants a kind of number or of device; :func:`choose` knows which.
-Where neither will do the batch is cut into rectangles, as on a CPU (:mod:`bertillery.models.attention`).
+Where neither will do the batch is cut into padded buckets, as on a CPU (:mod:`bertillery.models.attention`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-Kernel = Literal["varlen", "flex", "rectangles"]
+Kernel = Literal["varlen", "flex", "padded_buckets"]
 
 # The scale is a constant of a kernel, and has to be a number where that is compiled, not a symbol. And torch gives up
 # compiling after 8 kinds of calls: two networks, trained and evaluated, can be as many.
@@ -44,10 +44,10 @@ def choose(device: str, dtype: torch.dtype, dropout: float, head_size: int, *, v
     ``varlen`` is flash attention: 16 bits, heads of 8 to 256 in steps of 8. ``flex`` multiplies tiles of at least 16.
     """
     if device != "cuda" or dropout:
-        return "rectangles"
+        return "padded_buckets"
     if varlen and dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256:
         return "varlen"
-    return "flex" if flex and 16 <= head_size <= 256 else "rectangles"
+    return "flex" if flex and 16 <= head_size <= 256 else "padded_buckets"
 
 
 def kernel_for(query: Tensor, dropout: float) -> Kernel:

@@ -2,8 +2,8 @@
 
 Legend: T tokens of the batch, H heads, D head size; b sequences of a rectangle, s its padded length.
 
-Everything comes as one tensor for each rectangle of the batch's plan (``plan.shapes``), before any softmax and with
-gradient; teacher and student that read one batch have one plan.
+Everything comes as one tensor for each rectangle of the batch's layout (``layout.shapes``), before any softmax and with
+gradient; teacher and student that read one batch have one layout.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 from bertillery.config.section import ConfigError
-from bertillery.engine.layout import AttentionPlan
-from bertillery.models.attention import Recorded, rectangles
+from bertillery.engine.layout import PackingLayout
+from bertillery.models.attention import Recorded, padded_buckets
 
 
-def real_cells(plan: AttentionPlan) -> list[Tensor]:
-    """Which cells (b, s) of the rectangles are tokens, bool; what the others hold means nothing."""
+def real_cells(layout: PackingLayout) -> list[Tensor]:
+    """Which cells (b, s) of the padded buckets are tokens, bool; what the others hold means nothing."""
     return [
-        torch.ones(shape, dtype=torch.bool, device=plan.gather.device) if bias is None else bias[:, 0, 0] == 0
-        for shape, bias in zip(plan.shapes, plan.biases, strict=True)
+        torch.ones(shape, dtype=torch.bool, device=layout.gather.device) if bias is None else bias[:, 0, 0] == 0
+        for shape, bias in zip(layout.shapes, layout.biases, strict=True)
     ]
 
 
-def attention_scores(recorded: Recorded, plan: AttentionPlan) -> list[Tensor]:
+def attention_scores(recorded: Recorded, layout: PackingLayout) -> list[Tensor]:
     """Scores (b, H, s, s) of a layer, queries by keys, scaled as for the softmax (Vaswani et al. 2017, eq. 1).
 
     TinyBERT compares these (Jiao et al. 2020), MiniLM their softmax (Wang et al. 2020, section 3.1).
     """
-    pairs = zip(rectangles(recorded.query, plan), rectangles(recorded.key, plan), strict=True)
+    pairs = zip(padded_buckets(recorded.query, layout), padded_buckets(recorded.key, layout), strict=True)
     return [torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * recorded.scale for q, k in pairs]
 
 
-def relations(rows: Tensor, plan: AttentionPlan, num_heads: int) -> list[Tensor]:
+def relations(rows: Tensor, layout: PackingLayout, num_heads: int) -> list[Tensor]:
     """Scores (b, ``num_heads``, s, s) of recorded queries, keys or values (T, H, D) with themselves.
 
     The heads are put side by side and cut anew into ``num_heads`` relation heads of d; products are divided by the
@@ -43,5 +43,5 @@ def relations(rows: Tensor, plan: AttentionPlan, num_heads: int) -> list[Tensor]
     width = rows[0].numel()
     if width % num_heads:
         raise ConfigError(f"{num_heads} relation heads do not divide a width of {width}; give a divisor of it")
-    cut = rectangles(rows.flatten(1).unflatten(1, (num_heads, -1)), plan)
+    cut = padded_buckets(rows.flatten(1).unflatten(1, (num_heads, -1)), layout)
     return [torch.matmul(x.transpose(1, 2), x.permute(0, 2, 3, 1)) * (width // num_heads) ** -0.5 for x in cut]

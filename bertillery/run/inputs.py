@@ -67,7 +67,7 @@ def _plain(value: Any) -> Any:
 def model_inputs(**names: str | None) -> dict[str, Fingerprint]:
     """Fingerprints of models by the name of their part; ``_`` stands for a space, and None is passed over.
 
-    Of a folder they are of the bytes of configuration, weights and tokenizer, companions in subfolders included; of a
+    Of a folder they are of the bytes of configuration, weights and tokenizer, with auxiliary models in subfolders; of a
     name on the Hub of the commit, which is fetched to the cache. What is in neither place has none.
     """
     found = {part.replace("_", " "): _model(name) for part, name in names.items() if name is not None}
@@ -82,10 +82,12 @@ def _model(name: str) -> Fingerprint | None:
         found = file_of(name, "config.json") if name.count("/") <= 1 else None
         commit = found.parent.name if found else None
         return Fingerprint(commit, f"{name} on the Hub") if commit else None
-    companions = [path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("checkpoint")]
+    auxiliary_models = [
+        path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("checkpoint")
+    ]
     files = sorted(
         file
-        for each in [folder, *companions]
+        for each in [folder, *auxiliary_models]
         for file in each.iterdir()
         if file.suffix in _MODEL_FILES and file.is_file()
     )

@@ -21,7 +21,7 @@ from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.objective import Objective, Source
 from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
 from bertillery.engine.rng import key
-from bertillery.engine.schedule import EpochSize, Rhythm, TrainSection, steps_per_epoch
+from bertillery.engine.schedule import EpochSize, Schedule, TrainSection, steps_per_epoch
 from bertillery.engine.sharding import prepared
 from bertillery.models.compiled import compile_layers
 from bertillery.run.directory import FINISHED_REMEDY, RunDirectory, RunSection, start_accelerator
@@ -102,7 +102,7 @@ class Results(BaseModel):
 class Stage(ABC):
     """One run, from its configuration to its report.
 
-    A subclass says what is trained (``prepare``), what to show before (``plan``) and what to make of it after
+    A subclass says what is trained (``prepare``), what to show before (``banner``) and what to make of it after
     (``report``, ``ending``). How a run resumes, stops on a signal, is recorded and finished is the same for all.
     """
 
@@ -128,7 +128,7 @@ class Stage(ABC):
         """Read the data and open the model; every problem that can be known is raised here, before the first step."""
 
     @abstractmethod
-    def plan(self, trainer: Trainer) -> str:
+    def banner(self, trainer: Trainer) -> str:
         """What is about to be trained on what, with an example."""
 
     @abstractmethod
@@ -245,7 +245,7 @@ class Stage(ABC):
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
         made = f"made by {trainer.workers} processes" if trainer.workers else "made between the steps"
         share = f"at most {trainer.micro_batch_tokens:,} tokens at a time, batches {made}"
-        self.say(f"\n{self.plan(trainer)}\n\n{begins}, {trainer.rhythm.total:,} steps; {share}\n")
+        self.say(f"\n{self.banner(trainer)}\n\n{begins}, {trainer.schedule.total:,} steps; {share}\n")
         tracker = Tracker(
             self.config.tracking,
             self.path,
@@ -312,8 +312,8 @@ class Stage(ABC):
     def _trainer(self, parts: Parts) -> Trainer:
         config, accelerator = self.config, self.accelerator
         phases = config.train.phases
-        rhythm = Rhythm.of(config.train, lambda: steps_per_epoch(phases, [*map(parts.epoch_size, parts.sources)]))
-        learning_rate(config.optim, rhythm.total)  # raises for a warm-up that does not fit
+        schedule = Schedule.of(config.train, lambda: steps_per_epoch(phases, [*map(parts.epoch_size, parts.sources)]))
+        learning_rate(config.optim, schedule.total)  # raises for a warm-up that does not fit
         for number, phase in enumerate(phases):
             phase.check_processes(accelerator.num_processes, f"train.phases.{number}: ")
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
@@ -328,7 +328,7 @@ class Stage(ABC):
             config=self.text,
             section=config.train,
             optim=config.optim,
-            rhythm=rhythm,
+            schedule=schedule,
             seed=config.run.seed,
             sources=parts.sources,
             held_out=parts.held_out,

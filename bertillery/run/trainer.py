@@ -19,7 +19,7 @@ from bertillery.engine.loop import DivergedError, StepInfo, always, training_ste
 from bertillery.engine.meter import Meter, Progress
 from bertillery.engine.micro_batch import largest_micro_batch
 from bertillery.engine.optim import OptimSection, learning_rate
-from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.engine.sharding import assemble
 from bertillery.run.checkpoint import (
     HELD_OUT,
@@ -71,7 +71,7 @@ class Trainer:
         config: str,
         section: TrainSection,
         optim: OptimSection,
-        rhythm: Rhythm,
+        schedule: Schedule,
         seed: int,
         sources: list[Any],
         held_out: HeldOut,
@@ -80,7 +80,7 @@ class Trainer:
         """``inputs`` are what the run is made from: checkpoints record them, and one made from others is refused."""
         self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
         self.run_directory, self.config, self.section, self.optim = run, config, section, optim
-        self.rhythm, self.seed, self.sources, self.held_out = rhythm, seed, sources, held_out
+        self.schedule, self.seed, self.sources, self.held_out = schedule, seed, sources, held_out
         self.inputs = inputs
         given = section.micro_batch_tokens
         if given == "auto":
@@ -110,26 +110,26 @@ class Trainer:
         """Train to the end, or until a signal asks to stop."""
         with (
             StopSignal() as signal,
-            Progress(self.rhythm.total, self.step, self.accelerator.is_main_process) as progress,
+            Progress(self.schedule.total, self.step, self.accelerator.is_main_process) as progress,
         ):
             meter, stopped = Meter(self.accelerator, self._plain, self.interval), False
-            if self.step and self.rhythm.due(self.step, self.rhythm.evaluate) and self.step not in self.evaluations:
+            if self.step and self.schedule.due(self.step, self.schedule.evaluate) and self.step not in self.evaluations:
                 with meter.paused():
                     self._evaluate(tracker, progress)  # a checkpoint of before evaluations came first
-            rate = learning_rate(self.optim, self.rhythm.total)
+            rate = learning_rate(self.optim, self.schedule.total)
             asked = (lambda: signal.requested is not None), self._acted_on
             steps = [] if self._out_of_patience else self._to_go_on_from(self.steps(rate, *asked))
             for info in steps:
                 self.step, self.cursor = info.step, info.cursor
                 meter.add(info)
                 progress.advance(info)
-                stopped = info.stop and info.step < self.rhythm.total
-                if self.rhythm.due(info.step, self.rhythm.log):
+                stopped = info.stop and info.step < self.schedule.total
+                if self.schedule.due(info.step, self.schedule.log):
                     values = meter.read(info)
                     tracker.log(info.step, values)
                     progress.show(values)
-                evaluation_due = self.rhythm.due(info.step, self.rhythm.evaluate) and not stopped
-                if self.rhythm.due(info.step, self.rhythm.save) or evaluation_due or stopped:
+                evaluation_due = self.schedule.due(info.step, self.schedule.evaluate) and not stopped
+                if self.schedule.due(info.step, self.schedule.save) or evaluation_due or stopped:
                     with meter.paused():
                         if evaluation_due:
                             self._evaluate(tracker, progress)
@@ -219,8 +219,8 @@ class Trainer:
 
     def _acted_on(self, step: int) -> bool:
         """Whether a step is logged, saved or evaluated; any, on a device that the host does not run ahead of."""
-        every = self.rhythm.log, self.rhythm.save, self.rhythm.evaluate
-        return self.accelerator.device.type in _IN_STEP or any(self.rhythm.due(step, steps) for steps in every)
+        every = self.schedule.log, self.schedule.save, self.schedule.evaluate
+        return self.accelerator.device.type in _IN_STEP or any(self.schedule.due(step, steps) for steps in every)
 
     def steps(
         self, rate: Callable[[int], float], stop_requested: Callable[[], bool], certain: Callable[[int], bool] = always
@@ -229,7 +229,7 @@ class Trainer:
         steps = Steps(
             self.sources,
             self.section.phases,
-            total_steps=self.rhythm.total,
+            total_steps=self.schedule.total,
             seed=self.seed,
             micro_batch_tokens=self.micro_batch_tokens,
             num_ranks=self.accelerator.num_processes,
@@ -272,7 +272,7 @@ class Trainer:
                 "step": self.step,
                 "cursor": asdict(self.cursor),
                 "seed": self.seed,
-                "total_steps": self.rhythm.total,
+                "total_steps": self.schedule.total,
                 "inputs": as_json(self.inputs),
                 "interval": interval,
                 "evaluations": self.evaluations,

@@ -25,7 +25,7 @@ from bertillery.engine.batch import PackedBatch, pack, ranges
 from bertillery.engine.objective import Term
 from bertillery.engine.rng import key, uniform
 from bertillery.models.chunks import in_chunks, word_sums
-from bertillery.models.encoders import encode, word_logits
+from bertillery.models.encoders import encode, mlm_logits
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.load import vocabulary_size
 from distill.corpus import Part
@@ -57,8 +57,8 @@ class RareMaskedSource(DocumentSource):
     They are drawn without replacement, a token with a probability proportional to its weight; special tokens never,
     wherever they stand, and an unknown word's is one. The draw is over the whole step, as the original's is over its
     batch, and does not depend on how the step is shared out: every token has a keyed exponential time of its weight,
-    the earliest are taken (Efraimidis and Spirakis 2006), and :meth:`settle` writes the time of the last one into the
-    rows. Segments of less than 12 tokens or with half of them unknown are left out, and ``ConfigError`` is
+    the earliest are taken (Efraimidis and Spirakis 2006), and :meth:`sample_step` writes the time of the last one into
+    the rows. Segments of less than 12 tokens or with half of them unknown are left out, and ``ConfigError`` is
     raised where that leaves none. The original groups examples by length, for the sake of padding, which packed batches
     have not.
     """
@@ -91,16 +91,16 @@ class RareMaskedSource(DocumentSource):
             start + np.flatnonzero(tokens.ids[start : start + _SCANNED] == tokenizer.unk_token_id) for start in starts
         ]
         self._unknown = np.concatenate([np.empty(0, np.int64), *found])
-        if not any(len(self.plan(0, block)) for block in range(self.num_blocks)):
+        if not any(len(self.examples(0, block)) for block in range(self.num_blocks)):
             raise ConfigError(
                 f"no segment of the text, cut to a sequence_length of {sequence_length}, has {_SHORTEST} tokens of "
                 "which more than half are known; give longer sequences or documents, or a teacher that knows the "
                 "language"
             )
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         """Rows of ``MASKED_ROW``."""
-        found = super().plan(epoch, block)
+        found = super().examples(epoch, block)
         ends = found["a_start"] + found["a_length"]
         unknown = np.searchsorted(self._unknown, ends) - np.searchsorted(self._unknown, found["a_start"])
         found = found[(found["length"] >= _SHORTEST) & (unknown < _UNKNOWN * found["length"])]
@@ -109,7 +109,7 @@ class RareMaskedSource(DocumentSource):
             rows[name] = found[name]
         return rows
 
-    def settle(self, rows: np.ndarray) -> np.ndarray:
+    def sample_step(self, rows: np.ndarray) -> np.ndarray:
         """Which tokens of the step are predicted, as one threshold for all of its rows."""
         examples = self.lay_out(rows)
         times = self._times(examples)
@@ -149,7 +149,7 @@ def _token_keys(examples: FlatExamples) -> np.ndarray:
 
 
 def _refuse(_: FlatExamples) -> PackedBatch:
-    raise AssertionError("rows of a step are settled before they are masked")
+    raise AssertionError("rows of a step are sampled before they are masked")
 
 
 MASKED_WORDS = True
@@ -229,9 +229,9 @@ class General(Taught):
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """``kl`` (times T^2), ``mlm``, ``cosine``; beside them the student's accuracy and the teacher's two numbers."""
-        hidden = encode(self.student, batch)
+        hidden = encode(self.student, batch.input)
         with self.teacher.asked(batch) as teacher:
-            taught = encode(teacher, batch)
+            taught = encode(teacher, batch.input)
         kl = self._divergence(batch, hidden, taught)
         positions, words = batch.targets["masked_positions"], batch.targets["masked_ids"]
         vocab_size, parameters = self.student.config.vocab_size, [*self.student.parameters()]
@@ -273,11 +273,11 @@ class General(Taught):
 
 def _words(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor) -> Tensor:
     """Logits (R, V), float32, of last hidden states (R, H)."""
-    return word_logits(model, batch, torch.arange(len(hidden), device=hidden.device), hidden)
+    return mlm_logits(model, batch.input, torch.arange(len(hidden), device=hidden.device), hidden)
 
 
 def _forward_flops(model: PreTrainedModel, batch: PackedBatch) -> float:
     config = model.config
     narrow = getattr(config, "embedding_size", None)
-    rows = batch.num_tokens + batch.counts["masked"]
-    return encoder_flops(config, batch) + head_flops(config.hidden_size, config.vocab_size, rows, narrow)
+    rows = batch.input.num_tokens + batch.counts["masked"]
+    return encoder_flops(config, batch.input) + head_flops(config.hidden_size, config.vocab_size, rows, narrow)

@@ -82,15 +82,15 @@ class Relations(Taught):
         """``query``, ``key`` and ``value``: divergence of the relations in nats, mean over tokens and heads."""
         recorded: list[Recorded] = []
         known: list[Recorded] = []
-        encode_layers(self.student, batch, record=recorded)
+        encode_layers(self.student, batch.input, record=recorded)
         with self.teacher.asked(batch) as teacher:
-            encode_layers(teacher, batch, record=known)
-        mine, theirs, real = recorded[-1], known[self.layer - 1], real_cells(batch.attention)
+            encode_layers(teacher, batch.input, record=known)
+        mine, theirs, real = recorded[-1], known[self.layer - 1], real_cells(batch.input.layout)
         found: dict[str, Term] = {}
         for part in _PARTS:
             with torch.no_grad():
-                targets = relations(getattr(theirs, part), batch.attention, self.heads)
-            scores = relations(getattr(mine, part), batch.attention, self.heads)
+                targets = relations(getattr(theirs, part), batch.input.layout, self.heads)
+            scores = relations(getattr(mine, part), batch.input.layout, self.heads)
             sums = [divergence(*three) for three in zip(scores, targets, real, strict=True)]
             found[part] = Term(torch.stack(sums).sum() / self.heads, "tokens")
         return found
@@ -98,10 +98,10 @@ class Relations(Taught):
     def flops(self, batch: PackedBatch) -> float:
         """Three times the student's forward pass and relations, once the teacher's."""
         here, there = self.student.config, self.teacher.module.config
-        products = 2.0 * len(_PARTS) * batch.squared_lengths
+        products = 2.0 * len(_PARTS) * batch.input.squared_lengths
         return (
-            3 * (encoder_flops(here, batch) + products * here.hidden_size)
-            + encoder_flops(there, batch)
+            3 * (encoder_flops(here, batch.input) + products * here.hidden_size)
+            + encoder_flops(there, batch.input)
             + products * there.hidden_size
         )
 

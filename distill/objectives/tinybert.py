@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth
 from bertillery.engine.batch import PackedBatch
-from bertillery.engine.layout import AttentionPlan
+from bertillery.engine.layout import PackingLayout
 from bertillery.engine.objective import Term
 from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
@@ -102,12 +102,12 @@ class Layers(Taught):
         the layers; and what share of the teacher's squared hidden states is left unexplained."""
         recorded: list[Recorded] = []
         known: list[Recorded] = []
-        states = encode_layers(self.student, batch, record=recorded)
+        states = encode_layers(self.student, batch.input, record=recorded)
         with self.teacher.asked(batch) as teacher:
-            taught = encode_layers(teacher, batch, record=known)
-        real = real_cells(batch.attention)
+            taught = encode_layers(teacher, batch.input, record=known)
+        real = real_cells(batch.input.layout)
         attention = [
-            attention_error(mine, known[layer - 1], batch.attention, real)
+            attention_error(mine, known[layer - 1], batch.input.layout, real)
             for mine, layer in zip(recorded, self.layers, strict=True)
         ]
         pairs = [(self.fit_dense(mine), taught[layer]) for mine, layer in zip(states, [0, *self.layers], strict=True)]
@@ -129,21 +129,21 @@ class Layers(Taught):
         """Three times the student's forward pass, its projections and both models' recorded scores, once the
         teacher's."""
         here, there = self.student.config, self.teacher.module.config
-        projections = 2.0 * batch.num_tokens * here.hidden_size * there.hidden_size * (1 + here.num_hidden_layers)
-        scores = 2.0 * batch.squared_lengths * here.num_hidden_layers
+        projections = 2.0 * batch.input.num_tokens * here.hidden_size * there.hidden_size * (1 + here.num_hidden_layers)
+        scores = 2.0 * batch.input.squared_lengths * here.num_hidden_layers
         return (
-            3 * (encoder_flops(here, batch) + projections + scores * here.hidden_size)
-            + encoder_flops(there, batch)
+            3 * (encoder_flops(here, batch.input) + projections + scores * here.hidden_size)
+            + encoder_flops(there, batch.input)
             + scores * there.hidden_size
         )
 
 
-def attention_error(mine: Recorded, theirs: Recorded, plan: AttentionPlan, real: list[Tensor]) -> Tensor:
+def attention_error(mine: Recorded, theirs: Recorded, layout: PackingLayout, real: list[Tensor]) -> Tensor:
     """Squared difference of the raw scores, before any softmax, summed over all pairs and averaged over the heads."""
     with torch.no_grad():
-        targets = attention_scores(theirs, plan)
+        targets = attention_scores(theirs, layout)
     total = mine.query.new_zeros((), dtype=torch.float32)
-    for scores, target, cells in zip(attention_scores(mine, plan), targets, real, strict=True):
+    for scores, target, cells in zip(attention_scores(mine, layout), targets, real, strict=True):
         both = (cells[:, :, None] & cells[:, None, :])[:, None]
         total = total + ((scores.float() - target.float()) * both).square().sum() / scores.shape[1]
     return total

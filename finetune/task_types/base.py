@@ -40,7 +40,7 @@ class Predicted:
         return self.split.labels
 
 
-class TaskKind(ABC):
+class TaskType(ABC):
     """How a task is put to a model, and what is made of the model's outputs."""
 
     model_class: ClassVar[Any]
@@ -103,12 +103,12 @@ class TaskKind(ABC):
         """The metrics on a labelled split that are reached without an encoder, by the name of what reaches them."""
 
     @abstractmethod
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """A prediction as a person would write it."""
 
-    def label_in_words(self, label: Any) -> str:
+    def format_label(self, label: Any) -> str:
         """A label as a person would write it."""
-        return self.in_words(label)
+        return self.format_prediction(label)
 
     @abstractmethod
     def distances(self, predicted: Predicted) -> np.ndarray:
@@ -135,6 +135,6 @@ class TaskKind(ABC):
         return []
 
 
-def kind_of(section: TaskSection) -> TaskKind:
+def task_type_of(section: TaskSection) -> TaskType:
     """The kind of a task: that of the file in ``finetune/task_types`` which ``task.type`` names."""
-    return objective_module("finetune.task_types", {"type": section.type}).Kind(section)
+    return objective_module("finetune.task_types", {"type": section.type}).Type(section)

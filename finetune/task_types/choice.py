@@ -26,7 +26,7 @@ from finetune.predictor import Predictor
 from finetune.report import plot_confusion
 from finetune.splits import Split, Task
 from finetune.task_types.base import Predicted
-from finetune.task_types.sequences import VectorKind
+from finetune.task_types.sequences import VectorType
 
 
 class Objective(Predictor):
@@ -34,7 +34,7 @@ class Objective(Predictor):
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(S,)."""
-        return choice_logits(self.model, batch)
+        return choice_logits(self.model, batch.input)
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """``cross_entropy`` in nats, and the share of right answers."""
@@ -60,7 +60,7 @@ def _owner(batch: PackedBatch) -> Tensor:
     """The question (S,) of each sequence."""
     choices = batch.targets["choices"]
     numbers = torch.arange(len(choices), device=choices.device)
-    return numbers.repeat_interleave(choices, output_size=batch.num_sequences)
+    return numbers.repeat_interleave(choices, output_size=batch.input.num_sequences)
 
 
 class ChoiceExamples(Examples):
@@ -110,7 +110,7 @@ def spread(outputs: np.ndarray, there: np.ndarray) -> np.ndarray:
     return table
 
 
-class Kind(VectorKind):
+class Type(VectorType):
     """Labels and predictions are numbers of choices (N,)."""
 
     model_class = AutoModelForMultipleChoice
@@ -156,11 +156,11 @@ class Kind(VectorKind):
         assert labels is not None
         return {name: self.scores(guessed, labels) for name, guessed in found.items()}
 
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """The choice's name."""
         return self.section.labels[int(prediction)]
 
-    def from_words(self, text: str) -> int:
+    def parse_prediction(self, text: str) -> int:
         """The choice's number."""
         return self.section.labels.index(text)
 

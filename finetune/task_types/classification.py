@@ -14,7 +14,7 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from finetune.report import plot_confusion
 from finetune.task_types.base import Predicted
-from finetune.task_types.sequences import SequenceKind, SequencePredictor
+from finetune.task_types.sequences import SequencePredictor, SequenceType
 
 
 class Objective(SequencePredictor):
@@ -38,7 +38,7 @@ class Objective(SequencePredictor):
         return logits.softmax(-1)
 
 
-class Kind(SequenceKind):
+class Type(SequenceType):
     """Labels and predictions are class ids (N,)."""
 
     problem = "single_label_classification"
@@ -51,11 +51,11 @@ class Kind(SequenceKind):
         """The most probable label, int64 (N,)."""
         return outputs.argmax(-1)
 
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """The label's name."""
         return self.section.labels[int(prediction)]
 
-    def from_words(self, text: str) -> int:
+    def parse_prediction(self, text: str) -> int:
         """The label's id."""
         return self.section.labels.index(text)
 

@@ -14,7 +14,7 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from finetune.rows import join_names, split_names
 from finetune.task_types.base import Predicted
-from finetune.task_types.sequences import SequenceKind, SequencePredictor
+from finetune.task_types.sequences import SequencePredictor, SequenceType
 
 
 class Objective(SequencePredictor):
@@ -43,7 +43,7 @@ class Objective(SequencePredictor):
         return logits.sigmoid()
 
 
-class Kind(SequenceKind):
+class Type(SequenceType):
     """Labels and predictions are 0 or 1 for each name, (N, L)."""
 
     problem = "multi_label_classification"
@@ -56,11 +56,11 @@ class Kind(SequenceKind):
         """1 where a label is more probable than not, int64 (N, L)."""
         return (outputs > 0.5).astype(np.int64)
 
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """Names with commas between, as csv has them; nothing where no label is given."""
         return join_names(name for name, on in zip(self.section.labels, prediction, strict=True) if on)
 
-    def from_words(self, text: str) -> list[float]:
+    def parse_prediction(self, text: str) -> list[float]:
         """A row of 0 and 1."""
         given = split_names(text)
         return [float(name in given) for name in self.section.labels]

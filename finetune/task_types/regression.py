@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from finetune.task_types.base import Predicted
-from finetune.task_types.sequences import SequenceKind, SequencePredictor, problem_of
+from finetune.task_types.sequences import SequencePredictor, SequenceType, problem_of
 
 
 class Objective(SequencePredictor):
@@ -28,7 +28,7 @@ class Objective(SequencePredictor):
         return logits
 
 
-class Kind(SequenceKind):
+class Type(SequenceType):
     """Labels and predictions are scores (N,)."""
 
     problem = "regression"
@@ -45,11 +45,11 @@ class Kind(SequenceKind):
         """The score, (N,)."""
         return outputs[:, 0]
 
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """Nine digits, which give every float32 back."""
         return f"{float(prediction):.9g}"
 
-    def from_words(self, text: str) -> float:
+    def parse_prediction(self, text: str) -> float:
         """The score."""
         return float(text)
 

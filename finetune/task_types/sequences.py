@@ -25,7 +25,7 @@ from finetune.examples import Examples, TextExamples
 from finetune.metrics import degenerate, scores
 from finetune.predictor import Predictor
 from finetune.splits import Split, Task
-from finetune.task_types.base import Predicted, TaskKind
+from finetune.task_types.base import Predicted, TaskType
 
 
 def label_names(names: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class SequencePredictor(Predictor):
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(B, K), float32 whatever the precision of the model."""
-        return sequence_logits(self.model, batch).float()
+        return sequence_logits(self.model, batch.input).float()
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def mean_outputs(files: Sequence[Path]) -> np.ndarray:
         return np.mean(found, axis=0)
 
 
-class VectorKind(TaskKind):
+class VectorType(TaskType):
     """Outputs are (N, K), and labels numbers: they can be written as a table, and averaged over models."""
 
     def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -85,8 +85,8 @@ class VectorKind(TaskKind):
         """What is predicted, from (N, K) outputs: as the labels of the task are."""
 
     @abstractmethod
-    def from_words(self, text: str) -> Any:
-        """What ``in_words`` wrote, as a number or a row of them."""
+    def parse_prediction(self, text: str) -> Any:
+        """What ``format_prediction`` wrote, as a number or a row of them."""
 
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
         """The outputs: probabilities of the labels, or the score."""
@@ -97,11 +97,11 @@ class VectorKind(TaskKind):
         outputs = mean_outputs(files)
         with _reading(files):
             return self.scores(
-                self.best(outputs), np.array([self.from_words(row[2]) for row in read_tsv(files[0])[1:]])
+                self.best(outputs), np.array([self.parse_prediction(row[2]) for row in read_tsv(files[0])[1:]])
             )
 
 
-class SequenceKind(VectorKind):
+class SequenceType(VectorType):
     """A text or a pair of texts with a target."""
 
     model_class = AutoModelForSequenceClassification

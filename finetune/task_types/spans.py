@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from finetune.splits import Split, Task
 from finetune.task import SpansSection, TaskSection
 from finetune.task_types import answers
 from finetune.task_types.answers import Prediction
-from finetune.task_types.base import Predicted, TaskKind
+from finetune.task_types.base import Predicted, TaskType
 from finetune.task_types.questions import BeamExamples, QuestionExamples
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,12 @@ class Objective(Predictor):
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(T, 2): of being the first token of the answer, and the last."""
-        return span_logits(self.model, batch)
+        return span_logits(self.model, batch.input)
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """``cross_entropy`` in nats, the mean of the first and the last token's, and windows with both right."""
-        rows = batch.first_rows[:, None] + batch.targets["spans"]
-        owner, number = _window(batch), batch.num_sequences
+        rows = batch.input.first_rows[:, None] + batch.targets["spans"]
+        owner, number = _window(batch), batch.input.num_sequences
         chosen = log_softmax_within(logits, owner, number).gather(0, rows)
         best = [best_within(column.detach(), owner, number) for column in logits.unbind(1)]
         return {
@@ -63,7 +63,7 @@ class Objective(Predictor):
 
     def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Over the tokens of a window, for first and last."""
-        return log_softmax_within(logits, _window(batch), batch.num_sequences)
+        return log_softmax_within(logits, _window(batch), batch.input.num_sequences)
 
     def distributions(self, logits: Tensor) -> int:
         """Two: of the first token, and of the last."""
@@ -81,10 +81,10 @@ class JointObjective(Predictor):
 
     def logits(self, batch: PackedBatch) -> SpanScores:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What the head says of the windows, with a beam unless in training."""
-        hidden, ends = encode(self.model, batch), batch.cu_seqlens
-        windows = Windows(hidden, batch.token_type_ids, ends, _window(batch), batch.position_ids)
+        hidden, ends = encode(self.model, batch.input), batch.input.offsets
+        windows = Windows(hidden, cast(Tensor, batch.input.token_type_ids), ends, _window(batch), batch.input.positions)
         spans = batch.targets.get("spans")
-        first = None if spans is None else batch.first_rows + spans[:, 0]
+        first = None if spans is None else batch.input.first_rows + spans[:, 0]
         return self.model.scores(windows, first, beam=not self.training)
 
     def terms(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -94,8 +94,8 @@ class JointObjective(Predictor):
         ``answerability``'s; windows with both tokens right, and those told right from those without an answer."""
         starts, ends, null, _ = logits
         assert ends is not None
-        first, last = (batch.first_rows + each for each in batch.targets["spans"].unbind(1))
-        owner, number, unanswerable = _window(batch), batch.num_sequences, batch.targets["unanswerable"]
+        first, last = (batch.input.first_rows + each for each in batch.targets["spans"].unbind(1))
+        owner, number, unanswerable = _window(batch), batch.input.num_sequences, batch.targets["unanswerable"]
         right = best_within(starts.detach(), owner, number) == first
         right &= best_within(ends.detach(), owner, number) == last
         told = F.binary_cross_entropy_with_logits(null, unanswerable.float(), reduction="sum")
@@ -113,11 +113,11 @@ class JointObjective(Predictor):
 
 def _window(batch: PackedBatch) -> Tensor:
     """The window (T,) of each token."""
-    numbers = torch.arange(batch.num_sequences, device=batch.cu_seqlens.device)
-    return numbers.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
+    numbers = torch.arange(batch.input.num_sequences, device=batch.input.offsets.device)
+    return numbers.repeat_interleave(batch.input.offsets.diff(), output_size=batch.input.num_tokens)
 
 
-class Kind(TaskKind):
+class Type(TaskType):
     """Labels are the answers ``(Answer, ...)`` of each question, predictions the best of those found (N,)."""
 
     model_class = AutoModelForQuestionAnswering
@@ -196,7 +196,7 @@ class Kind(TaskKind):
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """No answer to any question, or the same to all."""
-        given = {self.in_words(each) for each in predictions}
+        given = {self.format_prediction(each) for each in predictions}
         if len(predictions) < 2 or len(given) > 1:
             return None
         return f"answers every question with {given.pop()!r}" if given != {""} else "answers no question"
@@ -217,14 +217,14 @@ class Kind(TaskKind):
         _, self.threshold = answers.best_threshold(answered[:, 1], given, labels)
         return {"null_threshold": self.threshold}
 
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """The answer on one line; nothing where there is none."""
         return " ".join(self._text(prediction).split())
 
     def _text(self, prediction: Prediction) -> str:
         return prediction.text if prediction.null <= self.threshold else ""
 
-    def label_in_words(self, label: Any) -> str:
+    def format_label(self, label: Any) -> str:
         """The different answers, with bars between."""
         return " | ".join(dict.fromkeys(" ".join(answer.text.split()) for answer in label))
 

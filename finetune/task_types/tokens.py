@@ -28,7 +28,7 @@ from finetune.report import plot_bars
 from finetune.rows import objects
 from finetune.splits import Split, Task
 from finetune.task_types import entities
-from finetune.task_types.base import Predicted, TaskKind
+from finetune.task_types.base import Predicted, TaskType
 from finetune.task_types.sequences import label_names
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Objective(Predictor):
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(W, L): of the first token of each word."""
-        return token_logits(self.model, batch)[batch.targets["rows"]]
+        return token_logits(self.model, batch.input)[batch.targets["rows"]]
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """``cross_entropy`` in nats, and the share of words with the right label."""
@@ -130,7 +130,7 @@ def _word_tokens(sentences: list[list[str]], tokenizer: PreTrainedTokenizerBase)
     return ids[np.repeat(starts[which], sizes) + ranges(sizes)], sizes
 
 
-class Kind(TaskKind):
+class Type(TaskType):
     """Labels and predictions are arrays of tag ids, one for each word (N,)."""
 
     model_class = AutoModelForTokenClassification
@@ -189,7 +189,7 @@ class Kind(TaskKind):
         assert labels is not None
         return {name: self.scores(guessed, labels) for name, guessed in found.items()}
 
-    def in_words(self, prediction: Any) -> str:
+    def format_prediction(self, prediction: Any) -> str:
         """The tags with spaces between."""
         return " ".join(self.section.labels[tag] for tag in prediction)
 

@@ -21,6 +21,7 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.attention import NAME
 from bertillery.models.dropout import prepare_dropout
+from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.load import vocabulary_size
 from pretrain.examples import DocumentSource
@@ -103,7 +104,7 @@ def source(
 
 
 def _plans(examples: DocumentSource) -> Any:
-    return (examples.plan(0, block) for block in range(examples.num_blocks))
+    return (examples.examples(0, block) for block in range(examples.num_blocks))
 
 
 def albert_config(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> AlbertConfig:
@@ -191,8 +192,8 @@ class Albert(Objective):
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``sop``; the order head sees the [CLS] rows only."""
         albert: Any = self.model.albert
-        hidden = albert(**batch.model_inputs()).last_hidden_state[0]
-        pooled = albert.pooler_activation(albert.pooler(hidden[batch.first_rows]))
+        hidden = encode(self.model, batch.input)
+        pooled = albert.pooler_activation(albert.pooler(hidden[batch.input.first_rows]))
         # Not through the stock head, which would drop out first; the original does not.
         logits = self.model.sop_classifier.classifier(pooled).float()
         labels = batch.targets["order_labels"]
@@ -216,6 +217,6 @@ class Albert(Objective):
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: encoder with its projection, masked-word head, pooler and order head."""
         config, width = self.model.config, self.model.config.hidden_size
-        pooler = 2.0 * batch.num_sequences * (width**2 + 2 * width)
+        pooler = 2.0 * batch.input.num_sequences * (width**2 + 2 * width)
         head = head_flops(width, config.vocab_size, batch.counts["masked"], config.embedding_size)
-        return 3 * (encoder_flops(config, batch) + head + pooler)
+        return 3 * (encoder_flops(config, batch.input) + head + pooler)

@@ -17,6 +17,7 @@ from bertillery.config.types import Probability
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.dropout import prepare_dropout
+from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.examples import DocumentSource
 from pretrain.initialization import ObjectiveSection
@@ -91,10 +92,10 @@ class Bert(Objective):
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``nsp``; the pair head sees the [CLS] rows only."""
-        hidden = self.model.bert(**batch.model_inputs()).last_hidden_state[0]
+        hidden = encode(self.model, batch.input)
         assert self.model.bert.pooler is not None
         # The stock pooler takes position 0 of each row of a batch, so every [CLS] becomes a row of one position.
-        pooled = self.model.bert.pooler(hidden[batch.first_rows][:, None])
+        pooled = self.model.bert.pooler(hidden[batch.input.first_rows][:, None])
         logits = self.model.cls.seq_relationship(pooled).float()
         labels = batch.targets["pair_labels"]
         return {
@@ -110,6 +111,6 @@ class Bert(Objective):
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: encoder, masked-word head, pooler and pair head."""
         config, width = self.model.config, self.model.config.hidden_size
-        pooler = 2.0 * batch.num_sequences * (width**2 + 2 * width)
+        pooler = 2.0 * batch.input.num_sequences * (width**2 + 2 * width)
         head = head_flops(width, config.vocab_size, batch.counts["masked"])
-        return 3 * (encoder_flops(config, batch) + head + pooler)
+        return 3 * (encoder_flops(config, batch.input) + head + pooler)

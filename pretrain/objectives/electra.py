@@ -9,7 +9,7 @@ words, positions, segments and LayerNorm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from bertillery.engine.rng import integers, key, uniform
 from bertillery.models.attention import NAME
 from bertillery.models.chunks import LOGITS, in_chunks
 from bertillery.models.dropout import prepare_dropout
+from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.load import vocabulary_size
 from pretrain.examples import DocumentSource, FlatExamples
@@ -369,7 +370,7 @@ class Electra(Objective):
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``generator`` and ``discriminator``; the vocabulary projection sees the masked rows only."""
         positions, originals = batch.targets["masked_positions"], batch.targets["masked_ids"]
-        hidden = self.generator.electra(**batch.model_inputs()).last_hidden_state[0]
+        hidden = encode(self.generator, batch.input)
         generated, rights, samples = in_chunks(
             self._guess,
             *(hidden[positions], originals, batch.targets["uniforms"]),
@@ -378,10 +379,9 @@ class Electra(Objective):
             most=LOGITS,
         )
         sampled = torch.cat(samples)
-        fake, replaced = batch.input_ids.clone(), torch.zeros_like(batch.input_ids, dtype=torch.bool)
+        fake, replaced = batch.input.ids.clone(), torch.zeros_like(batch.input.ids, dtype=torch.bool)
         fake[positions], replaced[positions] = sampled, sampled != originals
-        inputs = {**batch.model_inputs(), "input_ids": fake[None]}
-        hidden = self.discriminator.electra(**inputs).last_hidden_state[0]
+        hidden = encode(self.discriminator, replace(batch.input, ids=fake))
         logits = self.discriminator.discriminator_predictions(hidden).float()
         detected = F.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="sum")
         return {
@@ -402,7 +402,7 @@ class Electra(Objective):
         """The discriminator, which is what is fine-tuned."""
         return self.discriminator
 
-    def companions(self) -> dict[str, Any]:
+    def auxiliary_models(self) -> dict[str, Any]:
         """The generator, which alone can fill masks."""
         return {"generator": self.generator}
 
@@ -410,5 +410,5 @@ class Electra(Objective):
         """Three times the forward pass: both encoders with their projections, both heads."""
         config, width = self.generator.config, self.discriminator.config.hidden_size
         words = head_flops(config.hidden_size, config.vocab_size, batch.counts["masked"], config.embedding_size)
-        detection = 2.0 * batch.num_tokens * (width**2 + width)
-        return 3 * (sum(encoder_flops(net.config, batch) for net in self.networks) + words + detection)
+        detection = 2.0 * batch.input.num_tokens * (width**2 + width)
+        return 3 * (sum(encoder_flops(net.config, batch.input) for net in self.networks) + words + detection)

@@ -18,6 +18,7 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.models.attention import NAME
 from bertillery.models.chunks import word_sums
 from bertillery.models.dropout import prepare_dropout
+from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.load import vocabulary_size
 from pretrain.examples import DocumentSource, FlatExamples
@@ -153,7 +154,7 @@ class Mlm(Objective):
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Term ``mlm``: mean cross-entropy of the masked tokens."""
-        hidden = self.model.bert(**batch.model_inputs()).last_hidden_state[0]
+        hidden = encode(self.model, batch.input)
         return masked_lm_terms(self.model.cls.predictions, hidden, batch)
 
     def exported(self) -> BertForMaskedLM:
@@ -165,4 +166,4 @@ class Mlm(Objective):
         """Three times the forward pass: encoder and head."""
         config = self.model.config
         head = head_flops(config.hidden_size, config.vocab_size, batch.counts["masked"])
-        return 3 * (encoder_flops(config, batch) + head)
+        return 3 * (encoder_flops(config, batch.input) + head)

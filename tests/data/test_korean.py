@@ -97,7 +97,7 @@ def test_every_objective_reads_korean(name: str, lowercase: bool, corpora: Any) 
     corpus = corpora("unigram" if name == "albert" else "wordpiece", lowercase)
     tokenizer = corpus.tokenizer()
     source = kind.source(kind.Config(), corpus.train, tokenizer, sequence_length=64, seed=1)
-    batch = source.collate(source.plan(0, 0)[:8])
+    batch = source.collate(source.examples(0, 0)[:8])
     shown = show_example(batch, tokenizer)
     words = {word.strip(".") for text in korean_text(60) for sentence in text for word in sentence.split()}
     assert len(words & set(shown.replace(".", "").split())) > 3

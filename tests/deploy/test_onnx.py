@@ -193,7 +193,7 @@ def test_the_printed_line_answers_as_we_do(
     found = eval(line.removeprefix("to use").strip(), names)[0]
     examples = TextExamples((texts,), None, tokenizer, max_length=longest_sequence(config), seed=0)
     with torch.inference_mode():
-        ours = sequence_logits(model, examples.collate(examples.plan(0, 0))).numpy()
+        ours = sequence_logits(model, examples.collate(examples.examples(0, 0))).numpy()
     np.testing.assert_allclose(found, ours, atol=1e-4 * np.abs(ours).max())
 
 

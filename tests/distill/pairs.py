@@ -51,7 +51,7 @@ def stock(model: PreTrainedModel) -> Any:
 def masked(lengths: list[int] = LENGTHS, every: int = 4, seed: int = 0) -> PackedBatch:
     """Random words, of which every so-manieth is to be predicted."""
     batch = batch_of(lengths, seed)
-    positions = torch.arange(1, batch.num_tokens, every)
+    positions = torch.arange(1, batch.input.num_tokens, every)
     ids = torch.randint(5, 90, (len(positions),), generator=torch.Generator().manual_seed(seed))
     counts = {**batch.counts, "masked": len(positions)}
     return replace(batch, targets={"masked_positions": positions, "masked_ids": ids}, counts=counts)

@@ -17,7 +17,7 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Phase, Steps
 from bertillery.engine.loop import share_of_loss
-from bertillery.engine.objective import settled
+from bertillery.engine.objective import sampled
 from distill.corpus import Part
 from distill.objectives import distilbert
 from distill.objectives.distilbert import Config, General, RareMaskedSource, build, rarity_weights
@@ -52,10 +52,10 @@ def sequences(batches: list[PackedBatch]) -> set[tuple[Any, ...]]:
     """Every sequence as it stands in the batch, with what is predicted where."""
     found = set()
     for batch in batches:
-        labels = torch.full((batch.num_tokens,), -100)
+        labels = torch.full((batch.input.num_tokens,), -100)
         labels[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
-        sizes = batch.cu_seqlens.diff().tolist()
-        for ids, wanted in zip(batch.input_ids.split(sizes), labels.split(sizes), strict=True):
+        sizes = batch.input.offsets.diff().tolist()
+        for ids, wanted in zip(batch.input.ids.split(sizes), labels.split(sizes), strict=True):
             found.add((*ids.tolist(), "predicted", *wanted.tolist()))
     return found
 
@@ -88,11 +88,11 @@ def test_special_tokens_are_never_masked_and_others_become_something_else() -> N
     for batch in (batch for step in steps_of(source_of(learnable_tokens(400)), number=12, size=100) for batch in step):
         positions, labels = batch.targets["masked_positions"], batch.targets["masked_ids"]
         assert (labels >= 5).all()
-        lasts = batch.cu_seqlens[1:] - 1
-        assert not np.isin(positions, np.concatenate([batch.first_rows, lasts])).any()
-        assert (batch.input_ids[batch.first_rows] == CLS).all()
-        assert (batch.input_ids[lasts] == SEP).all()
-        now = batch.input_ids[positions]
+        lasts = batch.input.offsets[1:] - 1
+        assert not np.isin(positions, np.concatenate([batch.input.first_rows, lasts])).any()
+        assert (batch.input.ids[batch.input.first_rows] == CLS).all()
+        assert (batch.input.ids[lasts] == SEP).all()
+        now = batch.input.ids[positions]
         actions += [int((now == MASK).sum()), int((now == labels).sum()), len(labels)]
     number = actions[2]
     for found, share in ((actions[0], 0.8 + 0.1 / VOCABULARY), (actions[1], 0.1 + 0.1 / VOCABULARY)):
@@ -108,12 +108,12 @@ def test_special_tokens_in_the_text_are_never_masked() -> None:
     labels = torch.cat([batch.targets["masked_ids"] for step in steps_of(source_of(tokens)) for batch in step])
     assert (labels >= 5).all()
     all_but = source_of(tokens, rate=0.99)
-    batch = all_but.collate(settled(all_but, all_but.plan(0, 0)))
-    before = batch.input_ids.clone()
+    batch = all_but.collate(sampled(all_but, all_but.examples(0, 0)))
+    before = batch.input.ids.clone()
     before[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
     assert batch.targets["masked_positions"].tolist() == torch.nonzero(before >= 5).flatten().tolist()
     nothing_else = source_of(Tokens(np.full(40, MASK), np.array([0, 20, 40]), np.arange(3)))
-    assert nothing_else.collate(settled(nothing_else, nothing_else.plan(0, 0))).counts["masked"] == 0
+    assert nothing_else.collate(sampled(nothing_else, nothing_else.examples(0, 0))).counts["masked"] == 0
 
 
 def test_rare_tokens_are_masked_more_often() -> None:
@@ -124,7 +124,7 @@ def test_rare_tokens_are_masked_more_often() -> None:
     tokens.ids = np.where(rng.random(len(tokens.ids)) < 1 / 9, 11, 10)
     chosen, there = np.zeros(2), np.zeros(2)
     for batch in (batch for step in steps_of(source_of(tokens), number=20, size=100) for batch in step):
-        before = batch.input_ids.clone()
+        before = batch.input.ids.clone()
         before[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
         for index, token in enumerate((10, 11)):
             there[index] += int((before == token).sum())
@@ -148,18 +148,18 @@ def test_short_and_unknown_segments_are_left_out() -> None:
     )
     places = np.append(0, np.cumsum(lengths))
     source = source_of(Tokens(ids, places, np.arange(7)))
-    rows = source.plan(0, 0)
+    rows = source.examples(0, 0)
     assert sorted(rows["a_start"].tolist()) == [places[i] for i in (1, 2, 3, 4)]
     with pytest.raises(ConfigError, match="cut to a sequence_length of 11, has 12 tokens"):
         source_of(learnable_tokens(), length=11)
 
 
 def test_a_token_is_masked_by_its_place_in_the_step_alone() -> None:
-    """Rows keep their order of rarity: half of a step's rows, settled by themselves, are masked alike but for where the
+    """Rows keep their order of rarity: half of a step's rows, sampled by themselves, are masked alike but for where the
     line is drawn."""
     source = source_of(learnable_tokens())
-    rows = source.plan(0, 0)[:40]
-    whole, half = settled(source, rows), settled(source, rows[:20])
+    rows = source.examples(0, 0)[:40]
+    whole, half = sampled(source, rows), sampled(source, rows[:20])
     assert len(set(whole["threshold"].tolist())) == 1
     both = [set(source.collate(each[:20]).targets["masked_positions"].tolist()) for each in (whole, half)]
     assert both[0] <= both[1] or both[1] <= both[0]
@@ -183,7 +183,7 @@ def test_losses_are_those_of_the_plain_library(of: str) -> None:
         hidden.append(found.hidden_states[-1][real])
     positions, labels = batch.targets["masked_positions"], batch.targets["masked_ids"]
     kl = F.kl_div((logits[0] / 2).log_softmax(-1), (logits[1] / 2).softmax(-1), reduction="batchmean") * 4
-    target = torch.ones(batch.num_tokens)
+    target = torch.ones(batch.input.num_tokens)
     expected = {
         "kl": kl,
         "cosine": F.cosine_embedding_loss(hidden[0], hidden[1], target),
@@ -230,13 +230,13 @@ def test_temperature_leaves_the_gradient_its_size() -> None:
 def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither values nor gradients; and all logits that are made are those of tokens, never of padding."""
     found, rows = [], []
-    original = distilbert.word_logits
+    original = distilbert.mlm_logits
 
     def counted(model: Any, batch: PackedBatch, positions: Tensor, hidden: Tensor) -> Tensor:
         rows.append(len(positions))
         return original(model, batch, positions, hidden)
 
-    monkeypatch.setattr(distilbert, "word_logits", counted)
+    monkeypatch.setattr(distilbert, "mlm_logits", counted)
     for chunk in (1 << 25, 90 * 7):
         monkeypatch.setattr(distilbert, "_CHUNK", chunk)
         objective, batch = pair(), masked()

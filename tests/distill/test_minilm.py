@@ -21,7 +21,7 @@ from tests.models.test_relations import projections
 def relations_of(model: Any, layer: int, batch: PackedBatch, heads: int) -> dict[str, list[Tensor]]:
     """Raw relations (heads, n, n) of each sequence by itself."""
     found = projections(stock(model), batch)
-    lengths = batch.cu_seqlens.diff().tolist()
+    lengths = batch.input.offsets.diff().tolist()
     result: dict[str, list[Tensor]] = {}
     for part, name in (("q", "query"), ("k", "key"), ("v", "value")):
         rows = [
@@ -54,7 +54,7 @@ def test_losses_are_those_of_each_sequence_by_itself(
         total = 0.0
         for scores, targets in zip(mine[part], theirs[part], strict=True):
             total += F.kl_div(scores.log_softmax(-1), targets.softmax(-1), reduction="sum").item()
-        expected = total / heads / batch.num_tokens
+        expected = total / heads / batch.input.num_tokens
         assert found[part].item() == pytest.approx(expected, rel=1e-4), part
         assert expected > 1e-3
 

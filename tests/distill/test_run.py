@@ -280,7 +280,7 @@ def test_the_projection_goes_from_stage_to_stage(folder: Path, whole: dict[str, 
     trainer = stage.start()
     for name, tensor in cast(Any, trainer.objective).fit_dense.state_dict().items():
         assert torch.equal(tensor, left[f"fit_dense.{name}"])
-    assert f"fit_dense from {run}/export/fit_dense.safetensors" in stage.plan(trainer)
+    assert f"fit_dense from {run}/export/fit_dense.safetensors" in stage.banner(trainer)
 
 
 def test_resumed_stages_equal_uninterrupted_ones(folder: Path, stages: tuple[Path, Path]) -> None:
@@ -407,7 +407,7 @@ def test_a_task_has_settings_of_its_own(folder: Path, name: str, epochs: int) ->
 
 
 def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Finetuning, "plan", lambda *_: "")
+    monkeypatch.setattr(Finetuning, "banner", lambda *_: "")
     files = [str(ROOT / "configs/distill/tinybert_task.yaml"), str(ROOT / "configs/finetune/stsb.yaml")]
     given = [f"model.from={folder}/student", f"teacher.from={folder}/score"]
     documented = (ROOT / "configs/distill/tinybert_task.yaml").read_text().split('ARGS="')[1].split('"')[0]
@@ -419,12 +419,12 @@ def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path, monke
         assert config.augment is None
         assert config.before is not None
         assert config.before.augment is not None
-        assert "variants were for the stage before alone" in Answers(config).plan(cast(Any, None))
+        assert "variants were for the stage before alone" in Answers(config).banner(cast(Any, None))
     for wanted in (["tasks.stsb=[]"], ["augment={model: m}"]):
         config = load_config([*files, *given, *asked, *wanted])
         assert isinstance(config, TaskConfig)
         assert config.augment is not None
-        assert "alone" not in Answers(config).plan(cast(Any, None))
+        assert "alone" not in Answers(config).banner(cast(Any, None))
 
 
 WRONG_GENERAL = [

@@ -115,7 +115,7 @@ def test_an_answer_that_a_teacher_is_sure_of_is_a_label() -> None:
         logits, labels = student.logits(batch), batch.targets.get("labels")
         sure = torch.full_like(logits, -100.0)
         if kind == "spans":
-            sure[batch.first_rows[:, None] + batch.targets["spans"], torch.arange(2)] = 100
+            sure[batch.input.first_rows[:, None] + batch.targets["spans"], torch.arange(2)] = 100
         elif kind == "choice":
             sure[torch.tensor([2, 3, 5])] = 100
         else:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from bertillery.config.section import ConfigError
-from bertillery.models.encoders import encode, word_logits
+from bertillery.models.encoders import encode, mlm_logits
 from distill.config import load_config
 from distill.student import StudentSection, build_student, spread, student_config, uniform
 from tests.distill.pairs import STILL, TEACHERS, masked, stock, student_of, teacher_of
@@ -126,8 +126,8 @@ def test_every_tensor_of_a_mapped_layer_is_the_teachers() -> None:
     assert student.vocab_projector.weight is not teacher.module.get_input_embeddings().weight
     batch = masked()
     with torch.no_grad():
-        rows = torch.arange(batch.num_tokens)
-        logits = [word_logits(model.eval(), batch, rows) for model in (student, teacher.module)]
+        rows = torch.arange(batch.input.num_tokens)
+        logits = [mlm_logits(model.eval(), batch.input, rows) for model in (student, teacher.module)]
     assert (logits[0] - logits[1]).abs().mean() > 0.1 * logits[1].std()
 
 
@@ -136,12 +136,12 @@ def test_a_student_of_all_layers_is_its_teacher() -> None:
     teacher = teacher_of(words=True)
     student = student_of(teacher, words=True, num_hidden_layers=3, start="teacher").eval()
     batch = masked()
-    rows = torch.arange(batch.num_tokens)
+    rows = torch.arange(batch.input.num_tokens)
     with torch.no_grad():
-        assert torch.equal(word_logits(student, batch, rows), word_logits(teacher.module, batch, rows))
+        assert torch.equal(mlm_logits(student, batch.input, rows), mlm_logits(teacher.module, batch.input, rows))
         for parameter in student.parameters():
             parameter.add_(1)
-        assert not torch.equal(word_logits(student, batch, rows), word_logits(teacher.module, batch, rows))
+        assert not torch.equal(mlm_logits(student, batch.input, rows), mlm_logits(teacher.module, batch.input, rows))
 
 
 @pytest.mark.parametrize("of", ["bert", "distilbert"])
@@ -198,10 +198,10 @@ def test_fresh_students_of_every_family(kind: str, of: str) -> None:
     ).eval()
     batch = masked()
     with torch.no_grad():
-        logits = word_logits(student, batch, torch.arange(batch.num_tokens), encode(student, batch))
+        logits = mlm_logits(student, batch.input, torch.arange(batch.input.num_tokens), encode(student, batch.input))
         inputs, real = padded_inputs(student.config, batch)
         expected = stock(student)(**inputs).logits[real]
-    assert logits.shape == (batch.num_tokens, teacher.module.config.vocab_size)
+    assert logits.shape == (batch.input.num_tokens, teacher.module.config.vocab_size)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     linear: Any = next(module for module in student.modules() if isinstance(module, torch.nn.Linear))
     assert linear.weight.abs().max() <= 0.4 + 1e-6, "drawn from a truncated normal, as in pretraining"

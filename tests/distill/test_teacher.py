@@ -45,7 +45,7 @@ def test_a_teacher_is_frozen_awake_and_out_of_sight(name: str) -> None:
     assert not any(module.training for module in teacher.module.modules())
     one, two = objective(batch), objective(batch)
     assert all(torch.equal(one[each].total, two[each].total) for each in one), "the student has no dropout"
-    assert torch.equal(encode(teacher.module, batch), encode(teacher.module, batch))
+    assert torch.equal(encode(teacher.module, batch.input), encode(teacher.module, batch.input))
     optimizer = build_optimizer(OptimSection(), objective)
     learned(objective, batch)
     optimizer.step()

@@ -17,7 +17,7 @@ from bertillery.config.section import ConfigError, read_values, validate
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loop import share_of_loss
 from bertillery.engine.optim import OptimSection
-from bertillery.engine.schedule import EpochSize, Rhythm, steps_per_epoch
+from bertillery.engine.schedule import EpochSize, Schedule, steps_per_epoch
 from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
 from bertillery.models.relations import attention_scores, real_cells
@@ -122,17 +122,17 @@ def test_scores_are_compared_before_the_softmax() -> None:
     """A constant added to all scores of a query leaves its attention as it is, but not the loss."""
     batch, c = batch_of([9, 6, 9]), 3.0
     torch.manual_seed(0)
-    query, key = torch.randn(2, batch.num_tokens, 2, 5).unbind()
+    query, key = torch.randn(2, batch.input.num_tokens, 2, 5).unbind()
     key[..., -1] = 1.0
     before = Recorded(query, key, key, 5**-0.5)
     moved = query.clone()
     moved[2, 0, -1] += c
     after = replace(before, query=moved)
-    both = [attention_scores(each, batch.attention) for each in (before, after)]
-    for one, other, cells in zip(*both, real_cells(batch.attention), strict=True):
+    both = [attention_scores(each, batch.input.layout) for each in (before, after)]
+    for one, other, cells in zip(*both, real_cells(batch.input.layout), strict=True):
         hidden = ~cells[:, None, None, :]
         torch.testing.assert_close(*((x.masked_fill(hidden, -torch.inf).softmax(-1)) for x in (one, other)))
-    error = attention_error(after, before, batch.attention, real_cells(batch.attention))
+    error = attention_error(after, before, batch.input.layout, real_cells(batch.input.layout))
     assert error.item() == pytest.approx((c * 5**-0.5) ** 2 * 9 / 2, rel=1e-4), "9 keys, one of two heads"
 
 
@@ -150,7 +150,7 @@ def test_one_projection_learns_from_all_levels_and_stays_behind() -> None:
     assert beside == {"fit_dense.weight", "fit_dense.bias"}
     assert not [name for name in objective.exported().state_dict() if "fit_dense" in name]
     with torch.no_grad():
-        assert len(encode_layers(objective.exported(), batch)) == 4
+        assert len(encode_layers(objective.exported(), batch.input)) == 4
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -193,5 +193,5 @@ def test_the_released_code_leaves_an_incomplete_batch_out(stage: str | None) -> 
     values = values[stage] if stage else values
     section, optim = validate(FinetuneTrainSection, values["train"]), validate(OptimSection, values["optim"])
     epochs = 20 if stage else 3
-    assert Rhythm.of(section, lambda: steps_per_epoch(section.phases, [EpochSize(3668, 0)])).total == 114 * epochs
+    assert Schedule.of(section, lambda: steps_per_epoch(section.phases, [EpochSize(3668, 0)])).total == 114 * epochs
     assert optim.clipping == "tensor"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from bertillery.engine.batch import PackedBatch, pack, ranges
-from bertillery.engine.layout import plan_attention
+from bertillery.engine.layout import packing_layout
 from bertillery.models.attention import NAME
 from bertillery.models.dropout import Dropout, dropout, prepare_dropout
 
@@ -22,7 +22,7 @@ def batch_of(lengths: list[int], vocab_size: int = 90, seed: int = 0) -> PackedB
 
 
 def padded(batch: PackedBatch) -> tuple[dict[str, Tensor], Tensor]:
-    lengths = batch.cu_seqlens.diff()
+    lengths = batch.input.offsets.diff()
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     inputs = {}
     for name in ("input_ids", "token_type_ids"):
@@ -46,7 +46,7 @@ def test_packed_equals_padded(model: PreTrainedModel, lengths: list[int]) -> Non
     """Outputs within 1e-5 and gradients within 1e-5 relative, in float32."""
     batch = batch_of(lengths)
     inputs, mask = padded(batch)
-    weight = torch.randn(batch.num_tokens, 32)
+    weight = torch.randn(batch.input.num_tokens, 32)
     results = []
     for implementation in ("eager", NAME):
         model.config._attn_implementation = implementation
@@ -68,7 +68,7 @@ def test_sequences_do_not_see_each_other(model: PreTrainedModel) -> None:
     model.config._attn_implementation = NAME
     batch = batch_of([9, 30, 17, 31])
     before = model(**batch.model_inputs()).last_hidden_state[0]
-    batch.input_ids[9:39] = 6
+    batch.input.ids[9:39] = 6
     after = model(**batch.model_inputs()).last_hidden_state[0]
     assert torch.equal(before[:9], after[:9])
     assert torch.equal(before[39:], after[39:])
@@ -100,18 +100,18 @@ def test_only_real_tokens_reach_the_layers(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_plan_holds_every_row_once(lengths: list[int]) -> None:
-    plan = plan_attention(np.array(lengths))
+    layout = packing_layout(np.array(lengths))
     total = sum(lengths)
-    np.testing.assert_array_equal(plan.gather[plan.scatter], np.arange(total))
-    assert len(plan.gather) == sum(b * s for b, s in plan.shapes)
-    assert len(plan.gather) < 1.5 * total  # rectangles hold little padding
-    assert len(plan.shapes) <= 16
+    np.testing.assert_array_equal(layout.gather[layout.scatter], np.arange(total))
+    assert len(layout.gather) == sum(b * s for b, s in layout.shapes)
+    assert len(layout.gather) < 1.5 * total  # padded buckets hold little padding
+    assert len(layout.shapes) <= 16
 
 
 def test_batch_moves_whole() -> None:
     batch = batch_of([3, 9]).to(torch.device("meta"))
-    assert {batch.input_ids.device.type, batch.attention.gather.device.type} == {"meta"}
-    assert {bias.device.type for bias in batch.attention.biases if bias is not None} <= {"meta"}
+    assert {batch.input.ids.device.type, batch.input.layout.gather.device.type} == {"meta"}
+    assert {bias.device.type for bias in batch.input.layout.biases if bias is not None} <= {"meta"}
 
 
 def test_positions_restart() -> None:

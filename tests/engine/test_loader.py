@@ -14,7 +14,7 @@ import torch
 
 from bertillery.engine.batch import PackedBatch, pack
 from bertillery.engine.loader import Cursor, StepData, Steps, Stream, load, on_device, shares
-from bertillery.engine.schedule import Phase, Rhythm, TrainSection
+from bertillery.engine.schedule import Phase, Schedule, TrainSection
 
 ROW = np.dtype([("length", np.int32), ("key", np.uint64), ("id", np.int64)])
 
@@ -25,7 +25,7 @@ class Blocks:
     def __init__(self, sizes: list[int]) -> None:
         self.sizes, self.num_blocks, self.planned = sizes, len(sizes), 0
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         self.planned += 1
         rows = np.zeros(self.sizes[block], ROW)
         rows["id"] = epoch * 10_000 + sum(self.sizes[:block]) + np.arange(len(rows))
@@ -57,8 +57,14 @@ def taken(data: StepData) -> list[int]:
 
 def tensors(batch: PackedBatch) -> list[torch.Tensor]:
     """All of them."""
-    plan = batch.attention
-    found = [batch.input_ids, batch.token_type_ids, batch.position_ids, batch.cu_seqlens, *batch.targets.values()]
+    plan = batch.input.layout
+    found = [
+        batch.input.ids,
+        batch.input.token_type_ids,
+        batch.input.positions,
+        batch.input.offsets,
+        *batch.targets.values(),
+    ]
     return [*found, plan.gather, plan.scatter, plan.starts, *(bias for bias in plan.biases if bias is not None)]
 
 
@@ -275,13 +281,13 @@ def test_epochs_are_counted_only_where_they_are_asked_for() -> None:
         raise AssertionError("planned an epoch for nothing")
 
     section = TrainSection.model_validate({"steps": 200, "save_every": "5%"})
-    assert Rhythm.of(section, refuse) == Rhythm(total=200, log=50, save=10, evaluate=20)
+    assert Schedule.of(section, refuse) == Schedule(total=200, log=50, save=10, evaluate=20)
     section = TrainSection.model_validate({"steps": "3 epochs", "save_every": "1 epoch"})
-    assert Rhythm.of(section, lambda: 40.4) == Rhythm(total=121, log=50, save=40, evaluate=12)
+    assert Schedule.of(section, lambda: 40.4) == Schedule(total=121, log=50, save=40, evaluate=12)
 
 
 def contents(item: StepData) -> list[object]:
-    batches = [[batch.input_ids.tolist(), batch.targets["id"].tolist()] for batch in item.micro_batches]
+    batches = [[batch.input.ids.tolist(), batch.targets["id"].tolist()] for batch in item.micro_batches]
     return [item.step, item.num_examples, item.num_tokens, item.cursor, batches]
 
 
@@ -289,8 +295,8 @@ def test_steps_arrive_on_the_device_as_they_are() -> None:
     made = [steps()[step] for step in range(3)]
     assert [contents(item) for item in on_device(made, torch.device("cpu"))] == [contents(item) for item in made]
     moved = next(on_device(made, torch.device("meta"))).micro_batches
-    assert {batch.input_ids.device.type for batch in moved} == {"meta"}
-    assert {batch.input_ids.device.type for batch in made[0].micro_batches} == {"cpu"}
+    assert {batch.input.ids.device.type for batch in moved} == {"meta"}
+    assert {batch.input.ids.device.type for batch in made[0].micro_batches} == {"cpu"}
 
 
 def test_every_tensor_of_a_batch_is_said_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +304,7 @@ def test_every_tensor_of_a_batch_is_said_to_be_used(monkeypatch: pytest.MonkeyPa
     batch, used = steps()[0].micro_batches[0], []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: used.append(id(self)), raising=False)
     batch.used_on(None)  # type: ignore[arg-type]
-    assert any(bias is not None for bias in batch.attention.biases)
+    assert any(bias is not None for bias in batch.input.layout.biases)
     assert sorted(used) == sorted(map(id, tensors(batch)))
 
 
@@ -311,6 +317,6 @@ def test_copies_beside_the_computation_are_whole() -> None:
     for item in on_device(made, device):
         for _ in range(5):
             busy = (busy @ busy).clamp(-1, 1)
-        sums.append(torch.stack([batch.input_ids.sum() for batch in item.micro_batches]).sum())
-    expected = [sum(int(batch.input_ids.sum()) for batch in item.micro_batches) for item in made]
+        sums.append(torch.stack([batch.input.ids.sum() for batch in item.micro_batches]).sum())
+    expected = [sum(int(batch.input.ids.sum()) for batch in item.micro_batches) for item in made]
     assert torch.stack(sums).tolist() == expected

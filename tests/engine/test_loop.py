@@ -39,7 +39,7 @@ class Layer(Objective):
         self.dense, self.LayerNorm = nn.Linear(6, 5), nn.LayerNorm(5)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        outputs = self.LayerNorm(self.dense(torch.eye(6, device=batch.input_ids.device))).tanh()
+        outputs = self.LayerNorm(self.dense(torch.eye(6, device=batch.input.ids.device))).tanh()
         return {"error": Term((outputs * batch.targets["factor"]).sum(), "tokens")}
 
     def exported(self) -> Any:
@@ -159,9 +159,9 @@ def test_no_checkpoint_holds_a_broken_step(
     """Nor is one evaluated or logged; the run goes on from the last one before it."""
     monkeypatch.setattr("tests.run.test_trainer.Weight", functools.partial(Breaking, broken))
     monkeypatch.setattr(fit, "_IN_STEP", in_step)
-    rhythm = {"evaluate_every": 4, "save_every": 2, "log_every": 3, "keep": 9}
+    schedule = {"evaluate_every": 4, "save_every": 2, "log_every": 3, "keep": 9}
     with pytest.raises(DivergedError, match=f"^step {broken}: "):
-        train(tmp_path / "a", [0.0] * 9, **rhythm)
+        train(tmp_path / "a", [0.0] * 9, **schedule)
     saved = {int(path.name.split("-")[-1]) for path in (tmp_path / "a" / "checkpoints").glob("*")}
     assert saved == set(range(2, broken, 2))
     logged = (tmp_path / "a" / "metrics.jsonl").read_text()

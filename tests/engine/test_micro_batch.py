@@ -22,7 +22,7 @@ from bertillery.engine.loader import Phase
 from bertillery.engine.micro_batch import by_estimate, by_trying, largest_micro_batch
 from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.models.dropout import Dropout
 from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
 from bertillery.run.trainer import Trainer
@@ -37,7 +37,7 @@ class Lengths:
     def __init__(self, *lengths: int) -> None:
         self.lengths = lengths
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         rows = np.zeros(len(self.lengths) * block, np.dtype([("length", np.int64), ("key", np.uint64)]))
         rows["length"] = self.lengths * block
         return rows
@@ -52,19 +52,19 @@ class OneBlock(Lengths):
 
     num_blocks = 1
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
-        return super().plan(epoch, 1)
+    def examples(self, epoch: int, block: int) -> np.ndarray:
+        return super().examples(epoch, 1)
 
 
 class Deciding(Lengths):
-    """Examples of a step settle their number of targets together; until then there is none."""
+    """Examples of a step sample_step their number of targets together; until then there is none."""
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         rows = np.zeros(len(self.lengths) * block, np.dtype([("length", np.int64), ("targets", np.int64)]))
         rows["length"] = self.lengths * block
         return rows
 
-    def settle(self, rows: np.ndarray) -> np.ndarray:
+    def sample_step(self, rows: np.ndarray) -> np.ndarray:
         rows = rows.copy()
         rows["targets"] = 3
         return rows
@@ -85,11 +85,11 @@ class Limited(Objective):
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         assert self.training
-        self.seen.append(batch.num_tokens)
+        self.seen.append(batch.input.num_tokens)
         self.counted.append(batch.counts["examples"])
-        if batch.num_tokens > self.limit:
+        if batch.input.num_tokens > self.limit:
             raise torch.OutOfMemoryError("no memory left")
-        values = self.dropout(self.weight * torch.ones(batch.num_tokens))
+        values = self.dropout(self.weight * torch.ones(batch.input.num_tokens))
         return {"sum": Term((values * values).sum(), "examples")}
 
     def exported(self) -> Any:
@@ -257,7 +257,7 @@ def test_a_training_with_auto_is_one_with_the_number_it_chose(tmp_path: Path, mo
             config="",
             section=section,
             optim=optim,
-            rhythm=Rhythm.of(section, lambda: 1.0),
+            schedule=Schedule.of(section, lambda: 1.0),
             seed=3,
             sources=[Lengths(50, 100, 75)],
             held_out=HeldOut(OneBlock(10), num_examples=None),

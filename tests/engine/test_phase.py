@@ -10,7 +10,7 @@ import pytest
 from bertillery.config.section import ConfigError, describe, read_values, validate
 from bertillery.config.types import Duration
 from bertillery.engine.loader import Cursor, Stream
-from bertillery.engine.schedule import EpochSize, Phase, Rhythm, TrainSection, steps_per_epoch
+from bertillery.engine.schedule import EpochSize, Phase, Schedule, TrainSection, steps_per_epoch
 from tests.engine.test_loader import Blocks
 
 
@@ -64,7 +64,7 @@ def test_the_largest_step_in_examples() -> None:
 def test_steps_per_epoch_are_those_that_go_through_it_once() -> None:
     """Two epochs, taken step by step, end where the estimate says: exactly but for what budgets leave unfilled."""
     source = Blocks([300, 0, 300])
-    rows = np.concatenate([source.plan(0, block) for block in range(3)])
+    rows = np.concatenate([source.examples(0, block) for block in range(3)])
     epoch = EpochSize(len(rows), int(rows["length"].sum()))
     for phase in (
         Phase(batch_size=8, batch_from=2),
@@ -98,8 +98,8 @@ def test_an_epoch_counts_for_whole_steps_if_asked() -> None:
                 "phases": [{"batch_size": 8}],
             },
         )
-        rhythm = Rhythm.of(section, lambda: steps_per_epoch([Phase(batch_size=8)], [EpochSize(100, 0)]))
-        assert (rhythm.total, rhythm.evaluate) == (total, total // 3)
+        schedule = Schedule.of(section, lambda: steps_per_epoch([Phase(batch_size=8)], [EpochSize(100, 0)]))
+        assert (schedule.total, schedule.evaluate) == (total, total // 3)
 
 
 def test_as_many_whole_epochs_are_as_many_whole_steps() -> None:

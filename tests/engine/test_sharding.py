@@ -27,7 +27,7 @@ from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loop import share_of_loss
 from bertillery.engine.objective import Objective, objective_module
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.engine.sharding import own_layers, prepared, whole
 from bertillery.models.attention import NAME
 from bertillery.models.export import export_model
@@ -95,7 +95,7 @@ def trainer_of(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trai
         config="a: 1\n",
         section=train,
         optim=optim,
-        rhythm=Rhythm.of(train, lambda: 1.0),
+        schedule=Schedule.of(train, lambda: 1.0),
         seed=5,
         sources=[source],
         held_out=Earliest(source, num_examples=13),
@@ -119,8 +119,8 @@ def train(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trainer:
 def export(trainer: Trainer) -> None:
     objective = trainer.assembled()
     if trainer.accelerator.is_main_process:
-        folder, companions = trainer.run_directory.export, objective.companions()
-        export_model(objective.exported(), tiny_tokenizer(), folder, card="", companions=companions)
+        folder, auxiliary_models = trainer.run_directory.export, objective.auxiliary_models()
+        export_model(objective.exported(), tiny_tokenizer(), folder, card="", auxiliary_models=auxiliary_models)
 
 
 def after_half(folder: Path, to: Path) -> Path:
@@ -143,7 +143,7 @@ def predictions(accelerator: Any, sharding: Any) -> dict[str, np.ndarray]:
     """Before any pass through ``forward``, after a step, and of fewer examples than processes."""
     labels = np.random.default_rng(0).integers(0, 3, 11)
     examples = TextExamples((sentences(11, 0),), labels, tiny_tokenizer(64), max_length=64, seed=1)
-    rows, found = examples.plan(0, 0), {}
+    rows, found = examples.examples(0, 0), {}
     for name, plain in classifiers().items():
         objective = prepared(accelerator, plain, sharding)
         optimizer = build_optimizer(OptimSection(learning_rate=1e-2), plain)
@@ -302,7 +302,7 @@ def test_all_processes_make_as_many_passes(num_examples: int) -> None:
     for number in (2, 3, 5):
         batches = [held_out.batches(number, rank) for rank in range(number)]
         assert len({len(each) for each in batches}) == 1
-        seen = sum(batch.num_sequences for each in batches for batch in each)
+        seen = sum(batch.input.num_sequences for each in batches for batch in each)
         assert seen == num_examples * (number if num_examples < number else 1)
 
 

@@ -18,7 +18,7 @@ from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.rng import uniform
-from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
 from bertillery.run.trainer import Trainer
 from experiments.rates import RangeSection, RangeTest, range_test, smooth, suggestions, write_range
@@ -36,7 +36,7 @@ class Points:
         self.broken_from: float = np.inf
         """Examples taken before one is broken."""
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         rows = np.zeros(64, np.dtype([("length", np.int64), ("key", np.uint64), ("value", np.float64)]))
         rows["length"], rows["key"] = 2, epoch * 64 + np.arange(64)
         rows["value"] = 0.35 * (uniform(7, rows["key"]) - 0.5)
@@ -83,7 +83,7 @@ def trainer(folder: Path, source: Points, steps: int = 10) -> Trainer:
         config="",
         section=section,
         optim=OptimSection(max_gradient_norm=1e9),
-        rhythm=Rhythm.of(section, lambda: 8.0),
+        schedule=Schedule.of(section, lambda: 8.0),
         seed=3,
         sources=[source],
         held_out=HeldOut(Points(), num_examples=8),

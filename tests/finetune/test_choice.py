@@ -13,7 +13,7 @@ from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
 from finetune.splits import Split, Task, read_task
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.base import Predicted, task_type_of
 from finetune.task_types.choice import ChoiceExamples
 from tests.finetune.texts import WORDS, wordpiece, write_encoder
 
@@ -53,8 +53,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
 def probabilities(model: PreTrainedModel, split: Split, index: np.ndarray) -> np.ndarray:
     """(N, 4), with 0 for what is not there."""
     examples = ChoiceExamples(split, wordpiece(), max_length=40, seed=0)
-    objective = kind_of(section(Path())).objective(model)
-    batch = examples.collate(examples.plan(0, 0)[index])
+    objective = task_type_of(section(Path())).objective(model)
+    batch = examples.collate(examples.examples(0, 0)[index])
     with torch.no_grad():
         outputs = objective.outputs(objective.logits(batch), batch).numpy()  # pyright: ignore
     table = np.zeros((len(index), 4))
@@ -77,8 +77,8 @@ def test_training_is_the_stock_models_loss(model: PreTrainedModel, tmp_path: Pat
     assert split.labels is not None
     examples = ChoiceExamples(split, wordpiece(), max_length=60, seed=0)
     assert len(set(examples.per_example)) == 3
-    objective = kind_of(section(tmp_path)).objective(model)
-    batch = examples.collate(examples.plan(0, 0))
+    objective = task_type_of(section(tmp_path)).objective(model)
+    batch = examples.collate(examples.examples(0, 0))
     model.save_pretrained(tmp_path)
     stock, tokenizer, total, right = AutoModelForMultipleChoice.from_pretrained(tmp_path), wordpiece(), 0.0, 0
     for text, choices, label in zip(*split.texts, split.labels, strict=True):
@@ -97,7 +97,7 @@ def test_training_is_the_stock_models_loss(model: PreTrainedModel, tmp_path: Pat
 
 
 def test_predictions_are_choices_that_are_there(tmp_path: Path) -> None:
-    kind, split = kind_of(section(tmp_path)), asked()
+    kind, split = task_type_of(section(tmp_path)), asked()
     examples = kind.examples(split, wordpiece(), max_length=40, seed=0)
     assert isinstance(examples, ChoiceExamples)
     assert split.labels is not None

@@ -16,7 +16,7 @@ import finetune.stage
 from distill.__main__ import main as distill
 from experiments import seeds
 from finetune.__main__ import main
-from finetune.task_types.base import TaskKind
+from finetune.task_types.base import TaskType
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import SIZES, write_encoder, write_task
 from tests.kept import restored
@@ -167,8 +167,8 @@ def fail(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(TaskKind, "baselines"), (finetune.stage, "hardest_examples"), (finetune.stage, "plot_curves"),
-     (finetune.stage, "model_card"), (TaskKind, "draw"), (finetune.stage.Finetuning, "ending")],
+    [(TaskType, "baselines"), (finetune.stage, "hardest_examples"), (finetune.stage, "plot_curves"),
+     (finetune.stage, "model_card"), (TaskType, "draw"), (finetune.stage.Finetuning, "ending")],
 )  # fmt: skip
 def test_what_is_only_shown_never_costs_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: object, name: str
@@ -176,7 +176,7 @@ def test_what_is_only_shown_never_costs_the_run(
     run = folder / RUN
     expected = (run / "export/model.safetensors").read_bytes()
     interrupt(run)
-    for each in [owner, *(owner.__subclasses__() if owner is TaskKind else [])]:  # type: ignore[attr-defined]
+    for each in [owner, *(owner.__subclasses__() if owner is TaskType else [])]:  # type: ignore[attr-defined]
         monkeypatch.setattr(each, name, fail)
     _everywhere(monkeypatch, owner, name)
     assert main(arguments(folder)) == 0

@@ -44,7 +44,7 @@ def test_three_processes_give_the_f1_of_one(objective: Objective, monkeypatch: p
     for number in (408, 409):
         labels = np.random.default_rng(0).integers(0, 2, number)
         source = TextExamples((sentences(number, 0),), labels, tiny_tokenizer(64), max_length=64, seed=1)
-        rows = source.plan(0, 0)
+        rows = source.examples(0, 0)
         whole, means = predict(accelerator, objective, source, rows, micro_batch_tokens=100_000)
         parts: list[Any] = []
         monkeypatch.setattr(evaluate, "gather_object", lambda mine, parts=parts: [*parts, *mine])
@@ -69,10 +69,10 @@ def test_fewer_examples_than_processes(objective: Objective, monkeypatch: pytest
     """Each process predicts all of them, so that none is left without a part in what is gathered."""
     accelerator = start_accelerator(RunSection(threads=1, precision="fp32"))
     source = TextExamples((sentences(2, 0),), np.array([0, 1]), tiny_tokenizer(64), max_length=64, seed=1)
-    whole, means = predict(accelerator, objective, source, source.plan(0, 0), micro_batch_tokens=64)
+    whole, means = predict(accelerator, objective, source, source.examples(0, 0), micro_batch_tokens=64)
     monkeypatch.setattr(evaluate, "gather_object", lambda mine: [*mine, *mine, *mine])
     for index in range(3):
         rank: Any = Rank(accelerator, index, 3)
-        outputs, same = predict(rank, objective, source, source.plan(0, 0), micro_batch_tokens=64)
+        outputs, same = predict(rank, objective, source, source.examples(0, 0), micro_batch_tokens=64)
         np.testing.assert_array_equal(outputs, whole)
         assert same == means

@@ -10,7 +10,7 @@ from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConf
 
 from bertillery.config.section import ConfigError, dump, validate
 from bertillery.engine.optim import learning_rate
-from bertillery.engine.schedule import EpochSize, Rhythm, steps_per_epoch
+from bertillery.engine.schedule import EpochSize, Schedule, steps_per_epoch
 from bertillery.run.directory import start_accelerator
 from finetune.config import RECIPES, FinetuneConfig, describe_recipe, load_config, model_name, recipe_for
 from finetune.stage import Finetuning
@@ -165,7 +165,7 @@ def test_steps_are_those_of_the_released_code(
     whole batches before it multiplies: 78 times 10 for RTE's 2,490."""
     config = config_of(models, model, task)
     epoch = EpochSize(examples, 0)
-    total = Rhythm.of(config.train, lambda: steps_per_epoch(config.train.phases, [epoch])).total
+    total = Schedule.of(config.train, lambda: steps_per_epoch(config.train.phases, [epoch])).total
     assert (total, config.optim.warmup.to_steps(total_steps=total)) == (steps, warmup)
 
 

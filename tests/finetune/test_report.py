@@ -13,7 +13,7 @@ from distill.report import model_card as student_card
 from finetune.report import hardest_examples, results_table, write_predictions
 from finetune.splits import Split
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.base import Predicted, task_type_of
 from pretrain.report import model_card as encoder_card
 
 FORMULA, TURNED = '=HYPERLINK("http://x","y")', "\x1b[2J\u202eabc\x00"
@@ -25,7 +25,7 @@ def section(labels: list[str]) -> TaskSection:
 
 
 def test_tables_hold_no_formulas_and_the_screen_no_control_characters(tmp_path: Path) -> None:
-    kind = kind_of(section(["+1+1", FORMULA]))
+    kind = task_type_of(section(["+1+1", FORMULA]))
     texts = [FORMULA, TURNED, "@SUM(A1)"]
     split = Split("validation", (texts,), np.array([0, 1, 1]), np.arange(3))
     predicted = Predicted(split, np.array([[0.9, 0.1]] * 3, np.float32), np.zeros(3, np.int64))

@@ -17,7 +17,7 @@ from bertillery.models.load import load
 from finetune.splits import Task, read_task
 from finetune.task import SpansSection, TaskSection
 from finetune.task_types.answers import Answer, exact_match
-from finetune.task_types.base import kind_of
+from finetune.task_types.base import task_type_of
 from finetune.task_types.questions import QuestionExamples
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
@@ -67,7 +67,7 @@ def test_who_knows_the_answers_scores_all(tmp_path: Path, name: str, max_length:
     """Whatever the vocabulary and the windows, if what they share is twice an answer: each answer is in one, and its
     text is the context's own."""
     task = squad(tmp_path)
-    kind = kind_of(task.section)
+    kind = task_type_of(task.section)
     split = task.split("train")
     section = SpansSection(stride=8, question_length=12)
     examples = QuestionExamples(split, TOKENIZERS[name](), section, max_length=max_length, seed=0, training=False)
@@ -84,7 +84,7 @@ def test_who_knows_the_answers_scores_all(tmp_path: Path, name: str, max_length:
 
 def test_who_knows_that_there_is_none_scores_all(tmp_path: Path) -> None:
     task = squad(tmp_path, questions(unanswerable=True), spans={"unanswerable": True}, metrics=["f1", "best_f1"])
-    kind, split = kind_of(task.section), task.split("train")
+    kind, split = task_type_of(task.section), task.split("train")
     examples = kind.examples(split, wordpiece(), max_length=64, seed=0)
     assert isinstance(examples, QuestionExamples)
     index = np.arange(split.num_examples)
@@ -116,18 +116,18 @@ def test_training_is_the_stock_models_loss(tmp_path: Path) -> None:
     """The sum over the windows of a batch is what the stock model gives for each alone."""
     split = squad(tmp_path).split("train")
     model, _ = load(AutoModelForQuestionAnswering, write_encoder(tmp_path / "model"), num_labels=2)
-    kind = kind_of(squad(tmp_path).section)
+    kind = task_type_of(squad(tmp_path).section)
     examples = QuestionExamples(split, wordpiece(), SpansSection(stride=9), max_length=40, seed=0, training=True)
-    batch = examples.collate(examples.plan(0, 0)[:9])
+    batch = examples.collate(examples.examples(0, 0)[:9])
     with torch.no_grad():
         term = kind.objective(model)(batch)["cross_entropy"]
     stock = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model", num_labels=2)
     stock.load_state_dict(model.state_dict())
     total = 0.0
     for window in range(9):
-        cut = slice(int(batch.cu_seqlens[window]), int(batch.cu_seqlens[window + 1]))
+        cut = slice(int(batch.input.offsets[window]), int(batch.input.offsets[window + 1]))
         start, end = batch.targets["spans"][window]
-        inputs = {"input_ids": batch.input_ids[None, cut], "token_type_ids": batch.token_type_ids[None, cut]}
+        inputs = {"input_ids": batch.input.ids[None, cut], "token_type_ids": batch.input.token_type_ids[None, cut]}
         with torch.no_grad():
             total += float(stock(**inputs, start_positions=start[None], end_positions=end[None]).loss)
     assert float(term.total) == pytest.approx(total, rel=1e-5)
@@ -265,7 +265,7 @@ def test_real_answers_are_found_again(tmp_path: Path) -> None:
     examples = QuestionExamples(
         part, tokenizer, SpansSection(answer_length=150), max_length=384, seed=0, training=False
     )
-    kind = kind_of(squad(tmp_path).section)
+    kind = task_type_of(squad(tmp_path).section)
     predictions = kind.decide(oracle(examples, np.arange(2000)), examples, np.arange(2000))
     pairs = [(each.text, answers[0].text) for each, answers in zip(predictions, part.labels, strict=True)]  # pyright: ignore
     assert examples.unplaced == 0

@@ -26,7 +26,7 @@ from finetune import sources
 from finetune.report import write_predictions
 from finetune.splits import Task, read_task, report
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.base import Predicted, task_type_of
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("BERTILLERY_DATA", ROOT / "../shared/data"))
@@ -582,8 +582,8 @@ def test_several_labels_whose_names_have_commas(tmp_path: Path) -> None:
     found = own(tmp_path, files={"train": "a.jsonl", "validation": "a.csv"}, **plain)
     expected = [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0]]
     assert [found.split(name).labels.tolist() for name in ("train", "validation")] == [expected] * 2  # pyright: ignore
-    kind: Any = kind_of(found.section)
-    assert [kind.from_words(kind.in_words(np.array(row))) for row in expected] == expected
+    kind: Any = task_type_of(found.section)
+    assert [kind.parse_prediction(kind.format_prediction(np.array(row))) for row in expected] == expected
     with pytest.raises(InputError, match="holds 0, and several labels are a list"):
         own(tmp_path, files={"train": "one.jsonl"}, **plain)
 
@@ -730,7 +730,7 @@ def test_ids_and_labels_are_kept_as_they_are_written(tmp_path: Path) -> None:
     split = task.split("train")
     assert split.labels.tolist() == [0, 1]  # pyright: ignore
     folder = tmp_path / "predictions"
-    kind: Any = kind_of(task.section)
+    kind: Any = task_type_of(task.section)
     write_predictions(folder, {"train": Predicted(split, np.eye(2, dtype=np.float32), np.array([1, 0]))}, kind)
     written = [line.split("\t")[:3] for line in (folder / "train.tsv").read_text().splitlines()[1:]]
     assert written == [["000000", "010", "001"], ["000001", "001", "010"]]

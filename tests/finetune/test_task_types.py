@@ -28,7 +28,7 @@ from finetune.config import load_config, recipe_values
 from finetune.splits import read_task
 from finetune.stock import head_in_words
 from finetune.task import TaskSection
-from finetune.task_types.base import TaskKind, kind_of
+from finetune.task_types.base import TaskType, task_type_of
 from tests.finetune.test_choice import asked
 from tests.finetune.test_spans import questions
 from tests.finetune.test_tokens import columns, tagged
@@ -117,7 +117,7 @@ def check_choice(path: Path) -> None:
         with torch.no_grad():
             logits = model(**{name: each[None] for name, each in pairs.items()}).logits[0]
         assert there[int(logits.argmax())] == label
-    kind = kind_of(load_config([str(path / "config.yaml")]).task)
+    kind = task_type_of(load_config([str(path / "config.yaml")]).task)
     assert kind.ensemble([path / "predictions" / "validation.tsv"] * 2) == {"accuracy": 1}
 
 
@@ -167,10 +167,10 @@ def test_two_processes_predict_as_one(
     """Outputs of several rows for an example find their place, whichever process they are from."""
     config = load_config(write_task(tmp_path, kind, encoder))
     task, tokenizer = read_task(config.task, data_dir=tmp_path, glue_dir=None), AutoTokenizer.from_pretrained(encoder)
-    kind_ = kind_of(config.task)
+    kind_ = task_type_of(config.task)
     model, _ = load(kind_.model_class, encoder, **kind_.settings())
     examples = kind_.examples(task.split("validation"), tokenizer, max_length=40, seed=0)
-    rows = examples.plan(0, 0)[[3, 1, 5, 0, 2]]
+    rows = examples.examples(0, 0)[[3, 1, 5, 0, 2]]
     given: list[Any] = []
 
     def predict(ranks: int, rank: int) -> np.ndarray:
@@ -235,9 +235,9 @@ HEADS = {
 def test_a_head_fits_tasks_of_its_own_kind_alone(own: str) -> None:
     """Whatever else is the same: names of labels, shapes of weights."""
 
-    def kind(name: str) -> TaskKind:
+    def kind(name: str) -> TaskType:
         labels = [] if name in ("regression", "spans") else ["O", "B-x"]
-        return kind_of(cast(Any, SimpleNamespace(type=name, labels=labels, spans=None)))
+        return task_type_of(cast(Any, SimpleNamespace(type=name, labels=labels, spans=None)))
 
     config = BertConfig(**kind(own).settings(), architectures=[f"BertFor{HEADS[own]}"])
     assert [name for name in HEADS if kind(name).head_fits(config)] == [own]
@@ -248,7 +248,7 @@ def test_a_classifier_that_does_not_say_how_many_labels_hold_has_one() -> None:
     section = {"labels": ["a", "b"], "spans": None}
     config = BertConfig(id2label={0: "a", 1: "b"}, architectures=["BertForSequenceClassification"])
     one, several = (
-        kind_of(cast(Any, SimpleNamespace(type=name, **section))) for name in ("classification", "multilabel")
+        task_type_of(cast(Any, SimpleNamespace(type=name, **section))) for name in ("classification", "multilabel")
     )
     assert one.head_fits(config)
     assert not several.head_fits(config)
@@ -280,6 +280,6 @@ def test_labels_go_by_their_numbers_in_whatever_order_a_file_lists_them(
     ):
         (tmp_path / "config.json").write_text(json.dumps({**plain, "id2label": id2label}))
         config = read_config(tmp_path)
-        assert kind_of(section).head_fits(config) is fits
+        assert task_type_of(section).head_fits(config) is fits
         heads.append(head_in_words(config))
     assert heads[0] == heads[1] != heads[2] == heads[3]

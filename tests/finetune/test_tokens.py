@@ -14,7 +14,7 @@ from bertillery.models.load import load
 from finetune.rows import objects
 from finetune.splits import Split, Task, read_task
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.base import Predicted, task_type_of
 from finetune.task_types.tokens import SentenceExamples
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
@@ -54,27 +54,27 @@ def test_labels_stand_at_the_first_piece_of_a_word(name: str) -> None:
     tokenizer, split = TOKENIZERS[name](), tagged()
     examples = SentenceExamples(split, tokenizer, max_length=200, seed=0)
     index = np.array([3, 0, 11])
-    batch = examples.collate(examples.plan(0, 0)[index])
+    batch = examples.collate(examples.examples(0, 0)[index])
     words = [word for i in index for word in split.texts[0][i]]
     pieces = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
     rows = batch.targets["rows"].tolist()
     assert all(len(each) > 1 for each, word in zip(pieces, words, strict=True) if word == "Bridge")
-    assert [batch.input_ids[row : row + len(each)].tolist() for row, each in zip(rows, pieces, strict=True)] == pieces
+    assert [batch.input.ids[row : row + len(each)].tolist() for row, each in zip(rows, pieces, strict=True)] == pieces
     assert split.labels is not None
     assert batch.targets["labels"].tolist() == [tag for i in index for tag in split.labels[i]]
     assert batch.counts["words"] == len(words)
     sentence = tokenizer(" " + " ".join(split.texts[0][3]))["input_ids"]
-    assert batch.input_ids[: int(batch.cu_seqlens[1])].tolist() == sentence
+    assert batch.input.ids[: int(batch.input.offsets[1])].tolist() == sentence
 
 
 def test_a_word_that_the_tokenizer_drops_is_an_unknown_one() -> None:
     tokenizer = wordpiece()
     split = Split("train", ([["the", "\u200d", "town"]],), objects([np.array([0, 1, 2])]), np.arange(1))
     batch = SentenceExamples(split, tokenizer, max_length=20, seed=0).collate(
-        SentenceExamples(split, tokenizer, max_length=20, seed=0).plan(0, 0)
+        SentenceExamples(split, tokenizer, max_length=20, seed=0).examples(0, 0)
     )
     assert batch.targets["rows"].tolist() == [1, 2, 3]
-    assert batch.input_ids[2] == tokenizer.unk_token_id
+    assert batch.input.ids[2] == tokenizer.unk_token_id
 
 
 def test_a_tokenizer_without_an_unknown_token() -> None:
@@ -95,22 +95,22 @@ def test_training_is_the_stock_models_loss(tmp_path: Path) -> None:
     split = tagged()
     model, _ = load(AutoModelForTokenClassification, write_encoder(tmp_path / "model"), num_labels=5)
     examples = SentenceExamples(split, wordpiece(), max_length=24, seed=0)
-    batch = examples.collate(examples.plan(0, 0)[:7])
+    batch = examples.collate(examples.examples(0, 0)[:7])
     with torch.no_grad():
-        term = kind_of(section(tmp_path)).objective(model)(batch)["cross_entropy"]
+        term = task_type_of(section(tmp_path)).objective(model)(batch)["cross_entropy"]
     stock = AutoModelForTokenClassification.from_pretrained(tmp_path / "model", num_labels=5)
     stock.load_state_dict(model.state_dict())
-    labels, total = torch.full_like(batch.input_ids, -100), 0.0
+    labels, total = torch.full_like(batch.input.ids, -100), 0.0
     labels[batch.targets["rows"]] = batch.targets["labels"]
-    for a, b in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+    for a, b in zip(batch.input.offsets[:-1].tolist(), batch.input.offsets[1:].tolist(), strict=True):
         with torch.no_grad():
-            loss = stock(input_ids=batch.input_ids[None, a:b], labels=labels[None, a:b]).loss
+            loss = stock(input_ids=batch.input.ids[None, a:b], labels=labels[None, a:b]).loss
         total += float(loss) * int((labels[a:b] >= 0).sum())
     assert float(term.total) == pytest.approx(total, rel=1e-5)
 
 
 def test_words_that_do_not_fit_are_counted_and_outside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kind, split = kind_of(section(tmp_path)), tagged(longest=20)
+    kind, split = task_type_of(section(tmp_path)), tagged(longest=20)
     with caplog.at_level(logging.WARNING):
         examples = kind.examples(split, wordpiece(), max_length=16, seed=0)
     assert isinstance(examples, SentenceExamples)
@@ -123,11 +123,11 @@ def test_words_that_do_not_fit_are_counted_and_outside(tmp_path: Path, caplog: p
     for i, tags in zip(index, predictions, strict=True):
         kept = int(examples.kept[i])
         assert tags.tolist() == [3] * kept + [0] * (len(split.texts[0][i]) - kept)
-    assert examples.collate(examples.plan(0, 0)).cu_seqlens.diff().max() <= 16
+    assert examples.collate(examples.examples(0, 0)).cu_seqlens.diff().max() <= 16
 
 
 def test_who_knows_the_tags_scores_all(tmp_path: Path) -> None:
-    kind, split = kind_of(section(tmp_path)), tagged()
+    kind, split = task_type_of(section(tmp_path)), tagged()
     examples = kind.examples(split, wordpiece(), max_length=200, seed=0)
     assert split.labels is not None
     index = np.random.default_rng(0).permutation(20)
@@ -203,7 +203,7 @@ def test_tags_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_what_conlleval_reads(tmp_path: Path) -> None:
-    kind, split = kind_of(section(tmp_path)), tagged(2)
+    kind, split = task_type_of(section(tmp_path)), tagged(2)
     assert split.labels is not None
     predictions = objects([tags * 0 for tags in split.labels])
     (file,) = kind.write(tmp_path, Predicted(split, np.empty((0, 5)), predictions))
@@ -224,8 +224,8 @@ def test_a_sentence_without_words_is_predicted_as_nothing() -> None:
         number = [len(each) for each in words]
         assert (examples.kept.tolist(), examples.lost, examples.num_cut) == (number, 0, 0)
         index = np.arange(4)
-        batch = examples.collate(examples.plan(0, 0)[index])
+        batch = examples.collate(examples.examples(0, 0)[index])
         assert batch.targets["labels"].tolist() == [tag for each in labels for tag in each]
-        kind = kind_of(section(Path()))
+        kind = task_type_of(section(Path()))
         outputs = np.eye(5, dtype=np.float32)[batch.targets["labels"].numpy()]
         assert [each.tolist() for each in kind.decide(outputs, examples, index)] == [each.tolist() for each in labels]

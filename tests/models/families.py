@@ -36,11 +36,11 @@ def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
 
 def padded_inputs(config: PreTrainedConfig, batch: PackedBatch) -> tuple[dict[str, Tensor], Tensor]:
     """Arguments (B, s) of a stock model, as its tokenizer would make them, and which cells are tokens."""
-    lengths = batch.cu_seqlens.diff()
+    lengths = batch.input.offsets.diff()
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     inputs = {"input_ids": torch.full(mask.shape, config.pad_token_id), "attention_mask": mask.long()}
-    inputs["input_ids"][mask] = batch.input_ids
+    inputs["input_ids"][mask] = batch.input.ids
     if getattr(config, "type_vocab_size", 1) > 1:
         inputs["token_type_ids"] = torch.zeros(mask.shape, dtype=torch.long)
-        inputs["token_type_ids"][mask] = batch.token_type_ids
+        inputs["token_type_ids"][mask] = batch.input.token_type_ids
     return inputs, mask

@@ -18,7 +18,7 @@ from tests.pretrain.test_objectives import STILL, TINY, make
 
 def test_losses_and_gradients_are_those_of_plain_layers() -> None:
     objective, source = make(mlm, ModelSection(**{**TINY.model_dump(by_alias=True), "num_hidden_layers": 1}))
-    plan = source.plan(0, 0)
+    plan = source.examples(0, 0)
     batches = [source.collate(plan[:size]) for size in (3, 5, 8, 4)]
     names = list(objective.state_dict())
     plain = [passed(objective.train(), batch) for batch in batches]
@@ -59,7 +59,7 @@ opaque.register_autograd(_backward, setup_context=_keep)
 
 
 def test_layers_with_a_kernel_of_a_gpu_are_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which kernel there is, is no part of it, and neither are the rectangles that a batch would have been cut into."""
+    """Which kernel there is, is no part of it, and neither are the padded buckets of a batch."""
     monkeypatch.setattr(gpu_attention, "choose", lambda *_, **__: "varlen")
     monkeypatch.setattr(gpu_attention, "_looked_up", lambda device: (torch._dynamo.graph_break() is None, True))
     monkeypatch.setattr(
@@ -68,10 +68,10 @@ def test_layers_with_a_kernel_of_a_gpu_are_one_graph(monkeypatch: pytest.MonkeyP
         lambda q, k, v, starts, _, longest, __, scale: opaque(q, k, v, starts, longest, scale),
     )
     objective, source = make(mlm, STILL)
-    plan = source.plan(0, 0)
+    plan = source.examples(0, 0)
     batches = [source.collate(plan[:size]) for size in (3, 5, 8, 4, 30)]
-    assert len({len(batch.attention.shapes) for batch in batches}) > 1
-    assert len({batch.attention.longest for batch in batches}) > 1
+    assert len({len(batch.input.layout.shapes) for batch in batches}) > 1
+    assert len({batch.input.layout.longest for batch in batches}) > 1
     plain = [passed(objective.train(), batch) for batch in batches]
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

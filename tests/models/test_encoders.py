@@ -33,10 +33,10 @@ from bertillery.models.encoders import (
     encode_layers,
     family,
     longest_sequence,
+    mlm_logits,
     sequence_logits,
     span_logits,
     token_logits,
-    word_logits,
 )
 from bertillery.models.load import load
 from pretrain.model import ModelSection
@@ -65,7 +65,7 @@ HEADS: dict[str, tuple[Any, Callable[..., Tensor], Callable[..., Tensor]]] = {
     "token": (AutoModelForTokenClassification, token_logits, lambda model, inputs, m: model(**inputs).logits[m]),
     "span": (AutoModelForQuestionAnswering, span_logits, stock_spans),
     "choice": (AutoModelForMultipleChoice, choice_logits, stock_choices),
-    "words": (AutoModelForMaskedLM, lambda model, batch, *h: word_logits(model, batch, WORDS, *h), stock_words),
+    "words": (AutoModelForMaskedLM, lambda model, batch, *h: mlm_logits(model, batch.input, WORDS, *h), stock_words),
 }
 LABELS = {"sequence": {"num_labels": 3}, "token": {"num_labels": 4}}
 
@@ -100,13 +100,13 @@ def test_hidden_states_of_all_layers(kind: str):
     model, batch = model_of(AutoModel, kind), batch_of(LENGTHS)
     inputs, mask = padded_inputs(model.config, batch)
     theirs = use(model, "eager")(**inputs, output_hidden_states=True).hidden_states
-    weights = torch.randn(len(theirs), batch.num_tokens, 24)
+    weights = torch.randn(len(theirs), batch.input.num_tokens, 24)
     expected = gradients(model, sum((w * h[mask]).sum() for w, h in zip(weights, theirs, strict=True)))
-    ours = encode_layers(use(model, NAME), batch)
+    ours = encode_layers(use(model, NAME), batch.input)
     assert len(ours) == 4
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other[mask], atol=1e-5, rtol=0)
-    assert torch.equal(encode(model, batch), ours[-1])
+    assert torch.equal(encode(model, batch.input), ours[-1])
     assert_same_gradients(gradients(model, sum((w * h).sum() for w, h in zip(weights, ours, strict=True))), expected)
 
 
@@ -122,7 +122,7 @@ def test_logits_and_gradients_equal_the_padded_model(kind: str, head: str):
     ours = logits_of(use(model, NAME), batch)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert_same_gradients(gradients(model, (ours * weight).sum()), expected)
-    assert torch.equal(logits_of(model, batch, encode(model, batch)), ours)
+    assert torch.equal(logits_of(model, batch, encode(model, batch.input)), ours)
     with torch.autocast("cpu", torch.bfloat16):
         coarse = logits_of(model, batch)
     assert coarse.dtype == torch.float32
@@ -140,9 +140,9 @@ def test_the_head_drops_out_as_the_stock_head_does(kind: str):
     torch.manual_seed(1)
     theirs = use(model, "eager")(**inputs).logits
     torch.manual_seed(1)
-    ours = sequence_logits(use(model, NAME), batch)
+    ours = sequence_logits(use(model, NAME), batch.input)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    assert not torch.allclose(ours, sequence_logits(model.eval(), batch))
+    assert not torch.allclose(ours, sequence_logits(model.eval(), batch.input))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -159,9 +159,9 @@ def test_token_types_count_where_there_are_any():
     counts = {}
     for kind in FAMILIES:
         model, batch = use(model_of(AutoModel, kind), NAME), batch_of(LENGTHS)
-        before = encode(model, batch)
-        batch.token_type_ids.zero_()
-        counts[kind] = not torch.equal(before, encode(model, batch))
+        before = encode(model, batch.input)
+        batch.input.token_type_ids.zero_()
+        counts[kind] = not torch.equal(before, encode(model, batch.input))
     assert [kind for kind, matters in counts.items() if matters] == ["bert", "albert", "electra"]
 
 
@@ -187,7 +187,7 @@ def feed_forward(model: PreTrainedModel, batch: PackedBatch) -> list[tuple[Tenso
             lambda _, inputs: found.append((computed[-1], inputs[0][0] - attended[-1]))
         ),
     ]
-    encode(model, batch)
+    encode(model, batch.input)
     for hook in hooks:
         hook.remove()
     return found

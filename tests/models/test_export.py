@@ -86,7 +86,7 @@ def test_a_stock_pipeline_cuts_a_long_text_to_what_the_model_reads(
     )
     model, other = (AutoModelForSequenceClassification.from_config(each) for each in (config, BertConfig(**sizes)))
     before = tokenizer.model_max_length
-    folder = export_model(model, tokenizer, tmp_path / "export", card="", companions={"other": other})
+    folder = export_model(model, tokenizer, tmp_path / "export", card="", auxiliary_models={"other": other})
     assert tokenizer.model_max_length == before
     assert AutoTokenizer.from_pretrained(folder).model_max_length == longest
     assert AutoTokenizer.from_pretrained(folder / "other").model_max_length == 512

@@ -119,7 +119,7 @@ def test_a_stock_pipeline_answers_as_we_do(family: str, kind: str, tmp_path: Pat
     for columns in (texts()[:1], texts()):
         examples = TextExamples(columns, None, tokenizer, max_length=longest_sequence(config), seed=0)
         with torch.inference_mode():
-            ours = sequence_logits(model, examples.collate(examples.plan(0, 0))).numpy()
+            ours = sequence_logits(model, examples.collate(examples.examples(0, 0))).numpy()
         rows = [dict(zip(("text", "text_pair"), row, strict=False)) for row in zip(*columns, strict=True)]
         theirs = [sorted(answer, key=lambda each: each["label"]) for answer in stock(rows)]
         found = np.array([[each["score"] for each in answer] for answer in theirs])
@@ -139,8 +139,8 @@ def test_a_stock_tokenizer_reads_words_as_training_does(kind: str, tmp_path: Pat
     sentences: list[Any] = [WORDS[:5], WORDS[7:8], [*WORDS] * 9]
     split = Split("test", (sentences,), None, np.arange(len(sentences)))
     examples = SentenceExamples(split, tokenizer, max_length=longest_sequence(model.config), seed=0)
-    batch = examples.collate(examples.plan(0, 0))
-    ours = [ids.tolist() for ids in batch.input_ids.split(batch.cu_seqlens.diff().tolist())]
+    batch = examples.collate(examples.examples(0, 0))
+    ours = [ids.tolist() for ids in batch.input.ids.split(batch.input.offsets.diff().tolist())]
     assert stock(sentences, is_split_into_words=True, truncation=True)["input_ids"] == ours
     assert stock([" ".join(words) for words in sentences], truncation=True)["input_ids"] == ours
 
@@ -188,9 +188,9 @@ def test_special_tokens_that_are_spelt_out_are_text(kind: str) -> None:
     tokenizer.add_tokens(["river stone"])
     tokenizer.add_special_tokens({"extra_special_tokens": ["[E1]"]})
     examples = TextExamples(([SPELT, "a [E1] river stone"],), None, tokenizer, max_length=512, seed=0)
-    batch = examples.collate(examples.plan(0, 0))
+    batch = examples.collate(examples.examples(0, 0))
     control = {getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask")}
-    first, second = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
+    first, second = batch.input.ids.split(batch.input.offsets.diff().tolist())
     assert not control & {*first[1:-1].tolist()}
     assert {*tokenizer.convert_tokens_to_ids(["[E1]", "river stone"])} <= {*second.tolist()}
 

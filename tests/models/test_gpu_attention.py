@@ -1,4 +1,4 @@
-"""The kernels of a GPU against the rectangles: on a CPU with stand-ins, on a GPU as they are."""
+"""The kernels of a GPU against the padded buckets: on a CPU with stand-ins, on a GPU as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertillery.engine.layout import AttentionPlan, plan_attention
+from bertillery.engine.layout import PackingLayout, packing_layout
 from bertillery.models import gpu_attention
 from bertillery.models.attention import Recorded, packed_attention
 from bertillery.models.gpu_attention import choose
@@ -58,19 +58,19 @@ def attend(lengths: list[int], device: str = "cpu", dtype: torch.dtype = torch.f
     shape = 1, sum(lengths), heads, 16
     inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
     weight = torch.randn(shape, generator=generator).to(device)
-    plan: Any = plan_of(lengths, device)
-    output, _ = packed_attention(nn.Module(), *(x.transpose(1, 2) for x in inputs), None, scaling=0.3, plan=plan)  # pyright: ignore
+    layout: Any = plan_of(lengths, device)
+    output, _ = packed_attention(nn.Module(), *(x.transpose(1, 2) for x in inputs), None, scaling=0.3, layout=layout)  # pyright: ignore
     (output.float() * weight).sum().backward()
     return [x.detach().float().cpu() for x in (output, *(x.grad for x in inputs if x.grad is not None))]
 
 
-def plan_of(lengths: list[int], device: str = "cpu") -> AttentionPlan:
+def plan_of(lengths: list[int], device: str = "cpu") -> PackingLayout:
     return batch_of(lengths).to(torch.device(device)).attention
 
 
 @pytest.mark.parametrize("lengths", RAGGED)
 def test_varlen_is_given_what_it_asks_for(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
-    """Outputs and gradients of the rectangles, from a function that takes what the library's takes."""
+    """Outputs and gradients of the padded buckets, from a function that takes what the library's takes."""
     expected = attend(lengths)
     monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: "varlen")
     monkeypatch.setattr(gpu_attention, "varlen_attn", plain_varlen)
@@ -91,11 +91,11 @@ def test_the_library_takes_the_same_arguments() -> None:
 
 @pytest.mark.parametrize("lengths", RAGGED)
 def test_sequence_mask_is_that_of_all_pairs(lengths: list[int]) -> None:
-    plan, total = plan_attention(np.array(lengths)), sum(lengths)
+    layout, total = packing_layout(np.array(lengths)), sum(lengths)
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     wanted = np.equal.outer(sequence, sequence)
-    mask: Any = plan.sequence_mask
-    assert plan.sequence_mask is mask, "made once"
+    mask: Any = layout.sequence_mask
+    assert layout.sequence_mask is mask, "made once"
     assert mask.shape == (1, 1, total, total)
     pairs = torch.arange(total)
     np.testing.assert_array_equal(mask.mask_mod(None, None, pairs[:, None], pairs), wanted)
@@ -112,8 +112,8 @@ def test_sequence_mask_is_that_of_all_pairs(lengths: list[int]) -> None:
 
 
 def test_a_plan_that_moves_makes_a_mask_of_its_own() -> None:
-    plan = plan_of([5, 9])
-    assert plan.sequence_mask.kv_indices.device.type == "cpu"
+    layout = plan_of([5, 9])
+    assert layout.sequence_mask.kv_indices.device.type == "cpu"
     assert plan_of([5, 9], "meta").sequence_mask.kv_indices.device.type == "meta"
 
 
@@ -125,7 +125,7 @@ def test_flex_attention_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gpu_attention, "_compiled_flex", lambda: gpu_attention.flex_attention)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, sum(lengths), 3, 16, generator=generator).transpose(1, 2) for _ in range(3)]
-    output, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, plan=plan_of(lengths))  # pyright: ignore
+    output, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, layout=plan_of(lengths))  # pyright: ignore
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -153,14 +153,14 @@ def test_a_start_does_not_load_the_compiler() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-@pytest.mark.parametrize("kernel", ["varlen", "flex", "rectangles"])
+@pytest.mark.parametrize("kernel", ["varlen", "flex", "padded_buckets"])
 def test_queries_keys_and_values_are_recorded(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: kernel)
     monkeypatch.setattr(gpu_attention, "varlen_attn", plain_varlen)
     monkeypatch.setattr(gpu_attention, "by_flex", lambda query, key, value, mask, scale: query)
     inputs = [torch.randn(1, 2, 9, 16) for _ in range(3)]
     kept: list[Recorded] = []
-    packed_attention(nn.Module(), *inputs, None, plan=plan_of([4, 5]), record=kept)  # pyright: ignore
+    packed_attention(nn.Module(), *inputs, None, layout=plan_of([4, 5]), record=kept)  # pyright: ignore
     assert len(kept) == 1
     for mine, given in zip((kept[0].query, kept[0].key, kept[0].value), inputs, strict=True):
         assert torch.equal(mine, given[0].transpose(0, 1))
@@ -178,16 +178,16 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         ("cuda", BF16, 0.0, 8, True, True, "varlen"),
         ("cuda", FP32, 0.0, 64, True, True, "flex"),
         ("cuda", BF16, 0.0, 85, True, True, "flex"),
-        ("cuda", BF16, 0.0, 264, True, True, "rectangles"),
+        ("cuda", BF16, 0.0, 264, True, True, "padded_buckets"),
         ("cuda", BF16, 0.0, 64, False, True, "flex"),
-        ("cuda", FP32, 0.0, 8, True, True, "rectangles"),
-        ("cuda", FP32, 0.0, 64, True, False, "rectangles"),
-        ("cuda", BF16, 0.0, 64, False, False, "rectangles"),
-        ("cuda", BF16, 0.1, 64, True, True, "rectangles"),
-        ("cuda", FP32, 0.1, 64, True, True, "rectangles"),
-        ("cpu", BF16, 0.0, 64, True, True, "rectangles"),
-        ("cpu", FP32, 0.0, 64, True, True, "rectangles"),
-        ("mps", BF16, 0.0, 64, True, True, "rectangles"),
+        ("cuda", FP32, 0.0, 8, True, True, "padded_buckets"),
+        ("cuda", FP32, 0.0, 64, True, False, "padded_buckets"),
+        ("cuda", BF16, 0.0, 64, False, False, "padded_buckets"),
+        ("cuda", BF16, 0.1, 64, True, True, "padded_buckets"),
+        ("cuda", FP32, 0.1, 64, True, True, "padded_buckets"),
+        ("cpu", BF16, 0.0, 64, True, True, "padded_buckets"),
+        ("cpu", FP32, 0.0, 64, True, True, "padded_buckets"),
+        ("mps", BF16, 0.0, 64, True, True, "padded_buckets"),
     ],
 )
 def test_choice(
@@ -201,7 +201,7 @@ def test_choice(
 def test_kernels_agree_on_a_gpu(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
     """Outputs and gradients in bfloat16, and those of flex in float32."""
     found: dict[tuple[str, torch.dtype], list[Tensor]] = {}
-    for kernel, dtype in (("varlen", BF16), ("flex", BF16), ("rectangles", BF16), ("flex", FP32)):
+    for kernel, dtype in (("varlen", BF16), ("flex", BF16), ("padded_buckets", BF16), ("flex", FP32)):
         monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout, chosen=kernel: chosen)
         found[kernel, dtype] = attend(lengths, "cuda", dtype)
     monkeypatch.undo()

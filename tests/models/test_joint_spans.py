@@ -40,7 +40,7 @@ from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.stock import open_stock
 from finetune.task import SpansSection, TaskSection
-from finetune.task_types.base import kind_of
+from finetune.task_types.base import task_type_of
 from finetune.task_types.questions import BeamExamples
 from finetune.task_types.spans import JointObjective
 from tests.finetune.test_spans import questions, squad
@@ -90,8 +90,8 @@ def examples_of(folder: Path, family: str, training: bool = True, n_best: int = 
 
 def windows_of(batch: PackedBatch) -> list[dict[str, Tensor]]:
     """The windows of a batch as inputs of a stock model, one at a time."""
-    cuts = [slice(int(a), int(b)) for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)]
-    given = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
+    cuts = [slice(int(a), int(b)) for a, b in zip(batch.input.offsets[:-1], batch.input.offsets[1:], strict=True)]
+    given = {"input_ids": batch.input.ids, "token_type_ids": batch.input.token_type_ids}
     return [{name: each[None, cut] for name, each in given.items()} for cut in cuts]
 
 
@@ -136,7 +136,7 @@ def released(model: JointSpans, hidden: Tensor, types: Tensor, start: int) -> tu
 @pytest.mark.parametrize("family", HEADS)
 def test_the_loss_is_that_of_the_released_code(tmp_path: Path, family: str) -> None:
     model, examples = model_of(family), examples_of(tmp_path, family)
-    stock, batch = stock_of(model), examples.collate(examples.plan(0, 0)[::5][:12])
+    stock, batch = stock_of(model), examples.collate(examples.examples(0, 0)[::5][:12])
     objective = JointObjective(model).train()
     terms = objective(batch)
     loss = share_of_loss(terms, batch.counts)
@@ -167,7 +167,7 @@ def test_the_loss_is_that_of_the_released_code(tmp_path: Path, family: str) -> N
 def test_who_has_no_answer(tmp_path: Path, family: str) -> None:
     """ELECTRA is taught of questions, ALBERT of windows: one without the answer that is in another has none."""
     examples = examples_of(tmp_path, family)
-    rows = examples.plan(0, 0)
+    rows = examples.examples(0, 0)
     batch, spans = examples.collate(rows), examples.spans
     assert spans is not None
     of_window = spans[:, 0] == 0
@@ -185,7 +185,7 @@ def asked() -> list[Any]:
 @pytest.mark.parametrize("family", HEADS)
 def test_a_stock_batch_and_a_packed_one_say_the_same(tmp_path: Path, family: str) -> None:
     model, examples = model_of(family), examples_of(tmp_path, family)
-    batch = examples.collate(examples.plan(0, 0)[:7])
+    batch = examples.collate(examples.examples(0, 0)[:7])
     windows = windows_of(batch)
     with torch.no_grad():
         scores = JointObjective(model).eval().logits(batch)
@@ -213,7 +213,7 @@ def test_a_stock_batch_and_a_packed_one_say_the_same(tmp_path: Path, family: str
 @pytest.mark.parametrize("family", HEADS)
 def test_the_last_token_depends_on_the_first(tmp_path: Path, family: str) -> None:
     model, examples = stock_of(model_of(family)), examples_of(tmp_path, family)
-    inputs = padded(windows_of(examples.collate(examples.plan(0, 0)[:1])))
+    inputs = padded(windows_of(examples.collate(examples.examples(0, 0)[:1])))
     length = inputs["input_ids"].shape[1]
     with torch.no_grad():
         ends = [model(**inputs, start_positions=torch.tensor([i])).end_logits[0] for i in (0, length // 2)]
@@ -225,7 +225,7 @@ def test_the_last_token_depends_on_the_first(tmp_path: Path, family: str) -> Non
 def test_a_beam_as_wide_as_the_window_finds_the_best_of_all_spans(tmp_path: Path, family: str) -> None:
     """And a narrow one nothing better."""
     model, examples = model_of(family), examples_of(tmp_path, family)
-    batch = examples.collate(examples.plan(0, 0)[:8])
+    batch = examples.collate(examples.examples(0, 0)[:8])
     found: dict[int, list[Any]] = {}
     for width in (3, 40):
         model.config.beam_size = width
@@ -260,14 +260,14 @@ def test_a_beam_as_wide_as_the_window_finds_the_best_of_all_spans(tmp_path: Path
 def test_micro_batches_change_nothing(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of terms, and predictions in the order of the questions."""
     model, training = model_of(family), examples_of(tmp_path, family)
-    rows, objective = training.plan(0, 0)[:10], JointObjective(model).eval()
+    rows, objective = training.examples(0, 0)[:10], JointObjective(model).eval()
     with torch.no_grad():
         whole, *parts = (objective(training.collate(rows[cut])) for cut in (slice(None), slice(3), slice(3, None)))
     for name, term in whole.items():
         assert term.total.item() == pytest.approx(sum(part[name].total.item() for part in parts), rel=1e-4, abs=1e-4)
     examples = examples_of(tmp_path, family, training=False, n_best=4)
     model.config.beam_size = 4
-    rows = examples.plan(0, 0)[[3, 1, 5, 0, 2]]
+    rows = examples.examples(0, 0)[[3, 1, 5, 0, 2]]
     alone: Any = SimpleNamespace(
         num_processes=1, process_index=0, device=torch.device("cpu"), autocast=nullcontext,
         unwrap_model=lambda each: each, reduce=lambda tensor, how: tensor,
@@ -395,7 +395,7 @@ def test_what_is_saved_is_a_start_for_its_own_head_and_for_any_other(tmp_path: P
     section |= {"files": {"train": "a.json", "validation": "b.json"}}
     for head in (family, "independent"):
         spans = {"head": head, "unanswerable": True, "n_best": 7}
-        kind = kind_of(validate(TaskSection, {**section, "spans": spans}))
+        kind = task_type_of(validate(TaskSection, {**section, "spans": spans}))
         opened, report = load(kind.model_class, folder, **kind.settings())
         assert isinstance(opened, JointSpans) == (head == family)
         assert bool(report.fresh) == (head != family) != kind.head_fits(read_config(folder))

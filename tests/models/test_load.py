@@ -90,8 +90,8 @@ def test_a_saved_model_is_a_stock_one(kind: str, tmp_path: Path):
     again, report = load(AutoModelForSequenceClassification, tmp_path / "task")
     assert (report.fresh, report.unused, report.warnings) == ((), (), ())
     batch = batch_of([3, 9])
-    assert torch.equal(sequence_logits(again, batch), sequence_logits(model, batch))
-    assert sequence_logits(again, batch).shape == (2, 3)
+    assert torch.equal(sequence_logits(again, batch.input), sequence_logits(model, batch.input))
+    assert sequence_logits(again, batch.input).shape == (2, 3)
     assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), model.parameters(), strict=True))
 
 

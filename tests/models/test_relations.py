@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForQuestionAnswering
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import PackedBatch
-from bertillery.models.attention import NAME, Recorded, rectangles
+from bertillery.models.attention import NAME, Recorded, padded_buckets
 from bertillery.models.encoders import FAMILIES, encode, encode_layers
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.relations import attention_scores, real_cells, relations
@@ -39,14 +39,14 @@ def projections(model: nn.Module, batch: PackedBatch) -> dict[str, list[Tensor]]
 
 
 def sequences(squares: list[Tensor], batch: PackedBatch) -> list[Tensor]:
-    """The real cells (heads, n, n) of each sequence, in the batch's order, cut from the rectangles."""
-    plan, found = batch.attention, []
-    real = real_cells(plan)
-    ends = torch.tensor([b * s for b, s in plan.shapes]).cumsum(0)
-    for row, length in zip(batch.first_rows, batch.cu_seqlens.diff().tolist(), strict=True):
-        cell = int(plan.scatter[row])
+    """The real cells (heads, n, n) of each sequence, in the batch's order, cut from the padded buckets."""
+    layout, found = batch.input.layout, []
+    real = real_cells(layout)
+    ends = torch.tensor([b * s for b, s in layout.shapes]).cumsum(0)
+    for row, length in zip(batch.input.first_rows, batch.input.offsets.diff().tolist(), strict=True):
+        cell = int(layout.scatter[row])
         index = int((ends <= cell).sum())
-        b, s = plan.shapes[index]
+        b, s = layout.shapes[index]
         member = (cell - int(ends[index]) + b * s) // s
         assert real[index][member].tolist() == [True] * length + [False] * (s - length)
         found.append(squares[index][member, :, :length, :length])
@@ -64,10 +64,10 @@ def test_scores_equal_the_stock_models(kind: str, lengths: list[int]):
     model, batch = model_of(kind), batch_of(lengths)
     record: list[Recorded] = []
     model.config._attn_implementation = NAME
-    encode(model, batch, record=record)
+    encode(model, batch.input, record=record)
     assert len(record) == LAYERS
     weights = [torch.randn(HEADS, n, n) for n in lengths]
-    ours = [sequences(attention_scores(layer, batch.attention), batch) for layer in record]
+    ours = [sequences(attention_scores(layer, batch.input.layout), batch) for layer in record]
     sum((w * s).sum() for scores in ours for w, s in zip(weights, scores, strict=True)).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -77,7 +77,7 @@ def test_scores_equal_the_stock_models(kind: str, lengths: list[int]):
     total = torch.zeros(())
     for layer in range(LAYERS):
         again = {
-            name: sequences(relations(rows, batch.attention, 6), batch)
+            name: sequences(relations(rows, batch.input.layout, 6), batch)
             for name, rows in zip("qkv", (record[layer].query, record[layer].key, record[layer].value), strict=True)
         }
         for i, n in enumerate(lengths):
@@ -100,19 +100,19 @@ def test_recording_changes_nothing(kind: str):
     model, batch = model_of(kind), batch_of(LENGTHS)
     model.config._attn_implementation = NAME
     record: list[Recorded] = []
-    assert torch.equal(encode(model, batch, record=record), encode(model, batch))
+    assert torch.equal(encode(model, batch.input, record=record), encode(model, batch.input))
     again: list[Recorded] = []
-    encode_layers(model, batch, record=again)
+    encode_layers(model, batch.input, record=again)
     assert all(torch.equal(a.value, b.value) for a, b in zip(record, again, strict=True))
-    assert {tuple(layer.query.shape) for layer in record} == {(batch.num_tokens, HEADS, WIDTH // HEADS)}
+    assert {tuple(layer.query.shape) for layer in record} == {(batch.input.num_tokens, HEADS, WIDTH // HEADS)}
 
 
 def test_rectangles_hold_each_sequence():
     batch = batch_of(LENGTHS)
-    rows = torch.randn(batch.num_tokens, 3, 2, requires_grad=True)
-    cut, real = rectangles(rows, batch.attention), real_cells(batch.attention)
-    assert [tuple(x.shape) for x in cut] == [(*shape, 3, 2) for shape in batch.attention.shapes]
-    assert sum(int(x.sum()) for x in real) == batch.num_tokens
+    rows = torch.randn(batch.input.num_tokens, 3, 2, requires_grad=True)
+    cut, real = padded_buckets(rows, batch.input.layout), real_cells(batch.input.layout)
+    assert [tuple(x.shape) for x in cut] == [(*shape, 3, 2) for shape in batch.input.layout.shapes]
+    assert sum(int(x.sum()) for x in real) == batch.input.num_tokens
     sum((x * mask[:, :, None, None]).square().sum() for x, mask in zip(cut, real, strict=True)).backward()
     torch.testing.assert_close(rows.grad, 2 * rows.detach())
 
@@ -120,7 +120,7 @@ def test_rectangles_hold_each_sequence():
 def test_relation_heads_divide_the_width():
     batch = batch_of([3])
     with pytest.raises(ConfigError, match="5 relation heads do not divide a width of 24"):
-        relations(torch.zeros(3, 4, 6), batch.attention, 5)
+        relations(torch.zeros(3, 4, 6), batch.input.layout, 5)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -131,6 +131,6 @@ def test_flops_equal_torchs_count(kind: str):
         model = AutoModelForQuestionAnswering.from_config(tiny_config(kind, **settings))
         model.config._attn_implementation = NAME
         with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
-            encode(model, batch)
-        assert encoder_flops(model.config, batch) == counter.get_total_flops()
+            encode(model, batch.input)
+        assert encoder_flops(model.config, batch.input) == counter.get_total_flops()
     assert head_flops(6, 90, rows=2) == 2 * 2 * (6 * 6 + 6 * 90)

@@ -291,8 +291,8 @@ def test_resumed_and_exported_whatever_is_shared(sharing: str, tmp_path: Path) -
     exported = whole.exported()
     folder = export_model(exported, tiny_tokenizer(), tmp_path / "export", card="# test\n")
     reloaded = AlbertForPreTraining.from_pretrained(folder).eval()
-    batch = source.collate(source.plan(0, 0)[:1])
-    inputs = {"input_ids": batch.input_ids[None], "token_type_ids": batch.token_type_ids[None]}
+    batch = source.collate(source.examples(0, 0)[:1])
+    inputs = {"input_ids": batch.input.ids[None], "token_type_ids": batch.input.token_type_ids[None]}
     with torch.no_grad():
         theirs, ours = reloaded(**inputs), whole.eval().model(**batch.model_inputs())
     torch.testing.assert_close(theirs.prediction_logits, ours.prediction_logits, atol=1e-5, rtol=0)
@@ -315,7 +315,7 @@ def test_partly_shared_weights_stay_equal_in_the_export_and_train_on_as_one() ->
 
 def test_the_order_head_has_no_dropout() -> None:
     objective, source = make("all", dropout=0.0)
-    batch = source.collate(source.plan(0, 0)[:16])
+    batch = source.collate(source.examples(0, 0)[:16])
     assert objective.exported().config.classifier_dropout_prob == 0.1, "for fine-tuning (Table 14)"
     values = {objective.train()(batch)["sop"].total.item() for _ in range(3)}
     assert len(values) == 1
@@ -323,7 +323,7 @@ def test_the_order_head_has_no_dropout() -> None:
 
 def test_labels_are_what_the_order_head_learns_from() -> None:
     _, source = make()
-    rows = source.plan(0, 0)[:64]
+    rows = source.examples(0, 0)[:64]
     batch = source.collate(rows)
     np.testing.assert_array_equal(batch.targets["order_labels"].numpy(), rows["label"])
     assert batch.counts["pairs"] == 64
@@ -352,7 +352,7 @@ def test_predictions_of_the_paper_and_of_the_rate() -> None:
     for maximum, expected in ((20, 20), (None, 77)):
         config = albert.Config.model_validate({"masking": {"max_predictions": maximum}, "short_probability": 0})
         examples = albert.source(config, tokens, tiny_tokenizer(), sequence_length=512, seed=1)
-        rows = examples.plan(0, 0)
+        rows = examples.examples(0, 0)
         full = rows[rows["length"] == 512][:10]
         batch = examples.collate(full)
         assert batch.counts["masked"] == expected * len(full)

@@ -67,7 +67,7 @@ def make(config: Config = SMALL, seed: int = 0) -> tuple[Electra, Any]:
 
 
 def batch_of(source: Any, number: int = 16) -> PackedBatch:
-    return source.collate(source.plan(0, 0)[:number])
+    return source.collate(source.examples(0, 0)[:number])
 
 
 def share(term: str, objective: Electra, batch: PackedBatch) -> float:
@@ -348,11 +348,15 @@ def test_both_networks_are_exported(tmp_path: Path) -> None:
     objective, source = make()
     objective.eval()
     folder = export_model(
-        objective.exported(), tiny_tokenizer(), tmp_path / "export", card="", companions=objective.companions()
+        objective.exported(),
+        tiny_tokenizer(),
+        tmp_path / "export",
+        card="",
+        auxiliary_models=objective.auxiliary_models(),
     )
     assert type(AutoModelForPreTraining.from_pretrained(folder)) is ElectraForPreTraining
     batch = batch_of(source, 1)
-    inputs = {"input_ids": batch.input_ids[None], "token_type_ids": batch.token_type_ids[None]}
+    inputs = {"input_ids": batch.input.ids[None], "token_type_ids": batch.input.token_type_ids[None]}
     pairs = [
         (objective.discriminator, ElectraForPreTraining.from_pretrained(folder)),
         (objective.generator, ElectraForMaskedLM.from_pretrained(folder / "generator")),
@@ -429,21 +433,21 @@ def test_labels(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda _, __, inputs: seen.update(ids=inputs["input_ids"][0]), with_kwargs=True
     )
     objective(batch)
-    original_ids = batch.input_ids.clone()
+    original_ids = batch.input.ids.clone()
     original_ids[batch.targets["masked_positions"]] = batch.targets["masked_ids"]
     assert torch.equal(seen["replaced"], seen["ids"] != original_ids)
     assert 0 < seen["replaced"].sum() <= (~right).sum()
-    outside = torch.ones(batch.num_tokens, dtype=torch.bool)
+    outside = torch.ones(batch.input.num_tokens, dtype=torch.bool)
     outside[batch.targets["masked_positions"]] = False
     assert not seen["replaced"][outside].any()
     assert not seen["replaced"][original_ids < 4].any()  # [CLS] and [SEP]
-    assert batch.counts["tokens"] == batch.num_tokens
+    assert batch.counts["tokens"] == batch.input.num_tokens
 
 
 def test_perfect_and_ignorant_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, source = make()
     batch = batch_of(source, 64)
-    predicted = batch.counts["masked"] / batch.num_tokens
+    predicted = batch.counts["masked"] / batch.input.num_tokens
     monkeypatch.setattr(electra, "sample", lambda logits, uniforms: batch.targets["masked_ids"])
     assert share("replaced", objective, batch) == 0
     assert share("sampled_accuracy", objective, batch) == 1
@@ -504,8 +508,8 @@ def test_overfits_32_examples(accelerator: Accelerator, monkeypatch: pytest.Monk
     """The generator learns its words by heart; a discriminator beside one that never learns tells all that it made."""
     config = SMALL.model_copy(update={"rate": 0.25})
     objective, source = make(config)
-    rows = source.plan(0, 0)[:32]
-    source.plan, source.num_blocks = lambda epoch, block: rows, 1
+    rows = source.examples(0, 0)[:32]
+    source.examples, source.num_blocks = lambda epoch, block: rows, 1
     monkeypatch.setattr(electra, "sample", lambda logits, uniforms: sample(torch.zeros_like(logits), uniforms))
     train(accelerator, objective, source, steps=300, batch_size=32, rate=3e-3)
     batch, sums = source.collate(rows), Sums()

@@ -138,12 +138,12 @@ def test_whole_words_with_every_kind_of_tokenizer(kind: str) -> None:
         sequence_length=128,
         seed=0,
     )
-    rows = source.plan(0, 0)
+    rows = source.examples(0, 0)
     batch = source.collate(rows)
-    masked = np.zeros(len(batch.input_ids), bool)
+    masked = np.zeros(len(batch.input.ids), bool)
     masked[batch.targets["masked_positions"].numpy()] = True
     several = 0
-    for row, mask in zip(rows, np.split(masked, batch.cu_seqlens[1:-1].numpy()), strict=True):
+    for row, mask in zip(rows, np.split(masked, batch.input.offsets[1:-1].numpy()), strict=True):
         text = int(np.searchsorted(ends, row["a_start"]))
         spaces = np.cumsum([character == " " for character in f" {texts[text]}"])
         words = np.array([spaces[end - 1] for _, end in encoded["offset_mapping"][text]])

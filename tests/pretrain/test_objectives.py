@@ -86,7 +86,7 @@ def train(
 
 
 def batch_of(source: Any, number: int = 16) -> PackedBatch:
-    return source.collate(source.plan(0, 0)[:number])
+    return source.collate(source.examples(0, 0)[:number])
 
 
 def loss(objective: Objective, batch: PackedBatch) -> Tensor:
@@ -96,7 +96,7 @@ def loss(objective: Objective, batch: PackedBatch) -> Tensor:
 
 def word_head(objective: Objective) -> Any:
     """Output layer of the exported model that predicts words: the first that has one."""
-    models: list[Any] = [objective.exported(), *objective.companions().values()]
+    models: list[Any] = [objective.exported(), *objective.auxiliary_models().values()]
     return next(model.get_output_embeddings() for model in models if model.get_output_embeddings() is not None)
 
 
@@ -208,7 +208,7 @@ def test_export_reloads_with_equal_outputs(kind: Any, tmp_path: Any) -> None:
     if reloaded.get_output_embeddings() is not None:
         assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
     batch = batch_of(source, 1)
-    inputs = {"input_ids": batch.input_ids[None], "token_type_ids": batch.token_type_ids[None]}
+    inputs = {"input_ids": batch.input.ids[None], "token_type_ids": batch.input.token_type_ids[None]}
     with torch.no_grad():
         ours, theirs = objective.exported()(**batch.model_inputs()), reloaded(**inputs)
     torch.testing.assert_close(theirs[0], ours[0], atol=1e-5, rtol=0)
@@ -224,7 +224,9 @@ def test_it_goes_on_from_its_export_and_from_the_bare_encoder(kind: Any, tmp_pat
     with torch.no_grad():
         for parameter in before.parameters():
             parameter.copy_(torch.randn_like(parameter))
-    whole = export_model(before.exported(), tokenizer, tmp_path / "whole", card="", companions=before.companions())
+    whole = export_model(
+        before.exported(), tokenizer, tmp_path / "whole", card="", auxiliary_models=before.auxiliary_models()
+    )
     cast(Any, before.exported()).base_model.save_pretrained(tmp_path / "bare")
     tokenizer.save_pretrained(tmp_path / "bare")
     for folder in (whole, tmp_path / "bare"):
@@ -296,15 +298,15 @@ def test_an_example_has_a_mask_however_low_the_rate(kind: Any) -> None:
     settings.get("masking", settings)["rate"] = 0.001
     config = kind.Config.model_validate(settings)
     batch = batch_of(kind.source(config, tokens, tiny_tokenizer(), sequence_length=8, seed=1), 30)
-    places = torch.searchsorted(batch.cu_seqlens, batch.targets["masked_positions"], right=True) - 1
-    assert places.tolist() == list(range(len(batch.cu_seqlens) - 1))
+    places = torch.searchsorted(batch.input.offsets, batch.targets["masked_positions"], right=True) - 1
+    assert places.tolist() == list(range(len(batch.input.offsets) - 1))
 
 
 def test_without_any_mask_the_loss_is_finite(kind: Any) -> None:
     objective, source = make(kind)
     batch = batch_of(source)
     number = batch.counts["masked"]
-    assert number not in (batch.counts.get("pairs"), batch.num_tokens)
+    assert number not in (batch.counts.get("pairs"), batch.input.num_tokens)
     targets = {name: values[:0] if len(values) == number else values for name, values in batch.targets.items()}
     terms = objective(dataclasses.replace(batch, targets=targets, counts={**batch.counts, "masked": 0}))
     assert all(torch.isfinite(term.total).all() for term in terms.values())
@@ -330,7 +332,7 @@ def test_in_bfloat16_only_the_products_are(kind: Any) -> None:
 def test_networks_are_all_that_is_trained(kind: Any) -> None:
     objective, _ = make(kind)
     models = networks(objective)
-    assert models.keys() == {"", *objective.companions()}
+    assert models.keys() == {"", *objective.auxiliary_models()}
     assert type(models[""]) is type(objective.exported())
     assert {id(p) for model in models.values() for p in model.parameters()} == {id(p) for p in objective.parameters()}
 
@@ -387,8 +389,8 @@ def test_golden_losses(kind: Any, accelerator: Accelerator) -> None:
 def test_overfits_32_examples(kind: Any, accelerator: Accelerator) -> None:
     """Within 500 steps every accuracy reaches 1, which a wrong label, mask or shift would prevent."""
     objective, source = make(kind, num_documents=32)
-    rows = source.plan(0, 0)[:32]
-    source.plan = lambda epoch, block: rows
+    rows = source.examples(0, 0)[:32]
+    source.examples = lambda epoch, block: rows
     source.num_blocks = 1
     train(accelerator, objective, source, steps=400, batch_size=32, rate=3e-3)
     batch = source.collate(rows)

@@ -346,7 +346,7 @@ def electra_export(tmp_path: Path) -> tuple[str, electra.Electra]:
         for parameter in objective.parameters():
             parameter.normal_()
     folder = tmp_path / "from"
-    export_model(objective.exported(), tiny_tokenizer(), folder, card="", companions=objective.companions())
+    export_model(objective.exported(), tiny_tokenizer(), folder, card="", auxiliary_models=objective.auxiliary_models())
     return str(folder), objective
 
 

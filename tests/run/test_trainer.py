@@ -24,7 +24,7 @@ from bertillery.engine.evaluate import HeldOut, Sums
 from bertillery.engine.loop import DivergedError
 from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.engine.schedule import Rhythm, TrainSection
+from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.run import trainer as fit
 from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
 from bertillery.run.tracking import Tracker, TrackingSection
@@ -37,7 +37,7 @@ SCORES = [0.1, 0.5, 0.4, 0.5, 0.3, 0.2]
 class Examples:
     num_blocks = 1
 
-    def plan(self, epoch: int, block: int) -> np.ndarray:
+    def examples(self, epoch: int, block: int) -> np.ndarray:
         rows = np.zeros(8, np.dtype([("length", np.int64), ("key", np.uint64)]))
         rows["length"] = 2
         return rows
@@ -55,7 +55,7 @@ class Weight(Objective):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        return {"weight": Term(self.weight.sum() * batch.num_sequences, "examples")}
+        return {"weight": Term(self.weight.sum() * batch.input.num_sequences, "examples")}
 
     def exported(self) -> Any:
         raise NotImplementedError
@@ -92,7 +92,7 @@ def trainer_of(folder: Path, scores: list[float], **section: Any) -> Trainer:
         config="a: 1\n",
         section=train_section,
         optim=optim,
-        rhythm=Rhythm.of(train_section, lambda: 2.0),
+        schedule=Schedule.of(train_section, lambda: 2.0),
         seed=1,
         sources=[Examples()],
         held_out=Scripted(scores),
@@ -181,12 +181,12 @@ def test_saving_and_evaluating_are_not_training_time(tmp_path: Path, monkeypatch
     takes(1, Weight, "forward")
     takes(100, fit, "save_checkpoint")
     takes(1000, Scripted, "evaluate")
-    rhythm = {"log_every": 5, "save_every": 4, "evaluate_every": 3}
-    ended, *_ = train(tmp_path / "a", SCORES, **rhythm)
+    schedule = {"log_every": 5, "save_every": 4, "evaluate_every": 3}
+    ended, *_ = train(tmp_path / "a", SCORES, **schedule)
     shutil.rmtree(tmp_path / "a/checkpoints/step-0000000012")
     file = tmp_path / "a/metrics.jsonl"
     file.write_text("")
-    resumed, *_ = train(tmp_path / "a", SCORES, **rhythm)
+    resumed, *_ = train(tmp_path / "a", SCORES, **schedule)
     speeds = [row.get("tokens_per_second") for row in map(json.loads, file.read_text().splitlines())]
     assert speeds == [8, 8, None]
     assert ended.tokens_per_second == resumed.tokens_per_second == 8
@@ -236,20 +236,20 @@ def trained_rows(folder: Path) -> list[dict[str, float]]:
 
 def test_means_of_an_interval_do_not_know_where_a_run_was_resumed(tmp_path: Path) -> None:
     """Killed after a checkpoint within an interval, or stopped by a signal: the same rows, bit for bit."""
-    rhythm = {"log_every": 5, "save_every": 4, "evaluate_every": 12}
-    train(tmp_path / "whole", SCORES, **rhythm)
+    schedule = {"log_every": 5, "save_every": 4, "evaluate_every": 12}
+    train(tmp_path / "whole", SCORES, **schedule)
     for step in (4, 8):
         shutil.copytree(tmp_path / "whole", tmp_path / f"{step}")
         for path in (tmp_path / f"{step}/checkpoints").iterdir():
             if int(path.name.removeprefix("step-")) > step:
                 shutil.rmtree(path)
-        train(tmp_path / f"{step}", SCORES, **rhythm)
+        train(tmp_path / f"{step}", SCORES, **schedule)
         assert trained_rows(tmp_path / f"{step}") == trained_rows(tmp_path / "whole")
 
 
 def test_a_signal_leaves_no_trace_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rhythm = {"log_every": 5, "save_every": 12, "evaluate_every": 12}
-    train(tmp_path / "whole", SCORES, **rhythm)
+    schedule = {"log_every": 5, "save_every": 12, "evaluate_every": 12}
+    train(tmp_path / "whole", SCORES, **schedule)
     forward, calls = Weight.forward, []
 
     def stopping(self: Weight, batch: PackedBatch) -> dict[str, Term]:
@@ -259,10 +259,10 @@ def test_a_signal_leaves_no_trace_in_the_record(tmp_path: Path, monkeypatch: pyt
         return forward(self, batch)
 
     monkeypatch.setattr(Weight, "forward", stopping)
-    stopped, *_ = train(tmp_path / "a", SCORES, **rhythm)
+    stopped, *_ = train(tmp_path / "a", SCORES, **schedule)
     assert stopped.stopped_by == "SIGTERM"
     assert 5 < stopped.step < 10
-    train(tmp_path / "a", SCORES, **rhythm)
+    train(tmp_path / "a", SCORES, **schedule)
     assert trained_rows(tmp_path / "a") == trained_rows(tmp_path / "whole")
 
 

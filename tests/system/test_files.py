@@ -21,7 +21,7 @@ from experiments.submission import FILES, write_submission
 from finetune.report import write_predictions
 from finetune.splits import Split
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, kind_of
+from finetune.task_types.base import Predicted, task_type_of
 from tests.corpora import tiny_tokenizer
 
 
@@ -68,7 +68,7 @@ def predictions(folder: Path) -> None:
     )  # fmt: skip
     labels, zeros = np.arange(200) % 2, np.zeros((200, 2), np.float32)
     split = Split("validation", (["t"] * 200,), labels, np.arange(200))
-    write_predictions(folder / "predictions", {"validation": Predicted(split, zeros, labels)}, kind_of(section))
+    write_predictions(folder / "predictions", {"validation": Predicted(split, zeros, labels)}, task_type_of(section))
 
 
 def submission(folder: Path) -> None:
