@@ -49,8 +49,16 @@ def would_run(*arguments: str) -> str:
     return " ".join(done.stdout.replace("\\\n", " ").split())
 
 
+PAGES = [
+    "README.md",
+    *(f"docs/{page}.md" for page in ("data", "pretraining", "finetuning", "distillation", "clusters")),
+]
+
+
 def readme_commands() -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    blocks = [
+        block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    ]
     lines = [line.split("#")[0] for block in blocks for line in block.splitlines() if line.startswith("make ")]
     return [shlex.split(re.sub(r"<.*?>", "x", line)) for line in lines]
 
@@ -77,7 +85,7 @@ def test_readme_says_where_the_data_of_glue_is() -> None:
 
 
 def test_readme_task_is_a_task() -> None:
-    (text,) = re.findall(r"```yaml\n(task:.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (text,) = re.findall(r"```yaml\n(task:.*?)```", (ROOT / "docs/finetuning.md").read_text(), flags=re.S)
     task = TaskSection(**yaml.safe_load(text)["task"])
     assert {"train", *task.validation} == task.files.keys()
 

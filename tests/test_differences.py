@@ -1,4 +1,4 @@
-"""What README and ``docs/design.md`` say of differences from the released code is what the code does."""
+"""What ``docs/fidelity.md`` says of differences from the released code is what the code does."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ _ELECTRAS = [name for name in RELEASED if name.startswith("electra")]
 
 def entries() -> dict[str, str]:
     """Text of each entry of the list by its headline."""
-    design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    section = design.split("## Differences from the released code\n")[1].split("\n## ")[0]
+    fidelity = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
+    section = fidelity.split("## Differences from the released code\n")[1].split("\n## ")[0]
     found = re.findall(r"^- \*\*(.+?)\*\*(.*?)(?=^- |^\S|\Z)", section, flags=re.MULTILINE | re.DOTALL)
     assert len(found) == section.count("\n- "), "an entry without a headline"
     return {" ".join(headline.split()).rstrip("."): text for headline, text in found}
@@ -88,9 +88,9 @@ def test_every_entry_names_a_key_or_a_test_that_there_is(headline: str) -> None:
         assert has_key(named)
 
 
-def test_what_readme_names_is_in_the_list() -> None:
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    (named,) = re.findall(r"Among what we do differently: (.+?)\. \[", readme)
+def test_what_the_summary_names_is_in_the_list() -> None:
+    page = " ".join((ROOT / "docs/fidelity.md").read_text(encoding="utf-8").split())
+    (named,) = re.findall(r"Among what we do differently: (.+?)\. \[", page)
     headlines = {headline.lower() for headline in entries()}
     assert [each for each in named.lower().split("; ") if each not in headlines] == []
 

@@ -23,9 +23,9 @@ def test_a_wheel_has_every_configuration(tmp_path: Path) -> None:
     """Where the program looks for it once the wheel is unpacked."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("engine", "pretrain", "finetune", "distill", "configs"):
+    for name in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
