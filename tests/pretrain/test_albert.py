@@ -24,6 +24,7 @@ from pretrain.model import ModelSection
 from pretrain.objectives import albert
 from pretrain.pairs import sentence_order_pairs
 from tests.corpora import Tokens, counting_tokens, learnable_tokens, random_tokens, tiny_tokenizer
+from tests.pretrain.test_objectives import stock_outputs
 
 TINY = ModelSection(num_hidden_layers=3, hidden_size=32, num_attention_heads=2, max_position_embeddings=64)
 
@@ -294,7 +295,7 @@ def test_resumed_and_exported_whatever_is_shared(sharing: str, tmp_path: Path) -
     batch = source.collate(source.examples(0, 0)[:1])
     inputs = {"input_ids": batch.input.ids[None], "token_type_ids": batch.input.token_type_ids[None]}
     with torch.no_grad():
-        theirs, ours = reloaded(**inputs), whole.eval().model(**batch.model_inputs())
+        theirs, ours = reloaded(**inputs), stock_outputs(whole.eval().model, batch)
     torch.testing.assert_close(theirs.prediction_logits, ours.prediction_logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(theirs.sop_logits, ours.sop_logits, atol=1e-5, rtol=0)
 

@@ -26,6 +26,7 @@ from bertillery.engine.loader import Phase, Steps
 from bertillery.engine.loop import DivergedError, StepInfo, training_steps
 from bertillery.engine.objective import Objective, objective_module
 from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate, parameter_groups
+from bertillery.models.encoders import model_inputs
 from bertillery.models.export import export_model
 from bertillery.run.checkpoint import load_checkpoint, save_checkpoint
 from pretrain.config import load_config
@@ -98,6 +99,11 @@ def word_head(objective: Objective) -> Any:
     """Output layer of the exported model that predicts words: the first that has one."""
     models: list[Any] = [objective.exported(), *objective.auxiliary_models().values()]
     return next(model.get_output_embeddings() for model in models if model.get_output_embeddings() is not None)
+
+
+def stock_outputs(model: Any, batch: PackedBatch) -> Any:
+    """What the model's own ``forward`` makes of a packed batch."""
+    return model(**model_inputs(model.config, batch.input))
 
 
 def weights(objective: Objective) -> Tensor:
@@ -210,7 +216,7 @@ def test_export_reloads_with_equal_outputs(kind: Any, tmp_path: Any) -> None:
     batch = batch_of(source, 1)
     inputs = {"input_ids": batch.input.ids[None], "token_type_ids": batch.input.token_type_ids[None]}
     with torch.no_grad():
-        ours, theirs = objective.exported()(**batch.model_inputs()), reloaded(**inputs)
+        ours, theirs = stock_outputs(objective.exported(), batch), reloaded(**inputs)
     torch.testing.assert_close(theirs[0], ours[0], atol=1e-5, rtol=0)
 
 
