@@ -40,7 +40,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from bertillery.config.section import ConfigError, InputError, Section
 from bertillery.config.types import Runs
-from bertillery.data.files import DAMAGED, json_objects, open_packed
+from bertillery.data.files import DAMAGED, open_compressed
+from bertillery.data.reader import json_objects
 from bertillery.data.tokenizer import is_unigram
 from bertillery.engine.batch import pack, ranges
 from bertillery.engine.loader import shares
@@ -147,7 +148,7 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
     vectors: list[np.ndarray] = []
     size = 0
     try:
-        with io.TextIOWrapper(open_packed(path), encoding="utf-8", errors="replace", newline="\n") as lines:
+        with io.TextIOWrapper(open_compressed(path), encoding="utf-8", errors="replace", newline="\n") as lines:
             for number, line in zip(range(1, _ROWS + 1), lines, strict=False):
                 fields = line.rstrip("\r\n").split(" ")
                 size = size or len(fields) - 1

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from bertillery.config.section import InputError
 from bertillery.data import pydocs
-from bertillery.data.files import PACKED, distinct, matching
+from bertillery.data.files import COMPRESSED, distinct, matching
 from bertillery.data.tables import Table, from_arrow, read_table
 from bertillery.system.files import make_once, remove
 from finetune.task import HubSection, TaskSection
@@ -275,7 +275,7 @@ def _resolve(root: Path, names: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         entry = str(root.expanduser() / Path(name).expanduser())
-        named = [path for suffix in PACKED if (path := Path(entry + suffix)).is_file()][:1]
+        named = [path for suffix in COMPRESSED if (path := Path(entry + suffix)).is_file()][:1]
         found = named or sorted({*matching(Path(entry))})
         files = [path for path in found if path.is_file()]
         if not files:

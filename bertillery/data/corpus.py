@@ -1,6 +1,6 @@
-"""Text to documents: files of every supported kind become one stream of documents, read in bounded memory.
+"""Text to documents: files of every supported format become one stream of documents, read in bounded memory.
 
-A document is a list of paragraphs, stripped and never empty. Apart from that the text is left as it is.
+A document is a list of paragraphs, stripped and never empty; the text is not changed otherwise.
 """
 
 from __future__ import annotations
@@ -18,22 +18,33 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from bertillery.config.section import InputError, Section
 from bertillery.config.types import Share
 from bertillery.data import pydocs
-from bertillery.data.files import distinct, expand, matching
-from bertillery.data.formats import MAX_PARAGRAPH, SUFFIXES, cell, read_file, too_long
+from bertillery.data.files import MAX_ROW, distinct, expand, matching
+from bertillery.data.reader import (
+    Decoder,
+    delimited_rows,
+    format_of,
+    json_objects,
+    open_parquet,
+    parquet_batches,
+    read_lines,
+    suffixes,
+)  # fmt: skip
 
+MAX_PARAGRAPH = 1_000_000
+"""Characters; a longer line is no paragraph, but a file without line breaks."""
+SUFFIXES = suffixes(".txt", ".jsonl", ".json", ".csv", ".tsv")
+"""What the name of a text file may end with."""
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of strings; one string alone stands for a list of one."""
-
-
 LANGUAGES = (
     "am", "ar", "bg", "bn", "ca", "da", "de", "el", "en", "es", "fi", "fr", "gu", "hi", "hy", "it", "ja", "kk", "kn",
     "ml", "mr", "my", "nl", "pa", "pl", "pt", "ru", "sk", "ta", "te", "uk",
 )  # fmt: skip
-"""Those that sentencex has rules for. It takes any other string, too, for English."""
+"""Those that sentencex has rules for. It takes any other string for English."""
 
 
 def check_language(code: str) -> str:
-    """The code as it is; ``ValueError`` that lists the codes where there are no rules for it."""
+    """The code; ``ValueError`` that lists the languages with rules if this one has none."""
     if code in LANGUAGES:
         return code
     base = re.split("[-_]", code.lower())[0]
@@ -78,7 +89,7 @@ class ReadReport:
     undecodable: int = 0
     """Lines (or rows) in which bytes were replaced."""
     passed_over: dict[str, int] = field(default_factory=dict)
-    """How many files in folders and globs are no text files, by suffix."""
+    """Number of files in folders and globs that are no text files, by suffix."""
 
 
 def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadReport) -> Iterator[list[str]]:
@@ -92,15 +103,13 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
             documents, repeated = pydocs.read_documents()
             report.repeated += repeated
         elif isinstance(source, str):
-            documents = map(str.splitlines, _read_hub(source, section.text))
+            documents = map(str.splitlines, _hub_texts(source, section.text))
         else:
             documents = read_file(source, section, report)
         for document in documents:
             paragraphs = [text for text in map(str.strip, document) if text]
             if paragraphs:
-                longest = max(map(len, paragraphs))
-                if longest > MAX_PARAGRAPH:
-                    raise InputError(f"{source}: document {report.documents + 1}: {too_long(longest)}")
+                _check_length(f"{source}: document {report.documents + 1}", max(paragraphs, key=len))
                 report.documents += 1
                 report.paragraphs += len(paragraphs)
                 report.characters += sum(map(len, paragraphs))
@@ -110,8 +119,8 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
 def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> list[str | Path]:
     """Expand folders and globs, sorted, each file once; `hub:` entries and `python-docs` stay strings.
 
-    Linked folders are followed, each real folder once, whatever entries lead to it. What a folder or glob holds and no
-    text file is, is counted in ``passed_over`` by its suffix.
+    Linked folders are followed, and each real folder is read once. Files in a folder or glob that are no text files are
+    counted in ``passed_over`` by their suffix.
     """
     sources: dict[str | Path, None] = {}
     for entry in paths:
@@ -149,7 +158,7 @@ def _count_kinds(files: Iterable[Path], counts: dict[str, int]) -> None:
 
 
 def _parted(paths: list[str]) -> str:
-    """What to give instead where a path was parted at its spaces, as make does; nothing where none was."""
+    """What to give instead of a path that make parted at its spaces; empty if no path was."""
     for start, end in combinations(range(len(paths) + 1), 2):
         whole = " ".join(paths[start:end])
         if end - start > 1 and glob.glob(str(Path(whole).expanduser()), recursive=True):
@@ -157,7 +166,106 @@ def _parted(paths: list[str]) -> str:
     return ""
 
 
-def _read_hub(source: str, column: str) -> Iterator[str]:
+def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterator[list[str]]:
+    """Yield the documents of one file, as lists of lines that may be blank."""
+    decoder = Decoder(section.undecodable == "replace", " or set data.undecodable=replace", nul=False)
+    kind = format_of(path)
+    if kind == ".txt":
+        yield from _split_documents(path, section.documents, decoder)
+    else:
+        read = {".parquet": _parquet_texts, ".csv": _delimited_texts, ".tsv": _delimited_texts}.get(kind, _json_texts)
+        yield from map(str.splitlines, read(path, section.text, decoder))
+    report.undecodable += decoder.replaced
+
+
+def _split_documents(path: Path, documents: str, decoder: Decoder) -> Iterator[list[str]]:
+    paragraphs: list[str] = []
+    size = 0
+    for number, line in enumerate(read_lines(path, decoder, what="paragraph"), 1):
+        _check_length(f"{path}:{number}", line)
+        if not line.isspace():
+            paragraphs.append(line)
+            size += len(line)
+            if size > MAX_ROW:
+                raise InputError(
+                    f"{path}:{number}: a document of more than {MAX_ROW:,} characters; separate documents by "
+                    "blank lines, or use a .jsonl file with one document a line"
+                )
+        elif documents == "blank_line":
+            yield paragraphs
+            paragraphs, size = [], 0
+    yield paragraphs
+
+
+def _check_length(where: str, paragraph: str) -> None:
+    if len(paragraph) > MAX_PARAGRAPH:
+        raise InputError(
+            f"{where}: a paragraph of {len(paragraph):,} characters; at most {MAX_PARAGRAPH:,} are allowed in a "
+            "paragraph: put one paragraph on a line"
+        )
+
+
+def _json_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]:
+    for number, row in json_objects(path, read_lines(path, decoder)):
+        text = _cell(f"{path}:{number}", row, column)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # "\ud800" is valid JSON, but half a character: nothing can encode it.
+            if not decoder.replace:
+                raise InputError(
+                    f"{path}:{number}: half a surrogate pair in the text; repair it{decoder.alternative}"
+                ) from None
+            decoder.replaced += 1
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield text
+
+
+def _cell(where: str, row: dict[str, Any], column: str) -> str:
+    """The text of a row, empty when it is null."""
+    _check_column(where, column, row)
+    text = row[column]
+    if not isinstance(text, str | None):
+        raise InputError(f"{where}: {column!r} holds a {type(text).__name__}, not text; set data.text to a text column")
+    return text or ""
+
+
+def _check_column(where: str, column: str, columns: Iterable[str]) -> None:
+    if column not in columns:
+        known = ", ".join(map(repr, columns)) or "none"
+        raise InputError(f"{where}: no column {column!r}; there are: {known}; set data.text to one of them")
+
+
+def _delimited_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]:
+    rows = delimited_rows(path, decoder)
+    _, header = next(rows, (1, []))
+    _check_column(str(path), column, header)
+    for number, row in rows:
+        if len(row) != len(header):
+            raise InputError(f"{path}:{number}: {len(row)} fields where the header has {len(header)}")
+        yield row[header.index(column)]
+
+
+def _parquet_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]:
+    """Texts are read as bytes: pyarrow does not tell which row is not UTF-8."""
+    import pyarrow as pa
+
+    with open_parquet(path) as file:
+        _check_column(str(path), column, file.schema_arrow.names)
+        for first, batch in parquet_batches(path, file, [column]):
+            values = batch.column(0)
+            if pa.types.is_dictionary(values.type):
+                values = values.dictionary_decode()
+            if values.null_count == len(values):
+                continue
+            if values.type not in (pa.string(), pa.large_string(), pa.string_view()):
+                kind = f"{path}: {column!r} holds values of type {values.type}, not text"
+                raise InputError(f"{kind}; set data.text to a text column")
+            for number, value in enumerate(values.cast(pa.large_binary()).to_pylist(), first):
+                yield "" if value is None else decoder.decode(f"{path}: row {number}", value)
+
+
+def _hub_texts(source: str, column: str) -> Iterator[str]:
     import datasets
 
     owner, _, rest = source.removeprefix("hub:").partition("/")
@@ -165,4 +273,4 @@ def _read_hub(source: str, column: str) -> Iterator[str]:
     if not owner or not name:
         raise InputError(f"{source}: a data set of the Hub is given as hub:owner/name or hub:owner/name/config")
     for row in datasets.load_dataset(f"{owner}/{name}", config or None, split="train", streaming=True):
-        yield cell(source, cast(dict[str, Any], row), column)
+        yield _cell(source, cast(dict[str, Any], row), column)

@@ -1,7 +1,4 @@
-"""Compressed files, opened by what their name ends with, and files of a JSON object a line.
-
-Files that a folder holds or a pattern names, links followed: each real folder once.
-"""
+"""Files on disk: those that a pattern or a folder names, and their bytes, decompressed."""
 
 from __future__ import annotations
 
@@ -9,11 +6,10 @@ import fnmatch
 import glob
 import gzip
 import io
-import json
 import lzma
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,101 +17,78 @@ import zstandard
 
 from bertillery.config.section import InputError
 
-PACKED = ("", ".gz", ".xz", ".zst")
+COMPRESSED = ("", ".gz", ".xz", ".zst")
 """What may follow the suffix of a file's format."""
 MAX_ROW = 64_000_000
-"""Bytes of a row of a table; a longer one is no row, but a file without line breaks, or one that unpacks for ever."""
-MOST_UNPACKED = 1000
-"""Times the size of a compressed file; text that repeats itself a lot has some hundred."""
+"""Bytes of one row. A longer one is a file without line breaks, or a file that decompresses without end."""
+MAX_RATIO = 1000
+"""Largest ratio of decompressed to compressed size; very repetitive text reaches a few hundred."""
 DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 """What reading a compressed file raises when it is damaged or cut short."""
 
 
-def open_packed(path: Path) -> IO[bytes]:
-    """The unpacked bytes of a file; a plain file where the name ends with none of ``PACKED``."""
-    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _Frames}
-    opener = openers.get(path.suffix.lower())
-    return io.BufferedReader(_Bounded(path, opener(path)), 1 << 20) if opener else path.open("rb")
+def open_compressed(path: Path) -> IO[bytes]:
+    """The decompressed bytes of a file; the plain bytes where its name has none of the suffixes in ``COMPRESSED``.
 
-
-class _Bounded(io.RawIOBase):
-    """What is unpacked, up to a size that no text has; ``InputError`` from there on."""
-
-    def __init__(self, path: Path, unpacked: IO[bytes]) -> None:
-        self._path, self._unpacked, self._bytes = path, unpacked, 0
-        self._most = max(MAX_ROW, MOST_UNPACKED * path.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        number = self._unpacked.readinto(buffer)  # pyright: ignore[reportAttributeAccessIssue]
-        self._bytes += number
-        if self._bytes > self._most:
-            raise InputError(
-                f"{self._path}: unpacks to more than {MOST_UNPACKED:,} times its size, as no text does; if it is to be "
-                "read, unpack it"
-            )
-        return number
-
-    def close(self) -> None:
-        self._unpacked.close()
-        super().close()
-
-
-class _Frames(io.RawIOBase):
-    """The unpacked bytes of a .zst file, which is one frame or several; ``EOFError`` where the last one is cut short.
-
-    The library's own reader takes the end of the file for the end of the text, wherever that is.
+    Reading raises one of ``DAMAGED`` for a damaged file, and ``InputError`` beyond ``MAX_RATIO``.
     """
+    suffix = path.suffix.lower()
+    if suffix not in COMPRESSED[1:]:
+        return path.open("rb")
+    chunks = _zstd_chunks(path) if suffix == ".zst" else _chunks({".gz": gzip.open, ".xz": lzma.open}[suffix](path))
+    return io.BufferedReader(_Decompressed(path, chunks), 1 << 20)
 
-    _BYTES = 1 << 8  # read at a time: four of them may stand for 128 kB, so that 8 MB are unpacked at most
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._packed, self._unpacked = b"", memoryview(b"")
-        self._frame: zstandard.ZstdDecompressionObj | None = None
+class _Decompressed(io.RawIOBase):
+    """Chunks of decompressed bytes as a stream, up to a size that no text reaches."""
+
+    def __init__(self, path: Path, chunks: Generator[bytes]) -> None:
+        self._path, self._chunks, self._chunk, self._size = path, chunks, memoryview(b""), 0
+        self._limit = max(MAX_ROW, MAX_RATIO * path.stat().st_size)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        while not self._unpacked:
-            self._packed = self._packed or self._file.read(self._BYTES)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the file ends within a frame")
-                return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._unpacked, self._packed = memoryview(self._frame.decompress(self._packed)), self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        taken = min(len(buffer), len(self._unpacked))
-        buffer[:taken], self._unpacked = self._unpacked[:taken], self._unpacked[taken:]
-        return taken
+        if not self._chunk:
+            self._chunk = memoryview(next(self._chunks, b""))
+            self._size += len(self._chunk)
+            if self._size > self._limit:
+                raise InputError(
+                    f"{self._path}: decompresses to more than {MAX_RATIO:,} times its size, as no text does; if it is "
+                    "to be read, decompress it"
+                )
+        size = min(len(buffer), len(self._chunk))
+        buffer[:size], self._chunk = self._chunk[:size], self._chunk[size:]
+        return size
 
     def close(self) -> None:
-        self._file.close()
+        self._chunks.close()
         super().close()
 
 
-def json_objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The object of each line that is not blank, with the line's number from 1; ``InputError`` for anything else."""
-    for number, line in enumerate(lines, 1):
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
-            raise InputError(f"{path}:{number}: not JSON ({error}); a line must hold one whole JSON object") from None
-        if not isinstance(row, dict):
-            remedy = "; turn an array into lines with: jq -c '.[]'" if isinstance(row, list) else ""
-            raise InputError(f"{path}:{number}: a line must hold a JSON object, not a {type(row).__name__}{remedy}")
-        yield number, row
+def _chunks(stream: IO[bytes]) -> Generator[bytes]:
+    with stream:
+        yield from iter(lambda: stream.read(1 << 17), b"")
+
+
+def _zstd_chunks(path: Path) -> Generator[bytes]:
+    """The library's own stream takes the end of a file for the end of its last frame, even if that is cut short."""
+    frame: zstandard.ZstdDecompressionObj | None = None
+    with path.open("rb") as file:
+        while data := file.read(1 << 8):  # a frame's block of four bytes may stand for 128 kB
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if chunk := frame.decompress(data):
+                    yield chunk
+                data = frame.unused_data
+                frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the file ends within a frame")
 
 
 def matching(pattern: Path) -> Iterator[Path]:
-    """The files that a pattern matches, ``**`` standing for any number of folders; none where it names no folder."""
+    """The files that a pattern matches; ``**`` stands for any number of folders. Links are followed."""
     fixed = next((i for i, part in enumerate(pattern.parts) if glob.has_magic(part)), len(pattern.parts) - 1)
     folder = Path(*pattern.parts[:fixed])
     if folder.is_dir():
@@ -123,7 +96,7 @@ def matching(pattern: Path) -> Iterator[Path]:
 
 
 def distinct(paths: Iterable[Path]) -> list[Path]:
-    """Without those whose folder and name were there before under another path, through a link or as ``a/../a``."""
+    """The paths without those that reach the same folder and name another way, through a link or as ``a/../a``."""
     found: dict[tuple[str, str], Path] = {}
     for path in paths:
         found.setdefault((os.path.realpath(path.parent), path.name), path)
@@ -133,10 +106,11 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
 def expand(
     folder: Path, parts: list[str], *, hidden: bool, visited: set[tuple[str, int]] | None = None
 ) -> Iterator[Path]:
-    """The files below a folder whose path matches the pattern's parts, of which ``**`` is any number of folders.
+    """The files below a folder whose path matches the parts of a pattern.
 
-    A real folder is visited once for each part of the pattern, so that links upwards end and no name is lost. Without
-    ``hidden`` names with a leading dot match only where the pattern has one.
+    Each real folder is visited once for each part of the pattern, so links to a parent folder end and no name is lost.
+    Without ``hidden``, names with a leading dot match only where the pattern has one. Raises ``InputError`` for a
+    folder that cannot be read.
     """
     visited = set() if visited is None else visited
     parts = [*parts, "*"] if parts[-1] == "**" else parts

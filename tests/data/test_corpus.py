@@ -14,7 +14,7 @@ import sentencex
 import zstandard
 
 from bertillery.config.section import ConfigError, InputError, validate
-from bertillery.data import formats
+from bertillery.data import corpus, reader
 from bertillery.data.corpus import LANGUAGES, CorpusSection, ReadReport, read_documents, resolve
 
 DOCUMENTS = [["One paragraph.", "Über “quotes” 東京."], ["Another document."]]
@@ -110,7 +110,7 @@ def test_every_line_end_gives_the_same_documents(
     assert read(write(tmp_path / f"a.{kind}", text)) == DOCUMENTS
     # However the file is cut into pieces, between CR and LF too.
     for limit in range(len(text.encode()) // 2, len(text.encode()) + 2) if kind == "txt" else ():
-        lines = [*formats._raw_lines(io.BytesIO(text.encode()), limit)]
+        lines = [*reader.split_lines(io.BytesIO(text.encode()), limit)]
         assert b"".join(lines).decode() == text
         assert lines == text.encode().splitlines(keepends=True)
 
@@ -122,7 +122,7 @@ def test_text_of_two_or_four_bytes_a_character_is_refused(tmp_path: Path, encodi
         (tmp_path / "a.txt").write_bytes(text.encode(encoding))
         if text == "東京" and encoding.startswith("utf-16-"):
             continue  # without a mark, a line end or a letter of ASCII nothing tells
-        with pytest.raises(InputError, match=r"a.txt:1: NUL bytes, or the mark of UTF-16 .*iconv"):
+        with pytest.raises(InputError, match=r"a.txt:1: NUL bytes, or the byte order mark of UTF-16 .*iconv"):
             read(tmp_path / "a.txt", undecodable=undecodable)
 
 
@@ -132,7 +132,7 @@ def test_parquet_that_is_not_utf_8(tmp_path: Path, kind: pa.DataType) -> None:
     broken = pa.Array.from_buffers(pa.string(), 3, values.buffers())
     column = broken.dictionary_encode() if pa.types.is_dictionary(kind) else broken.cast(kind)
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet: row 3: not UTF-8; .*data.undecodable=replace"):
+    with pytest.raises(InputError, match=r"a.parquet: row 3: not UTF-8; re-encode .*data.undecodable=replace"):
         read(tmp_path / "a.parquet")
     report = ReadReport()
     section = CorpusSection(undecodable="replace")
@@ -148,7 +148,7 @@ def test_report_counts_what_was_read(tmp_path: Path) -> None:
 
 def test_undecodable_lines_fail_with_their_number_or_are_replaced_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good\nna\xefve\ngood\ncaf\xe9\n")
-    with pytest.raises(ValueError, match=r"a.txt: 2 lines not UTF-8, the first is line 2; .*data.undecodable=replace"):
+    with pytest.raises(ValueError, match=r"a.txt:2: not UTF-8, the first of 2 such lines; .*undecodable=replace"):
         read(tmp_path / "a.txt")
     report = ReadReport()
     section = CorpusSection(undecodable="replace")
@@ -165,7 +165,7 @@ def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
 
 def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    opened = formats.open_packed
+    opened = reader.open_compressed
 
     class Watched:
         def __init__(self, path: Path) -> None:
@@ -182,7 +182,7 @@ def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, mon
         def __exit__(self, *_: object) -> None:
             self.stream.close()
 
-    monkeypatch.setattr(formats, "open_packed", Watched)
+    monkeypatch.setattr(reader, "open_compressed", Watched)
     path = write(tmp_path / "a.txt", "fine\n" + "x" * 12_000_000)
     with pytest.raises(ValueError, match=r"a.txt:2: .*at most 1,000,000.*one paragraph on a line"):
         read(path)
@@ -194,7 +194,7 @@ def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, mon
 
 
 def test_a_file_without_blank_lines_is_not_gathered_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_ROW", 100)
+    monkeypatch.setattr(corpus, "MAX_ROW", 100)
     with pytest.raises(ValueError, match=r"a.txt:11: a document of more than 100 characters; .*blank lines"):
         read(write(tmp_path / "a.txt", "nine char\n" * 20))
 

@@ -21,8 +21,7 @@ from transformers import AutoModelForSequenceClassification, BertForPreTraining
 
 from bertillery.config.section import InputError, dump, validate
 from bertillery.data import tables
-from bertillery.data.corpus import CorpusSection, ReadReport
-from bertillery.data.formats import read_file
+from bertillery.data.corpus import CorpusSection, ReadReport, read_file
 from bertillery.data.ledger import Ledger
 from bertillery.data.prepare import prepare
 from bertillery.data.prepared import PreparedCorpus, corpus_report
