@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
+from transformers.activations import ACT2FN
 
 from bertillery.config.section import Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Tokens, Width
@@ -35,6 +36,13 @@ class ModelSection(Section):
     """Added to the variance in every LayerNorm."""
     max_position_embeddings: Tokens = 512
     """Rows of the position table: the longest sequence the model can ever read."""
+
+    @field_validator("hidden_act")
+    @classmethod
+    def _activation_is_known(cls, name: str) -> str:
+        if name not in ACT2FN:
+            raise ValueError(f"no activation function that transformers has; there are: {', '.join(sorted(ACT2FN))}")
+        return name
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSection:
