@@ -79,7 +79,8 @@ def _model(name: str) -> Fingerprint | None:
     if not folder.is_dir():
         from bertillery.models.folder import file_of  # torch, which who only reads rows need not load
 
-        found = file_of(name, "config.json") if name.count("/") <= 1 else None
+        on_the_hub = name.count("/") <= 1 and not name.startswith((".", "/", "~"))  # else a folder that is not there
+        found = file_of(name, "config.json") if on_the_hub else None
         commit = found.parent.name if found else None
         return Fingerprint(commit, f"{name} on the Hub") if commit else None
     auxiliary_models = [
