@@ -47,18 +47,18 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "pretrain": "pretrain.__main__",
     "prepare": "pretrain.prepare",
-    "pretrain rates": "pretrain.rate_range",
+    "pretrain rates": "experiments.pretrain_rates",
     "finetune": "finetune.__main__",
-    "finetune rates": "finetune.rate_range",
-    "seeds": "finetune.seeds",
-    "search": "finetune.search",
-    "submission": "finetune.submit",
-    "check submission": "finetune.submission",
+    "finetune rates": "experiments.finetune_rates",
+    "seeds": "experiments.seeds",
+    "search": "experiments.search",
+    "submission": "experiments.submit",
+    "check submission": "experiments.submission",
     "distill": "distill.__main__",
-    "distill seeds": "distill.seeds",
-    "compare": "distill.compare",
-    "onnx": "distill.onnx",
-    "gpus": "engine.gpus",
+    "distill seeds": "experiments.distill_seeds",
+    "compare": "deploy.compare",
+    "onnx": "deploy.onnx",
+    "gpus": "bertillery.system.gpus",
 }
 """The module whose ``main`` takes a command's arguments and returns its exit status; ``make`` is itself."""
 TABLE: dict[str, Any] = yaml.load(  # every scalar is text, as it is written
@@ -75,7 +75,8 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".zst": zstandard.compress,
 }
 MODEL: dict[str, Any] = {**SIZES, "vocab_size": 64, "max_position_embeddings": 64}
-COLOURS: dict[str, Any] = {"id2label": dict(enumerate(["red", "green", "blue"])), "label2id": {"red": 0, "green": 1, "blue": 2}}
+COLOURS: dict[str, Any] = {"id2label": dict(enumerate(["red", "green", "blue"]))}
+COLOURS["label2id"] = {name: number for number, name in COLOURS["id2label"].items()}
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
