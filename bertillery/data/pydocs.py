@@ -1,8 +1,8 @@
 """The embedded corpus: English prose that every Python installation carries.
 
-The language reference that ships inside CPython (``pydoc_data``), one document a topic, and the docstrings of the
-standard library and of the installed packages, one document a module. Files are parsed, never imported. The same
-installed packages give the same documents in the same order.
+A document is a topic of the language reference that ships inside CPython (``pydoc_data``), or the docstrings of one
+module of the standard library or an installed package. Files are parsed, never imported. The same installed packages
+give the same documents in the same order.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bertillery.system.workers import pool
 _SKIPPED_FOLDERS = {"test", "tests", "_vendor", "__pycache__", "site-packages", "dist-packages", "pydoc_data"}
 _MIN_PARAGRAPH, _ENDS = 40, ".!?:"
 _MIN_DOCUMENT = 200
-"""Characters; below it a module says hardly more than its name."""
-
-
+"""Characters; a shorter module says hardly more than its name."""
+_VERSION = 1
+"""Raise it where the rules below read another text from the same files: it is part of the fingerprint."""
 DESCRIPTION = "the documentation that is installed"
 """What messages call it."""
 Definition = tuple[str, list[str]]
 """Dotted name within its module, empty for the module itself, and the prose of its docstring, a paragraph or more."""
 
 
-@cache  # about ten megabytes, read once for the tokenizer and once for the corpus
+@cache  # about ten megabytes, which the tokenizer and the corpus are both made from
 def read_documents() -> tuple[list[list[str]], int]:
-    """Documents of the embedded corpus, each a list of prose paragraphs, and how many repeated ones were dropped."""
+    """Documents of the embedded corpus, as lists of paragraphs, and the number of repeated paragraphs left out."""
     seen: set[str] = set()
     documents, repeated = [], 0
     modules = ([text for _, texts in definitions for text in texts] for _, definitions in read_modules())
@@ -51,24 +51,24 @@ def read_documents() -> tuple[list[list[str]], int]:
 
 
 def read_modules() -> Iterator[tuple[str, list[Definition]]]:
-    """Every module, sorted: ``<root>/<path below it>``, root 0 being the standard library, and its definitions."""
+    """The name and the definitions of every module, sorted. A name is ``<root>/<path below it>``; root 0 is the
+    standard library."""
     modules = _modules()
-    # Syntax trees hold no cycles, and the collector's walks through them are a tenth of the time.
+    # Syntax trees hold no cycles, and garbage collection takes a tenth of the time.
     with pool(num_cores(), gc.disable) as processes:
         found = processes.map(_read_module, [str(path) for _, path in modules], chunksize=64)
         yield from zip((name for name, _ in modules), found, strict=True)
 
 
 def fingerprint() -> str:
-    """Hash of everything the corpus is made from: the names and sizes of the modules, and this file."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    """Hash of everything the corpus is made from: the names and sizes of the modules, and the version of the rules."""
+    digest = hashlib.sha256(f"{_VERSION}\n".encode())
     for name, path in _modules():
         digest.update(f"{name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
 def _modules() -> list[tuple[str, Path]]:
-    """Name relative to its root, and path, of every module that is read, in the order of reading."""
     roots = dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
     modules = []
     for number, root in enumerate(roots):
@@ -91,9 +91,9 @@ def _read_topics() -> Iterator[list[str]]:
 
 
 def _read_module(path: str) -> list[Definition]:
-    """The documented definitions of one source file, in its order; none when it cannot be parsed."""
+    """The documented definitions of one source file in order; none if it cannot be parsed."""
     source = Path(path).read_bytes()
-    # Generated files repeat the docstrings of the file they were generated from; parsing is what takes the time.
+    # Parsing takes most of the time, and generated files repeat the docstrings of others.
     if b'"""' not in source or b"utomatically generated" in source[:1000] or b"utogenerated" in source[:1000]:
         return []
     try:
@@ -130,12 +130,12 @@ _MARKUP = [
 _BULLET = re.compile(r"([-*+•]|\(?[0-9a-z]{1,2}[.)])\s+(?=\S)")
 _PARAMETER = re.compile(r":\w+[^:`]*:(\s+|$)|(?:`{0,2}\*{0,2}[\w.]+`{0,2})\s*(\(.{1,200}?\))?\s*(:|--| - )\s+")
 _UNDERLINE = re.compile(r"([-=~^*#\"'+_.`])\1{2,}$")
-_TALKING = re.compile(r"\.\. (note|warning|tip|important|caution|seealso|versionadded|versionchanged|deprecated)::")
+_ADMONITION = re.compile(r"\.\. (note|warning|tip|important|caution|seealso|versionadded|versionchanged|deprecated)::")
 _CODE = re.compile(r"[{}=<>|\\^~@$%\[\]_]|://|\(\)|->|\.\.\.|\w\.\w+\.\w|^(import|from \w+ import|return|def|class) ")
 
 
 def prose(text: str) -> list[str]:
-    """The paragraphs of running English in a documentation text: markup stripped, hard-wrapped lines joined."""
+    """The paragraphs of running English in a documentation text, without markup, their lines joined."""
     paragraphs = []
     for lines in _runs(text.expandtabs().splitlines()):
         paragraph = " ".join(" ".join(lines).split())
@@ -158,9 +158,9 @@ def _is_prose(paragraph: str) -> bool:
 
 
 def _runs(lines: list[str]) -> Iterator[list[str]]:
-    """Group the lines that belong to one paragraph; literal blocks, doctests, tables and headings are left out."""
+    """The lines of each paragraph; literal blocks, doctests, tables and headings are left out."""
     run: list[str] = []
-    indent, hanging = 0, False  # of the run: its indentation; whether deeper lines continue it (list items, parameters)
+    indent, hanging = 0, False  # of the paragraph; hanging: deeper lines continue it, as in list items and parameters
     literal: int | None = None  # lines indented deeper than this belong to a literal block
     fenced = doctest = False
     for line in lines:
@@ -180,10 +180,10 @@ def _runs(lines: list[str]) -> Iterator[list[str]]:
             run = []
             continue
         if content.startswith((".. ", "|", "+-", "@")) or _UNDERLINE.match(content):
-            # A heading goes with its underline; the body of a directive is literal unless it is one that talks.
+            # The body of a directive is literal, unless it is a note or the like.
             if content.startswith(".. "):
                 yield run
-                literal = None if _TALKING.match(content) else depth
+                literal = None if _ADMONITION.match(content) else depth
             run = []
             continue
         item = _BULLET.match(content) or (_PARAMETER.match(content) if depth or content[0] == ":" else None)

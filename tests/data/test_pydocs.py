@@ -94,11 +94,18 @@ def test_documents_are_the_same_every_time_and_paragraphs_come_once(
     pydocs.read_documents.cache_clear()
 
 
-def test_fingerprint_follows_the_installed_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_follows_the_installed_modules_and_the_version_of_the_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of a comment prepares no corpus again; where the tests of prose change, ``_VERSION`` is raised."""
     monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(tmp_path))
     (tmp_path / "a.py").write_text("1")
     before = pydocs.fingerprint()
-    assert pydocs.fingerprint() == before
+    with monkeypatch.context() as context:
+        context.setattr(pydocs, "__file__", str(tmp_path / "nowhere"))
+        assert pydocs.fingerprint() == before
+        context.setattr(pydocs, "_VERSION", pydocs._VERSION + 1)
+        assert pydocs.fingerprint() != before
     (tmp_path / "a.py").write_text("12")
     assert pydocs.fingerprint() != before
 

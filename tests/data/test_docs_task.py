@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -14,9 +15,8 @@ from threading import Barrier
 import pytest
 
 from bertillery.config.section import ConfigError, InputError, read_values, validate
-from bertillery.data import pydocs
-from finetune import sources as docs_task
-from finetune.sources import SPLITS, embedded_files
+from bertillery.data import docs_task, pydocs
+from bertillery.data.docs_task import SPLITS, embedded_files
 from finetune.splits import read_task, report
 from finetune.task import TaskSection
 
@@ -170,3 +170,13 @@ def test_configured_pairs_are_read_as_any_task(tmp_path: Path) -> None:
     assert list(task.splits) == list(SPLITS)
     assert len(task.split("train").texts) == 2
     assert "made of the documentation that is installed" in report(task)
+
+
+def test_the_files_of_a_version_do_not_change(tmp_path: Path) -> None:
+    """Where this fails on purpose, ``_VERSION`` is raised, or the files of before would be taken for these."""
+    made = [
+        *embedded_files("package", ["text"], PACKAGES, tmp_path).values(),
+        *embedded_files("pairs", ["a", "b"], ["apart", "together"], tmp_path).values(),
+    ]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in made)).hexdigest()
+    assert (docs_task._VERSION, digest[:16]) == (1, "e396c44317f0eb3c")

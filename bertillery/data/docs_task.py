@@ -1,0 +1,192 @@
+"""Labelled tasks made of the English that every Python installation carries, for a first run without any download.
+
+``package``: which package does a docstring document? The packages' names are masked, because they would tell.
+``pairs``: do two paragraphs follow each other in one docstring, or are they from two docstrings of the same package
+that lie close together? Both columns hold the same kind of paragraph under either label, so neither tells alone.
+
+All docstrings of a module go to one split. Texts that occur twice are left out, and so are held-out texts that mostly
+repeat an earlier split. The same installed packages give the same tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bertillery.config.section import InputError
+from bertillery.data import pydocs
+from bertillery.system.files import make_once, remove
+
+SPLITS = ("train", "validation", "test")
+_HELD_OUT = 8
+"""One module in eight goes to validation, and one to test."""
+_MOST = {"train": 1000, "validation": 100, "test": 100}
+"""Docstrings of a package in each split."""
+_MIN_WORDS = {"package": 12, "pairs": 8}
+"""A shorter text hardly says what it is about."""
+_MAX_PAIRS = 3
+"""Pairs of one docstring."""
+_SHINGLE, _REPEATED = 5, 0.25
+"""A text repeats others if more than this share of its runs of so many words occurs in them."""
+_VERSION = 1
+"""Raise it where the rules below make other tasks of the same docstrings: it is part of the folder's name."""
+_NICKNAMES = {
+    "huggingface_hub": ["huggingface", "Hugging Face"],
+    "matplotlib": ["mpl", "pyplot", "plt"],
+    "numpy": ["np"],
+    "pandas": ["pd"],
+    "python": ["stdlib"],
+    "sklearn": ["scikit-learn", "scikit"],
+    "wandb": ["W&B", "Weights & Biases", "Weights and Biases"],
+}
+
+
+class Example(NamedTuple):
+    """One row, and where it is from."""
+
+    texts: tuple[str, ...]
+    label: str
+    package: str
+    module: str
+    definition: str
+
+    @property
+    def draw(self) -> int:
+        """A pseudo-random number that depends on nothing but the row."""
+        return _draw(f"{self.module} {self.definition} {self.texts[0]}")
+
+
+def embedded_files(kind: str, columns: Sequence[str], labels: Sequence[str], data_dir: Path) -> dict[str, Path]:
+    """The files of a task, one jsonl for each split; made in ``data_dir`` unless they are there.
+
+    ``kind`` is ``package`` or ``pairs``, ``columns`` are the names of the texts. ``labels`` are the packages to tell
+    apart, or, for pairs, the names for apart and together, in this order. Raises ``InputError`` for a package without
+    docstrings. One process makes the files; others wait for it.
+    """
+    made_from = [pydocs.fingerprint(), _VERSION, kind, *columns, *labels]
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    folder = data_dir / f"docs_{kind}-{digest[:12]}"
+
+    def make(partial: Path) -> Path:
+        splits = (_packages if kind == "package" else _pairs)(labels)
+        files = partial / "files"
+        remove(files)
+        files.mkdir()
+        for name, examples in splits.items():
+            with (files / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
+                for example in examples:
+                    row = dict(zip(columns, example.texts, strict=True)) | {"label": example.label}
+                    row |= {"module": example.module, "definition": example.definition}
+                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return files
+
+    make_once(folder, make, doing="is making this task")
+    return {name: folder / f"{name}.jsonl" for name in SPLITS}
+
+
+def _definitions() -> Iterator[tuple[str, str, str, list[str]]]:
+    """Package (``python`` is the standard library), module, definition and paragraphs of every docstring."""
+    for module, definitions in pydocs.read_modules():
+        root, _, path = module.partition("/")
+        package = "python" if root == "0" else path.partition("/")[0].removesuffix(".py")
+        for definition, paragraphs in definitions:
+            yield package, path, definition, paragraphs
+
+
+def _packages(labels: Sequence[str]) -> dict[str, list[Example]]:
+    names = "|".join(map(re.escape, labels))
+    nicknames = "|".join(re.escape(nick) for label in labels for nick in _NICKNAMES.get(label, []))
+    masked = re.compile(rf"[\w-]*(?:{names})[\w-]*" + rf"|\b(?:{nicknames})\b" * bool(nicknames), re.IGNORECASE)
+    examples = []
+    for package, module, definition, paragraphs in _definitions():
+        text = masked.sub("package", " ".join(paragraphs)) if package in labels else ""
+        if len(text.split()) >= _MIN_WORDS["package"]:
+            examples.append(Example((text,), package, package, module, definition))
+    without = [label for label in labels if label not in {example.label for example in examples}]
+    if without:
+        raise InputError(
+            f"no docstrings of {', '.join(without)} are installed; task.labels names installed packages, "
+            "and python for the standard library"
+        )
+    return _in_splits(_unique(examples), lambda split, found: _at_most(_MOST[split], found))
+
+
+def _pairs(labels: Sequence[str]) -> dict[str, list[Example]]:
+    if len(labels) != 2:
+        raise InputError(f"task.labels: given {list(labels)}; a task of pairs has two, for apart and for together")
+    examples = []
+    for package, module, definition, paragraphs in _definitions():
+        long = [text if len(text.split()) >= _MIN_WORDS["pairs"] else "" for text in paragraphs]
+        pairs = [pair for pair in zip(long[::2], long[1::2], strict=False) if all(pair)]
+        examples += [Example(pair, labels[1], package, module, definition) for pair in pairs[:_MAX_PAIRS]]
+    return _in_splits(_unique(examples), lambda _, found: _half_apart(found, labels[0]))
+
+
+def _draw(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _unique(examples: Sequence[Example]) -> list[Example]:
+    """The examples whose texts occur in no other example."""
+    count = Counter(text for example in examples for text in example.texts)
+    return [example for example in examples if all(count[text] == 1 for text in example.texts)]
+
+
+def _at_most(number: int, examples: Sequence[Example]) -> list[Example]:
+    """At most so many examples of each label, drawn at random."""
+    drawn: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda example: example.draw):
+        drawn[example.label].append(example)
+    return [example for found in drawn.values() for example in found[:number]]
+
+
+def _half_apart(examples: Sequence[Example], label: str) -> list[Example]:
+    """Keep half of each package's pairs; the others exchange their second texts with docstrings nearby."""
+    packages: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda example: example.draw):
+        packages[example.package].append(example)
+    made = []
+    for found in packages.values():
+        together, apart = found[: len(found) // 2], found[len(found) // 2 :]
+        apart.sort(key=lambda example: (example.module, example.definition, example.draw))
+        # Shifted by the longest run of one docstring, no pair meets its own again, unless one has more than half.
+        longest = max(Counter((example.module, example.definition) for example in apart).values())
+        if 2 * longest <= len(apart):
+            shifted = apart[longest:] + apart[:longest]
+            made += together
+            made += [
+                one._replace(texts=(one.texts[0], other.texts[1]), label=label)
+                for one, other in zip(apart, shifted, strict=True)
+            ]
+    return made
+
+
+def _in_splits(
+    examples: Sequence[Example], choose: Callable[[str, list[Example]], list[Example]]
+) -> dict[str, list[Example]]:
+    """Assign modules to splits, leave out what repeats an earlier split, then choose; each split in random order."""
+    found: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for example in examples:
+        place = _draw(example.module) % _HELD_OUT
+        found[{0: "validation", 1: "test"}.get(place, "train")].append(example)
+    seen: set[str] = set()
+    for name, rows in found.items():
+        fresh = [example for example in rows if not any(_repeats(text, seen) for text in example.texts)]
+        found[name] = sorted(choose(name, fresh), key=lambda example: example.draw)
+        seen.update(shingle for example in found[name] for text in example.texts for shingle in _shingles(text))
+    return found
+
+
+def _shingles(text: str) -> set[str]:
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[at : at + _SHINGLE]) for at in range(max(1, len(words) - _SHINGLE + 1))}
+
+
+def _repeats(text: str, seen: set[str]) -> bool:
+    shingles = _shingles(text)
+    return len(shingles & seen) > _REPEATED * len(shingles)
