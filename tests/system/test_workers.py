@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[Any]]:
     """Work by processes, of which the first results are there."""
-    modules = [(f"0/{path.name}", path) for path in sorted((ROOT / "engine").glob("*.py"))]
+    modules = [(f"0/{path.name}", path) for path in sorted((ROOT / "bertillery/engine").glob("*.py"))]
     monkeypatch.setattr(pydocs, "_modules", lambda: modules * 3)
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     batch: list[Document] = [(False, ["One sentence. Another one."])]
