@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loader import Cursor, Stream, shares
-from bertillery.engine.objective import Source, Term, sampled
+from bertillery.engine.objective import Shown, Source, Term, sampled
 
 
 class Sums:
@@ -77,6 +77,9 @@ class HeldOut:
         """Tokens at a time; a training sets it to its own."""
         rows, _ = stream.take(Cursor(), min(num_examples or available, available))
         self.rows = sampled(source, rows)
+        self.shown: dict[str, Shown] = {}
+        """How reports show the objective's terms that have a title, in the objective's order. Known after
+        :meth:`evaluate` or :meth:`look_at`."""
 
     def score(self, values: dict[str, float]) -> float:
         """What makes one evaluation better than another: the larger, the better."""
@@ -93,13 +96,22 @@ class HeldOut:
         parts = shares(lengths, self.micro_batch_tokens, num_ranks, rank)
         return [self._source.collate(self.rows[part]) for part in parts]
 
-    @torch.no_grad()
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Means of the objective's terms over the set, in eval mode; the same on every rank."""
+        return self._sums(accelerator, objective).means(accelerator)
+
+    def look_at(self, accelerator: Accelerator, objective: nn.Module) -> None:
+        """Learn :attr:`shown` from one batch: a resumed run may have nothing left to evaluate. All ranks call it."""
+        self._sums(accelerator, objective, most=1)
+
+    @torch.no_grad()
+    def _sums(self, accelerator: Accelerator, objective: nn.Module, most: int | None = None) -> Sums:
         training, sums = objective.training, Sums()
         objective.eval()
-        for batch in self.batches(accelerator.num_processes, accelerator.process_index):
+        for batch in self.batches(accelerator.num_processes, accelerator.process_index)[:most]:
             with accelerator.autocast():
-                sums.add(objective(batch.to(accelerator.device)), batch.counts)
+                terms = objective(batch.to(accelerator.device))
+            sums.add(terms, batch.counts)
+            self.shown = {name: term.shown for name, term in terms.items() if term.title}
         objective.train(training)
-        return sums.means(accelerator)
+        return sums

@@ -7,7 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,6 +23,17 @@ def mean(sums: list[float], count: float) -> float:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """How reports show a term."""
+
+    title: str
+    direction: Literal["lower", "higher"]
+    """Which values are better."""
+    baseline: str
+    """What reaches the baseline, such as ``majority class``; empty where the term has no baseline."""
+
+
+@dataclass(frozen=True)
 class Term:
     """One sum over a micro-batch."""
 
@@ -35,6 +46,18 @@ class Term:
     value: Callable[[list[float], float], float] = mean
     """The number to report, from the sums and the count of all micro-batches and ranks: for what is no mean, such as a
     precision. What is in the loss is a mean."""
+    title: str = ""
+    """Name in tables and plots, with the unit, as in ``MLM loss (nats)``. A term without a title is recorded as a metric
+    and left out of reports."""
+    direction: Literal["lower", "higher"] = "lower"
+    """Which values are better."""
+    baseline: str = ""
+    """What reaches the baseline that reports put beside the term, such as ``majority class``; empty: no baseline."""
+
+    @property
+    def shown(self) -> Shown:
+        """How reports show the term."""
+        return Shown(self.title, self.direction, self.baseline)
 
 
 class Objective(nn.Module, ABC):

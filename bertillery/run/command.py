@@ -79,7 +79,7 @@ def guarded(action: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than a text has
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for package in ("engine", "pretrain", "finetune", "distill"):
+    for package in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         with interruptible():

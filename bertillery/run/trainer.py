@@ -140,6 +140,8 @@ class Trainer:
                 return Fit(self.step, signal.requested or "signal", {}, meter.overall)
             self._prune(checkpoint_name(self.step))  # which a kill may have kept the last save from
             step, note = self._choose(progress)
+            if not self.held_out.shown:
+                self.held_out.look_at(self.accelerator, self.objective)
             return Fit(step, None, self.evaluations[step], meter.overall, note)
 
     def _to_go_on_from(self, steps: Iterator[StepInfo]) -> Iterator[StepInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 
 import pytest
@@ -51,3 +52,9 @@ def test_a_printed_configuration_reads_back_alike_from_any_terminal(monkeypatch:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="latin-1", write_through=True))
     assert tool(["--print-config", "name=差评"], help=None, schema=Named, action=lambda: 1) == 0
     assert parse_yaml(file.getvalue().decode("latin-1"), "printed") == {"name": "差评"}
+
+
+@pytest.mark.parametrize("package", ["bertillery", "pretrain", "finetune", "distill", "experiments", "deploy"])
+def test_a_command_shows_what_every_package_logs(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(package), "level", logging.NOTSET)
+    assert guarded(lambda: 0 if logging.getLogger(package).isEnabledFor(logging.INFO) else 1) == 0

@@ -22,7 +22,7 @@ from bertillery.engine import meter
 from bertillery.engine.batch import PackedBatch, pack
 from bertillery.engine.evaluate import HeldOut, Sums
 from bertillery.engine.loop import DivergedError
-from bertillery.engine.objective import Objective, Term
+from bertillery.engine.objective import Objective, Shown, Term
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.run import trainer as fit
@@ -55,7 +55,12 @@ class Weight(Objective):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        return {"weight": Term(self.weight.sum() * batch.input.num_sequences, "examples")}
+        return {
+            "weight": Term(
+                self.weight.sum() * batch.input.num_sequences, "examples", title="mean weight", baseline="1"
+            ),
+            "recorded": Term(self.weight.detach().sum(), "examples", weight=0.0, direction="higher"),
+        }
 
     def exported(self) -> Any:
         raise NotImplementedError
@@ -134,6 +139,14 @@ def test_a_resumed_run_remembers_its_evaluations(tmp_path: Path) -> None:
     ended, trainer, _ = train(tmp_path / "a", [9.9], patience=2, export="best")
     assert sorted(trainer.evaluations) == [2, 4, 6, 8]
     assert (ended.step, trainer.best) == (4, 4)
+
+
+def test_how_terms_are_shown_is_known_where_nothing_is_left_to_evaluate(tmp_path: Path) -> None:
+    """As for a run that was killed while it exported."""
+    _, trainer, _ = train(tmp_path, SCORES)
+    _, again, _ = train(tmp_path, [])
+    for each in (trainer, again):
+        assert each.held_out.shown == {"weight": Shown("mean weight", "lower", "1")}
 
 
 def test_checkpoints_that_a_kill_kept_from_being_deleted_are_deleted_by_the_next_start(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_lost_process_that_prepares_batches_is_an_error_of_ours(capsys: pytest
 
 def test_there_is_no_other_way_to_have_workers() -> None:
     """Every pool is ours, and every loader begins its workers as ours."""
-    for package in ("engine", "pretrain", "finetune", "distill"):
+    for package in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
