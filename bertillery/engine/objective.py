@@ -47,8 +47,8 @@ class Term:
     """The number to report, from the sums and the count of all micro-batches and ranks: for what is no mean, such as a
     precision. What is in the loss is a mean."""
     title: str = ""
-    """Name in tables and plots, with the unit, as in ``MLM loss (nats)``. A term without a title is recorded as a metric
-    and left out of reports."""
+    """Name in tables and plots, with the unit, as in ``MLM loss (nats)``. A term without one is a metric only, left
+    out of reports."""
     direction: Literal["lower", "higher"] = "lower"
     """Which values are better."""
     baseline: str = ""
