@@ -1,7 +1,8 @@
-"""``python -m deploy.onnx model=<directory> key=value``: a stock model for ONNX Runtime, in float32 and in 8 bits.
+"""``python -m deploy.onnx model=<directory> key=value``: exports a stock model to ONNX, in float32 and in 8 bits.
 
-Writes ``<directory>/onnx/model.onnx`` and ``model_int8.onnx``, both for any number and length of sequences. The first
-appears only if it answers as the model does; of the second it is said how far off it is. Then all three are timed.
+Writes ``<directory>/onnx/model.onnx`` and ``model_int8.onnx``, both for any batch size and sequence length. Nothing is
+written if the float32 model differs from the one in PyTorch by more than rounding; the table shows how far the 8-bit
+model is off. Then all three are timed.
 """
 
 from __future__ import annotations
@@ -32,39 +33,21 @@ from bertillery.models.encoders import longest_sequence
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.system.files import publish, remove
-from deploy.compare import forward
-from deploy.timing import Speed, SpeedSection, side_by_side, speed_rows
+from deploy.timing import SpeedSection, forward, speed_rows
 from finetune.stock import has_choices, open_stock, stock_inputs
 
 _TOLERANCE = 1e-4
-"""Of the largest number that the model answers with."""
+"""Largest difference that counts as rounding, as a share of the model's largest output."""
 _LARGEST = 2**31 - 1
 """Bytes of an ONNX file."""
 _BASE, _FLOAT, _INT8 = "PyTorch", "ONNX float32", "ONNX int8"
 
 
 class OnnxSection(SpeedSection):
-    """What is exported, and what is timed."""
+    """Keys of an export."""
 
     model: Path
     """Directory of the model."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far an exported model is from the one in PyTorch, over batches of several shapes."""
-
-    difference: float
-    """The largest of all outputs."""
-    scale: float
-    """The largest output of the model in PyTorch, without its sign."""
-    same: float | None
-    """Share of sequences, or of tokens, whose largest output is the same one; None for a single output."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether this is rounding; numbers that are none are not."""
-        return self.difference <= _TOLERANCE * self.scale
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,29 +65,31 @@ def _run(arguments: Sequence[str]) -> int:
     remove(partial)
     partial.mkdir()
     files = {_FLOAT: partial / "model.onnx", _INT8: partial / "model_int8.onnx"}
+    rows = [["", "MB", "largest difference", "of the largest output", "same answer"]]
     try:
         export(model, files[_FLOAT])
         quantize(files[_FLOAT], files[_INT8])
         sessions = {name: Session(file) for name, file in files.items()}
-        parities = {name: compare(model, session) for name, session in sessions.items()}
-        exact = parities[_FLOAT]
-        if not exact.holds:
-            raise InputError(
-                f"{section.model}: the exported model is off by {exact.difference:.1e} where the model answers with up "
-                f"to {exact.scale:.1e}, more than rounding ({_TOLERANCE:.0e}); nothing was written. "
-                "Use the model in PyTorch, or try other versions of torch and onnx"
-            )
-        speeds = [
-            _time(model, sessions, length, batch_size, section.rounds)
-            for length in lengths
-            for batch_size in sorted({*section.batch_sizes})
-        ]
-        sizes = {name: file.stat().st_size for name, file in files.items()}
+        for name, session in sessions.items():
+            parity = compare(model, session)
+            if name == _FLOAT and not parity.holds:
+                raise InputError(
+                    f"{section.model}: the exported model is off by {parity.difference:.1e} where the largest output "
+                    f"of the model is {parity.scale:.1e}, more than rounding ({_TOLERANCE:.0e}); nothing was written. "
+                    "Use the model in PyTorch, or try other versions of torch and onnx"
+                )
+            rows.append([name, f"{files[name].stat().st_size / 1e6:,.1f}", *parity.cells()])
+
+        def sides(batch_size: int, length: int) -> dict[str, Callable[[], object]]:
+            inputs = stock_inputs(model, batch_size, length)
+            prepared = {name: session.prepare(inputs) for name, session in sessions.items()}
+            return {_BASE: forward(model, batch_size, length), **prepared}
+
+        speeds = section.measure(sides, lengths)
         publish(partial, folder)
     finally:
         remove(partial)
-    table = [markdown_table(_parity_rows(parities, sizes)), markdown_table(speed_rows(speeds, _BASE)), *notes]
-    print("\n" + "\n\n".join(table))
+    print("\n" + "\n\n".join([markdown_table(rows), markdown_table(speed_rows(speeds, _BASE)), *notes]))
     print(
         f"\nCPU, threads of each: {torch.get_num_threads()}; random tokens of the vocabulary.\n\n"
         f"float32     {folder / 'model.onnx'}\nint8        {folder / 'model_int8.onnx'}\n\n"
@@ -114,14 +99,14 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _usage(model: PreTrainedModel, file: Path) -> str:
-    """A line of Python that runs the file on what the model's tokenizer makes of texts, whatever it gives unasked."""
+    """A line of Python that tokenizes texts and runs the file. It does not depend on the tokenizer's own settings."""
     types = "token_type_ids" in stock_inputs(model, 1, 2)
     options = f"padding=True, truncation=True, return_token_type_ids={types}, return_tensors='np'"
+    inputs = f"dict(tokenizer(texts, {options}))"
     if has_choices(model):
-        made = f"tokenizer([text] * len(choices), choices, {options})"
-        inputs = f"{{name: value[None] for name, value in {made}.items()}}"
-    else:
-        inputs = f"dict(tokenizer(texts, {options}))"
+        inputs = (
+            f"{{name: value[None] for name, value in tokenizer([text] * len(choices), choices, {options}).items()}}"
+        )
     return f"onnxruntime.InferenceSession({str(file)!r}).run(None, {inputs})"
 
 
@@ -135,16 +120,18 @@ def _check_packages() -> None:
 
 
 def export(model: PreTrainedModel, file: Path) -> None:
-    """Write the model with the inputs its tokenizer gives and the outputs it has, by their names; numbers and lengths
-    of sequences are open. ``InputError`` for a model that one file cannot hold."""
+    """Write the model with its own names of inputs and outputs, for any batch size and sequence length.
+
+    Raises ``InputError`` for a model that is too large for one file.
+    """
     size = sum(parameter.nbytes for parameter in model.parameters())
     if size > _LARGEST:
         raise InputError(f"a model of {size / 1e9:.1f} GB does not fit into an ONNX file, which holds 2 GiB")
     inputs = stock_inputs(model, 2, min(8, longest_sequence(model.config)), padded=True)
-    batch, choices, sequence = Dim("batch"), Dim("choices"), Dim("sequence")
-    axes = (batch, choices, sequence) if inputs["input_ids"].ndim == 3 else (batch, sequence)
-    if len(axes) == 3:  # a size of 1 would be taken for a constant
-        inputs = {name: value.expand(-1, 2, -1).contiguous() for name, value in inputs.items()}
+    axes = [Dim("batch"), Dim("sequence")]
+    if inputs["input_ids"].ndim == 3:
+        axes.insert(1, Dim("choices"))
+        inputs = {name: value.expand(-1, 2, -1).contiguous() for name, value in inputs.items()}  # a 1 were a constant
     with _quiet():
         torch.onnx.export(
             model,
@@ -159,12 +146,10 @@ def export(model: PreTrainedModel, file: Path) -> None:
 
 
 def quantize(file: Path, quantized: Path) -> None:
-    """Write the exported model with weights of matrices and embeddings in 8 bits; activations are scaled as they
-    come."""
+    """Write the exported model with matrices and embeddings in 8 bits; activations are scaled dynamically."""
     quantization = importlib.import_module("onnxruntime.quantization")
     model = importlib.import_module("onnx").load(file)
-    # The quantizer turns matrices over, and would find the shapes that were inferred before in its way.
-    del model.graph.value_info[:]
+    del model.graph.value_info[:]  # the quantizer transposes matrices, which contradicts shapes inferred before
     with _quiet():
         quantization.quantize_dynamic(model, quantized, weight_type=quantization.QuantType.QInt8)
 
@@ -177,12 +162,33 @@ class Session:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self.names: list[str] = [output.name for output in self._session.get_outputs()]
 
     def prepare(self, inputs: dict[str, Tensor]) -> Callable[[], list[np.ndarray]]:
-        """A run over these inputs, to be called again and again."""
+        """A function that runs the model over these inputs."""
         arrays = {name: value.numpy() for name, value in inputs.items()}
         return lambda: self._session.run(None, arrays)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Differences of an exported model from the one in PyTorch, over batches of several shapes."""
+
+    difference: float
+    """The largest of all outputs."""
+    scale: float
+    """The largest absolute output of the model in PyTorch."""
+    same: float | None
+    """Share of sequences, or of tokens, with the same largest output; None for a single output."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is rounding; NaN is not."""
+        return self.difference <= _TOLERANCE * self.scale
+
+    def cells(self) -> list[str]:
+        """Difference, difference relative to the largest output, and share of same answers."""
+        relative = f"{self.difference / self.scale:.1e}" if self.scale else "-"
+        return [f"{self.difference:.1e}", relative, "-" if self.same is None else f"{100 * self.same:.2f} %"]
 
 
 def compare(model: PreTrainedModel, session: Session) -> Parity:
@@ -193,12 +199,10 @@ def compare(model: PreTrainedModel, session: Session) -> Parity:
     for batch_size, length in sorted(shapes):
         inputs = stock_inputs(model, batch_size, length, padded=True)
         real = inputs["attention_mask"].bool().numpy()
-        found = session.prepare(inputs)()
-        for ours, theirs in zip(_outputs(model, inputs).values(), found, strict=True):
-            # What a model makes of padding is nobody's answer.
-            of_tokens = ours.ndim >= 2 and ours.shape[:2] == real.shape
+        for ours, theirs in zip(_outputs(model, inputs).values(), session.prepare(inputs)(), strict=True):
+            of_tokens = ours.ndim >= 2 and ours.shape[:2] == real.shape  # outputs at padding do not count
             a, b = (ours[real], theirs[real]) if of_tokens else (ours, theirs)
-            difference = float(np.maximum(difference, np.abs(a - b).max()))  # keeps what is not a number
+            difference = float(np.maximum(difference, np.abs(a - b).max()))  # keeps NaN
             scale = max(scale, float(np.abs(a).max()))
             if a.ndim == 2 and a.shape[1] > 1:
                 same.append(a.argmax(1) == b.argmax(1))
@@ -210,25 +214,9 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, np.
         return {name: value.numpy() for name, value in model(**inputs).items() if isinstance(value, Tensor)}
 
 
-def _time(model: PreTrainedModel, sessions: dict[str, Session], length: int, batch_size: int, rounds: int) -> Speed:
-    inputs = stock_inputs(model, batch_size, length)
-    sides: dict[str, Callable[[], object]] = {_BASE: forward(model, batch_size, length)}
-    sides |= {name: session.prepare(inputs) for name, session in sessions.items()}
-    return side_by_side(sides, length=length, batch_size=batch_size, rounds=rounds)
-
-
-def _parity_rows(parities: dict[str, Parity], sizes: dict[str, int]) -> list[list[str]]:
-    rows = [["", "MB", "largest difference", "of the largest output", "same answer"]]
-    for name, parity in parities.items():
-        same = "-" if parity.same is None else f"{100 * parity.same:.2f} %"
-        share = f"{parity.difference / parity.scale:.1e}" if parity.scale else "-"
-        rows.append([name, f"{sizes[name] / 1e6:,.1f}", f"{parity.difference:.1e}", share, same])
-    return rows
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters speak of packages they do without and of choices that are made here."""
+    """Silence the exporters, which warn of missing optional packages and of choices made here on purpose."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""How fast several models are, side by side: rounds alternate over them, so that what slows the machine slows all."""
+"""Speed of several models, measured in alternating rounds, so that a slow phase of the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -8,56 +8,71 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import Field
+from transformers import PreTrainedModel
 
 from bertillery.config.section import Section
 from bertillery.config.types import Runs, Tokens
+from finetune.stock import stock_inputs
 
 _TURN = 0.2
-"""Seconds of a side's turn in a round, about; one call where that takes longer."""
+"""Approximate seconds of a side's turn in a round; a call that takes longer is a turn by itself."""
 
 
 class SpeedSection(Section):
-    """What is measured."""
+    """Keys of a speed measurement."""
 
     lengths: list[Tokens] = Field(default=[32, 128], min_length=1)
-    """Tokens of a sequence; no more than the models take."""
+    """Tokens of a sequence, at most what the models read."""
     batch_sizes: list[Runs] = Field(default=[1, 32], min_length=1)
-    """Sequences at a time: 1 is for latency, more for throughput."""
+    """Sequences of a batch: 1 measures latency, more measure throughput."""
     rounds: int = Field(default=5, ge=5, le=10_000)
     """Turns of each model; the table has the median, and the smallest and the largest ratio."""
 
     def fitting(self, longest: int) -> tuple[list[int], list[str]]:
-        """The lengths, none above ``longest``, and a note for the reader where that cut one."""
-        cut = [length for length in self.lengths if length > longest]
-        notes = [f"No length above {longest} was measured, the longest sequence that all models take."] if cut else []
-        return sorted({min(length, longest) for length in self.lengths}), notes
+        """The lengths, cut to ``longest``, and a note for the reader if that changed one."""
+        note = f"No length above {longest} was measured, the longest sequence that all models read."
+        return sorted({min(length, longest) for length in self.lengths}), [note] * (max(self.lengths) > longest)
+
+    def measure(
+        self,
+        sides: Callable[[int, int], Mapping[str, Callable[[], object]]],
+        lengths: Sequence[int],
+        wait: Callable[[], object] = lambda: None,
+    ) -> list[Speed]:
+        """Time ``sides(batch_size, length)`` at each of the lengths and batch sizes."""
+        shapes = [(length, batch_size) for length in lengths for batch_size in sorted({*self.batch_sizes})]
+        return [
+            side_by_side(sides(batch_size, length), length=length, batch_size=batch_size, rounds=self.rounds, wait=wait)
+            for length, batch_size in shapes
+        ]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What each side took for a batch of one shape, round by round."""
+    """Times of each side for a batch of one shape."""
 
     length: int
     batch_size: int
     seconds: dict[str, list[float]]
-    """For a batch, by side; the first side is what the others are compared with."""
+    """Of a batch, by side and round. The first side is the base of the ratios."""
 
     @property
     def base(self) -> str:
-        """What the others are compared with."""
+        """The side that the others are compared with."""
         return next(iter(self.seconds))
 
     def median(self, side: str) -> float:
-        """Seconds for a batch."""
+        """Seconds of a batch."""
         return statistics.median(self.seconds[side])
 
     def ratios(self, side: str) -> list[float]:
-        """How many times as fast as the base a side was, in each round."""
+        """Time of the base over that of a side, in each round."""
         return [base / own for base, own in zip(self.seconds[self.base], self.seconds[side], strict=True)]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything measured, and what the table shows of it."""
+        """All times and the numbers of the table."""
         shown = {
             side: {
                 "seconds": seconds,
@@ -72,6 +87,17 @@ class Speed:
         return {"length": self.length, "batch_size": self.batch_size, "sides": shown}
 
 
+def forward(model: PreTrainedModel, batch_size: int, length: int) -> Callable[[], object]:
+    """A function that runs a forward pass over random tokens."""
+    inputs = stock_inputs(model, batch_size, length)
+
+    @torch.inference_mode()
+    def call() -> object:
+        return model(**inputs)
+
+    return call
+
+
 def side_by_side(
     sides: Mapping[str, Callable[[], object]],
     *,
@@ -80,39 +106,38 @@ def side_by_side(
     rounds: int,
     wait: Callable[[], object] = lambda: None,
 ) -> Speed:
-    """Time the calls of each side in turns A B C A B C ..., after two of each for warming up.
+    """Time the calls of each side in turns A B C A B C ..., after two warm-up calls of each.
 
-    A turn repeats a short call until the clock is no matter. ``wait`` returns when a device has done what it was given.
+    A turn repeats short calls, so that the resolution of the clock does not matter. ``wait`` returns when the device
+    has finished its work.
     """
+
+    def timed(call: Callable[[], object], calls: int) -> float:
+        wait()
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        wait()
+        return (time.perf_counter() - started) / calls
+
     calls: dict[str, int] = {}
     for side, call in sides.items():
-        _timed(call, 1, wait)
-        calls[side] = max(1, round(_TURN / _timed(call, 1, wait)))
+        timed(call, 1)
+        calls[side] = max(1, round(_TURN / timed(call, 1)))
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, call in sides.items():
-            seconds[side].append(_timed(call, calls[side], wait))
+            seconds[side].append(timed(call, calls[side]))
     return Speed(length, batch_size, seconds)
 
 
-def _timed(call: Callable[[], object], calls: int, wait: Callable[[], object]) -> float:
-    """Seconds a call."""
-    wait()
-    started = time.perf_counter()
-    for _ in range(calls):
-        call()
-    wait()
-    return (time.perf_counter() - started) / calls
-
-
 def speed_rows(speeds: Sequence[Speed], base: str) -> list[list[str]]:
-    """Rows of a table, the head first, a row for each shape and side; ``base`` is what the first side is called."""
+    """Rows of a table with its head, one for each shape and side; ``base`` is what the head calls the first side."""
     rows = [["length", "batch", "model", "ms a batch", "examples/s", f"x {base}", "smallest", "largest"]]
     for speed in speeds:
         for side, shown in speed.as_json()["sides"].items():
             keys = ("times_as_fast", "smallest", "largest")
             ratios = ["1", "", ""] if side == speed.base else [f"{shown[key]:.2f}" for key in keys]
-            milliseconds, per_second = 1e3 * shown["median_seconds"], shown["examples_per_second"]
-            shape = [str(speed.length), str(speed.batch_size)]
-            rows.append([*shape, side, f"{milliseconds:,.2f}", f"{per_second:,.1f}", *ratios])
+            times = [f"{1e3 * shown['median_seconds']:,.2f}", f"{shown['examples_per_second']:,.1f}"]
+            rows.append([str(speed.length), str(speed.batch_size), side, *times, *ratios])
     return rows

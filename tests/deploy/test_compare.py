@@ -19,7 +19,8 @@ from transformers import AutoModel, BertForMaskedLM, BertForPreTraining
 from bertillery.config.section import InputError
 from bertillery.models.encoders import FAMILIES
 from deploy import timing as speed
-from deploy.compare import Comparison, Facts, draw, facts_of, main, read_card, seeds_of, write_comparison
+from deploy.compare import Comparison, draw, main, write_comparison
+from deploy.facts import Card, Facts, facts_of, read_card, seeds_of
 from deploy.timing import Speed, side_by_side, speed_rows
 from finetune.config import load_config
 from finetune.report import model_card
@@ -153,7 +154,8 @@ def test_a_turn_repeats_a_short_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def facts(name: str, *found: dict[tuple[str, str], dict[str, float]]) -> Facts:
-    return Facts(name, Path(name), "BertModel", "float32", 12_345_678, 2_345_678, 49_400_000, {32: 98_765_432}, found)
+    sizes, cards = (12_345_678, 2_345_678, 49_400_000, {32: 98_765_432}), tuple(map(Card, found))
+    return Facts(name, Path(name), "BertModel", "float32", *sizes, cards)
 
 
 def comparison(models: list[Facts], milliseconds: list[float]) -> Comparison:
@@ -241,11 +243,13 @@ def test_no_share_is_shown_of_what_is_no_better_than_one_answer(tmp_path: Path) 
 
 def test_of_several_seeds_those_without_an_answer_are_counted() -> None:
     key, constant = ("rte", "validation"), "predicts the class 'no' for every example"
-    student = replace(facts("small", *[{key: {"accuracy": 0.6}}] * 3), warnings=({key: constant}, {}, {key: constant}))
+    sound = Card({key: {"accuracy": 0.6}})
+    warned = replace(sound, warnings={key: constant})
+    student = replace(facts("small"), cards=(warned, sound, warned))
     teacher = facts("big", {key: {"accuracy": 0.8}})
     shown = comparison([teacher, student], [10, 4])
     assert f": 2 of 3 models: {constant}." in shown.tables()
-    once = replace(student, warnings=({key: constant}, {}, {}))
+    once = replace(student, cards=(warned, sound, sound))
     assert comparison([teacher, once], [10, 4]).kept(once, shown.columns[0]) == pytest.approx(0.75)
 
 
@@ -306,20 +310,18 @@ def test_seeds_of_two_stages_are_those_of_the_same_first_stage(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_labels_of_a_crowd_do_not_overlap(scored: bool) -> None:
-    models = [
-        facts(
-            f"student-with-a-name-{i}", {("rte", "validation"): {"accuracy": 0.6 + 0.001 * (i % 3)}} if scored else {}
-        )
-        for i in range(7)
-    ]
-    (axis,) = draw(comparison(models, [10, 4, 4.1, 4.2, 9.8, 4.05, 0.3]))
-    renderer, inside = axis.figure.canvas.get_renderer(), axis.get_window_extent()
-    boxes = [text.get_window_extent(renderer) for text in axis.texts]
-    assert [text.get_text() for text in axis.texts][:2] == [f"{models[0].name} (teacher)", models[1].name]
-    assert len(boxes) == 7
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(inside.x0 < box.x0 and box.x1 < inside.x1 for box in boxes)
+def test_each_point_of_a_crowd_has_a_name_of_its_own(scored: bool) -> None:
+    """In a legend outside the axes, where it hides no point; colours repeat after ten models, with other markers."""
+    found: dict[tuple[str, str], dict[str, float]] = {("rte", "validation"): {"accuracy": 0.6}} if scored else {}
+    models = [facts(f"student-with-a-name-{i}", found) for i in range(13)]
+    (axis,) = draw(comparison(models, [10, *[4] * 12]))
+    (legend,) = axis.figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [f"{models[0].name} (teacher)", *(model.name for model in models[1:])]
+    points = [line for line in axis.lines if line.get_marker() != "None"]
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == len(points) == 13
+    axis.figure.canvas.draw()
+    assert not legend.get_window_extent().overlaps(axis.get_window_extent())
     pyplot.close(axis.figure)
 
 

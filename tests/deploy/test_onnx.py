@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,8 +146,6 @@ def test_the_printed_line_runs_on_what_the_tokenizer_gives(
     runtime are stood in for by the model."""
 
     class Runs:
-        names: ClassVar[list[str]] = []
-
         def __init__(self, file: Path | str) -> None:
             self.file = file
 
@@ -193,7 +191,7 @@ def test_the_printed_line_answers_as_we_do(
     found = eval(line.removeprefix("to use").strip(), names)[0]
     examples = TextExamples((texts,), None, tokenizer, max_length=longest_sequence(config), seed=0)
     with torch.inference_mode():
-        ours = sequence_logits(model, examples.collate(examples.examples(0, 0))).numpy()
+        ours = sequence_logits(model, examples.collate(examples.examples(0, 0)).input).numpy()
     np.testing.assert_allclose(found, ours, atol=1e-4 * np.abs(ours).max())
 
 

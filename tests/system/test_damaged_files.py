@@ -30,7 +30,7 @@ from bertillery.models.load import load, load_tokenizer
 from bertillery.run.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from bertillery.run.directory import RunDirectory
 from bertillery.run.tracking import read_series
-from deploy.compare import read_card, seeds_of
+from deploy.facts import read_card, seeds_of
 from experiments import search as trials
 from experiments import seeds as seeds_table
 from experiments import submit
