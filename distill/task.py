@@ -18,7 +18,8 @@ from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts
 from bertillery.run.trainer import Trainer
 from bertillery.run.waiting import main_process_first
-from distill.augment import augmented, fingerprint
+from distill.augment import augmented
+from distill.candidates import fingerprint
 from distill.config import TaskConfig, method_of
 from distill.general import General
 from distill.teacher import Teacher
