@@ -37,7 +37,7 @@ TAKES_data := CONFIG DATA ARGS
 TAKES_pretrain := CONFIG DATA ARGS $(SPREAD)
 TAKES_finetune := TASK MODEL SEEDS ARGS $(SPREAD)
 TAKES_search := TASK MODEL TRIALS ARGS
-TAKES_rates := TASK MODEL ARGS
+TAKES_rates := CONFIG TASK MODEL DATA ARGS
 TAKES_glue := TASKS MODEL SEEDS ARGS
 TAKES_submission := MODEL ARGS
 TAKES_distill := CONFIG TASK TEACHER STUDENT SEEDS DATA ARGS $(SPREAD)
@@ -49,6 +49,9 @@ TAKEN := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))) HUB PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 STRAY := $(strip $(foreach name,$(filter-out $(TAKEN),$(GIVEN)),$(if $(findstring _,$(name)),,$(name))))
 $(if $(and $(MAKECMDGOALS),$(STRAY)),$(error make $(MAKECMDGOALS) does not take $(STRAY); it takes $(strip $(TAKEN))))
+
+$(if $(and $(filter rates,$(MAKECMDGOALS)),$(filter CONFIG,$(GIVEN)),$(filter TASK MODEL,$(GIVEN))),\
+  $(error make rates: CONFIG is for pretraining, TASK and MODEL are for fine-tuning; leave out one of the two))
 
 # Runs of several seeds are one process each.
 $(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$(filter-out 0 1,$(GPUS) $(PROCESSES) $(MACHINES))),\
@@ -125,8 +128,8 @@ search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS
 	@$(BIN)/python -m experiments.search $(TASK_FILE) $(call quoted,model.from=$(MODEL)) trials=$(TRIALS) $(ARGS)
 
 .PHONY: rates
-rates: .venv/.installed ## learning-rate range test, with its picture: TASK, MODEL
-	@$(BIN)/python -m experiments.finetune_rates $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS)
+rates: .venv/.installed ## learning-rate range test, with its picture: TASK, MODEL; of pretraining CONFIG, DATA
+	@$(BIN)/python -m experiments.rates $(if $(filter file,$(origin CONFIG)),$(TASK_FILE) $(call quoted,model.from=$(MODEL)),$(CONFIGS)) $(OVERRIDES)
 
 .PHONY: glue
 glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; GLUE_DIR=<folder> without a network
@@ -134,7 +137,7 @@ glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; 
 
 .PHONY: submission
 submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
-	@$(BIN)/python -m experiments.submit $(call quoted,$(MODEL)) $(ARGS)
+	@$(BIN)/python -m experiments.glue $(call quoted,$(MODEL)) $(ARGS)
 
 # The defaults of CONFIG and TASK are other targets'.
 FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),$(call quoted,model.from=$(STUDENT))))
@@ -149,7 +152,7 @@ distill: .venv/.installed ## distil a student: CONFIG, TEACHER, DATA; for a task
 ifeq ($(SEEDS),1)
 	@$(LAUNCH) distill $(DISTILS) $(FOR_TASK) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES) $(DEVICE)
 else
-	@$(THERE) $(BIN)/python -m experiments.distill_seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
+	@$(THERE) $(BIN)/python -m experiments.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
 endif
 
 DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export

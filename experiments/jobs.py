@@ -1,4 +1,4 @@
-"""Runs of the command side by side, as many as the machine has room for."""
+"""Runs of a stage in processes of their own, as many side by side as the machine has room for."""
 
 from __future__ import annotations
 
@@ -7,18 +7,55 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import distill.config
+import finetune.config
+import pretrain.config
+from bertillery.config.section import read_values
 from bertillery.run.directory import StoppedError, StopSignal
+from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import PARENT
 from bertillery.system.environment import num_cores
+from distill.general import General
+from distill.task import Answers
+from finetune.stage import Finetuning
+from finetune.task import TaskSection
+from pretrain.__main__ import Pretraining
 
-_LOOK = 0.05
-"""Seconds between two looks at what runs."""
+_POLL = 0.05
+"""Seconds between two looks at the running processes."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command of a stage, ``python -m <module>``, and what its arguments stand for."""
+
+    module: str
+    load: Callable[[Sequence[str]], StageConfig]
+    stage: Callable[[Any], Stage]
+
+
+def command_of(arguments: Sequence[str]) -> Command:
+    """The stage that the arguments configure: a teacher means distillation, a task without one means fine-tuning.
+
+    Raises what ``read_values`` raises.
+    """
+    values, _ = read_values(arguments)
+    if "teacher" in values:
+        return Command("distill", distill.config.load_config, _distillation)
+    if values.keys() & {"task", *TaskSection.model_fields}:  # fine-tuning says where keys of a task belong
+        return Command("finetune", finetune.config.load_config, Finetuning)
+    return Command("pretrain", pretrain.config.load_config, Pretraining)
+
+
+def _distillation(config: Any) -> Stage:
+    return General(config) if isinstance(config, distill.config.GeneralConfig) else Answers(config)
 
 
 @dataclass(frozen=True)
@@ -26,25 +63,24 @@ class Job:
     """One run."""
 
     name: str
-    """What it is called in what is printed."""
+    """Its name in printed lines."""
     arguments: tuple[str, ...]
     """Of ``python -m <module>``."""
     log: Path
     """Where its output goes."""
     module: str = "finetune"
-    """The command: a package of ours."""
 
 
 def places(side_by_side: int | None) -> list[dict[str, str]]:
-    """The environment of each place where a job can run: a GPU each, or an equal share of the CPU's cores.
+    """The environment variables of each place where a job can run: one GPU, or an equal share of the CPU's cores.
 
-    On a CPU a job takes one core: small batches do not fill two, and several runs on one core each get more done
-    than one run on all of them.
+    On a CPU a job has one core by default: small batches do not fill two, and several runs on one core each get more
+    done than one run on all of them.
     """
     gpus, cores = torch.cuda.device_count(), num_cores()
     number = side_by_side or gpus or cores
     if gpus:
-        # Of those that this process was given, by number or by name; torch counts no others.
+        # CUDA_VISIBLE_DEVICES may hold numbers or names; torch counts only the devices in it.
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else [*map(str, range(gpus))]
         return [{"CUDA_VISIBLE_DEVICES": names[place % gpus].strip()} for place in range(number)]
@@ -59,10 +95,10 @@ class _Running:
 
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
-    """Run all, a line for each that ends; returns what went wrong, with the end of each failed one's log.
+    """Run all jobs and print a line when one ends; returns a message for each that failed, with the end of its log.
 
-    Asked to stop by a signal, it has those that run save themselves, waits for them and raises ``StoppedError``. They
-    do so, too, where this process is ended in any other way.
+    On SIGTERM or SIGINT it tells the running jobs to save themselves, waits for them and raises ``StoppedError``. The
+    jobs also save themselves if this process ends in any other way.
     """
     if not jobs:
         return []
@@ -92,7 +128,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
                     if status:
                         failed.append(each.job)
                 if not ended:
-                    time.sleep(_LOOK)
+                    time.sleep(_POLL)
         finally:
             for each in running:  # a second Ctrl-C
                 each.process.kill()
@@ -104,10 +140,9 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int | None = None) -> list[str]:
 
 def _start(job: Job, place: dict[str, str]) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    # What every run would find out for itself, that no key is there, need be said once only.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **place, PARENT: str(os.getpid())}
-    with job.log.open("a", encoding="utf-8") as log:  # another process may be at this run, and write there
-        command = [sys.executable, "-m", job.module, *job.arguments]
+    command = [sys.executable, "-m", job.module, *job.arguments]
+    with job.log.open("a", encoding="utf-8") as log:  # appended to: another process may run this job and log here
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )

@@ -1,21 +1,26 @@
-"""Learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): what the loss does as the rate grows.
+"""``python -m experiments.rates a.yaml ... lowest=1e-7 highest=1e-1 steps=100``: a learning-rate range test.
 
-The training itself with another learning rate: the same data in the same order, the same loop, optimizer and clipping.
-From step to step the rate grows by the same factor. Nothing of the training is kept but its numbers.
+Smith 2017 (arXiv 1506.01186, section 3.3): how the loss changes while the learning rate grows by the same factor from
+step to step. All other keys are those of pretraining, fine-tuning or distillation; data, order, loop, optimizer and
+clipping are the same as in that training. The folder ``<name of the run>-rate-range`` keeps the numbers alone.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from bertillery.system.entry import begin
+
+    begin()
+
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from accelerate import Accelerator
 from pydantic import Field, model_validator
 
 from bertillery.config.section import Section, dump, take
@@ -28,17 +33,18 @@ from bertillery.run.directory import RunDirectory
 from bertillery.run.stage import Stage, StageConfig, beside
 from bertillery.run.trainer import Trainer
 from bertillery.system.files import write_text
+from experiments.jobs import command_of
 
 _MEMORY = 0.9
-"""Share of the past in the smoothed loss: it remembers about ten steps."""
+"""Decay of the smoothed loss, an average over about ten steps."""
 _SKIPPED = 10
-"""First steps that suggest nothing: the average is still one of few losses."""
+"""First steps without suggestions: too few losses in the average."""
 _TOO_HIGH = 4.0
-"""The test ends where the smoothed loss is above so many times its minimum."""
+"""The test ends when the smoothed loss exceeds its minimum by this factor."""
 
 
 class RangeSection(Section):
-    """What rates are tried; all other keys are those of the training."""
+    """Which rates are tried; all other keys are those of the training."""
 
     lowest: LearningRate = 1e-7
     """Learning rate of the first step."""
@@ -60,18 +66,18 @@ class RangeSection(Section):
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What was measured."""
+    """Rates and losses of N steps."""
 
     rates: np.ndarray
     """Learning rate of each step, (N,)."""
     losses: np.ndarray
     """Training loss of each step, before its update, (N,)."""
     ended: str
-    """Why it went no further."""
+    """Why it ended."""
 
     @property
     def smoothed(self) -> np.ndarray:
-        """The losses, :func:`smooth`."""
+        """The losses, :func:`smooth`, (N,)."""
         return smooth(self.losses)
 
     @property
@@ -82,14 +88,14 @@ class RangeTest:
 
     @property
     def steepest(self) -> int | None:
-        """Step at which the smoothed loss falls most for a growth of the rate; None where it never fell.
+        """Step at which the smoothed loss falls most per growth of the rate; None if it never fell.
 
-        A fall is one of more than four standard deviations of the average, taken from the differences between
-        successive losses: losses that only vary seem to fall in about one of ten tests.
+        A fall exceeds four standard deviations of the average, estimated from the differences between successive
+        losses. Without that threshold, about one in ten tests would find a fall in noise.
         """
         values, lowest = self.smoothed, self.lowest
         noise = np.diff(self.losses[: lowest + 1]).std() / math.sqrt(2) * math.sqrt((1 - _MEMORY) / (1 + _MEMORY))
-        # Over a tenth of the steps: from one step to the next the noise would decide.
+        # Slopes over a tenth of the steps: noise dominates the difference between neighbours.
         half = max(1, len(values) // 20)
         middles = np.arange(_SKIPPED + half, min(lowest, len(values) - 1 - half) + 1)
         if not len(middles) or values[_SKIPPED] - values[lowest] <= 4 * noise:
@@ -98,7 +104,7 @@ class RangeTest:
 
 
 def smooth(losses: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Exponential moving average, corrected for starting from 0 as Adam's moments are (arXiv 1412.6980, section 3)."""
+    """Exponential moving average with Adam's bias correction (arXiv 1412.6980, section 3)."""
     average, smoothed = 0.0, []
     for step, loss in enumerate(losses, 1):
         average = _MEMORY * average + (1 - _MEMORY) * float(loss)
@@ -107,14 +113,20 @@ def smooth(losses: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def range_test(trainer: Trainer, section: RangeSection, show: Callable[[str], None] = lambda line: None) -> RangeTest:
-    """Train for ``section.steps`` steps, or until the loss has risen far or is not finite. All processes call it."""
-    # A short training may have fewer steps; its data goes on in the same order.
+    """Train for ``section.steps`` steps, or until the loss is far above its minimum or not finite.
+
+    All processes call it.
+    """
+    # The training itself may be shorter than the test.
     trainer.schedule = replace(trainer.schedule, total=max(trainer.schedule.total, section.steps))
     losses: list[float] = []
     ended = "all steps were done"
     try:
         for info in islice(trainer.steps(section.rate, lambda: False), section.steps):
-            losses.append(_loss(trainer.accelerator, info.terms))
+            sums = Sums()
+            for found, counts in info.terms:
+                sums.add(found, counts)
+            losses.append(sums.means(trainer.accelerator)["loss"])
             smoothed = smooth(losses)
             if len(losses) % max(1, section.steps // 10) == 0:
                 place = f"step {len(losses)}/{section.steps}  learning rate {info.learning_rate:.2e}"
@@ -128,15 +140,8 @@ def range_test(trainer: Trainer, section: RangeSection, show: Callable[[str], No
     return RangeTest(rates, np.array(losses), ended)
 
 
-def _loss(accelerator: Accelerator, terms: list) -> float:
-    sums = Sums()
-    for found, counts in terms:
-        sums.add(found, counts)
-    return sums.means(accelerator)["loss"]
-
-
 def suggestions(test: RangeTest) -> str:
-    """The two rates that can be read off, each with its rule, as lines of text."""
+    """The two rates that the test suggests, each with its rule, as lines of text."""
     if test.steepest is None:
         return "none: the loss did not fall by more than its noise; take more steps, or other rates"
     lines = [f"{test.rates[test.steepest]:.1e}  where the loss falls most steeply"]
@@ -150,9 +155,11 @@ def suggestions(test: RangeTest) -> str:
 
 def write_range(test: RangeTest, folder: Path, title: str) -> None:
     """Write ``rates.jsonl``, a line for each step, and ``rate_range.png`` to the folder, replacing older ones."""
-    rows = zip(test.rates.tolist(), test.losses.tolist(), test.smoothed.tolist(), strict=True)
-    names = ("step", "learning_rate", "loss", "smoothed")
-    lines = [json.dumps(dict(zip(names, (step, *row), strict=True))) for step, row in enumerate(rows)]
+    columns = test.rates.tolist(), test.losses.tolist(), test.smoothed.tolist()
+    lines = [
+        json.dumps({"step": step, "learning_rate": rate, "loss": loss, "smoothed": smoothed})
+        for step, (rate, loss, smoothed) in enumerate(zip(*columns, strict=True))
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "rates.jsonl", "".join(f"{line}\n" for line in lines))
     with beside(f"the picture {folder / 'rate_range.png'}"):
@@ -168,7 +175,7 @@ def _draw(test: RangeTest, picture: Path, title: str) -> None:
         if test.lowest < len(test.rates) - 1:
             axis.axvline(test.rates[test.lowest], color="tab:red", linestyle=":", label="rises from here on")
             axis.axvline(test.rates[test.lowest] / 10, color="tab:orange", linestyle="--", label="a tenth of that")
-    # The last losses may be hundreds of times the others, and would flatten them.
+    # Limits from the first half: the last losses may be hundreds of times larger.
     low, high = float(test.smoothed.min()), float(test.smoothed[: max(1, len(test.rates) // 2)].max())
     margin = max(high - low, 1e-3 * abs(high))
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - margin, high + 2 * margin))
@@ -177,27 +184,21 @@ def _draw(test: RangeTest, picture: Path, title: str) -> None:
     save(axes, picture)
 
 
-C = TypeVar("C", bound=StageConfig)
-
-
-def range_command(
-    arguments: Sequence[str], *, help: str | None, load: Callable[[Sequence[str]], C], stage: Callable[[C], Stage]
-) -> int:
-    """The command line of a stage's range test; returns the exit status.
-
-    It runs in a folder of its own, ``<name of the run>-rate-range``.
-    """
-
-    def settings(given: Sequence[str]) -> tuple[RangeSection, C]:
-        section, rest = take(RangeSection, given)
-        return section, load(rest)
+def main(arguments: Sequence[str]) -> int:
+    """Run the test; returns the exit status."""
 
     def action() -> int:
-        section, config = settings(arguments)
-        name = f"{config.run.name}-rate-range"
-        return _run(stage(config.model_copy(update={"run": config.run.model_copy(update={"name": name})})), section)
+        section, config = _settings(arguments)
+        run = config.run.model_copy(update={"name": f"{config.run.name}-rate-range"})
+        _, rest = take(RangeSection, arguments)
+        return _run(command_of(rest).stage(config.model_copy(update={"run": run})), section)
 
-    return tool(arguments, help=help, schema=RangeSection, action=action, settings=settings)
+    return tool(arguments, help=__doc__, schema=RangeSection, action=action, settings=_settings)
+
+
+def _settings(arguments: Sequence[str]) -> tuple[RangeSection, StageConfig]:
+    section, rest = take(RangeSection, arguments)
+    return section, command_of(rest).load(rest)
 
 
 def _run(stage: Stage, section: RangeSection) -> int:
@@ -217,3 +218,7 @@ def _run(stage: Stage, section: RangeSection) -> int:
         )
     stage.accelerator.end_training()
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """``python -m experiments.search task.yaml model.from=... space=default trials=20 search_seed=1 key.sub=value``.
 
-A seeded random search; a space that is a grid is covered without repetition. Trial i depends on the seed and on i
-alone: the same command goes on where it was stopped, and with more trials it extends the search. A trial is a run of
-``python -m finetune``; what is given beside the keys below holds for all of them.
+A seeded random search; a grid is covered without repetition. Trial i depends on the seed and on i alone: repeating
+the command continues a stopped search, and more trials extend it. A trial is a run of ``python -m finetune``; keys
+other than those below apply to all trials.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from bertillery.run.stage import beside
 from bertillery.run.suggestion import make_command
 from bertillery.system.files import remove, write_text
 from experiments.jobs import Job, run_jobs
+from experiments.space import Range, Space, read_space
 from finetune.config import load_config
 from finetune.sources import glue_dir_from_environment
-from finetune.space import Range, Space, read_space
 from finetune.splits import read_task, row_inputs
 from finetune.stage import Finetuning
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A line of the ledger: a trial that is finished."""
+    """A finished trial: a line of the ledger."""
 
     trial: int
     settings: dict[str, Any]
@@ -56,7 +56,7 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Sorts the best to the front, the earlier of equals first."""
+        """Sort key: best score first, then the earlier trial; NaN last."""
         return (math.inf if math.isnan(self.score) else -self.score, self.trial)
 
 
@@ -64,7 +64,7 @@ _TRIAL = TypeAdapter(Trial)
 
 
 def read_ledger(file: Path) -> dict[int, Trial]:
-    """Finished trials by number; a line that a crash left torn is passed over: the trial's own folder tells."""
+    """Finished trials by number. Skips a line that a crash cut short: the trial's folder has its result, too."""
     found = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
@@ -73,12 +73,6 @@ def read_ledger(file: Path) -> dict[int, Trial]:
             continue
         found[entry.trial] = entry
     return found
-
-
-def write_ledger(file: Path, trials: dict[int, Trial]) -> None:
-    """Replace the ledger: a JSON line for each trial, in their order."""
-    lines = [json.dumps(asdict(trials[number])) for number in sorted(trials)]
-    write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def trials_table(trials: Sequence[Trial], shown: int = 10) -> str:
@@ -93,20 +87,15 @@ def trials_table(trials: Sequence[Trial], shown: int = 10) -> str:
 
 
 def plot_trials(trials: Sequence[Trial], space: Space, picture: Path, title: str) -> None:
-    """The score of every trial against each setting; the best one is marked."""
+    """Plot the score of every trial against each setting and mark the best trial."""
     axes = figure(len(space.settings), title)
-    best = min(trials, key=lambda trial: trial.rank)
+    ranked = sorted(trials, key=lambda trial: trial.rank)
+    best, scores, over_edges = ranked[0], [trial.score for trial in ranked], {"clip_on": False, "zorder": 3}
     for axis, (key, values) in zip(axes, space.settings.items(), strict=True):
-
-        def place(trial: Trial, key: str = key, values: Any = values) -> float:
-            value = trial.settings[key]
-            return value if isinstance(values, Range) else values.index(value)
-
-        scores, over_edges = [trial.score for trial in trials], {"clip_on": False, "zorder": 3}
-        axis.plot([place(trial) for trial in trials], scores, "o", alpha=0.5, **over_edges)
-        axis.plot(
-            place(best), best.score, "*", color="tab:red", markersize=12, label=f"trial {best.trial}", **over_edges
-        )
+        drawn = [trial.settings[key] for trial in ranked]
+        places = drawn if isinstance(values, Range) else [values.index(value) for value in drawn]
+        axis.plot(places, scores, "o", alpha=0.5, **over_edges)
+        axis.plot(places[0], best.score, "*", color="tab:red", markersize=12, label=f"trial {best.trial}", **over_edges)
         if isinstance(values, Range):
             axis.set(xlim=(values.low, values.high), xscale="log" if values.distribution == "log_uniform" else "linear")
         else:
@@ -118,18 +107,14 @@ def plot_trials(trials: Sequence[Trial], space: Space, picture: Path, title: str
     save(axes, picture)
 
 
-_DISTRIBUTIONS = {"uniform": "uniform", "log_uniform": "log_uniform_values"}
-"""What W&B calls them; its ``log_uniform`` wants the logarithms of the ends."""
-
-
 def sweep_file(space: Space, *, arguments: Sequence[str], name: str, metric: str, trials: int, project: str) -> str:
-    """The YAML for ``wandb sweep``, after its documented schema.
+    """The YAML for ``wandb sweep``.
 
-    ``arguments`` are what all runs of ``python -m finetune`` have; an agent adds a trial's. Their folders are
-    ``<name>/sweep-<id of the run>``, and they record online, or the sweep would see none of them.
+    ``arguments`` are those that all runs of ``python -m finetune`` share; an agent adds a trial's. The runs' folders
+    are ``<name>/sweep-<id of the run>``. The runs record online: a sweep sees no offline runs.
     """
     arguments = [*(given for given in arguments if not given.startswith("tracking.wandb=")), "tracking.wandb=online"]
-    # Only whole items of a command are replaced, and the id is known to the run alone: a shell puts it into the name.
+    # An agent replaces only whole items of a command and knows no run id: a shell inserts it into the name.
     start = f'exec "$0" -m finetune "$@" "run.name={name}/sweep-$WANDB_RUN_ID"'
     sweep: dict[str, Any] = {
         "name": name,
@@ -146,31 +131,32 @@ def sweep_file(space: Space, *, arguments: Sequence[str], name: str, metric: str
 
 
 def _parameter(values: Range | list[Any]) -> dict[str, Any]:
-    if isinstance(values, Range):
-        return {"distribution": _DISTRIBUTIONS[values.distribution], "min": values.low, "max": values.high}
+    if isinstance(values, Range):  # W&B's own log_uniform takes the logarithms of the ends
+        name = values.distribution.replace("log_uniform", "log_uniform_values")
+        return {"distribution": name, "min": values.low, "max": values.high}
     return {"distribution": "categorical", "values": values}
 
 
 class SearchSection(Section):
-    """What is searched; all other keys are those of ``python -m finetune``."""
+    """The search; all other keys are those of ``python -m finetune``."""
 
     space: str = "default"
     """Name in ``configs/finetune/spaces``, or a YAML file."""
     trials: Runs = 20
-    """Trials in all, those of earlier commands included; of a grid no more than its points."""
+    """Trials in total, including those of earlier commands; a grid has at most as many as points."""
     search_seed: Seed = 1
-    """What the trials are drawn by. It is part of their names: another one is another search."""
+    """Seed of the drawn trials. It is part of their names: another seed is another search."""
     side_by_side: Processes | None = None
-    """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
+    """Runs at a time; by default one for each GPU, or for each core of the CPU."""
 
 
 class Search:
     """The trials of one space, on one task, with one model."""
 
     def __init__(self, section: SearchSection, given: Sequence[str]) -> None:
-        """``given`` are the arguments that all trials have.
+        """``given`` are the arguments that all trials share.
 
-        Raises ``ConfigError`` with all that is wrong with the space and with the trials drawn from it.
+        Raises one ``ConfigError`` with all problems of the space and of the trials drawn from it.
         """
         self.section, self.given = section, list(given)
         self.space, problems = read_space(section.space)
@@ -178,7 +164,7 @@ class Search:
         problems += [f"{key}: given, and searched by the space too" for key in self.space.settings if key in fixed]
         if "run.name" in fixed:
             raise ConfigError("run.name: trials are named after the task, the model and search_seed")
-        self.config = load_config([*given, "run.name=null"])  # a YAML, such as a run's own, may have one
+        self.config = load_config([*given, "run.name=null"])  # a run's own config.yaml has a name
         self.task, self.metric = self.config.task, self.config.task.metrics[0]
         assert self.config.run.name is not None
         self.name = f"{self.config.run.name.rpartition('/')[0]}/search-{section.search_seed}"
@@ -186,32 +172,31 @@ class Search:
         self.number = min(section.trials, self.space.size or section.trials)
         self.stages: list[Finetuning] = []
         self.rows: dict[str, Fingerprint] = {}
-        """Of the task's splits, once they were read."""
+        """Of the task's splits, within :meth:`opened`."""
         try:
             self.stages += [Finetuning(load_config(self.arguments(number))) for number in range(self.number)]
-        except ConfigError as error:  # what is wrong with a key is so in all trials
+        except ConfigError as error:  # a wrong key is wrong in all trials: the first one tells
             problems.append(str(error))
         if problems:
             raise ConfigError("\n".join(problems))
 
     def settings(self, number: int) -> dict[str, Any]:
-        """What a trial has of its own."""
+        """The values that the space gives a trial."""
         return self.space.trial(self.section.search_seed, number)
 
     def arguments(self, number: int) -> list[str]:
-        """A trial's run, as arguments of ``python -m finetune``."""
+        """A trial's arguments of ``python -m finetune``."""
         settings = [as_argument(key, value) for key, value in self.settings(number).items()]
         return [*self.given, *settings, f"run.name={self.name}/trial-{number}"]
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the folder, or see that it is this search's, and keep it to this process; writes its ``sweep.yaml``.
+        """Make the folder, or check that it holds this search, lock it, and write its ``sweep.yaml``.
 
-        Raises ``InputError`` for what would keep every trial from starting.
+        Raises ``InputError`` for everything that would keep all trials from starting.
         """
-        task = self.task
-        data = read_task(task, data_dir=self.config.run.data_dir, glue_dir=glue_dir_from_environment())
-        for name in ["train", *task.validation]:
+        data = read_task(self.task, data_dir=self.config.run.data_dir, glue_dir=glue_dir_from_environment())
+        for name in ["train", *self.task.validation]:
             data.split(name)
         self.rows = row_inputs(data)
         space = {key: asdict(v) if isinstance(v, Range) else v for key, v in self.space.settings.items()}
@@ -235,12 +220,13 @@ class Search:
             yield
 
     def finished(self) -> list[Trial]:
-        """The trials that are finished, of those asked for; the ledger is written anew if it lacks some."""
+        """The finished trials among those asked for; adds to the ledger what it lacks."""
         file = self.folder / "ledger.jsonl"
         known = read_ledger(file)
         found = {number: trial for number in range(self.number) if (trial := known.get(number) or self._result(number))}
         if not file.exists() or not found.keys() <= known.keys():
-            write_ledger(file, known | found)
+            every = known | found
+            write_text(file, "".join(f"{json.dumps(asdict(every[number]))}\n" for number in sorted(every)))
         return list(found.values())
 
     def _result(self, number: int) -> Trial | None:
@@ -248,26 +234,25 @@ class Search:
         if not (path / "finished.json").exists():
             return None
         results = self.stages[number].results()
-        remove(path / "checkpoints")  # of no use to a run that is finished, and those of many trials fill a disk
+        remove(path / "checkpoints")  # not needed any more, and large: there are many trials
         score = results["scores"][self.task.validation[0]][self.metric]
         return Trial(number, self.settings(number), self.metric, score, str(path))
 
     def jobs(self) -> list[Job]:
-        """The trials that are not finished; it is said of the others where the rows or models are others now."""
-        done = {trial.trial for trial in self.finished()}
-        for stage in (self.stages[number] for number in sorted(done)):
-            print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
-        missing = [number for number in range(self.number) if number not in done]
-        paths = {number: self.stages[number].path for number in missing}
-        return [
-            Job(self.stages[number].name, tuple(self.arguments(number)), path.with_name(f"{path.name}.log"))
-            for number, path in paths.items()
-        ]
+        """The trials that are not finished; prints a note for each finished one whose rows or models have changed."""
+        done, found = {trial.trial for trial in self.finished()}, []
+        for number, stage in enumerate(self.stages):
+            if number in done:
+                print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
+            else:
+                log = stage.path.with_name(f"{stage.path.name}.log")
+                found.append(Job(stage.name, tuple(self.arguments(number)), log))
+        return found
 
     def again(self, trial: Trial, seeds: int = 5) -> str:
         """The command that runs a trial's settings with several seeds.
 
-        In a folder of its own: the task may have been run with other settings, and another trial may win tomorrow.
+        It has its own ``run.dir``: the task may have been run with other settings, and another trial may win later.
         """
         settings = [as_argument(key, value) for key, value in trial.settings.items()]
         own = f"run.dir={self.folder}/trial-{trial.trial}-seeds"
@@ -275,7 +260,7 @@ class Search:
         return make_command("finetune", self.given, *settings, own, model=model, run=run, seeds=seeds)
 
     def report(self) -> str:
-        """Write ``trials.md`` and ``trials.png``; returns what to print."""
+        """Write ``trials.md`` and ``trials.png``; returns the text to print."""
         trials = self.finished()
         if not trials:
             return "no trial is finished"
@@ -297,7 +282,7 @@ class Search:
 
 
 def as_argument(key: str, value: Any) -> str:
-    """``key=value`` for a command line; a word or two stand bare where they are read as the text they are."""
+    """``key=value`` for a command line; text is quoted only if it would be read as something else."""
     with suppress(ConfigError):
         if isinstance(value, str) and read_values([f"value={value}"])[0]["value"] == value:
             return f"{key}={value}"
@@ -305,7 +290,7 @@ def as_argument(key: str, value: Any) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is missing and say what was best; returns the exit status."""
+    """Run missing trials and report the best; returns the exit status."""
     return tool(arguments, help=__doc__, schema=SearchSection, action=lambda: _run(arguments), settings=_settings)
 
 
@@ -320,7 +305,7 @@ def _run(arguments: Sequence[str]) -> int:
     with search.opened():
         failed = run_jobs(search.jobs(), section.side_by_side)
         print(search.report())
-    print("\n".join(failed), end="\n" * bool(failed))
+    print("\n".join(failed), end="\n" if failed else "")
     return 2 if failed else 0
 
 

@@ -1,8 +1,8 @@
 """``python -m experiments.seeds tasks=[sst2,rte] seeds=5 model.from=... key.sub=value``: tasks with several seeds.
 
-Every run is one of ``python -m finetune``, in its own process and its own folder; what is finished is not run again.
-Then a table: one seed says little, so median, mean, spread and best are given, beside what the average of the seeds'
-probabilities (an ensemble) and the baselines reach.
+With a configuration of a distillation, its task and ``teacher.from=...`` the runs are distillations. Each run has its
+own process and its own folder; finished runs are not repeated. One seed says little, so the table that follows has
+median, mean, spread and best, the average of the seeds' probabilities (an ensemble), and the baselines.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ if __name__ == "__main__":
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,19 +34,19 @@ from bertillery.run.suggestion import TASKS
 from bertillery.system.files import tidy, write_text
 from bertillery.system.lock import locked
 from bertillery.system.records import read_json
-from experiments.jobs import Job, run_jobs
-from finetune.config import FinetuneConfig, load_config
+from experiments.jobs import Job, command_of, run_jobs
+from finetune.config import FinetuneConfig
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import read_task, row_inputs
 from finetune.stage import Finetuning
 from finetune.task_types.base import task_type_of
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
-"""The benchmark's tasks, by the names of their configurations: the published mean is over these and no others."""
+"""The benchmark's tasks, by the names of their configurations: the published mean is over exactly these."""
 
 
 class Summary(BaseModel):
-    """What ``table.json`` says of a task."""
+    """A task's entry in ``table.json``."""
 
     scores: dict[str, Annotated[dict[str, Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]] = Field(
         min_length=1
@@ -58,7 +57,7 @@ class Summary(BaseModel):
     """By validation split, baseline and metric."""
     warnings: list[str]
     runs: list[str] = Field(min_length=1)
-    """Folders of the seeds that are finished."""
+    """Folders of the finished seeds."""
     best: str
     """One of them."""
 
@@ -70,7 +69,7 @@ class Summary(BaseModel):
 
 
 def read_summaries(folder: Path) -> dict[str, dict[str, Any]]:
-    """What ``table.json`` in the folder says, by task; nothing where there is none. ``InputError`` if it is damaged."""
+    """``table.json`` of the folder, by task; empty if there is none. Raises ``InputError`` if it is damaged."""
     file = folder / "table.json"
     if not file.exists():
         return {}
@@ -80,7 +79,7 @@ def read_summaries(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_table(summaries: dict[str, dict[str, Any]], folder: Path, start: str) -> str:
-    """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns what to print."""
+    """Write ``table.md``, ``table.json`` and ``seeds.png`` to the folder; returns the text to print."""
     baselines = list(
         dict.fromkeys(name for each in summaries.values() for found in each["baselines"].values() for name in found)
     )
@@ -116,21 +115,19 @@ def _average(summary: dict[str, Any]) -> float:
 
 
 def _warnings(task: str, summary: dict[str, Any]) -> list[str]:
-    """A note for each thing that is wrong, with the number of models that it is true of."""
     counted = Counter(summary["warnings"]).most_common()
     return [f"{task}: {number} of {len(summary['runs'])} models: {warning}." for warning, number in counted]
 
 
 def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> None:
-    """Every seed a point, beside the baselines."""
     axes = figure(1, title, panel=(4.0 + 0.8 * len(summaries), 4.0))
     for place, summary in enumerate(summaries.values()):
         split, found = next(iter(summary["scores"].items()))
         metric, values = next(iter(found.items()))
-        axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="seeds" * (not place))
+        axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="" if place else "seeds")
         for (name, baseline), style in zip(summary["baselines"][split].items(), "_x+", strict=False):
             if metric in baseline:
-                axes[0].plot(place, baseline[metric], style, color="grey", label=name * (not place))
+                axes[0].plot(place, baseline[metric], style, color="grey", label="" if place else name)
     axes[0].set_xticks(range(len(summaries)), [*map(plain, summaries)], rotation=30, ha="right")
     axes[0].grid(alpha=0.3, axis="y")
     axes[0].legend(fontsize=8)
@@ -138,62 +135,54 @@ def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> No
 
 
 class SeedsSection(Section):
-    """What is run; all other keys are those of the command that is run for each seed."""
+    """Which runs are made; all other keys are those of ``python -m finetune`` or ``python -m distill``."""
 
     seeds: ranges.Runs = 1
     """Runs of each task, with the seeds 1, 2, 3, ..."""
     side_by_side: ranges.Processes | None = None
-    """Runs at a time; where not given one for each GPU, or for each core of the CPU."""
-
-    @property
-    def numbers(self) -> range:
-        """The seeds."""
-        return range(1, self.seeds + 1)
-
-
-class TasksSection(SeedsSection):
-    """What is run; all other keys are those of ``python -m finetune``."""
-
-    tasks: list[str] = GLUE
-    """Names in ``configs/finetune``, or YAML files; all of GLUE where not given."""
+    """Runs at a time; by default one for each GPU, or for each core of the CPU."""
+    tasks: list[str] = Field(default=GLUE, min_length=1)
+    """Names in ``configs/finetune``, or YAML files; by default the task that the other keys describe, or all of
+    GLUE."""
     after_mnli: list[str] = Field(default=[])
     """Tasks that start from the model fine-tuned on MNLI with the same seed; in ALBERT's paper rte, stsb and mrpc."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command that trains on one task with one seed."""
-
-    module: str
-    """``python -m <module>``."""
-    load: Callable[[Sequence[str]], FinetuneConfig]
-    stage: type[Finetuning]
-
-
-FINETUNE = Command("finetune", load_config, Finetuning)
 
 
 class Runs:
     """The runs of one task."""
 
-    def __init__(self, arguments: Mapping[int, Sequence[str]], command: Command = FINETUNE) -> None:
-        """``arguments`` are those of each seed, beside the seed itself, which is ``ConfigError`` there."""
+    def __init__(self, arguments: Mapping[int, Sequence[str]]) -> None:
+        """``arguments`` are those of each seed. Raises ``ConfigError`` if they name the run or give a seed."""
         given = {each for those in arguments.values() for each in those}
         fixed = sorted(each for each in given if each.startswith(("run.seed=", "run.name=")))
         if fixed:
             raise ConfigError(f"{', '.join(fixed)}: seeds and names of these runs follow from seeds={len(arguments)}")
-        self.command = command
         self.arguments = [(*given, *_own(given, seed)) for seed, given in arguments.items()]
-        self.stages = [command.stage(command.load(given)) for given in self.arguments]
+        self.command = command_of(self.arguments[0])
+        self.stages: list[Finetuning] = []
+        for each in self.arguments:
+            config = self.command.load(each)
+            if not isinstance(config, FinetuneConfig):
+                raise ConfigError("several seeds are for a task: give TASK=<name>, and STUDENT=<directory or Hub id>")
+            stage = self.command.stage(config)
+            assert isinstance(stage, Finetuning)
+            self.stages.append(stage)
         self.section = self.stages[0].config.task
-        self.paths = [stage.path for stage in self.stages]
         self.rows: dict[str, Fingerprint] = {}
-        """Of the task's splits, once they were read."""
+        """Of the task's splits, after :meth:`check_data`."""
+
+    def check_data(self) -> None:
+        """Raises ``InputError`` if a required split is missing."""
+        data_dir = self.stages[0].config.run.data_dir
+        task = read_task(self.section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
+        for name in ["train", *self.section.validation]:
+            task.split(name)
+        self.rows = row_inputs(task)
 
     def jobs(self) -> list[Job]:
-        """Those that are not finished, or whose export is gone; raises what would keep one from starting.
+        """The runs that are not finished, or whose export is missing; raises what would keep one from starting.
 
-        It is said of the others where they were made from something else than there is now.
+        Prints a note for each finished run whose inputs have changed since.
         """
         found = []
         for given, stage in zip(self.arguments, self.stages, strict=True):
@@ -205,96 +194,39 @@ class Runs:
                 found.append(Job(stage.name, given, log, self.command.module))
         return found
 
-    def check_data(self) -> None:
-        """``InputError`` where a split that is needed is not there."""
-        data_dir = self.stages[0].config.run.data_dir
-        task = read_task(self.section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
-        for name in ["train", *self.section.validation]:
-            task.split(name)
-        self.rows = row_inputs(task)
-
     def summary(self) -> dict[str, Any] | None:
-        """Scores by validation split and metric, over the seeds that are finished; None if there is none."""
-        done = [stage.path for stage in self.stages if _finished(stage.path)]
-        results = [stage.results() for stage in self.stages if _finished(stage.path)]
-        if not results:
+        """The finished seeds as a :class:`Summary`; None if no seed is finished."""
+        done = [stage for stage in self.stages if _finished(stage.path)]
+        if not done:
             return None
-        best = max(
-            zip(results, done, strict=True),
-            key=lambda run: run[0]["scores"][self.section.validation[0]][self.section.metrics[0]],
-        )
+        paths, results = [stage.path for stage in done], [stage.results() for stage in done]
+        splits, metric = self.section.validation, self.section.metrics[0]
+        ranked = [result["scores"][splits[0]][metric] for result in results]
+        task_type = task_type_of(self.section)
         return {
             "scores": {
                 split: {metric: [result["scores"][split][metric] for result in results] for metric in found}
                 for split, found in results[0]["scores"].items()
             },
-            "ensemble": self._ensemble(done) if len(done) > 1 else {},
+            "ensemble": {
+                split: task_type.ensemble([path / "predictions" / f"{split}.tsv" for path in paths])
+                for split in (splits if len(done) > 1 else [])
+            },
             "baselines": results[0]["baselines"],
-            "warnings": [self._warning(*each) for result in results for each in result["warnings"].items()],
-            "runs": [str(path) for path in done],
-            "best": str(best[1]),
+            "warnings": [  # one split need not be named
+                warning if len(splits) == 1 else f"on {split} {warning}"
+                for result in results
+                for split, warning in result["warnings"].items()
+            ],
+            "runs": [*map(str, paths)],
+            "best": str(paths[ranked.index(max(ranked))]),
         }
-
-    def _warning(self, split: str, warning: str) -> str:
-        """With its split where there are several, so that a model says each thing once."""
-        return warning if len(self.section.validation) == 1 else f"on {split} {warning}"
-
-    def _ensemble(self, paths: Sequence[Path]) -> dict[str, dict[str, float]]:
-        """What the mean of the outputs reaches."""
-        kind = task_type_of(self.section)
-        return {
-            split: kind.ensemble([path / "predictions" / f"{split}.tsv" for path in paths])
-            for split in self.section.validation
-        }
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run what is missing and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=TasksSection, action=lambda: _run(arguments), settings=_settings)
-
-
-def _settings(arguments: Sequence[str]) -> list[Section]:
-    section, rest = take(TasksSection, arguments)
-    return [section, *(Runs({1: (_file(task), *rest)}).stages[0].config for task in section.tasks)]
-
-
-def _run(arguments: Sequence[str]) -> int:
-    section, rest = take(TasksSection, arguments)
-    later = [task for task in section.tasks if task in section.after_mnli]
-    if later and "mnli" not in section.tasks:
-        raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
-    # The later ones, too, to see what is wrong with them before anything runs: then their models are not there yet.
-    runs = {task: Runs(dict.fromkeys(section.numbers, (_file(task), *rest))) for task in section.tasks}
-    check_data([*runs.values()])
-    first = [runs[task] for task in section.tasks if task not in later]
-    failed = run_all(first, section.side_by_side)
-    after = [found for task in later if (found := _after(runs["mnli"], _file(task), rest))]
-    failed += run_all(after, section.side_by_side)
-    lacking = [str(path) for path in runs["mnli"].paths if not _finished(path)] if later else []
-    failed += [f"{', '.join(later)} did not start from {path}: it is not finished" for path in lacking]
-    return tell([*first, *after], failed)
-
-
-def _file(task: str) -> str:
-    return task if task.endswith((".yaml", ".yml")) else str(TASKS / f"{task}.yaml")
-
-
-def _after(mnli: Runs, file: str, rest: Sequence[str]) -> Runs | None:
-    """The runs of a task that start from those models of MNLI that there are; None where there is none."""
-    others = [given for given in rest if not given.startswith("model.from=")]
-    starts = {
-        seed: (file, *others, f"model.from={path / 'export'}")
-        for seed, path in enumerate(mnli.paths, 1)
-        if _finished(path)
-    }
-    return Runs(starts) if starts else None
 
 
 def _own(given: Sequence[str], seed: int) -> list[str]:
-    """What the run of a seed has of its own: also where a YAML, such as another run's own, says otherwise."""
-    values, _ = read_values(given)
-    before = values.get("before")
-    at = [""] + ["before."] * (isinstance(before, dict) and "run" in before)
+    """The name and seed of a run, and of the stage before it; they replace those of a run's own ``config.yaml``."""
+    before = read_values(given)[0].get("before")
+    at = ["", *(["before."] if isinstance(before, dict) and "run" in before else [])]
     return [f"{place}run.{key}" for place in at for key in ("name=null", f"seed={seed}")]
 
 
@@ -302,8 +234,53 @@ def _finished(path: Path) -> bool:
     return (path / "finished.json").exists()
 
 
-def check_data(runs: Sequence[Runs]) -> None:
-    """``InputError`` that names all the data that is missing."""
+def main(arguments: Sequence[str]) -> int:
+    """Run what is missing and print the table; returns the exit status."""
+    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments), settings=_settings)
+
+
+def _settings(arguments: Sequence[str]) -> list[Section]:
+    section, tasks = _tasks(arguments)
+    configs = [Runs({1: given}).stages[0].config for given in tasks.values()]
+    return [section.model_copy(update={"tasks": [*tasks]}), *configs]
+
+
+def _tasks(arguments: Sequence[str]) -> tuple[SeedsSection, dict[str, list[str]]]:
+    """The arguments of each task's runs: those of ``tasks``, or the one that the arguments themselves describe."""
+    section, rest = take(SeedsSection, arguments)
+    values, _ = read_values(rest)
+    task = values.get("task")
+    name = task.get("name") if isinstance(task, dict) else None
+    if "tasks" not in section.model_fields_set and (name or "teacher" in values):
+        return section, {str(name): rest}
+    return section, {task: [_file(task), *rest] for task in section.tasks}
+
+
+def _file(task: str) -> str:
+    return task if task.endswith((".yaml", ".yml")) else str(TASKS / f"{task}.yaml")
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section, tasks = _tasks(arguments)
+    later = [task for task in tasks if task in section.after_mnli]
+    if later and "mnli" not in tasks:
+        raise ConfigError(f"after_mnli={later}: these start from the models of mnli, which has to be one of the tasks")
+    # All tasks are checked before anything runs, also those whose models do not exist yet.
+    runs = {task: Runs(dict.fromkeys(range(1, section.seeds + 1), given)) for task, given in tasks.items()}
+    _check_data([*runs.values()])
+    first = [runs[task] for task in tasks if task not in later]
+    failed = run_jobs([job for each in first for job in each.jobs()], section.side_by_side)
+    after = [found for task in later if (found := _after(runs["mnli"], tasks[task]))]
+    failed += run_jobs([job for each in after for job in each.jobs()], section.side_by_side)
+    lacking = [str(stage.path) for stage in runs["mnli"].stages if not _finished(stage.path)] if later else []
+    failed += [f"{', '.join(later)} did not start from {path}: it is not finished" for path in lacking]
+    print(_update_table([*first, *after]))
+    print("\n".join(failed), end="\n" if failed else "")
+    return 2 if failed else 0
+
+
+def _check_data(runs: Sequence[Runs]) -> None:
+    """Raises one ``InputError`` that names all missing data."""
     problems = []
     for task in runs:
         try:
@@ -315,28 +292,28 @@ def check_data(runs: Sequence[Runs]) -> None:
         raise InputError("\n".join([*problems, *ways]))
 
 
-def run_all(runs: Sequence[Runs], side_by_side: int | None) -> list[str]:
-    """Run what is not finished; returns what failed."""
-    return run_jobs([job for task in runs for job in task.jobs()], side_by_side)
+def _after(mnli: Runs, given: Sequence[str]) -> Runs | None:
+    """The runs of a task that start from the finished models of MNLI; None if there are none."""
+    others = [each for each in given if not each.startswith("model.from=")]
+    starts = {
+        seed: [*others, f"model.from={stage.path / 'export'}"]
+        for seed, stage in enumerate(mnli.stages, 1)
+        if _finished(stage.path)
+    }
+    return Runs(starts) if starts else None
 
 
-def tell(runs: Sequence[Runs], failed: Sequence[str]) -> int:
-    """Write and print the table of all tasks that this model was trained on with seeds; returns the exit status."""
+def _update_table(runs: Sequence[Runs]) -> str:
+    """Write the table of the model's tasks, earlier ones whose runs still exist among them; returns what to print."""
     first = runs[0].stages[0]
     model = Path(first.name).parts[1]
     folder = first.config.run.dir / first.folder / "tables" / model
     found = {each.section.name: summary for each in runs if (summary := each.summary())}
     with locked(folder / "lock", doing="is writing this table"):
         tidy(folder)
-        print(write_table(_earlier(folder) | found, folder, model))
-    print("\n".join(failed), end="\n" * bool(failed))
-    return 2 if failed else 0
-
-
-def _earlier(folder: Path) -> dict[str, Any]:
-    """What the table there says of runs that still exist."""
-    found = read_summaries(folder)
-    return {task: each for task, each in found.items() if all(Path(run).is_dir() for run in each["runs"])}
+        earlier = read_summaries(folder).items()
+        kept = {task: each for task, each in earlier if all(Path(run).is_dir() for run in each["runs"])}
+        return write_table(kept | found, folder, model)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import ConfigError, InputError
+from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.heads import begin_at, draw_head, head_parameters
@@ -34,7 +34,6 @@ from finetune.report import (
     write_predictions,
 )
 from finetune.sources import glue_dir_from_environment
-from finetune.space import read_space
 from finetune.splits import current_rows, documentation_input, read_task, report, row_inputs
 from finetune.task_types.base import Predicted, task_type_of
 
@@ -278,7 +277,8 @@ class Finetuning(Stage):
         split, metric, start = self.config.task.validation[0], self.config.task.metrics[0], self.config.model.from_
         beside = [found[metric] for found in results["baselines"][split].values() if metric in found]
         if results["scores"][split][metric] <= max(beside, default=-math.inf):
-            searched = read_space("default")[0].settings  # and cannot be given, too
+            # A search refuses keys that its space has.
+            searched, _ = read_values([str(configurations(CONFIGS / "finetune" / "spaces") / "default.yaml")])
             command = make_command("search", self.given, model=start, run=self.path, without=searched)
             return f"{command}      (a baseline does as well; most often it is the learning rate)"
         command = make_command("finetune", self.given, model=start, run=self.path, seeds=5)

@@ -20,13 +20,11 @@ from bertillery.system import gpus
 from deploy.compare import main as compare
 from deploy.onnx import main as onnx
 from distill.__main__ import main as distill
-from experiments.distill_seeds import main as distill_seeds
-from experiments.finetune_rates import main as finetune_rates
-from experiments.pretrain_rates import main as pretrain_rates
+from experiments.glue import main as submit
+from experiments.glue import write_submission
+from experiments.rates import main as rates
 from experiments.search import main as search
 from experiments.seeds import main as seeds
-from experiments.submission import write_submission
-from experiments.submit import main as submit
 from finetune.__main__ import main as finetune
 from finetune.task import TaskSection
 from pretrain.__main__ import main as pretrain
@@ -106,7 +104,7 @@ def test_a_student_has_a_teacher_and_for_a_task_a_start() -> None:
     files = "configs/distill/tinybert_task.yaml configs/finetune/sst2.yaml"
     assert said.endswith(f"-m distill {files} model.from=b teacher.from=a run.device=cpu")
     said = would_run("distill", "CONFIG=tinybert_task", "TASK=sst2", "TEACHER=a", "STUDENT=b", "SEEDS=3")
-    assert said.endswith(f"-m experiments.distill_seeds {files} model.from=b seeds=3 teacher.from=a")
+    assert said.endswith(f"-m experiments.seeds {files} model.from=b seeds=3 teacher.from=a")
 
 
 def test_data_becomes_a_list() -> None:
@@ -234,12 +232,12 @@ COMMANDS = {
     "make finetune": (finetune, [TASK, "model.from=a", "recipe=none"], ["task"]),
     "make glue": (seeds, ["seeds=3", "tasks=[sst2,rte]", "model.from=a", "recipe=none"], ["seeds", "task", "task"]),
     "make search": (search, [TASK, "model.from=a", "recipe=none", "trials=2"], ["trials", "task"]),
-    "make rates": (finetune_rates, [TASK, "model.from=a", "recipe=none"], ["lowest", "task"]),
-    "rates of pretraining": (pretrain_rates, [f"{ROOT}/configs/pretrain/bert_docs.yaml"], ["lowest", "objective"]),
+    "make rates": (rates, [TASK, "model.from=a", "recipe=none"], ["lowest", "task"]),
+    "rates of pretraining": (rates, [f"{ROOT}/configs/pretrain/bert_docs.yaml"], ["lowest", "objective"]),
     "make submission": (submit, ["a", "fill=true"], ["fill"]),
     "make distill": (distill, [f"{ROOT}/configs/distill/minilm.yaml", "teacher.from=a"], ["teacher"]),
     "make distill SEEDS": (
-        distill_seeds,
+        seeds,
         [f"{ROOT}/configs/distill/distilbert_task.yaml", TASK, "teacher.from=a", "model.from=b", "seeds=2"],
         ["seeds", "teacher"],
     ),

@@ -13,8 +13,8 @@ import pytest
 from transformers import BertConfig
 
 from bertillery.config.section import ConfigError
+from experiments.space import read_space
 from finetune import config as finetuning
-from finetune.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +48,6 @@ def test_a_missing_folder_of_configurations_is_named(tmp_path: Path, monkeypatch
     for name in ("auto", "bert"):
         with pytest.raises(ConfigError, match=f"{tmp_path}/recipes: no such folder"):
             finetuning.recipe_for(str(tmp_path / "model"), name)
-    monkeypatch.setattr("finetune.space.SPACES", tmp_path / "spaces")
+    monkeypatch.setattr("experiments.space.SPACES", tmp_path / "spaces")
     with pytest.raises(ConfigError, match=f"{tmp_path}/spaces: no such folder"):
         read_space("default")

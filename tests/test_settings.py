@@ -15,10 +15,10 @@ from bertillery.engine.objective import objective_module
 from deploy.compare import CompareSection
 from deploy.onnx import OnnxSection
 from distill.config import GeneralConfig, TaskConfig
+from experiments.glue import SubmitSection
 from experiments.rates import RangeSection
 from experiments.search import SearchSection
-from experiments.seeds import TasksSection
-from experiments.submit import SubmitSection
+from experiments.seeds import SeedsSection
 from finetune.config import FinetuneConfig
 from finetune.task import FolderSection
 from pretrain.config import PretrainConfig
@@ -49,7 +49,7 @@ SCHEMAS: dict[str, tuple[type[Any], dict[str, Any]]] = {
         f"distill task {kind}": (with_objective(TaskConfig, kind, "AnswersConfig"), ANSWERS)
         for kind in ("distilbert", "tinybert")
     },
-    "seeds": (TasksSection, {}),
+    "seeds": (SeedsSection, {}),
     "search": (SearchSection, {}),
     "rates": (RangeSection, {}),
     "compare": (CompareSection, {"teacher": "a", "students": ["b"]}),

@@ -36,7 +36,7 @@ from bertillery.models.export import warnings_of_transformers
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
 from distill.task import Answers, FirstStage
-from experiments import distill_seeds as seeds
+from experiments import seeds
 from experiments.jobs import Job
 from finetune.stage import Finetuning
 from tests.corpora import write_text

@@ -21,7 +21,10 @@ from bertillery.engine.rng import uniform
 from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
 from bertillery.run.trainer import Trainer
-from experiments.rates import RangeSection, RangeTest, range_test, smooth, suggestions, write_range
+from experiments.rates import RangeSection, RangeTest, main, range_test, smooth, suggestions, write_range
+from finetune.__main__ import main as finetune
+from tests.corpora import write_text as write_corpus
+from tests.finetune.tasks import write_encoder, write_task
 
 CURVATURE = 50.0
 
@@ -181,3 +184,49 @@ def test_a_picture_that_fails_costs_no_numbers(
 def test_a_range_that_is_none_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         validate(RangeSection, given)
+
+
+def test_of_a_fine_tuning_it_leaves_numbers_and_a_picture_and_starts_as_the_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, encoder = write_task(tmp_path / "toy"), write_encoder(tmp_path / "encoder")
+    places = [str(task), f"model.from={encoder}", f"run.dir={tmp_path}/runs", "run.name=a", "run.threads=1"]
+    given = [*places, "run.device=cpu", "run.precision=fp32", "train.steps=2", "train.micro_batch_tokens=auto"]
+    for _ in range(2):  # a second one replaces the first
+        assert main([*given, "lowest=1e-5", "highest=10", "steps=20"]) == 0
+    folder = tmp_path / "runs/finetune/a-rate-range"
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "lock", "rates.jsonl", "rate_range.png"}
+    rows = [json.loads(line) for line in (folder / "rates.jsonl").read_text().splitlines()]
+    assert rows[0]["learning_rate"] == 1e-5
+    assert str(folder / "rate_range.png") in capsys.readouterr().out
+    assert finetune(given) == 0, "the training itself is not in the way"
+    lines = (tmp_path / "runs/finetune/a/metrics.jsonl").read_text().splitlines()
+    assert rows[0]["loss"] == next(row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row)
+
+
+def test_a_range_that_is_none_is_said_before_anything_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lowest=1", "highest=0.1"]) == 2
+    assert "lowest=1 is not below highest=0.1" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "Learning rate of the last step." in capsys.readouterr().out
+
+
+TINY = """
+model: {num_hidden_layers: 1, hidden_size: 32, num_attention_heads: 2, max_position_embeddings: 64}
+tokenizer: {vocab_size: 200}
+data: {holdout: 0.2}
+objective: {type: mlm}
+train: {steps: 12, phases: [{batch_size: 8, sequence_length: 32}]}
+run: {threads: 1, device: cpu, precision: fp32}
+"""
+
+
+def test_of_a_pretraining_it_leaves_numbers_and_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    write_corpus(tmp_path / "text.txt")
+    places = [f"run.dir={tmp_path}/runs", f"run.data_dir={tmp_path}/data", f"data.path={tmp_path}/text.txt"]
+    assert main([str(tmp_path / "tiny.yaml"), *places, "lowest=1e-4", "highest=1", "steps=30"]) == 0
+    folder = tmp_path / "runs/pretrain/tiny-rate-range"
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "lock", "rates.jsonl", "rate_range.png"}
+    rows = [json.loads(line) for line in (folder / "rates.jsonl").read_text().splitlines()]
+    assert min(row["smoothed"] for row in rows) < rows[0]["smoothed"] - 0.1

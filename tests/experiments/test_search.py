@@ -20,9 +20,9 @@ from bertillery.system.files import remove
 from experiments import search
 from experiments.jobs import Job
 from experiments.search import Search, SearchSection, Trial, as_argument, main, read_ledger, trials_table
+from experiments.space import SPACES, Range, Space, read_space
 from finetune.__main__ import main as finetune
 from finetune.config import load_config
-from finetune.space import SPACES, Range, Space, read_space
 from finetune.stage import Finetuning
 from tests.finetune.tasks import write_encoder, write_task
 

@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from bertillery.run.command import guarded
-from experiments import jobs, seeds, submit
+from experiments import glue, jobs, seeds
+from experiments.glue import FILES
 from experiments.jobs import Job, run_jobs
 from experiments.seeds import main, write_table
-from experiments.submission import FILES
 from finetune.__main__ import main as finetune
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
 
@@ -181,7 +181,7 @@ def test_a_model_with_two_splits_is_one_model(tmp_path: Path) -> None:
     encoder, task = write_encoder(tmp_path / "tiny"), write_task(tmp_path / "toy")
     given = (str(task), f"model.from={encoder}", f"run.dir={tmp_path}/runs", "task.validation=[validation,other]")
     runs = seeds.Runs({1: (*given, "task.files.other=validation.jsonl")})
-    (path,) = runs.paths
+    path = runs.stages[0].path
     path.mkdir(parents=True)
     said = dict.fromkeys(("validation", "other"), "predicts the class 'red' for every example")
     scores = {name: {"accuracy": 0.3, "macro_f1": 0.1} for name in said}
@@ -228,22 +228,22 @@ def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     rest = {"scores": {"validation": {"f1": [0.5]}}, "ensemble": {}, "baselines": {"validation": {}}, "warnings": []}
     table = {"rte": {**rest, "runs": runs, "best": runs[1]}, "own": {**rest, "runs": [str(other)], "best": str(other)}}
     (tmp_path / "table.json").write_text(json.dumps(table))
-    assert submit.main([str(tmp_path)]) == 2
+    assert glue.main([str(tmp_path)]) == 2
     assert "no predictions for CoLA.tsv" in capsys.readouterr().err
     for given, answer in (("ensemble=false", "not_entailment"), ("ensemble=true", "entailment")):
-        assert submit.main([str(tmp_path), given, "fill=true"]) == 0
+        assert glue.main([str(tmp_path), given, "fill=true"]) == 0
         assert (tmp_path / "submission/RTE.tsv").read_text().splitlines()[1] == f"0\t{answer}"
-    assert guarded(lambda: submit.main([str(tmp_path / "nothing")])) == 2
+    assert guarded(lambda: glue.main([str(tmp_path / "nothing")])) == 2
 
 
 def test_a_submission_is_asked_for_by_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given as to ``make glue``, or by its name alone; a folder with a table is taken as it is."""
     monkeypatch.chdir(tmp_path)
     for given in ("runs/pretrain/tiny/export", "owner/tiny", "tiny", "runs/finetune/tables/tiny"):
-        assert submit.table_folder(given) == Path("runs/finetune/tables/tiny")
+        assert glue.table_folder(given) == Path("runs/finetune/tables/tiny")
     (tmp_path / "elsewhere/tables").mkdir(parents=True)
     (tmp_path / "elsewhere/tables/table.json").write_text("{}")
-    assert submit.table_folder("elsewhere/tables") == Path("elsewhere/tables")
+    assert glue.table_folder("elsewhere/tables") == Path("elsewhere/tables")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 
 from bertillery.config.section import dump
 from distill.config import load_config as distillation
-from experiments.distill_seeds import DISTILL
 from experiments.search import Search, SearchSection
 from experiments.seeds import Runs
 from finetune.config import FinetuneConfig
@@ -88,7 +87,7 @@ def test_seeds_of_a_distillation_share_no_stage(tmp_path: Path) -> None:
     """Not even where the configuration is that of a run, whose stages have names and seeds."""
     (tmp_path / "config.yaml").write_text(dump(distillation(TINYBERT)))
     plain, again = (
-        [stage.config for stage in Runs(dict.fromkeys((1, 2), given), DISTILL).stages]
+        [stage.config for stage in Runs(dict.fromkeys((1, 2), given)).stages]
         for given in (TINYBERT, [str(tmp_path / "config.yaml")])
     )
     assert [dump(config) for config in again] == [dump(config) for config in plain]

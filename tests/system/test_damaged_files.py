@@ -31,9 +31,9 @@ from bertillery.run.checkpoint import CheckpointError, latest_checkpoint, load_c
 from bertillery.run.directory import RunDirectory
 from bertillery.run.tracking import read_series
 from deploy.facts import read_card, seeds_of
+from experiments import glue
 from experiments import search as trials
 from experiments import seeds as seeds_table
-from experiments import submit
 from finetune.config import FinetuneConfig
 from finetune.stage import Finetuning
 from finetune.stock import open_stock
@@ -205,7 +205,7 @@ def newest(folder: Path) -> None:
 
 def submitted(folder: Path) -> None:
     for summary in seeds_table.read_summaries(folder).values():
-        submit._predictions([Path(run) for run in summary["runs"]])
+        glue.predictions_of([Path(run) for run in summary["runs"]])
 
 
 def task_rows(file: str) -> Reader:

@@ -17,7 +17,7 @@ from bertillery.models.export import export_model
 from bertillery.report.plot import figure, save
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.system.files import write_text
-from experiments.submission import FILES, write_submission
+from experiments.glue import FILES, write_submission
 from finetune.report import write_predictions
 from finetune.splits import Split
 from finetune.task import TaskSection

@@ -1,6 +1,9 @@
-"""A submission to gluebenchmark.com: eleven files in a flat archive, written from labels' names and checked to the row.
+"""``python -m experiments.glue <model, or folder of a table> [ensemble=true] [fill=true]``: a submission to GLUE.
 
-``python -m experiments.submission validate <.zip or folder>`` checks one that exists.
+The model is the one given to ``make glue``; its folder is the one printed at the end. For each task the best seed on
+the validation split predicts, or, with ``ensemble``, the mean of all seeds' probabilities. Every file needs
+predictions; with ``fill`` missing files get the majority class, with a warning.
+``python -m experiments.glue validate <.zip or folder>`` checks an existing submission: eleven files in a flat archive.
 """
 
 from __future__ import annotations
@@ -17,13 +20,23 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bertillery.config.section import InputError
+from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.run.command import tool
 from bertillery.system.files import publish, remove, write_text, writing
+from bertillery.system.records import checked, read_yaml
+from experiments.seeds import read_summaries
+from finetune.config import model_name
+from finetune.task import TaskSection
+from finetune.task_types.base import task_type_of
+from finetune.task_types.sequences import VectorType, mean_outputs
 
 logger = logging.getLogger(__name__)
+TABLES = Path("runs/finetune/tables")
+"""Where ``make glue`` writes its tables."""
 _HEADER = "index\tprediction"
 _LOW, _HIGH = 0.0, 5.0
 _LARGEST = 64_000_000
@@ -32,22 +45,18 @@ _LARGEST = 64_000_000
 
 @dataclass(frozen=True)
 class SubmissionFile:
-    """What one of the files holds."""
+    """One file of a submission."""
 
     num_rows: int
     """Examples of the official test split."""
     majority: str | float
     """The training split's most frequent label, or its mean score."""
     written: Mapping[str, str] = field(default_factory=dict)
-    """How the file writes each label; empty for scores from 0 to 5."""
+    """The file's text for each label; empty for scores from 0 to 5."""
 
 
-def _as_named(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-_NLI = _as_named("entailment", "neutral", "contradiction")
-_TWO_WAY = _as_named("entailment", "not_entailment")
+_NLI = {name: name for name in ("entailment", "neutral", "contradiction")}
+_TWO_WAY = {name: name for name in ("entailment", "not_entailment")}
 FILES: dict[str, SubmissionFile] = {
     "CoLA.tsv": SubmissionFile(1063, "acceptable", {"unacceptable": "0", "acceptable": "1"}),
     "SST-2.tsv": SubmissionFile(1821, "positive", {"negative": "0", "positive": "1"}),
@@ -61,7 +70,7 @@ FILES: dict[str, SubmissionFile] = {
     "WNLI.tsv": SubmissionFile(146, "not_entailment", {"not_entailment": "0", "entailment": "1"}),
     "AX.tsv": SubmissionFile(1104, "entailment", _NLI),
 }
-"""The eleven files; a submission lacks none of them and has no others."""
+"""A submission has exactly these eleven files."""
 
 
 def write_submission(
@@ -70,8 +79,8 @@ def write_submission(
     """Write the files to ``folder`` and a flat archive of them beside it; returns the archive.
 
     ``predictions`` holds for each file the names of the predicted labels (never ids), or scores, in the official order;
-    scores are clipped to 0 and 5. With ``fill`` files that are missing get the majority class, or the mean score, which
-    is said in the log. Raises ``InputError`` with all that is wrong, and then leaves ``folder`` as it was.
+    scores are clipped to [0, 5]. With ``fill`` missing files get the majority class, or the mean score, and a warning
+    is logged. Raises one ``InputError`` with all problems; ``folder`` is then unchanged.
     """
     problems = [f"{name}: no such file; there are: {', '.join(FILES)}" for name in predictions if name not in FILES]
     missing = [name for name in FILES if name not in predictions]
@@ -123,7 +132,7 @@ def _text(file: SubmissionFile, values: Sequence[str] | np.ndarray) -> str:
 
 
 def validate_submission(path: Path) -> None:
-    """Check an archive or a folder; raises ``InputError`` that lists everything that is wrong with it."""
+    """Check an archive or a folder; raises one ``InputError`` with all problems."""
     problems = []
     there: dict[str, bytes] = {}
     for name, content in _entries(path):
@@ -163,7 +172,7 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _problems(file: SubmissionFile, content: bytes) -> Iterator[str]:
-    """What is wrong with one file; of wrong rows the number and the first."""
+    """The problems of one file; for wrong rows their number and the first."""
     header, *rows = content.decode("utf-8", errors="replace").removesuffix("\n").split("\n")
     if header != _HEADER:
         yield f"line 1 is {header!r}, not {_HEADER!r}"
@@ -194,20 +203,81 @@ def _refuse(what: str, problems: Sequence[str]) -> None:
         raise InputError("\n  - ".join([f"{what}:", *problems]))
 
 
+class SubmitSection(Section):
+    """How predictions are chosen."""
+
+    ensemble: bool = False
+    """Average the seeds instead of taking the best."""
+    fill: bool = False
+    """Give files without predictions the majority class."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """The command; returns the exit status."""
-    if len(arguments) != 2 or arguments[0] != "validate":
+    """Write and check a submission, or validate an existing one; returns the exit status."""
+    if not arguments or (arguments[0] == "validate" and len(arguments) != 2):
         print(__doc__, file=sys.stderr)
         return 2
+    if arguments[0] == "validate":
+        return _validate(Path(arguments[1]))
+
+    def settings(given: Sequence[str]) -> list[SubmitSection]:
+        return [validate(SubmitSection, *read_values(given[1:]))]
+
+    def action() -> int:
+        return _submit(table_folder(arguments[0]), *settings(arguments))
+
+    return tool(arguments, help=__doc__, schema=SubmitSection, action=action, settings=settings)
+
+
+def _validate(path: Path) -> int:
     try:
-        validate_submission(Path(arguments[1]))
+        validate_submission(path)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{arguments[1]}: {len(FILES)} files, {sum(file.num_rows for file in FILES.values()):,} rows, all as required"
-    )
+    print(f"{path}: {len(FILES)} files, {sum(file.num_rows for file in FILES.values()):,} rows, all as required")
     return 0
+
+
+def table_folder(given: str) -> Path:
+    """The given folder if it holds a table, else the folder of the model with this name, directory or id."""
+    folder = Path(given)
+    return folder if (folder / "table.json").is_file() else TABLES / model_name(given)
+
+
+def _submit(folder: Path, section: SubmitSection) -> int:
+    if not (folder / "table.json").is_file():
+        raise InputError(
+            f"{folder}: no table.json in it; run `make glue` with this model, or give the folder "
+            "that it names at its end"
+        )
+    predictions: dict[str, list[str] | np.ndarray] = {}
+    for summary in read_summaries(folder).values():
+        runs = [Path(run) for run in (summary["runs"] if section.ensemble else [summary["best"]])]
+        predictions |= predictions_of(runs)
+    archive = write_submission(folder / "submission", predictions, fill=section.fill)
+    print(f"{archive}: eleven files, checked; predicted: {', '.join(predictions)}")
+    return 0
+
+
+def predictions_of(runs: Sequence[Path]) -> dict[str, list[str] | np.ndarray]:
+    """Names of labels, or scores, for each file that the task of these runs contributes to a submission.
+
+    Several runs, the seeds of one task, are averaged. Raises ``InputError`` if a file of a run is damaged.
+    """
+    remedy = "run the seeds of this task again"
+    file = runs[0] / "config.yaml"
+    task = checked(file, read_yaml(file, dict[str, Any], remedy=remedy).get("task"), TaskSection, remedy=remedy)
+    task_type = task_type_of(task)
+    if not isinstance(task_type, VectorType):
+        return {}  # a table may hold tasks other than GLUE's
+    found: dict[str, list[str] | np.ndarray] = {}
+    for split, name in task.submission.items():
+        files = [run / "predictions" / f"{split}.tsv" for run in runs]
+        if all(file.exists() for file in files):
+            best = task_type.best(mean_outputs(files))
+            found[name] = best if task.type == "regression" else [task_type.format_prediction(each) for each in best]
+    return found
 
 
 if __name__ == "__main__":

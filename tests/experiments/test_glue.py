@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bertillery.config.section import InputError, read_values, validate
-from experiments.submission import FILES, main, validate_submission, write_submission
+from experiments.glue import FILES, main, validate_submission, write_submission
 from finetune.task import TaskSection
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"

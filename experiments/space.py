@@ -1,6 +1,6 @@
-"""What a search tries: settings with the values that each may take, and trial i as a pure function of (seed, i).
+"""The space of a search: settings with their possible values; trial i is a pure function of (seed, i).
 
-A space is a YAML file of dotted keys. A list is a choice, each value as likely as the others; a range is
+A space is a YAML file of dotted keys. A list is a choice, each value equally likely; a range is
 ``{distribution: log_uniform, low: 1.0e-5, high: 1.0e-3}``, or ``uniform``.
 """
 
@@ -19,14 +19,14 @@ SPACES = CONFIGS / "finetune" / "spaces"
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; of ``log_uniform`` every decade is as likely as any other."""
+    """Numbers from ``low`` to ``high``; with ``log_uniform`` every decade is equally likely."""
 
     distribution: str
     low: float
     high: float
 
     def at(self, share: float) -> float:
-        """The value below which ``share`` of the distribution lies, to three digits: one that can be typed."""
+        """The quantile of ``share`` (0 to 1), rounded to three digits."""
         if self.distribution == "uniform":
             value = self.low + share * (self.high - self.low)
         else:
@@ -38,20 +38,16 @@ class Space:
     """Settings by dotted key: a :class:`Range`, or the list of values to choose from."""
 
     def __init__(self, settings: dict[str, Range | list[Any]]) -> None:
-        # In the order of their names, so that a trial does not depend on that of the file.
-        self.settings = dict(sorted(settings.items()))
+        self.settings = dict(sorted(settings.items()))  # trials do not depend on the order in the file
 
     @property
     def size(self) -> int | None:
-        """Number of points of a grid; None where there is a range, which has no end of them."""
+        """Number of points if the space is a grid; None if it has a range."""
         choices = [values for values in self.settings.values() if isinstance(values, list)]
         return math.prod(map(len, choices)) if len(choices) == len(self.settings) else None
 
     def trial(self, seed: int, number: int) -> dict[str, Any]:
-        """The settings of trial ``number``, counted from 0.
-
-        Of a grid, trials are its points in an order drawn by the seed: as many trials as it has points cover it.
-        """
+        """The settings of trial ``number``, counted from 0. The trials of a grid are a permutation of its points."""
         if self.size is None:
             return {key: self._draw(key, seed, number) for key in self.settings}
         assert number < self.size, "the grid has no such point"
@@ -63,7 +59,7 @@ class Space:
         return point
 
     def _draw(self, key: str, seed: int, number: int) -> Any:
-        # Keyed by the setting's name: another setting beside it changes nothing in this one.
+        # Keyed by the name, so that adding a setting does not change the values of the others.
         values, name = self.settings[key], zlib.crc32(key.encode())
         if isinstance(values, Range):
             return values.at(float(uniform(seed, number, name)))
@@ -71,9 +67,9 @@ class Space:
 
 
 def read_space(name: str) -> tuple[Space, list[str]]:
-    """The space in a YAML file, or of a name in ``configs/finetune/spaces``, and what is wrong with it, a line each.
+    """The space in a YAML file, or named in ``configs/finetune/spaces``, and a line for each wrong setting.
 
-    Settings that are wrong are left out. Raises ``ConfigError`` where there is no such file, or nothing in it.
+    Wrong settings are left out. Raises ``ConfigError`` if the file is missing or empty.
     """
     path = name if name.endswith((".yaml", ".yml")) else str(configurations(SPACES) / f"{name}.yaml")
     given, _ = read_values([path])
