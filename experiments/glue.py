@@ -214,11 +214,11 @@ class SubmitSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Write and check a submission, or validate an existing one; returns the exit status."""
-    if not arguments or (arguments[0] == "validate" and len(arguments) != 2):
+    if arguments[:1] == ["validate"] and len(arguments) == 2:
+        return _validate(Path(arguments[1]))
+    if not arguments or any("=" not in each and not each.startswith("-") for each in arguments[1:]):
         print(__doc__, file=sys.stderr)
         return 2
-    if arguments[0] == "validate":
-        return _validate(Path(arguments[1]))
 
     def settings(given: Sequence[str]) -> list[SubmitSection]:
         return [validate(SubmitSection, *read_values(given[1:]))]

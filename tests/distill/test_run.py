@@ -38,6 +38,7 @@ from distill.config import TaskConfig, load_config
 from distill.task import Answers, FirstStage
 from experiments import seeds
 from experiments.jobs import Job
+from experiments.rates import main as rates
 from finetune.stage import Finetuning
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
@@ -519,3 +520,12 @@ def test_help_and_resolved_configuration(folder: Path, kind: str, capsys: pytest
         config: Any = yaml.safe_load(printed)
         assert config["before"]["model"]["from"] == f"{folder}/student"
         assert config["before"]["objective"] == {"type": "tinybert", "layers": None}
+
+
+def test_the_range_test_of_a_distillation(folder: Path) -> None:
+    """Of a corpus and of a task: the rates of the training's own first steps."""
+    answers = task(folder, "run.name=tasked", "objective.type=distilbert")
+    for given, name in ((general(folder, "ranged"), "ranged"), (answers, "tasked")):
+        assert rates([*given, "lowest=1e-5", "highest=1e-2", "steps=20"]) == 0
+        numbers = (folder / "runs/distill" / f"{name}-rate-range/rates.jsonl").read_text().splitlines()
+        assert len(numbers) == 20

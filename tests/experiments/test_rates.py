@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def trainer(folder: Path, source: Points, steps: int = 10) -> Trainer:
         config="",
         section=section,
         optim=OptimSection(max_gradient_norm=1e9),
-        schedule=Schedule.of(section, lambda: 8.0),
+        schedule=Schedule.of(section, lambda: Fraction(8)),
         seed=3,
         sources=[source],
         held_out=HeldOut(Points(), num_examples=8),
