@@ -1,4 +1,4 @@
-"""A student: a stock model, smaller than its teacher, of fresh weights or of some of the teacher's layers."""
+"""Students: stock models smaller than their teacher, freshly initialised or from some of its layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -28,8 +28,7 @@ from pretrain.model import initialize
 
 
 def spread(student: int, teacher: int) -> list[int]:
-    """Layers of the teacher, counted from 0, that a student of so many layers is started from: evenly spread from the
-    first to the last.
+    """Layers of the teacher, from 0, that a student of so many layers starts from: evenly spread, first to last.
 
     For 6 of 12 these are 0, 2, 4, 7, 9 and 11, as in DistilBERT's released code (Sanh et al. 2019, section 3).
     """
@@ -42,21 +41,21 @@ def spread(student: int, teacher: int) -> list[int]:
 
 
 def uniform(student: int, teacher: int) -> list[int]:
-    """Layers of the teacher, counted from 1, that the student's are compared with: g(m) = m * teacher / student.
+    """Layers of the teacher, from 1, that the student's are compared with: g(m) = m * teacher / student.
 
     TinyBERT's map (Jiao et al. 2020, section 4.1): 3, 6, 9 and 12 for 4 of 12. ``ConfigError`` if it does not divide.
     """
     if teacher % student:
         raise ConfigError(
-            f"objective.layers: {student} layers of the student do not divide the teacher's {teacher}; say which layer "
-            f"of the teacher (from 1 to {teacher}) each of the student's learns from, as in objective.layers="
+            f"objective.layers: {student} layers of the student do not divide the teacher's {teacher}; give the layer "
+            f"of the teacher (1 to {teacher}) that each of the student's learns from, such as objective.layers="
             f"{[1 + layer for layer in spread(min(student, teacher), teacher)]}"
         )
     return [layer * (teacher // student) for layer in range(1, student + 1)]
 
 
 def checked(layers: Sequence[int], student: int, *, first: int, last: int, key: str) -> list[int]:
-    """A map that was given: one layer of the teacher for each of the student, within bounds, ascending."""
+    """A given map of layers: one of the teacher for each of the student, in ascending order, within the bounds."""
     if len(layers) != student or not all(first <= layer <= last for layer in layers) or sorted(layers) != [*layers]:
         raise ConfigError(
             f"{key}: given {[*layers]}; it names a layer of the teacher, from {first} to {last}, for each of the "
@@ -66,7 +65,7 @@ def checked(layers: Sequence[int], student: int, *, first: int, last: int, key: 
 
 
 class StudentSection(Section):
-    """The student's size; what is not given is the teacher's."""
+    """Size of the student. Sizes that are not given are the teacher's."""
 
     type: Literal["bert", "distilbert"] = "bert"
     """DistilBERT has no token types and no pooler."""
@@ -77,60 +76,59 @@ class StudentSection(Section):
     num_attention_heads: Width | None = None
     """Must divide the width."""
     intermediate_size: Width | None = None
-    """Width of the feed-forward layers; 4 times the width where neither it nor the width is the teacher's."""
+    """Width of the feed-forward layers; 4 times the width if that is not the teacher's."""
     hidden_dropout: Dropout = 0.1
     """Dropout of embeddings and layer outputs."""
     attention_dropout: Dropout = 0.1
     """Dropout of attention probabilities."""
     start: Literal["teacher", "random"] = "random"
-    """``teacher`` copies embeddings, layers and masked-word head; the widths must be the same."""
+    """``teacher`` copies embeddings, layers and MLM head; the widths must be equal."""
     layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = None
-    """Layers of the teacher, from 0, to copy; evenly spread where not given."""
+    """Layers of the teacher, from 0, to copy; evenly spread by default."""
 
 
 def build_student(
     section: StudentSection, teacher: PreTrainedModel, *, masked_words: bool
 ) -> tuple[PreTrainedModel, str]:
-    """A stock ``BertModel`` or ``DistilBertModel``, or with ``masked_words`` its masked language model; in words, where
-    its weights are from.
+    """A stock ``BertModel`` or ``DistilBertModel``, with ``masked_words`` its masked language model, and a description
+    of its initialisation.
 
-    Fresh weights are drawn from torch's global generator, as in pretraining. Raises ``ConfigError`` where sizes do not
-    fit, or where the teacher's weights have no place in such a student.
+    Fresh weights are drawn from torch's global generator, as in pretraining. Raises ``ConfigError`` if sizes do not
+    fit, or if such a student cannot hold the teacher's weights.
     """
     if section.layers is not None and section.start == "random":
         raise ConfigError("model.layers: nothing is copied into a student with model.start=random; give start=teacher")
-    config = student_config(section, teacher.config)
-    classes: dict[tuple[str, bool], Any] = {
-        ("bert", True): BertForMaskedLM,
-        ("bert", False): BertModel,
-        ("distilbert", True): DistilBertForMaskedLM,
-        ("distilbert", False): DistilBertModel,
+    classes: dict[str, Any] = {
+        "bert": BertForMaskedLM if masked_words else BertModel,
+        "distilbert": DistilBertForMaskedLM if masked_words else DistilBertModel,
     }
-    student = classes[section.type, masked_words]._from_config(config, attn_implementation=NAME)
+    config = student_config(section, teacher.config)
+    student = classes[section.type]._from_config(config, attn_implementation=NAME)
     initialize(student, config.initializer_range)
     prepare_dropout(student)
     if section.start == "random":
         return student, "freshly initialised"
-    number, last = section.num_hidden_layers, teacher.config.num_hidden_layers - 1
+    number, there = section.num_hidden_layers, teacher.config.num_hidden_layers
     if section.layers is None:
-        layers = spread(number, last + 1)
+        layers = spread(number, there)
     else:
-        layers = checked(section.layers, number, first=0, last=last, key="model.layers")
+        layers = checked(section.layers, number, first=0, last=there - 1, key="model.layers")
     copied = copy_weights(teacher, student, layers)
     return student, f"{copied} tensors of the teacher, its layers {', '.join(map(str, layers))} (from 0)"
 
 
 def student_config(section: StudentSection, teacher: Any) -> PreTrainedConfig:
-    """The student's configuration beside a teacher's; ``ConfigError`` for heads that do not divide the width."""
+    """Configuration of the student of a ``teacher`` with this configuration; ``ConfigError`` for heads that do not
+    divide the width."""
     kind = FAMILIES[teacher.model_type]
     inner = getattr(teacher, kind.intermediate_size)
     width, heads = section.hidden_size or teacher.hidden_size, section.num_attention_heads
     heads = heads or teacher.num_attention_heads
     inner = section.intermediate_size or (inner if width == teacher.hidden_size else 4 * width)
     if width % heads:
-        raise ConfigError(f"model: a hidden_size of {width} is not a multiple of num_attention_heads {heads}")
+        raise ConfigError(f"model: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     shared: dict[str, Any] = {
-        "vocab_size": teacher.vocab_size,  # distributions over one vocabulary, even where rows of it are spare
+        "vocab_size": teacher.vocab_size,  # with spare rows: both give distributions over it
         "max_position_embeddings": longest_sequence(teacher),
         "pad_token_id": teacher.pad_token_id,
         "initializer_range": teacher.initializer_range,
@@ -161,54 +159,34 @@ def student_config(section: StudentSection, teacher: Any) -> PreTrainedConfig:
     )
 
 
-_BERT_LAYER = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "attention.output.LayerNorm",
-    "intermediate.dense",
-    "output.dense",
-    "output.LayerNorm",
-)
-_DISTILBERT_LAYER = (
-    "attention.q_lin",
-    "attention.k_lin",
-    "attention.v_lin",
-    "attention.out_lin",
-    "sa_layer_norm",
-    "ffn.lin1",
-    "ffn.lin2",
-    "output_layer_norm",
-)
-_NAMES = {
-    "bert": ("encoder.layer", _BERT_LAYER, ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")),
-    "electra": ("encoder.layer", _BERT_LAYER, ("generator_predictions.dense", "generator_predictions.LayerNorm")),
-    "distilbert": ("transformer.layer", _DISTILBERT_LAYER, ("vocab_transform", "vocab_layer_norm")),
+_HEADS = {
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
+    "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm"),
+    "distilbert": ("vocab_transform", "vocab_layer_norm"),
 }
-"""What the families call the same: the layers, the modules of a layer, and those of the head before the vocabulary."""
+"""The MLM head before the vocabulary. In these families the tensors of a layer have one order, under other names."""
 
 
 def copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layers: list[int]) -> int:
-    """Copy embeddings, the teacher's ``layers`` (from 0), and the masked-word head where both have one; returns the
-    number of tensors.
+    """Copy embeddings, the teacher's ``layers`` (from 0) and, if both have one, the MLM head; returns the number of
+    tensors.
 
-    A student without token types goes without the teacher's, as in DistilBERT's released code: its outputs differ from
-    those of the teacher even if all layers are copied. Raises ``ConfigError`` where a tensor has no place.
+    Token types are copied if both have them. DistilBERT has none, as in its released code, so a student with all layers
+    of a BERT still differs from it. Raises ``ConfigError`` for another family or a tensor of another shape.
     """
     types = FAMILIES[teacher.config.model_type].token_types and FAMILIES[student.config.model_type].token_types
     there, here = _tensors(teacher, layers, types), _tensors(student, [*range(len(layers))], types)
-    pairs = [*zip(there, here, strict=False)]  # the word head comes last
+    pairs = [*zip(there, here, strict=False)]  # the MLM head comes last
     problems = [
-        f"{name}: {tuple(old.shape)} there, {tuple(new.shape)} in the student"
+        f"{name}: teacher {tuple(old.shape)}, student {tuple(new.shape)}"
         for (name, old), (_, new) in pairs
         if old.shape != new.shape
     ]
     if problems:
         raise ConfigError(
-            "model.start: the teacher's tensors have no place in a student of this size:\n"
+            "model.start: tensors of the teacher and of a student of this size have other shapes:\n"
             + "\n".join(f"  - {problem}" for problem in problems[:4])
-            + "\nLeave the widths to the teacher, or give model.start=random."
+            + "\nLeave model.hidden_size and model.intermediate_size out, or give model.start=random."
         )
     with torch.no_grad():
         for (_, old), (_, new) in pairs:
@@ -217,21 +195,19 @@ def copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layers: lis
 
 
 def _tensors(model: PreTrainedModel, layers: list[int], token_types: bool) -> list[tuple[str, Tensor]]:
-    """Embeddings, layers and, last, the word head if there is one: by name, in the same order for all families."""
-    if model.config.model_type not in _NAMES:
+    """Names and tensors of embeddings, layers and, last, the MLM head if there is one."""
+    if model.config.model_type not in _HEADS:
         raise ConfigError(
-            f"model.start: layers of the family {model.config.model_type} have no place in a student, only those of "
-            f"{', '.join(_NAMES)} have; give model.start=random"
+            f"model.start: layers of the family {model.config.model_type} cannot be copied into a student, only those "
+            f"of {', '.join(_HEADS)}; give model.start=random"
         )
-    place, modules, head = _NAMES[model.config.model_type]
     base, vocabulary = model.base_model, model.get_output_embeddings()
-    found: list[tuple[str, Tensor]] = []
+    stack = next(module for module in base.modules() if isinstance(module, nn.ModuleList))
     tables = ["word_embeddings", "position_embeddings", *["token_type_embeddings"] * token_types, "LayerNorm"]
-    embeddings = [f"embeddings.{name}" for name in tables]
-    for stem in [*embeddings, *(f"{place}.{layer}.{module}" for layer in layers for module in modules)]:
-        found += [(f"{stem}.{name}", tensor) for name, tensor in base.get_submodule(stem).named_parameters()]
-    if vocabulary is not None:
-        for stem in head:
-            found += [(f"{stem}.{name}", tensor) for name, tensor in model.get_submodule(stem).named_parameters()]
-        found.append(("vocabulary.bias", vocabulary.bias))  # its weight is the word embedding
-    return found
+    parts = {f"embeddings.{name}": base.get_submodule(f"embeddings.{name}") for name in tables}
+    parts |= {f"layer {layer}": stack[layer] for layer in layers}
+    parts |= {name: model.get_submodule(name) for name in _HEADS[model.config.model_type] if vocabulary is not None}
+    found: list[tuple[str, Tensor]] = []
+    for part, module in parts.items():
+        found += [(f"{part}.{name}", tensor) for name, tensor in module.named_parameters()]
+    return found + ([] if vocabulary is None else [("vocabulary.bias", vocabulary.bias)])  # its weight is an embedding
