@@ -30,8 +30,9 @@ from transformers import PreTrainedModel
 from bertillery.config.section import ConfigError, InputError, read_values, validate
 from bertillery.config.types import PathName
 from bertillery.models.encoders import longest_sequence
+from bertillery.report.card import page
 from bertillery.report.plot import figure, plain, save
-from bertillery.report.table import code, escaped, fenced, markdown_table, page
+from bertillery.report.table import code, escaped, fenced, markdown_table
 from bertillery.run.command import tool
 from bertillery.run.stage import beside
 from bertillery.system.environment import environment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,7 @@ def unmasked_pairs(
         part.tokens,
         tokenizer,
         seed=seed,
-        draw=lambda documents, epoch: next_sentence_pairs(
-            part.tokens, documents, sequence_length=sequence_length, short_probability=0.1, seed=seed, epoch=epoch
-        ),
+        draw=partial(next_sentence_pairs, sequence_length=sequence_length, short_probability=0.1),
         finish=unmasked,
     )
 
@@ -53,9 +52,7 @@ def unmasked_segments(
         part.tokens,
         tokenizer,
         seed=seed,
-        draw=lambda documents, epoch: full_segments(
-            part.tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
-        ),
+        draw=partial(full_segments, sequence_length=sequence_length),
         finish=unmasked,
         num_texts=1,
     )

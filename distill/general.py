@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from bertillery.config.section import ConfigError
@@ -13,21 +14,22 @@ from bertillery.data.prepared import corpus_report, of_held_out_text
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
-from bertillery.engine.objective import Objective, sampled
+from bertillery.engine.objective import Objective, Shown, sampled
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
+from bertillery.report.card import fact_list, model_card
+from bertillery.report.plot import plot_curves, term_panels
+from bertillery.report.table import terms_table
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from distill.config import GeneralConfig, TaskConfig, method_of
 from distill.corpus import Part
-from distill.report import model_card, plot_terms, results_table
 from distill.student import build_student
 from distill.teacher import Teacher
-from pretrain.examples import epoch_size
-from pretrain.report import show_example
+from pretrain.examples import DocumentSource, show_example
 
 
 class General(Stage):
@@ -55,7 +57,7 @@ class General(Stage):
             held_out = self._source(valid, phases[-1].sequence_length)
         return Parts(
             sources,
-            epoch_size=epoch_size,
+            epoch_size=DocumentSource.epoch_size,
             objective=self._objective,
             held_out=HeldOut(held_out, num_examples=config.train.evaluate_examples),
         )
@@ -126,7 +128,9 @@ class General(Stage):
         objective = trainer.assembled()
         if not self.accelerator.is_main_process:
             return {}
-        table = results_table(ended.held_out)
+        self.shown = {"loss": Shown("loss, all terms weighted", "lower", ""), **trainer.held_out.shown}
+        self.baselines = objective.baselines([], np.empty(0), ended.held_out)
+        table = terms_table(ended.held_out, self.shown, self.baselines, ("student", "teacher"))
         student, processes = objective.exported(), self.accelerator.num_processes
         facts = {
             "teacher": f"{_size(self.teacher.module)} from {self.config.teacher.from_}",
@@ -137,7 +141,11 @@ class General(Stage):
         }
         card = ""
         with beside("the card of the export"):
-            card = model_card(self.name, table, facts, self.text, fills_masks=self.method.MASKED_WORDS)
+            fills_masks = "fill-mask" if self.method.MASKED_WORDS else None
+            about = "A student distilled with Bertillery."
+            card = model_card(
+                self.name, about, fact_list(facts), table, config=self.text, tags=["distillation"], pipeline=fills_masks
+            )
         export_model(student, self.tokenizer, self.directory.export, card=card, carried=objective.carried())
         return {**ended.results(), "table": table}
 
@@ -146,7 +154,8 @@ class General(Stage):
         tracker.summary(ended.held_out)
         picture = self.path / "curves.png"
         with beside(f"the picture {picture}"):
-            plot_terms(self.directory.metrics_file, [*ended.held_out], picture, self.name)
+            panels = term_panels(self.shown, self.baselines, "teacher")
+            plot_curves(self.directory.metrics_file, panels, picture, self.name)
             tracker.image("curves", picture, ended.step)
 
     def ending(self, results: dict[str, Any]) -> str:

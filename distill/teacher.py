@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -83,3 +83,7 @@ class Taught(Objective):
     def seconds_beside(self) -> dict[str, float]:
         """The teacher's."""
         return {"teacher": self.teacher.take_seconds()}
+
+    def baselines(self, batches: Any, unigrams: Any, values: Mapping[str, float]) -> dict[str, float]:
+        """The teacher's own values, of the terms that it has, too: they are measured as ``teacher_*``."""
+        return {name: values[f"teacher_{name}"] for name in values if f"teacher_{name}" in values}

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from bertillery.report.card import page
 from bertillery.report.plot import figure, plain, save
-from bertillery.report.table import card, escaped, markdown_table, write_tsv
+from bertillery.report.table import escaped, fenced, markdown_table, write_tsv
 from bertillery.run.tracking import read_series
 from bertillery.system.files import publish, remove, writing
 from bertillery.system.printable import printable
@@ -189,4 +190,6 @@ def model_card(
         "bertillery": {"baselines": baselines, "warnings": warnings},
     }
     seeds = f"seed {config.run.seed} (on small sets another seed gives a score some points away)."
-    return card(head, name, f"{escaped(about)} with Bertillery, {seeds}", table, config=text)
+    return page(
+        head, name, f"{escaped(about)} with Bertillery, {seeds}", table, "## Configuration", fenced(text, "yaml")
+    )

@@ -1,18 +1,23 @@
-"""Sources of pretraining examples: a plan by blocks of documents, and the packed batch of some of its rows."""
+"""Sources of pretraining examples: rows drawn for a block of documents, and the packed batch of some of the rows."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from bertillery.data.tokenizer import is_unigram
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.rng import Permutation
 from bertillery.engine.schedule import EpochSize
 from bertillery.models.frame import check_pretraining_frame
+from bertillery.system.printable import printable
+from pretrain.pair_label import PairLabel
 from pretrain.pairs import Tokens
 
 _BLOCK_SENTENCES = 1 << 20
@@ -36,11 +41,18 @@ class FlatExamples:
     """(B,)"""
 
 
+class Draw(Protocol):
+    """Draws the examples of some documents: rows of ``pretrain.pairs.ROW``."""
+
+    def __call__(self, tokens: Tokens, documents: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+        """The keys of a document's draws depend on seed, epoch and document."""
+        ...
+
+
 class DocumentSource:
     """Examples drawn from a prepared corpus.
 
-    ``draw(documents, epoch)`` gives the rows of some documents, ``finish(examples)`` masks and packs. An epoch visits
-    all documents once, in a keyed permutation, in blocks of about a million sentences.
+    An epoch visits all documents once, in a keyed permutation, in blocks of about a million sentences.
     """
 
     def __init__(
@@ -49,13 +61,18 @@ class DocumentSource:
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
-        draw: Callable[[np.ndarray, int], np.ndarray],
+        draw: Draw,
         finish: Callable[[FlatExamples], PackedBatch],
         num_texts: int = 2,
+        label: PairLabel | None = None,
     ) -> None:
-        """``num_texts`` is 1 where no example has a B. ``ConfigError`` where the tokenizer frames texts otherwise."""
+        """``draw`` gives the rows of some documents, ``finish`` masks and packs their examples.
+
+        ``num_texts`` is 1 where no example has a second segment. Raises ``ConfigError`` for a tokenizer with other
+        special tokens around its texts than [CLS] and [SEP].
+        """
         check_pretraining_frame(tokenizer, num_texts)
-        self.tokens, self.seed = tokens, seed
+        self.tokens, self.seed, self.label = tokens, seed, label
         self._cls_id, self._sep_id = cast(int, tokenizer.cls_token_id), cast(int, tokenizer.sep_token_id)
         self._draw, self._finish = draw, finish
         self.num_documents = len(tokens.documents) - 1
@@ -64,13 +81,25 @@ class DocumentSource:
         self.num_blocks = -(-self.num_documents // self._block_size)
 
     def examples(self, epoch: int, block: int) -> np.ndarray:
-        """Rows of ``ROW`` for the block's documents."""
+        """Rows of ``pretrain.pairs.ROW`` for the block's documents."""
         index = np.arange(block * self._block_size, min((block + 1) * self._block_size, self.num_documents))
-        return self._draw(Permutation(self.num_documents, self.seed, epoch)(index), epoch)
+        documents = Permutation(self.num_documents, self.seed, epoch)(index)
+        return self._draw(self.tokens, documents, seed=self.seed, epoch=epoch)
+
+    def epoch_size(self) -> EpochSize:
+        """Examples and tokens of an epoch: the first epoch's where the corpus is one block, else an estimate from the
+        first block."""
+        rows, blocks = self.examples(0, 0), self.num_documents / self._block_size
+        return EpochSize(len(rows) * blocks, int(rows["length"].sum(dtype=np.int64)) * blocks)
 
     def collate(self, rows: np.ndarray) -> PackedBatch:
-        """Lay out, mask and pack rows of a plan."""
-        return self._finish(self.lay_out(rows))
+        """Lay out, mask and pack some rows."""
+        examples = self.lay_out(rows)
+        batch = self._finish(examples)
+        if self.label is None:
+            return batch
+        targets = {**batch.targets, self.label.target: torch.from_numpy(examples.labels)}
+        return replace(batch, targets=targets, counts={**batch.counts, "pairs": len(rows)})
 
     def lay_out(self, rows: np.ndarray) -> FlatExamples:
         """``[CLS] A [SEP]`` or ``[CLS] A [SEP] B [SEP]`` for each row, with segment 1 for B and its [SEP]."""
@@ -89,9 +118,42 @@ class DocumentSource:
         types = np.repeat(np.tile([0, 1], len(rows)), np.stack([lengths - b - (b > 0), b + (b > 0)], 1).ravel())
         return FlatExamples(ids, types, lengths, special, rows["key"], rows["label"].astype(np.int64))
 
+    def show(self, batch: PackedBatch, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The first example of a batch as text (:func:`show_example`)."""
+        return show_example(batch, tokenizer, self.label)
 
-def epoch_size(source: DocumentSource) -> EpochSize:
-    """An epoch of a source: the first one where the corpus is one block, else estimated from the first block's share
-    of it."""
-    rows, blocks = source.examples(0, 0), source.num_documents / source._block_size
-    return EpochSize(len(rows) * blocks, int(rows["length"].sum(dtype=np.int64)) * blocks)
+
+def show_example(batch: PackedBatch, tokenizer: PreTrainedTokenizerBase, label: PairLabel | None = None) -> str:
+    """The first example of a batch as text: masks, if there are any, as ``[MASK]<-original``, and the pair's label.
+
+    ``##`` marks a piece that continues a word and could not be joined to it.
+    """
+    end = int(batch.input.offsets[1])
+    tokens, masked = _pieces(tokenizer, batch.input.ids[:end]), {}
+    if "masked_positions" in batch.targets:
+        originals, places = _pieces(tokenizer, batch.targets["masked_ids"]), batch.targets["masked_positions"].tolist()
+        masked = {place: original for place, original in zip(places, originals, strict=True) if place < end}
+    alone = {place for place, token in enumerate(tokens) if token in tokenizer.all_special_tokens} | masked.keys()
+    words: list[str] = []
+    for place, token in enumerate(tokens):
+        if place in masked:
+            words.append(f"{token}<-{masked[place]}" if token != masked[place] else f"{token}<-kept")
+        elif token.startswith("##") and place - 1 not in alone:
+            words[-1] = words[-1].removeprefix("▁") + token[2:]
+        else:
+            words.append(token)
+    # An uncased vocabulary holds Hangul decomposed; people read it composed.
+    text = printable(unicodedata.normalize("NFC", " ".join(words)))
+    lines = [text, f"{end} tokens" + (f", {len(masked)} predicted" if masked else "")]
+    if label is not None:
+        lines.append(f"label: {label.meanings[int(batch.targets[label.target][0])]}")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
+    """The tokens in WordPiece's notation, which marks what continues a word; Unigram marks what begins one."""
+    tokens = [*tokenizer.convert_ids_to_tokens(ids.tolist())]
+    if not is_unigram(tokenizer):
+        return tokens
+    special = set(tokenizer.all_special_tokens)
+    return [t if t in special else t[1:] or t if t.startswith("▁") else f"##{t}" for t in tokens]

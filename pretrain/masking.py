@@ -1,15 +1,89 @@
-"""Which tokens are predicted and what stands in their place: pure functions of the batch and the examples' keys.
+"""BERT's masks: which tokens are predicted, what replaces them, and the loss of predicting them.
 
-Legend: B examples, T tokens, U units (tokens, or words of several tokens), M predictions.
+Masks are pure functions of the tokens and the examples' keys. Legend: B examples, T tokens, U units (tokens, or words
+of several tokens), M predictions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, cast
 
 import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from bertillery.config.section import Section
+from bertillery.config.types import Count, Share
+from bertillery.data.tokenizer import starts_of_words
+from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.objective import Term
 from bertillery.engine.rng import integers, key, uniform
+from bertillery.models.chunks import word_sums
+from bertillery.models.load import vocabulary_size
+from pretrain.examples import FlatExamples
+
+
+class MaskingSection(Section):
+    """BERT's masking."""
+
+    rate: Share = 0.15
+    """Share of the tokens that are predicted; 0.3 works better for some (Wettig et al. 2023)."""
+    max_predictions: Count | None = None
+    """Most predictions in an example; where not given, the rate's share of a full sequence, rounded up (20, 77)."""
+    whole_words: bool = False
+    """Choose words, not tokens."""
+    longest_ngram: Annotated[int, Field(ge=1, le=10)] = 1
+    """Choose runs of up to so many words (or tokens), short ones more often; ALBERT's is 3."""
+
+    def most(self, sequence_length: int) -> int:
+        """The most predictions in an example of this sequence length."""
+        return self.max_predictions or int(np.ceil(self.rate * sequence_length))
+
+    def predicted(self, sequence_length: int) -> str:
+        """How many tokens of a full example are predicted, and whether ``max_predictions`` limits them."""
+        most, wanted = self.most(sequence_length), int(num_predictions(sequence_length, self.rate, sequence_length))
+        if most >= wanted:
+            return f"{wanted} of {sequence_length} tokens"
+        return (
+            f"{most} of {sequence_length} tokens: objective.masking.max_predictions={self.max_predictions} decides, "
+            f"not the rate of {self.rate:g}, which would be {wanted} (max_predictions=null)"
+        )
+
+
+class Masking:
+    """Masks examples as a section says, and packs them."""
+
+    def __init__(self, section: MaskingSection, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> None:
+        """Raises ``ConfigError`` for whole words with a tokenizer whose pieces do not mark them."""
+        self._section, self._maximum = section, section.most(sequence_length)
+        self._starts_word = starts_of_words(tokenizer) if section.whole_words else None
+        self._mask_id, self._vocab_size = cast(int, tokenizer.mask_token_id), vocabulary_size(tokenizer)
+
+    def __call__(self, examples: FlatExamples) -> PackedBatch:
+        """A batch with the targets ``masked_positions`` (M,) and ``masked_ids`` (M,), counted as ``masked``."""
+        masked = mask_tokens(
+            examples.input_ids,
+            examples.lengths,
+            examples.keys,
+            ~examples.special,
+            rate=self._section.rate,
+            maximum=self._maximum,
+            mask_id=self._mask_id,
+            vocab_size=self._vocab_size,
+            starts_word=None if self._starts_word is None else self._starts_word[examples.input_ids],
+            longest_ngram=self._section.longest_ngram,
+        )
+        return pack(
+            masked.input_ids,
+            examples.token_type_ids,
+            examples.lengths,
+            targets={"masked_positions": masked.positions, "masked_ids": masked.labels},
+            counts={"masked": len(masked.positions)},
+        )
+
 
 _ORDER, _ACTION, _WORD, _NGRAM = 101, 102, 103, 104
 """What a draw is for; part of its key."""
@@ -132,3 +206,41 @@ def _choose(
             chosen[(unit + step)[unit + step < end]] = True
         left[active] -= before[end] - before[unit]
     return chosen
+
+
+def masked_lm_terms(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> dict[str, Term]:
+    """Terms ``mlm`` and ``mlm_accuracy`` of hidden states (T, H) under a stock head whose last layer is ``decoder``.
+
+    The head sees the masked rows only.
+    """
+    rows, vocab_size = hidden[batch.targets["masked_positions"]], cast(nn.Linear, head.decoder).out_features
+    originals = batch.targets["masked_ids"]
+    loss, right = word_sums(head, rows, originals, parameters=head.parameters(), vocab_size=vocab_size)
+    baseline = "unigrams, and copying"
+    return {
+        "mlm": Term(loss, "masked", title="MLM loss (nats)", baseline=baseline),
+        "mlm_accuracy": Term(right, "masked", 0.0, title="MLM accuracy", direction="higher", baseline="the same"),
+    }
+
+
+def masked_lm_baselines(batches: Sequence[PackedBatch], unigrams: np.ndarray, mask_id: int) -> dict[str, float]:
+    """Baselines of the terms ``mlm`` and ``mlm_accuracy``: :func:`without_context`."""
+    loss, accuracy, _ = without_context(batches, unigrams, mask_id)
+    return {"mlm": loss, "mlm_accuracy": accuracy}
+
+
+def without_context(batches: Sequence[PackedBatch], unigrams: np.ndarray, mask_id: int) -> tuple[float, float, float]:
+    """Cross-entropy, accuracy and share of correct samples of a model that sees the masked positions alone.
+
+    It predicts [MASK] from the ``unigrams`` (V,), counts that are smoothed by one. A token that is to be predicted but
+    shows another token was kept or replaced: the model believes it as often as such tokens are correct. That is learned
+    without any context and is not negligible: with a tenth kept and a tenth replaced it is worth over half a nat.
+    """
+    labels = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
+    seen = np.concatenate([batch.input.ids[batch.targets["masked_positions"]].numpy() for batch in batches])
+    share = (unigrams + 1) / (unigrams + 1).sum()
+    visible, kept = seen != mask_id, seen == labels
+    copied = kept[visible].mean() if visible.any() else 0.0
+    chance = share[labels] * np.where(visible, 1 - copied, 1.0) + np.where(visible & kept, copied, 0.0)
+    guess = np.where(visible & (copied > share.max()), seen, int(np.argmax(unigrams)))
+    return float(-np.log(chance).mean()), float((guess == labels).mean()), float(chance.mean())

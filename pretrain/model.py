@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 from pydantic import Field, field_validator, model_validator
 from torch import nn
+from transformers import BertConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from bertillery.config.section import Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Tokens, Width
+from bertillery.models.attention import NAME
 from bertillery.models.init import truncated_normal_
+from bertillery.models.load import vocabulary_size
+
+C = TypeVar("C", bound=PreTrainedConfig)
 
 
 class ModelSection(Section):
     """Size of the encoder, in the terms of transformers' configurations. Defaults are BERT-Base."""
 
     from_: str | None = Field(default=None, alias="from")
-    """Existing weights to go on from, a directory or a Hub name; what they decide (sizes, tokenizer) is then theirs."""
+    """Initialises from a checkpoint, a directory or a Hub name, which then decides the sizes and the tokenizer."""
     num_hidden_layers: Depth = 12
     """Transformer layers."""
     hidden_size: Width = 768
@@ -59,8 +66,24 @@ class ModelSection(Section):
         }
 
 
+def packed_config(kind: type[C], sizes: ModelSection, tokenizer: PreTrainedTokenizerBase, **more: Any) -> C:
+    """A transformers configuration of these sizes, with two segments and the packed attention."""
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary_size(tokenizer),
+        "type_vocab_size": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "attn_implementation": NAME,
+    }
+    return kind(**settings, **sizes.sizes(), **more)
+
+
+def bert_config(sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> BertConfig:
+    """BERT's configuration of these sizes."""
+    return packed_config(BertConfig, sizes, tokenizer)
+
+
 def initialize(model: nn.Module, std: float) -> None:
-    """Truncated normal weights (cut at two deviations) and zero biases, as BERT's code has it.
+    """Truncated normal weights (cut at two standard deviations) and zero biases, as in BERT's code.
 
     Transformers draws from the untruncated normal. LayerNorms keep 1 and 0.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -84,6 +84,15 @@ class Objective(nn.Module, ABC):
 
     def seconds_beside(self) -> dict[str, float]:
         """Seconds of training spent on something that is not trained, such as a teacher, since this was last asked."""
+        return {}
+
+    def baselines(
+        self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]
+    ) -> dict[str, float]:
+        """What the baselines of the terms reach on held-out batches, by the terms' names: the numbers of reports.
+
+        ``unigrams`` (V,) counts the tokens of the training text; ``values`` are the objective's own held-out values.
+        """
         return {}
 
     @abstractmethod

@@ -1,12 +1,19 @@
-"""Pictures of runs: panels side by side, and names that are text in them."""
+"""Plots: panels side by side, curves of a run, confusion matrices and bars, with names shown as plain text."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bertillery.engine.objective import Shown
+from bertillery.run.tracking import read_series
 from bertillery.system.files import writing
 from bertillery.system.printable import printable
 
@@ -41,6 +48,83 @@ def save(axes: list[Any], picture: Path) -> None:
     with writing(picture):
         drawn.savefig(picture, dpi=110)
     pyplot.close(drawn)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A metric of a run, to be plotted over its steps."""
+
+    name: str
+    """As it is logged, without ``train/`` or ``held_out/``."""
+    title: str
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """By label; each is a horizontal line."""
+    direction: str = ""
+    """``lower`` or ``higher``, whichever is better, where it is to be said."""
+
+
+def term_panels(shown: Mapping[str, Shown], baselines: Mapping[str, float], label: str = "baseline") -> list[Panel]:
+    """A panel for each term of an objective, with its baseline under this label."""
+    lines = {name: {label: baselines[name]} if name in baselines else {} for name in shown}
+    return [Panel(name, term.title, lines[name], term.direction) for name, term in shown.items()]
+
+
+def plot_curves(metrics_file: Path, panels: Sequence[Panel], picture: Path, title: str) -> None:
+    """Plot each metric that was logged over steps, in training and held out, with its baselines."""
+    series = read_series(metrics_file)
+    panels = [panel for panel in panels if {f"train/{panel.name}", f"held_out/{panel.name}"} & series.keys()]
+    axes = figure(len(panels), title)
+    for axis, panel in zip(axes, panels, strict=True):
+        for part, style, label in (("train", "-", "training"), ("held_out", "o-", "held out")):
+            if points := series.get(f"{part}/{panel.name}"):
+                axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+        for (name, value), style in zip(panel.baselines.items(), cycle(("--", ":")), strict=False):
+            axis.axhline(value, color="grey", linestyle=style, linewidth=1, label=name.replace("_", " "))
+        axis.set_title(plain(panel.title), fontsize=9)
+        axis.set(xlabel="step", ylabel=f"{panel.direction} is better" if panel.direction else "")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    save(axes, picture)
+
+
+_READABLE = 40
+"""The most labels of a confusion matrix that shows a number in each cell."""
+
+
+def plot_confusion(
+    predictions: np.ndarray, labels: np.ndarray, names: Sequence[str], picture: Path, title: str
+) -> None:
+    """Share of the examples of each class id (a row) that were predicted as each class id, with counts if readable."""
+    size = len(names)
+    counts = np.zeros((size, size), dtype=np.int64)
+    np.add.at(counts, (labels, predictions), 1)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    readable = size <= _READABLE
+    side = 3.0 + (0.5 if readable else 0.14) * size
+    (axis,) = axes = figure(1, title, panel=(side + 0.8, side))
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [*map(plain, names)]
+    axis.set_xticks(range(size), names, rotation=45 if readable else 90, ha="right", fontsize=8 if readable else 5)
+    axis.set_yticks(range(size), names, fontsize=8 if readable else 5)
+    axis.set(xlabel="predicted", ylabel="label")
+    for row, column in np.ndindex(size, size) if readable else ():
+        color = "white" if shares[row, column] > 0.6 else "black"
+        axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    save(axes, picture)
+
+
+def plot_bars(groups: Sequence[str], bars: Mapping[str, Sequence[float]], picture: Path, title: str) -> None:
+    """A bar from 0 to 1 for each name of ``bars``, in each group."""
+    (axis,) = axes = figure(1, title, panel=(2.0 + 0.9 * len(groups), 3.4))
+    width = 0.8 / len(bars)
+    for place, (name, heights) in enumerate(bars.items()):
+        at = np.arange(len(groups)) + (place - (len(bars) - 1) / 2) * width
+        axis.bar(at, heights, width, label=name.replace("_", " "))
+    axis.set_xticks(range(len(groups)), [*map(plain, groups)], rotation=30, ha="right", fontsize=8)
+    axis.set(ylim=(0, 1))
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize=8)
+    save(axes, picture)
 
 
 def plain(name: str) -> str:

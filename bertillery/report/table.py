@@ -1,18 +1,15 @@
-"""Markdown: tables, model cards, and names that are text in them and nothing else.
+"""Tables in Markdown and in tab-separated files, and names as text in Markdown.
 
-Tab-separated tables that a spreadsheet opens as what they are, and that give back the text that was put in.
+A tab-separated file opens in a spreadsheet without formulas, and reading it gives back the text that was written.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from bertillery.engine.objective import Shown
 from bertillery.system.files import write_text
 from bertillery.system.printable import printable
 
@@ -51,6 +48,25 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def terms_table(
+    values: Mapping[str, float],
+    shown: Mapping[str, Shown],
+    baselines: Mapping[str, float],
+    columns: tuple[str, str] = ("model", "baseline"),
+) -> str:
+    """Held-out values of an objective's terms beside their baselines, in the order of ``shown``.
+
+    ``columns`` are the heads of the two columns of numbers. A last column says what the baselines are, if terms do.
+    """
+    rows = [
+        [term.title, f"{values[name]:.4f}", f"{baselines[name]:.4f}" if name in baselines else "", term.baseline]
+        for name, term in shown.items()
+        if name in values
+    ]
+    width = 4 if any(row[3] for row in rows) else 3
+    return markdown_table([row[:width] for row in [["held-out", *columns, f"{columns[1]} is"], *rows]])
+
+
 def fenced(text: str, language: str) -> str:
     """Lines as a block of code, which nothing in them ends."""
     fence = "`" * max(3, _longest_run(text) + 1)
@@ -59,34 +75,6 @@ def fenced(text: str, language: str) -> str:
 
 def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
-
-
-def page(head: Mapping[str, Any], title: str, *parts: str) -> str:
-    """A page with metadata, as the Hub reads them, for others to read: paths of this machine are cut short
-    (:func:`shortened`). ``parts`` are Markdown."""
-    metadata = yaml.safe_dump(dict(head), sort_keys=False)
-    return shortened("\n\n".join([f"---\n{metadata}---", f"# {escaped(title)}", *filter(None, parts)]) + "\n")
-
-
-def card(head: Mapping[str, Any], title: str, *parts: str, config: str) -> str:
-    """A model card: a page that ends with the configuration (YAML) by which the model was made."""
-    return page(head, title, *parts, "## Configuration", fenced(config, "yaml"))
-
-
-def shortened(text: str) -> str:
-    """Text whose absolute paths say nothing about the machine: relative to the working directory where they are below
-    it, else the last one or two of their parts."""
-
-    def short(match: re.Match[str]) -> str:
-        path = Path(os.path.normpath(match[0]))
-        if not os.path.exists(Path(*path.parts[:2])):  # "/" begins other things than paths, such as the name of a label
-            return match[0]
-        for root, prefix in ((Path.cwd(), Path()), (Path(os.path.expanduser("~")), Path("~"))):
-            if path.is_relative_to(root) and len(root.parts) > 1:
-                return str(prefix / path.relative_to(root))
-        return "/".join(path.parts[-min(2, max(1, len(path.parts) - 3)) :])
-
-    return re.sub(r"""(?<![\w./:~\\-])/[^\s'"`,;:|<>()\[\]{}]+""", short, text)
 
 
 _FORMULA = ("=", "+", "-", "@")

@@ -77,9 +77,7 @@ class RareMaskedSource(DocumentSource):
             tokens,
             tokenizer,
             seed=seed,
-            draw=lambda documents, epoch: full_segments(
-                tokens, documents, sequence_length=sequence_length, seed=seed, epoch=epoch
-            ),
+            draw=partial(full_segments, sequence_length=sequence_length),
             finish=_refuse,
             num_texts=1,
         )
@@ -241,15 +239,15 @@ class General(Taught):
             theirs = partial(_words, teacher, batch)
             known, known_right = word_sums(theirs, taught[positions], words, parameters=(), vocab_size=vocab_size)
         terms = {
-            "kl": Term(kl, "tokens", self.config.kl),
-            "mlm": Term(loss, "masked", self.config.mlm),
-            "mlm_accuracy": Term(right, "masked", 0.0),
+            "kl": Term(kl, "tokens", self.config.kl, title="divergence from the teacher (T² nats)"),
+            "mlm": Term(loss, "masked", self.config.mlm, title="MLM loss (nats)"),
+            "mlm_accuracy": Term(right, "masked", 0.0, title="MLM accuracy", direction="higher"),
             "teacher_mlm": Term(known, "masked", 0.0),
             "teacher_mlm_accuracy": Term(known_right, "masked", 0.0),
         }
         if hidden.shape == taught.shape:
             angle = 1 - F.cosine_similarity(hidden.float(), taught.float(), dim=-1)
-            terms["cosine"] = Term(angle.sum(), "tokens", self.config.cosine)
+            terms["cosine"] = Term(angle.sum(), "tokens", self.config.cosine, title="1 - cosine of last hidden states")
         return terms
 
     def _divergence(self, batch: PackedBatch, hidden: Tensor, taught: Tensor) -> Tensor:

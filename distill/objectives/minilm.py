@@ -92,7 +92,7 @@ class Relations(Taught):
                 targets = relations(getattr(theirs, part), batch.input.layout, self.heads)
             scores = relations(getattr(mine, part), batch.input.layout, self.heads)
             sums = [divergence(*three) for three in zip(scores, targets, real, strict=True)]
-            found[part] = Term(torch.stack(sums).sum() / self.heads, "tokens")
+            found[part] = Term(torch.stack(sums).sum() / self.heads, "tokens", title=f"{part} relations (nats)")
         return found
 
     def flops(self, batch: PackedBatch) -> float:

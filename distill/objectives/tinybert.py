@@ -115,10 +115,12 @@ class Layers(Taught):
         size = sum(theirs.float().square().sum() / theirs.shape[-1] for _, theirs in pairs[1:])
         unexplained = torch.stack([sum(errors[1:], start=torch.zeros_like(errors[0])).detach(), torch.as_tensor(size)])
         return {
-            "attention": Term(torch.stack(attention).sum(), "pairs_of_tokens"),
-            "hidden": Term(torch.stack(errors[1:]).sum(), "tokens"),
-            "embedding": Term(errors[0], "tokens"),
-            "unexplained": Term(unexplained, "tokens", 0.0, value=_ratio),
+            "attention": Term(torch.stack(attention).sum(), "pairs_of_tokens", title="attention scores, squared error"),
+            "hidden": Term(torch.stack(errors[1:]).sum(), "tokens", title="hidden states, squared error"),
+            "embedding": Term(errors[0], "tokens", title="embeddings, squared error"),
+            "unexplained": Term(
+                unexplained, "tokens", 0.0, value=_ratio, title="share of hidden states left unexplained"
+            ),
         }
 
     def carried(self) -> dict[str, nn.Module]:

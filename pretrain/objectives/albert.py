@@ -8,28 +8,31 @@ masked tokens plus mean cross-entropy of the order (0: as in the text, 1: swappe
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field
-from torch.nn import functional as F
 from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError
 from bertillery.config.types import Count, Probability, Width
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
-from bertillery.models.attention import NAME
 from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
-from bertillery.models.load import vocabulary_size
+from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
-from pretrain.initialization import ObjectiveSection, Weights
-from pretrain.model import ModelSection, initialize
-from pretrain.objectives.mlm import MaskingSection, masked_batch, masked_lm_terms
+from pretrain.initialization import Weights
+from pretrain.masking import Masking, MaskingSection, masked_lm_baselines, masked_lm_terms
+from pretrain.model import ModelSection, initialize, packed_config
+from pretrain.pair_label import PairLabel
 from pretrain.pairs import Tokens, sentence_order_pairs
 
+LABEL = PairLabel("sop", "order_labels", ("in order", "swapped (or random)"))
 Sharing = Literal["all", "attention", "ffn", "none"]
 
 
@@ -58,10 +61,6 @@ class Config(ObjectiveSection):
     sharing: Sharing = "all"
     """What the layers share: everything, their attention or their feed-forward parts only, or nothing (Table 4)."""
 
-    def predicted(self, sequence_length: int) -> str:
-        """The masking's."""
-        return self.masking.predicted(sequence_length)
-
     @classmethod
     def decided_by(cls, weights: Weights) -> dict[str, Any]:
         """The width of the embeddings, and what the layers share."""
@@ -82,19 +81,19 @@ def source(
         tokens,
         tokenizer,
         seed=seed,
-        draw=lambda documents, epoch: sentence_order_pairs(
-            tokens,
-            documents,
+        draw=partial(
+            sentence_order_pairs,
             sequence_length=sequence_length,
             short_probability=config.short_probability,
             single_segment=config.single_segment,
-            seed=seed,
-            epoch=epoch,
         ),
-        finish=masked_batch(config.masking, tokenizer, sequence_length, pairs=True, labels="order_labels"),
+        finish=Masking(config.masking, tokenizer, sequence_length),
+        label=LABEL,
     )
-    single = len(tokens.sentences) - 1 == num_documents
-    if single or (config.single_segment == "drop" and not any(map(len, _plans(examples)))):
+    lacking = len(tokens.sentences) - 1 == num_documents
+    if config.single_segment == "drop" and not lacking:
+        lacking = not any(len(examples.examples(0, block)) for block in range(examples.num_blocks))
+    if lacking:
         raise ConfigError(
             f"no two sentences of the corpus ({num_documents} documents) form a pair of at most {sequence_length} "
             "tokens, so there is no order to predict; separate documents, not sentences, by blank lines, lengthen "
@@ -103,28 +102,21 @@ def source(
     return examples
 
 
-def _plans(examples: DocumentSource) -> Any:
-    return (examples.examples(0, block) for block in range(examples.num_blocks))
+def albert_config(config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> AlbertConfig:
+    """The transformers configuration of a model of these sizes.
 
-
-def albert_config(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> AlbertConfig:
-    """The transformers configuration of a size, with the packed attention.
-
-    ``classifier_dropout_prob`` stays at transformers' 0.1, of which pretraining has no use: it is what the paper
-    fine-tunes all tasks with, also where the layers have no dropout (Table 14).
-
-    Unless all is shared every layer is a group of its own; :func:`share` then ties what is common to them.
+    ``classifier_dropout_prob``, which pretraining does not use, stays at transformers' 0.1: the paper fine-tunes all
+    tasks with it, also where the layers have no dropout (Table 14). Unless everything is shared, each layer is a group
+    of its own, and :func:`share` ties what the layers have in common.
     """
-    settings: dict[str, Any] = {**model.sizes(), "attn_implementation": NAME}
-    return AlbertConfig(
-        vocab_size=vocabulary_size(tokenizer),
-        embedding_size=config.embedding_size or min(128, model.hidden_size),
-        num_hidden_groups=1 if config.sharing == "all" else model.num_hidden_layers,
-        type_vocab_size=2,
-        pad_token_id=cast(int, tokenizer.pad_token_id),
+    return packed_config(
+        AlbertConfig,
+        sizes,
+        tokenizer,
+        embedding_size=config.embedding_size or min(128, sizes.hidden_size),
+        num_hidden_groups=1 if config.sharing == "all" else sizes.num_hidden_layers,
         bos_token_id=cast(int, tokenizer.cls_token_id),
         eos_token_id=cast(int, tokenizer.sep_token_id),
-        **settings,
     )
 
 
@@ -134,7 +126,7 @@ _PARTS: dict[Sharing, tuple[str, ...]] = {
     "ffn": ("ffn", "ffn_output", "full_layer_layer_norm"),
     "none": (),
 }
-"""Modules of a layer that are one and the same in all groups; with ``all`` there is but one group."""
+"""Modules of a layer that all groups share; with ``all`` there is only one group."""
 
 
 def share(model: AlbertForPreTraining, sharing: Sharing, *, untie: bool = False) -> None:
@@ -147,9 +139,9 @@ def share(model: AlbertForPreTraining, sharing: Sharing, *, untie: bool = False)
 
 
 def sharing_of(weights: Weights) -> Sharing:
-    """What the layers of existing weights share; ``ConfigError`` for groups of layers, which we do not train.
+    """What the layers of a checkpoint share; ``ConfigError`` for groups of layers, which cannot be trained here.
 
-    Sharing a part of each layer has no word in a stock config.json: there the layers' copies are equal.
+    A stock config.json cannot say that a part of each layer is shared, so equal copies are taken for shared ones.
     """
     config = weights.config
     if (config.num_hidden_groups, config.inner_group_num) == (1, 1):
@@ -161,11 +153,11 @@ def sharing_of(weights: Weights) -> Sharing:
             "group for each (attention, ffn, none)"
         )
     first, *others = (layer.state_dict() for layer in _layers(weights.read(AlbertForPreTraining, config)[0]))
-    kinds: list[Sharing] = ["attention", "ffn"]
-    for kind in kinds:
-        shared = [name for name in first if name.startswith(tuple(f"{part}." for part in _PARTS[kind]))]
+    candidates: list[Sharing] = ["attention", "ffn"]
+    for sharing in candidates:
+        shared = [name for name in first if name.startswith(tuple(f"{part}." for part in _PARTS[sharing]))]
         if all(torch.equal(first[name], layer[name]) for layer in others for name in shared):
-            return kind
+            return sharing
     return "none"
 
 
@@ -173,40 +165,37 @@ def _layers(model: AlbertForPreTraining) -> list[Any]:
     return [group.albert_layers[0] for group in cast(Any, model.albert.encoder).albert_layer_groups]
 
 
-def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Albert:
-    """The objective with a freshly initialised model (torch's global generator)."""
-    return Albert(model, config.sharing, AlbertForPreTraining(albert_config(config, model, tokenizer)))
-
-
 class Albert(Objective):
-    """Both tasks of ALBERT over one stock ``AlbertForPreTraining``."""
+    """Both tasks of ALBERT on one stock ``AlbertForPreTraining``."""
 
-    def __init__(self, sizes: ModelSection, sharing: Sharing, model: AlbertForPreTraining) -> None:
+    def __init__(self, config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.model = model
-        self.sharing: Sharing = sharing
-        share(model, sharing)
-        initialize(model, sizes.initializer_range)
-        prepare_dropout(model)
+        self.model = AlbertForPreTraining(albert_config(config, sizes, tokenizer))
+        self.mask_id = cast(int, tokenizer.mask_token_id)
+        self.sharing: Sharing = config.sharing
+        share(self.model, config.sharing)
+        initialize(self.model, sizes.initializer_range)
+        prepare_dropout(self.model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        """Terms ``mlm`` and ``sop``; the order head sees the [CLS] rows only."""
+        """Terms ``mlm`` and ``sop`` with their accuracies; the order head sees the [CLS] rows only."""
         albert: Any = self.model.albert
         hidden = encode(self.model, batch.input)
         pooled = albert.pooler_activation(albert.pooler(hidden[batch.input.first_rows]))
-        # Not through the stock head, which would drop out first; the original does not.
+        # The stock head would apply dropout first; the original does not.
         logits = self.model.sop_classifier.classifier(pooled).float()
-        labels = batch.targets["order_labels"]
-        return {
-            **masked_lm_terms(self.model.predictions, hidden, batch),
-            "sop": Term(F.cross_entropy(logits, labels, reduction="sum"), "pairs"),
-            "sop_accuracy": Term((logits.detach().argmax(-1) == labels).sum(), "pairs", weight=0.0),
-        }
+        return {**masked_lm_terms(self.model.predictions, hidden, batch), **LABEL.terms(logits, batch)}
+
+    def baselines(
+        self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Those of the masked tokens and of the label."""
+        return masked_lm_baselines(batches, unigrams, self.mask_id) | LABEL.baselines(batches)
 
     def exported(self) -> AlbertForPreTraining:
         """Encoder, pooler and both heads.
 
-        What only a part of each layer shares, a stock model cannot say: it gets copies that are equal.
+        A stock model cannot say that only a part of each layer is shared, so it gets equal copies.
         """
         if not _PARTS[self.sharing]:
             return self.model
@@ -215,8 +204,11 @@ class Albert(Objective):
         return model
 
     def flops(self, batch: PackedBatch) -> float:
-        """Three times the forward pass: encoder with its projection, masked-word head, pooler and order head."""
+        """Three times the forward pass: encoder with its projection, MLM head, pooler and order head."""
         config, width = self.model.config, self.model.config.hidden_size
         pooler = 2.0 * batch.input.num_sequences * (width**2 + 2 * width)
         head = head_flops(width, config.vocab_size, batch.counts["masked"], config.embedding_size)
         return 3 * (encoder_flops(config, batch.input) + head + pooler)
+
+
+build = Albert

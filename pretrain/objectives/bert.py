@@ -7,9 +7,11 @@ tokens plus mean cross-entropy of the pair label (0: B follows A, 1: B is random
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar, Literal, cast
 
-from torch.nn import functional as F
+import numpy as np
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError
@@ -19,11 +21,14 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
+from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
-from pretrain.initialization import ObjectiveSection
-from pretrain.model import ModelSection, initialize
-from pretrain.objectives.mlm import MaskingSection, bert_config, masked_batch, masked_lm_terms
+from pretrain.masking import Masking, MaskingSection, masked_lm_baselines, masked_lm_terms
+from pretrain.model import ModelSection, bert_config, initialize
+from pretrain.pair_label import PairLabel
 from pretrain.pairs import Tokens, next_sentence_pairs
+
+LABEL = PairLabel("nsp", "pair_labels", ("IsNext", "NotNext (random)"))
 
 
 class Config(ObjectiveSection):
@@ -35,10 +40,6 @@ class Config(ObjectiveSection):
     short_probability: Probability = 0.1
     """Share of document passes with a random shorter target length."""
 
-    def predicted(self, sequence_length: int) -> str:
-        """The masking's."""
-        return self.masking.predicted(sequence_length)
-
 
 def source(
     config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
@@ -49,20 +50,14 @@ def source(
         tokens,
         tokenizer,
         seed=seed,
-        draw=lambda documents, epoch: next_sentence_pairs(
-            tokens,
-            documents,
-            sequence_length=sequence_length,
-            short_probability=config.short_probability,
-            seed=seed,
-            epoch=epoch,
-        ),
-        finish=masked_batch(config.masking, tokenizer, sequence_length, pairs=True),
+        draw=partial(next_sentence_pairs, sequence_length=sequence_length, short_probability=config.short_probability),
+        finish=Masking(config.masking, tokenizer, sequence_length),
+        label=LABEL,
     )
 
 
 def check_corpus(tokens: Tokens, *, remedy: str) -> None:
-    """Raise ``ConfigError`` for a corpus in which every next sentence would be random; ``remedy`` is a way out."""
+    """Raise ``ConfigError``, with this remedy, for a corpus in which every next sentence would be random."""
     num_documents = len(tokens.documents) - 1
     if num_documents < 2:
         raise ConfigError(
@@ -76,41 +71,41 @@ def check_corpus(tokens: Tokens, *, remedy: str) -> None:
         )
 
 
-def build(config: Config, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Bert:
-    """The objective with a freshly initialised model (torch's global generator)."""
-    return Bert(model, BertForPreTraining(bert_config(model, tokenizer)))
-
-
 class Bert(Objective):
-    """Both tasks of BERT over one stock ``BertForPreTraining``."""
+    """Both tasks of BERT on one stock ``BertForPreTraining``."""
 
-    def __init__(self, sizes: ModelSection, model: BertForPreTraining) -> None:
+    def __init__(self, config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.model = model
-        initialize(model, sizes.initializer_range)
-        prepare_dropout(model)
+        self.model = BertForPreTraining(bert_config(sizes, tokenizer))
+        self.mask_id = cast(int, tokenizer.mask_token_id)
+        initialize(self.model, sizes.initializer_range)
+        prepare_dropout(self.model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        """Terms ``mlm`` and ``nsp``; the pair head sees the [CLS] rows only."""
+        """Terms ``mlm`` and ``nsp`` with their accuracies; the pair head sees the [CLS] rows only."""
         hidden = encode(self.model, batch.input)
         assert self.model.bert.pooler is not None
         # The stock pooler takes position 0 of each row of a batch, so every [CLS] becomes a row of one position.
         pooled = self.model.bert.pooler(hidden[batch.input.first_rows][:, None])
         logits = self.model.cls.seq_relationship(pooled).float()
-        labels = batch.targets["pair_labels"]
-        return {
-            **masked_lm_terms(self.model.cls.predictions, hidden, batch),
-            "nsp": Term(F.cross_entropy(logits, labels, reduction="sum"), "pairs"),
-            "nsp_accuracy": Term((logits.detach().argmax(-1) == labels).sum(), "pairs", weight=0.0),
-        }
+        return {**masked_lm_terms(self.model.cls.predictions, hidden, batch), **LABEL.terms(logits, batch)}
+
+    def baselines(
+        self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Those of the masked tokens and of the label."""
+        return masked_lm_baselines(batches, unigrams, self.mask_id) | LABEL.baselines(batches)
 
     def exported(self) -> BertForPreTraining:
         """Encoder, pooler and both heads."""
         return self.model
 
     def flops(self, batch: PackedBatch) -> float:
-        """Three times the forward pass: encoder, masked-word head, pooler and pair head."""
+        """Three times the forward pass: encoder, MLM head, pooler and pair head."""
         config, width = self.model.config, self.model.config.hidden_size
         pooler = 2.0 * batch.input.num_sequences * (width**2 + 2 * width)
         head = head_flops(width, config.vocab_size, batch.counts["masked"])
         return 3 * (encoder_flops(config, batch.input) + head + pooler)
+
+
+build = Bert

@@ -17,7 +17,7 @@ from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from bertillery.data.unigram import train_unigram
 from bertillery.engine.objective import objective_module
-from pretrain.report import show_example
+from pretrain.examples import show_example
 from tests.corpora import korean_text
 from tests.data.test_tokenizer import reference
 from tests.pretrain.test_objectives import OBJECTIVES, STILL

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from bertillery.config.section import ConfigError, validate
-from distill.report import model_card as student_card
+from bertillery.report.card import fact_list, model_card
 from finetune.report import hardest_examples, results_table, write_predictions
 from finetune.splits import Split
 from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, task_type_of
-from pretrain.report import model_card as encoder_card
 
 FORMULA, TURNED = '=HYPERLINK("http://x","y")', "\x1b[2J\u202eabc\x00"
 
@@ -45,8 +44,7 @@ def test_names_in_cards_are_no_markup() -> None:
     name, fact = "run\n# <script>x</script>", "weights of <img src=x>\n## Scores"
     warning = "predicts the class '<script>x</script>|' for every example"
     for card in (
-        encoder_card(name, "", {"weights at the start": fact}, "a: 1\n", False),
-        student_card(name, "", {"teacher": fact}, "a: 1\n", fills_masks=False),
+        model_card(name, fact_list({"weights at the start": fact}), config="a: 1\n"),
         results_table({"validation": {}}, {"validation": {}}, {"validation": warning}, {}),
     ):
         body = card.split("---\n", 2)[-1].replace("\\<", "")

@@ -34,8 +34,8 @@ from pretrain.objectives.electra import (
     histograms,
     mask_slots,
     sample,
-    segment_pairs,
 )
+from pretrain.pairs import segment_pairs
 from tests.corpora import Tokens, counting_tokens, learnable_tokens, random_tokens, tiny_tokenizer
 from tests.pretrain.test_objectives import STILL, stock_outputs, train
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import pretrain.__main__
+import pretrain.stage
 from pretrain.__main__ import main
+from pretrain.objectives import bert
 from tests.corpora import write_text
 from tests.kept import restored
 from tests.models.test_frame import framed_bpe
@@ -153,7 +154,7 @@ def test_a_run_that_was_killed_before_all_was_shown_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(pretrain.__main__.Pretraining, "show", killed)
+        context.setattr(pretrain.stage.Pretraining, "show", killed)
         assert main(arguments(folder)) == 130
     for name in ("finished.json", "export/README.md", "checkpoints/step-0000000002"):
         (run / f"{name}.123.partial").write_text("half of")
@@ -226,7 +227,7 @@ def test_what_is_only_shown_never_costs_the_run(
 ) -> None:
     expected = exported(folder / RUN)
     interrupt(folder / RUN)
-    monkeypatch.setattr(pretrain.__main__, name, fail)
+    monkeypatch.setattr(bert.Bert if name == "baselines" else pretrain.stage, name, fail)
     assert main(arguments(folder)) == 0
     assert "nothing to see" in caplog.text
     assert (folder / RUN / "finished.json").exists()

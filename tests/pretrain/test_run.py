@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
 
-from bertillery.data import prepare
+from pretrain import prepare
 from pretrain.__main__ import main
 from tests.corpora import write_text
 

@@ -90,8 +90,9 @@ def test_keys_that_contradict_the_weights_are_refused_together(tmp_path: Path) -
     path = save(BertForPreTraining(BERT), tmp_path / "from")
     (tmp_path / "large.yaml").write_text("model: {hidden_size: 64, num_hidden_layers: 2, intermediate_size: null}\n")
     said = refused(path, str(tmp_path / "large.yaml"), "model.num_attention_heads=4")
-    assert f"model.hidden_size: 32 there, 64 given (from {tmp_path}/large.yaml)" in said
-    assert "model.num_attention_heads: 2 there, 4 given (from argument 'model.num_attention_heads=4')" in said
+    assert f"model.hidden_size: the checkpoint has 32, this command has 64 (from {tmp_path}/large.yaml)" in said
+    source = "(from argument 'model.num_attention_heads=4')"
+    assert f"model.num_attention_heads: the checkpoint has 2, this command has 4 {source}" in said
     assert "num_hidden_layers" not in said
     assert "intermediate_size" not in said
     assert "leaves these keys to the weights" in said
@@ -146,8 +147,8 @@ def test_another_tokenizer_must_number_its_pieces_alike(tmp_path: Path) -> None:
 
     tiny_tokenizer(400).save_pretrained(other)
     said = refused(path, f"tokenizer.path={other}")
-    assert "512 rows of word embeddings there, 400 pieces given" in said
-    assert "piece 400: 'w395' there, None given" in said
+    assert "the checkpoint has 512 rows of word embeddings, the tokenizer 400 pieces" in said
+    assert "piece 400: the checkpoint has 'w395', the tokenizer None" in said
     assert "Leave tokenizer.path out" in said
 
     pieces = tiny_tokenizer().get_vocab()
@@ -155,8 +156,9 @@ def test_another_tokenizer_must_number_its_pieces_alike(tmp_path: Path) -> None:
     BertTokenizer(vocab=pieces, mask_token="[UNK]").save_pretrained(other)
     said = refused(path, f"tokenizer.path={other}")
     assert "rows of word" not in said
-    assert "piece 12: 'w7' there, 'w8' given\n  - piece 13: 'w8' there, 'w7' given" in said
-    assert "mask_token: '[MASK]' there, '[UNK]' given" in said
+    assert "piece 12: the checkpoint has 'w7', the tokenizer 'w8'\n" in said
+    assert "  - piece 13: the checkpoint has 'w8', the tokenizer 'w7'" in said
+    assert "mask_token: the checkpoint has '[MASK]', the tokenizer '[UNK]'" in said
 
 
 def test_weights_without_their_tokenizer(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_weights_without_their_tokenizer(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "theirs")
     start(path, f"tokenizer.path={tmp_path / 'theirs'}")
     tiny_tokenizer(400).save_pretrained(tmp_path / "theirs")
-    assert "400 pieces given" in refused(path, f"tokenizer.path={tmp_path / 'theirs'}")
+    assert "the tokenizer 400 pieces" in refused(path, f"tokenizer.path={tmp_path / 'theirs'}")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,9 @@ def test_spare_rows_of_the_vocabulary_are_left_behind(kind: Any, objective: str,
         assert torch.equal(found[name], stored[name][rows])
     other = tiny_tokenizer(400)
     other.save_pretrained(tmp_path / "other")
-    assert "400 pieces given" in refused(path, f"objective.type={objective}", f"tokenizer.path={tmp_path / 'other'}")
+    assert "the tokenizer 400 pieces" in refused(
+        path, f"objective.type={objective}", f"tokenizer.path={tmp_path / 'other'}"
+    )
 
 
 def test_a_vocabulary_file_that_holds_a_line_twice(tmp_path: Path) -> None:
@@ -322,7 +326,7 @@ def test_albert_shares_what_the_weights_share(sharing: str, tmp_path: Path) -> N
     assert [name for name, _ in made.named_parameters()] == [name for name, _ in before.named_parameters()]
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), before.parameters(), strict=True))
     other = "none" if sharing != "none" else "all"
-    assert f"objective.sharing: {sharing!r} there, {other!r} given" in refused(
+    assert f"objective.sharing: the checkpoint has {sharing!r}, this command has {other!r}" in refused(
         path, "objective.type=albert", f"objective.sharing={other}"
     )
 
@@ -360,8 +364,8 @@ def test_electra_takes_its_generator_along(electra_export: tuple[str, electra.El
     section = config.objective.model_dump()
     assert (section["generator_fraction"], section["embedding_size"]) == (0.5, 16)
     said = refused(path, "objective.type=electra", "objective.generator_fraction=0.25", "objective.embedding_size=32")
-    assert "objective.generator_fraction: 0.5 there, 0.25 given" in said
-    assert "objective.embedding_size: 16 there, 32 given" in said
+    assert "objective.generator_fraction: the checkpoint has 0.5, this command has 0.25" in said
+    assert "objective.embedding_size: the checkpoint has 16, this command has 32" in said
 
 
 def test_electra_without_a_generator_gets_a_new_one(electra_export: tuple[str, electra.Electra]) -> None:

@@ -1,0 +1,178 @@
+"""Pretraining as a stage: corpus, tokenizer and objective before training; export, numbers and curves after it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import pipeline
+
+from bertillery.data.prepare import corpus_files, prepare_for
+from bertillery.data.prepared import corpus_report, of_held_out_text
+from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loader import Cursor, Stream
+from bertillery.models.export import export_model, warnings_of_transformers
+from bertillery.report.card import fact_list, model_card
+from bertillery.report.plot import plot_curves, term_panels
+from bertillery.report.table import terms_table
+from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.stage import Parts, Stage, beside
+from bertillery.run.tracking import Tracker
+from bertillery.run.trainer import Fit, Trainer
+from bertillery.system.files import write_text
+from bertillery.system.printable import printable
+from pretrain.config import PretrainConfig, objective_of
+from pretrain.initialization import load_weights
+
+_SENTENCES = [
+    "The function returns a [MASK] of strings.",
+    "If the file does not [MASK], an error is raised.",
+    "The default [MASK] is None.",
+    "This method must be [MASK] before training.",
+]
+
+
+class Pretraining(Stage):
+    """One pretraining run."""
+
+    folder = "pretrain"
+    config: PretrainConfig
+
+    def prepare(self) -> Parts:
+        """Corpus and tokenizer (the main process makes them, the others open them), examples, objective."""
+        config = self.config
+        self.objective_module = objective_of(config)
+        self.pin(lambda: model_inputs(starting_weights=config.model.from_))
+        self.corpus = prepare_for(self, config.data, config.tokenizer, num_texts=config.objective.num_texts)
+        self.tokenizer = self.corpus.tokenizer()
+        self.say(corpus_report(self.corpus))
+        phases = config.train.phases
+        source = cache(lambda length: self._source(self.corpus.train, length))
+        sources = [source(phase.sequence_length) for phase in phases]
+        with of_held_out_text():
+            valid = self._source(self.corpus.valid, phases[-1].sequence_length)
+        return Parts(
+            sources,
+            epoch_size=lambda source: source.epoch_size(),
+            objective=self._objective,
+            held_out=HeldOut(valid, num_examples=config.train.evaluate_examples),
+        )
+
+    def current(self) -> dict[str, Fingerprint]:
+        """The weights to initialise from, and the files of the corpus."""
+        config = self.config
+        models = model_inputs(starting_weights=config.model.from_)
+        return {**models, "corpus files": corpus_files(config.data, config.tokenizer)}
+
+    def _source(self, tokens: Any, sequence_length: int) -> Any:
+        return self.objective_module.source(
+            self.config.objective, tokens, self.tokenizer, sequence_length=sequence_length, seed=self.config.run.seed
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """The corpus's manifest."""
+        return {"corpus": self.corpus.manifest}
+
+    def _objective(self) -> Any:
+        config = self.config
+        objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
+        self.weights = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
+        return objective
+
+    def banner(self, trainer: Trainer) -> str:
+        """Model, batch sizes, the number of predicted tokens, and one example."""
+        config, below, source = self.config, f"\n{'':<12}", trainer.sources[0]
+        rows, _ = Stream(source, config.run.seed).take(Cursor(), 1)
+        objective = self.accelerator.unwrap_model(trainer.objective)
+        size = sum(parameter.numel() for parameter in objective.parameters())
+        models = [objective.exported(), *objective.auxiliary_models().values()]
+        batches = ", ".join(map(str, config.train.phases))
+        lengths = dict.fromkeys(phase.sequence_length for phase in config.train.phases)
+        return (
+            f"model       {' and '.join(type(model).__name__ for model in models)}, {size:,} parameters\n"
+            f"weights     {below.join(self.weights)}\n"
+            f"training    batch of a step x longest example: {batches}\n"
+            f"predicted   {below.join(map(config.objective.predicted, lengths))}\n\n"
+            f"first example\n{source.show(source.collate(rows), self.tokenizer)}"
+        )
+
+    def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
+        """Export."""
+        objective = trainer.assembled()
+        if not self.accelerator.is_main_process:
+            return {}
+        auxiliary = objective.auxiliary_models()
+        self.models = {".": objective.exported(), **auxiliary}
+        table, card = terms_table(ended.held_out, trainer.held_out.shown, {}), ""
+        with beside("the card of the export"):
+            card = self._card(ended, table)
+        export = self.directory.export
+        export_model(self.models["."], self.tokenizer, export, card=card, auxiliary_models=auxiliary)
+        return {**ended.results(), "table": table}
+
+    def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
+        """Held-out numbers with their baselines, curves, and guesses for masked tokens."""
+        export, picture, baselines = self.directory.export, self.path / "curves.png", {}
+        objective, held_out = self.accelerator.unwrap_model(trainer.objective), trainer.held_out
+        with beside("baselines"):
+            found = objective.baselines(held_out.batches(), self.corpus.unigrams, ended.held_out)
+            baselines = {name: value for name, value in found.items() if name in ended.held_out}
+            table = terms_table(ended.held_out, held_out.shown, baselines)
+            results |= {"baselines": baselines, "table": table}
+        with beside(f"the card {export / 'README.md'}"):
+            write_text(export / "README.md", self._card(ended, results["table"]))
+        with beside("guesses for masked tokens"):
+            if self._fills is not None:
+                fills = export / self._fills
+                results["fill_mask"] = f"fill-mask with {fills}\n{fill_masks(fills, _SENTENCES)}"
+        tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baselines.items()}})
+        with beside(f"the picture {picture}"):
+            panels = term_panels(held_out.shown, baselines)
+            plot_curves(self.directory.metrics_file, panels, picture, self.name)
+            tracker.image("curves", picture, ended.step)
+
+    @property
+    def _fills(self) -> str | None:
+        """The folder of the export with a model that fills masks, or None."""
+        filling = ("MaskedLM", "PreTraining")
+        found = [name for name, model in self.models.items() if type(model).__name__.endswith(filling)]
+        return next((name for name in found if self.models[name].get_output_embeddings() is not None), None)
+
+    def _card(self, ended: Fit, table: str) -> str:
+        train, processes = self.corpus.train, self.accelerator.num_processes
+        facts = {
+            "training": f"{ended.step:,} steps",
+            "weights at the start": "; ".join(self.weights),
+            "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
+            "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
+        }
+        facts |= {f"in `{name}/`": type(model).__name__ for name, model in self.models.items() if name != "."}
+        tags = ["fill-mask"] if self._fills == "." else []
+        about = "Pretrained with Bertillery."
+        return model_card(self.name, about, table, fact_list(facts), config=self.text, tags=tags)
+
+    def ending(self, results: dict[str, Any]) -> str:
+        """Numbers, guesses, files, and the next command."""
+        path = self.path
+        shown = "\n\n".join(results[name] for name in ("table", "fill_mask") if name in results)
+        return (
+            f"\n{shown}\n\n"
+            f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\n"
+            f"metrics     {path / 'metrics.jsonl'}\n\n"
+            f"next        make finetune MODEL={path / 'export'}      (GLUE: TASK=sst2 HUB=1; all tasks: make help)"
+        )
+
+
+def fill_masks(export: Path, sentences: list[str]) -> str:
+    """The exported model's three best guesses for [MASK] in each sentence, through transformers' own pipeline."""
+    with warnings_of_transformers():  # the pipeline's model does not use the pooler and says so
+        fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
+    lines = []
+    with torch.no_grad():
+        for sentence in sentences:
+            guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
+            shown = ", ".join(f"{printable(guess['token_str'])} ({guess['score']:.0%})" for guess in guesses)
+            lines.append(f"  {sentence}\n    {shown}")
+    return "\n".join(lines)
