@@ -1,8 +1,8 @@
-"""Ours and the conventional way: ``python -m benchmarks key=value ...``.
+"""Ours beside the conventional method: ``python -m benchmarks key=value ...``.
 
-Prints a table and keeps it, as JSON and as Markdown, in ``benchmarks/results/``; the last line is one JSON object with
-every ratio. One thread is measured in CPU-seconds, which other load on the machine hardly touches; more threads in
-seconds of the clock. Text is taken from the folder in ``BERTILLERY_DATA``; without one, random tokens stand in.
+Prints a table and writes it, as JSON and as Markdown, to ``benchmarks/results/``; the last line is one JSON object with
+every ratio. One thread is measured in CPU-seconds, which other load on the machine hardly affects, more threads in
+seconds of the clock. Text is read from the folder in ``BERTILLERY_DATA``; without it, random tokens replace it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -24,43 +24,37 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from transformers.utils import logging
 
-from benchmarks import other, sizes, step, table
-from benchmarks import prepare as text_to_ids
+from benchmarks import contests
+from benchmarks.contest import Contest, Ratio, apart, measure
 from benchmarks.material import Material, read_material
 from benchmarks.same import Losses, same_losses
-from benchmarks.turns import Contest, Ratio, apart, measure
-from benchmarks.workload import SIZES, WORKLOADS
+from benchmarks.workload import WORKLOADS
 from bertillery.config.section import Section, read_values, validate
+from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
-TEXT_TO_IDS = "text_to_ids"
 NAMES = (
     *WORKLOADS,
     "examples",
     *(name.replace("glue", "evaluation") for name in WORKLOADS if name.startswith("glue")),
-    *("checkpoint_save", "checkpoint_load", "start_up", TEXT_TO_IDS),
-    *SIZES,
+    *("checkpoint_save", "checkpoint_load", "start_up", "text_to_ids"),
 )
-"""Everything there is, in the order in which it is measured."""
-_BEFORE, _PREPARING, _TEXT_TO_IDS, _WARMING = 45.0, 45.0, 15.0, 0.7
-"""Seconds that text, vocabulary and checks take before the first round; seconds before text to ids, and of a round of
-it; what warming up takes of a round."""
+"""All contests in the order of measurement."""
+_HEAD = ("workload", "threads", "ours", "baseline", "ratio", "min", "max", "ours", "baseline")
+_WIDTHS = (22, 8, 21, 18, 6, 6, 6, 11, 11)
 
 
 class BenchSection(Section):
-    """What is measured."""
+    """The measurements."""
 
     workloads: list[str] = []  # noqa: RUF012 (frozen)
-    """Names, or how they begin: ``nsp``, ``glue``, ``checkpoint``. Where none is given everything but ``sizes``, which
-    draws a picture of tokens a second over sizes."""
+    """Names or their beginnings, such as ``nsp``, ``glue`` or ``checkpoint``; by default all."""
     rounds: PositiveInt = 5
-    """Turns of each side."""
+    """Rounds of each side."""
     threads: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2]  # noqa: RUF012
-    """One after the other."""
-    picture: Path = RESULTS / "sizes.png"
-    """Of the sizes."""
+    """Numbers of threads, one measurement each."""
 
     @field_validator("workloads")
     @classmethod
@@ -72,103 +66,117 @@ class BenchSection(Section):
 
     @property
     def names(self) -> list[str]:
-        """Of what is measured, in order."""
-        asked = tuple(self.workloads)
-        return [name for name in NAMES if (name.startswith(asked) if asked else name not in SIZES)]
+        """The chosen contests, in order."""
+        return [name for name in NAMES if name.startswith(tuple(self.workloads or [""]))]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print and keep; returns the exit status."""
+    """Measure, print and write the results; returns the exit status."""
     return tool(arguments, help=__doc__, schema=BenchSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
     began, options = time.monotonic(), validate(BenchSection, *read_values(arguments))
-    # Sides are forked from this process; one that never started a thread can be.
+    # Sides are forked from this process, which must not start threads before.
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    about, rates = environment(), sizes.matmul_rates()
-    print(table.machine(about))
+    about = environment()
+    print(machine(about))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         material = read_material(folder)
-        contests = [contest(name, material, folder) for name in options.names if name != TEXT_TO_IDS]
-        print(f"about {_minutes(contests, options, rates['fp32']):.0f} minutes\n", flush=True)
+        rates = {name: apart(partial(matmul_rate, dtype)) for name, dtype in _TYPES.items()}
         losses = apart(partial(same_losses, material))
         facts = _facts(options, material, rates, losses)
-        print("\n".join(facts) + f"\n\n{table.line()}", flush=True)
-        ratios = [*_measured(contests, options)]
-        _draw([ratio for ratio in ratios if ratio.contest in SIZES], options, material)
-        encoding = None
-        if TEXT_TO_IDS in options.names:
-            encoding = text_to_ids.measure(options.rounds)
-            ratios.append(text_to_ids.as_ratio(encoding))
-            print(table.line(table.cells(ratios[-1])))
-    results = {"environment": about, "facts": facts, "losses": losses, "matmul": rates, "text_to_ids": encoding}
+        print("\n".join(facts) + f"\n\n{_line(_HEAD)}", flush=True)
+        ratios = [*_measured([contest(name, material, folder) for name in options.names], options)]
+    results = {"environment": about, "facts": facts, "losses": losses, "matmul": rates}
     rows = [asdict(ratio) | {"median": ratio.median} for ratio in ratios]
-    kept = _keep(json.dumps(results | {"ratios": rows}, indent=1), table.document(about, facts, ratios))
-    print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes; kept in {kept}")
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file.write_text(json.dumps(results | {"ratios": rows}, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(document(about, facts, ratios), encoding="utf-8")
+    print(f"\ntook {(time.monotonic() - began) / 60:.1f} minutes; results in {file.with_suffix('')}")
     print(json.dumps({ratio.name: round(ratio.median, 3) for ratio in ratios}))
     return 0
 
 
 def contest(name: str, material: Material, folder: Path) -> Contest:
-    """What is done in turns, by its name; ``folder`` takes what is written."""
-    if name in WORKLOADS | SIZES:
-        return step.contest(name, (WORKLOADS | SIZES)[name], material)
+    """The contest with this name; ``folder`` takes its files."""
+    if name in WORKLOADS:
+        return contests.training(name, WORKLOADS[name], material)
     if name.startswith("evaluation"):
-        return other.evaluation(name, WORKLOADS[name.replace("evaluation", "glue")], material)
+        return contests.evaluation(name, WORKLOADS[name.replace("evaluation", "glue")], material)
     if name.startswith("checkpoint"):
-        return other.checkpoint(name, WORKLOADS["mlm_12x768_s128"], material, folder)
-    return other.start_up(folder) if name == "start_up" else other.examples(material)
+        return contests.checkpoint(name, WORKLOADS["mlm_12x768_s128"], material, folder)
+    made: dict[str, Callable[[], Contest]] = {
+        "examples": lambda: contests.examples(material),
+        "start_up": lambda: contests.start_up(folder),
+        "text_to_ids": lambda: contests.text_to_ids(material),
+    }
+    return made[name]()
 
 
-def _measured(contests: Sequence[Contest], options: BenchSection) -> Iterator[Ratio]:
+def _measured(found: Sequence[Contest], options: BenchSection) -> Iterator[Ratio]:
     for turn, threads in enumerate(options.threads):
-        for each in contests:
+        for each in found:
             if each.threaded or turn == 0:
                 for ratio in measure(each, options.rounds, threads if each.threaded else 1):
-                    print(table.line(table.cells(ratio)), flush=True)
+                    print(_line(cells(ratio)), flush=True)
                     yield ratio
 
 
-def _draw(ratios: list[Ratio], options: BenchSection, material: Material) -> None:
-    """The picture of the sizes, where they were measured, with the first number of threads."""
-    threads = options.threads[0]
-    ratios = [ratio for ratio in ratios if ratio.threads == threads]
-    if ratios:
-        rate = sizes.matmul_rates(threads)[ratios[0].ours.split()[0]]
-        flops = {ratio.contest: sizes.flops_per_token(ratio.contest, material) for ratio in ratios}
-        options.picture.parent.mkdir(parents=True, exist_ok=True)
-        sizes.draw(ratios, flops, rate, options.picture)
-        print(f"drawn in {options.picture}")
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """Floating-point operations per CPU-second in products of two square matrices, on one thread: the best repeat."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.process_time()
+        torch.mm(a, b)
+        best = min(best, time.process_time() - started)
+    return 2 * size**3 / best
 
 
 def _facts(options: BenchSection, material: Material, rates: dict[str, float], losses: dict[str, Losses]) -> list[str]:
     more = "; with more threads in seconds of the clock" if max(options.threads) > 1 else ""
-    parted = {name: max(abs(ours / theirs - 1) for ours, theirs in pairs) for name, pairs in losses.items()}
+    apart = {name: max(abs(ours / theirs - 1) for ours, theirs in pairs) for name, pairs in losses.items()}
     return [
         f"text: {material.text or 'random tokens'}; medians of {options.rounds} rounds, with the smallest and largest",
         f"one thread is measured in CPU-seconds{more}; real tokens only",
         "matrix products on one thread: " + ", ".join(f"{r / 1e12:.3f} TFLOP/s in {n}" for n, r in rates.items()),
-        "losses on the same batches part by: " + ", ".join(f"{worst:.0e} ({n})" for n, worst in parted.items()),
+        "losses on the same batches differ by: " + ", ".join(f"{worst:.0e} ({n})" for n, worst in apart.items()),
     ]
 
 
-def _minutes(contests: Sequence[Contest], options: BenchSection, rate: float) -> float:
-    """What the measurement will take, from what a round took on the reference machine."""
-    threaded = {True: len(options.threads), False: 1}
-    spent = sum((_WARMING + options.rounds) * each.seconds * threaded[each.threaded] for each in contests)
-    spent += _BEFORE + (_PREPARING + _TEXT_TO_IDS * options.rounds) * (TEXT_TO_IDS in options.names)
-    return spent * sizes.REFERENCE / rate / 60
+def cells(ratio: Ratio) -> list[str]:
+    """A row of the table; the last two cells are tokens per second, or the seconds of one execution."""
+    numbers = (ratio.median, min(ratio.per_round), max(ratio.per_round))
+    rates = [f"{rate:,.0f}/s" if ratio.unit == "tokens" else f"{1 / rate:.2f} s" for rate in ratio.rates]
+    names = [ratio.contest, f"{ratio.threads} {ratio.clock}", ratio.ours, ratio.baseline]
+    return [*names, *(f"{number:.2f}" for number in numbers), *rates]
 
 
-def _keep(results: str, document: str) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.write_text(results + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(document, encoding="utf-8")
-    return file.with_suffix("")
+def _line(row: Sequence[str]) -> str:
+    left = [cell.ljust(width) for cell, width in zip(row[:4], _WIDTHS[:4], strict=True)]
+    return " ".join([*left, *(cell.rjust(width) for cell, width in zip(row[4:], _WIDTHS[4:], strict=True))])
+
+
+def machine(about: dict[str, Any]) -> str:
+    """Machine, versions and commit in one line."""
+    changed = " with changes" if about["changed"] else ""
+    return (
+        f"{about['cpu']}, {about['cores']} cores; torch {about['torch']}, transformers {about['transformers']}, "
+        f"commit {about['commit']}{changed}"
+    )
+
+
+def document(about: dict[str, Any], facts: Sequence[str], ratios: Sequence[Ratio]) -> str:
+    """All results as Markdown."""
+    lines = [f"{line}  " for line in (machine(about), *facts)]
+    return "\n".join([*lines, "", markdown_table([[*_HEAD], *map(cells, ratios)]), ""])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The baseline: one training step as the official example scripts make it, from stock parts only.
+"""The baselines: training steps as the example scripts make them, from stock parts.
 
-Examples padded to the maximum, ``DataCollatorForLanguageModeling``, SDPA attention, the vocabulary head on every
-position with -100 for what is not predicted, torch's plain AdamW, gradients clipped to 1, dropout 0.1.
+Padding to the maximum, ``DataCollatorForLanguageModeling``, SDPA attention, the vocabulary head at every position with
+-100 for positions without a prediction, torch's plain AdamW, gradients clipped to 1, dropout 0.1.
 """
 
 from __future__ import annotations
@@ -13,19 +13,30 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AlbertForPreTraining,
     BertForMaskedLM,
     BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
     DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    DistilBertForMaskedLM,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
     PreTrainedTokenizerBase,
+    default_data_collator,
 )
 
+from benchmarks.contest import Step
 from benchmarks.material import Material
-from benchmarks.turns import Step
 from benchmarks.workload import LEARNING_RATE, SEED, Workload
+from distill.student import StudentSection, student_config
+from finetune.examples import TextExamples
 from pretrain.examples import FlatExamples
 from pretrain.objectives import albert
+from pretrain.objectives.electra import Config, electra_config, generator_sizes
 from pretrain.objectives.mlm import bert_config
 
 DROPOUT = 0.1
@@ -35,25 +46,20 @@ Inputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the baselines do not have in common."""
+    """The parts in which the baselines differ."""
 
     trained: nn.Module
     examples: Callable[[np.ndarray], list[Example]]
-    """Rows to what a tokenized data set of the script holds."""
+    """Turns rows into the entries of the script's tokenized data set."""
     collate: Callable[[list[Example]], Any]
     loss: Callable[[Inputs], Tensor]
 
 
-def step(
-    make: Callable[[Workload, Material, Any], Baseline],
-    *given: Any,
-    bf16: bool,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
-) -> Step:
-    """Everything from a list of examples to the updated weights; ``given`` are workload, material and source."""
+def step(workload: Workload, material: Material, source: Any, *, bf16: bool) -> Step:
+    """The training step, from a list of examples to the updated weights."""
     torch.manual_seed(SEED)
-    baseline = make(*given)
-    trained = baseline.trained.train().to(device)
+    baseline = baseline_of(workload)(workload, material, source)
+    trained = baseline.trained.train()
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
 
@@ -63,8 +69,8 @@ def step(
         def step() -> int:
             inputs = baseline.collate(examples)
             tokens = int(inputs["attention_mask"].sum())
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = baseline.loss({name: value.to(device) for name, value in inputs.items()})
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = baseline.loss(inputs)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -76,15 +82,20 @@ def step(
     return prepare
 
 
+def baseline_of(workload: Workload) -> Callable[[Workload, Material, Any], Baseline]:
+    """The function that makes the workload's baseline."""
+    if workload.stage == "finetune":
+        return classifier
+    return {"electra": electra, "distilbert": distilbert, "tinybert": tinybert}.get(workload.learns, language_model)
+
+
 def stock(config: Any, attention: str = "sdpa") -> Any:
-    """A configuration with the library's attention and its usual GELU, which a CPU computes faster than the tanh form
-    of the original."""
+    """A configuration with the library's attention and its usual GELU, faster on a CPU than the tanh form."""
     return type(config)(**{**config.to_dict(), "attn_implementation": attention, "hidden_act": "gelu"})
 
 
 def language_model(workload: Workload, material: Material, source: Any) -> Baseline:
-    """``run_mlm``, and the same with BERT's or ALBERT's pairs. ALBERT's n-grams are ours alone: the stock collator
-    masks single tokens."""
+    """``run_mlm``, also with BERT's or ALBERT's pairs. The stock collator masks single tokens, not ALBERT's n-grams."""
     tokenizer = material.tokenizer
     bert = stock(bert_config(workload.model(DROPOUT), tokenizer))
     if workload.learns == "albert":
@@ -114,9 +125,9 @@ def listed(
     label: str | None = None,
     special: bool = True,
 ) -> list[Example]:
-    """One dictionary of lists each, as ``datasets`` returns them: padded to ``pad_to``, or left to the collator.
+    """Examples as dictionaries of lists, as ``datasets`` returns them, padded to ``pad_to`` if given.
 
-    ``label`` names the column of the labels, ``special`` adds the column that the masking collator reads.
+    ``label`` names the column of the labels; ``special`` adds the column that the masking collator reads.
     """
     pad_id = cast(int, tokenizer.pad_token_id)
     found = []
@@ -134,3 +145,135 @@ def listed(
             example[label] = int(value)
         found.append(example)
     return found
+
+
+_ELECTRA = Config(embedding_size=128, generator_fraction=0.25)
+
+
+def electra(workload: Workload, material: Material, source: Any) -> Baseline:
+    """The usual community script: two stock models with tied embeddings. The generator's logits are computed at every
+    position, its samples replace the masked tokens, and the discriminator reads all."""
+    tokenizer, sizes = material.tokenizer, workload.model(DROPOUT)
+    assert _ELECTRA.embedding_size is not None
+    discriminator = ElectraForPreTraining(stock(electra_config(sizes, _ELECTRA.embedding_size, tokenizer)))
+    smaller = generator_sizes(_ELECTRA, sizes)
+    generator = ElectraForMaskedLM(stock(electra_config(smaller, _ELECTRA.embedding_size, tokenizer)))
+    generator.electra.embeddings = discriminator.electra.embeddings
+    generator.tie_weights()
+
+    def loss(inputs: Inputs) -> Tensor:
+        guessed = generator(**inputs)
+        ids, labels = inputs["input_ids"].clone(), inputs["labels"]
+        masked = labels != -100
+        with torch.no_grad():
+            ids[masked] = torch.multinomial(guessed.logits[masked].float().softmax(-1), 1)[:, 0]
+        replaced = masked & (ids != labels)
+        others = {name: inputs[name] for name in ("attention_mask", "token_type_ids")}
+        detected = discriminator(input_ids=ids, labels=replaced.long(), **others)
+        return guessed.loss + 50.0 * detected.loss
+
+    return Baseline(
+        nn.ModuleList([generator, discriminator]),
+        lambda rows: listed(source.lay_out(rows), tokenizer, pad_to=workload.sequence_length),
+        masking(tokenizer),
+        loss,
+    )
+
+
+def distilbert(workload: Workload, material: Material, source: Any) -> Baseline:
+    """``distiller.py``: both models' logits at every real position, T=2, weights 5, 2 and 1. Its batches have similar
+    lengths and are padded to the longest; the masks are the stock collator's."""
+    tokenizer, temperature = material.tokenizer, 2.0
+    teacher = BertForMaskedLM(stock(bert_config(workload.model(DROPOUT), tokenizer))).eval().requires_grad_(False)
+    section = StudentSection(type="distilbert", num_hidden_layers=workload.layers // 2)
+    student = DistilBertForMaskedLM._from_config(student_config(section, teacher.config), attn_implementation="sdpa")
+
+    def loss(inputs: Inputs) -> Tensor:
+        ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        mine = student(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        with torch.no_grad():
+            theirs = teacher(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        real = mask.bool()[:, :, None].expand_as(mine.logits)
+        width = mine.logits.shape[-1]
+        known, taught = (logits.masked_select(real).view(-1, width) for logits in (mine.logits, theirs.logits))
+        soft = [(logits / temperature).float() for logits in (known, taught)]
+        divergence = F.kl_div(soft[0].log_softmax(-1), soft[1].softmax(-1), reduction="batchmean") * temperature**2
+        mlm = F.cross_entropy(mine.logits.view(-1, width).float(), labels.view(-1), ignore_index=-100)
+        hidden = [output.hidden_states[-1] for output in (mine, theirs)]
+        inside = mask.bool()[:, :, None].expand_as(hidden[0])
+        rows = [states.masked_select(inside).view(-1, states.shape[-1]).float() for states in hidden]
+        angle = F.cosine_embedding_loss(rows[0], rows[1], rows[0].new_ones(len(rows[0])))
+        return 5.0 * divergence + 2.0 * mlm + angle
+
+    return Baseline(student, lambda rows: listed(source.lay_out(rows), tokenizer), masking(tokenizer), loss)
+
+
+def tinybert(workload: Workload, material: Material, source: Any) -> Baseline:
+    """``general_distill.py``: mean squared errors of attention and hidden states of every other layer, with padding.
+    Stock models return attention probabilities instead of the script's scores, at the same cost."""
+    tokenizer = material.tokenizer
+    teacher = BertModel(stock(bert_config(workload.model(DROPOUT), tokenizer), "eager")).eval().requires_grad_(False)
+    section = StudentSection(num_hidden_layers=workload.layers // 2)
+    student = BertModel._from_config(student_config(section, teacher.config), attn_implementation="eager")
+    fit = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
+
+    def loss(inputs: Inputs) -> Tensor:
+        mine = student(**inputs, output_hidden_states=True, output_attentions=True)
+        with torch.no_grad():
+            theirs = teacher(**inputs, output_hidden_states=True, output_attentions=True)
+        pairs = [*zip(mine.attentions, theirs.attentions[1::2], strict=True)]
+        pairs += [(fit(own), other) for own, other in zip(mine.hidden_states, theirs.hidden_states[::2], strict=True)]
+        return torch.stack([F.mse_loss(own.float(), other.float()) for own, other in pairs]).sum()
+
+    return Baseline(
+        nn.ModuleList([student, fit]),
+        lambda rows: listed(source.lay_out(rows), tokenizer, pad_to=workload.sequence_length, special=False),
+        default_data_collator,
+        loss,
+    )
+
+
+def classifier(workload: Workload, material: Material, source: TextExamples) -> Baseline:
+    """``run_glue``: the stock classifier, padded to the longest of a batch."""
+    model = BertForSequenceClassification(stock(bert_config(workload.model(DROPOUT), material.tokenizer)))
+    return Baseline(
+        model,
+        lambda rows: listed(flat(source, rows), material.tokenizer, label="label", special=False),
+        DataCollatorWithPadding(cast(Any, material.tokenizer)),
+        lambda inputs: model(**inputs).loss,
+    )
+
+
+def evaluation(workload: Workload, material: Material, source: TextExamples, *, bf16: bool) -> Step:
+    """The loop of ``Trainer.predict`` over the rows in their order."""
+    torch.manual_seed(SEED)
+    baseline, size = classifier(workload, material, source), workload.batch_size
+    model = baseline.trained.eval()
+
+    def prepare(rows: np.ndarray) -> Callable[[], int]:
+        examples = baseline.examples(rows)
+
+        def predict() -> int:
+            logits, losses, tokens = [], [], 0
+            for start in range(0, len(examples), size):
+                inputs = baseline.collate(examples[start : start + size])
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    outputs: Any = model(**inputs)
+                logits.append(outputs.logits.float().numpy())
+                losses.append(outputs.loss.item())
+                tokens += int(inputs["attention_mask"].sum())
+            assert len(np.concatenate(logits)) == len(rows)
+            return tokens
+
+        return predict
+
+    return prepare
+
+
+def flat(source: TextExamples, rows: np.ndarray) -> FlatExamples:
+    """Examples of a task in the form of those of a corpus."""
+    which = source.members(rows["index"])
+    ids, types = source.sequences.lay_out(which)
+    assert source.labels is not None
+    nothing = np.zeros(len(ids), dtype=bool)
+    return FlatExamples(ids, types, rows["length"], nothing, rows["key"], source.labels[rows["index"]])

@@ -1,7 +1,7 @@
-"""What examples are made of: English text in a vocabulary of BERT's size, and the sentences of GLUE's tasks.
+"""The measured text: English in a vocabulary of BERT's size, and the sentences of GLUE's tasks.
 
-Both are taken from the folder in ``BERTILLERY_DATA``. Where it is not there, random tokens and made-up sentences of
-like lengths stand in, and what is measured on them is named so.
+Both are read from the folder in ``BERTILLERY_DATA``. Without it, random tokens and sentences of similar lengths replace
+them, and the results say so.
 """
 
 from __future__ import annotations

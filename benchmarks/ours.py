@@ -1,4 +1,4 @@
-"""Our side of a training step: the stages' own examples and objectives, and the loop as it is."""
+"""Our side of a training step: the stages' own examples, objectives and training loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
+from benchmarks.contest import Step
 from benchmarks.material import Material
-from benchmarks.turns import Step
 from benchmarks.workload import LEARNING_RATE, SEED, Variant, Workload
 from bertillery.engine.loader import Cursor, StepData, shares
 from bertillery.engine.loop import training_steps
@@ -29,11 +29,11 @@ from pretrain.objectives.mlm import bert_config
 
 MICRO_BATCH_TOKENS = 8192
 _SETTINGS: dict[str, dict[str, Any]] = {"electra": {"embedding_size": 128, "generator_fraction": 0.25}}
-"""What an objective of this size is configured with, where that is not its default."""
+"""Settings of an objective that differ from its defaults."""
 
 
 def source(workload: Workload, material: Material, split: str = "train") -> Any:
-    """The examples of the workload; ``split`` is one of GLUE's task."""
+    """The examples of the workload; ``split`` is a split of GLUE's task."""
     length, tokenizer = workload.sequence_length, material.tokenizer
     if workload.stage == "finetune":
         found = material.split(workload.learns, split)
@@ -67,7 +67,7 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
 
 
 def step(workload: Workload, material: Material, examples: Any, variant: Variant) -> Step:
-    """The loop, fed with given rows; sharing them out, laying out and masking are part of the step."""
+    """The training loop on given rows; dividing them into micro-batches, masking and packing are timed, too."""
     threads = torch.get_num_threads()
     accelerator = start_accelerator(RunSection(threads=threads, device="cpu", precision=variant.precision))
     trained: nn.Module = accelerator.prepare_model(objective(workload, material, variant.dropout).train())
@@ -104,6 +104,5 @@ def step(workload: Workload, material: Material, examples: Any, variant: Variant
 
 
 def _method(workload: Workload) -> tuple[Any, Any]:
-    """The objective's module and its configuration."""
     module = objective_module(f"{workload.stage}.objectives", {"type": workload.learns})
     return module, module.Config(**_SETTINGS.get(workload.learns, {}))

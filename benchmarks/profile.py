@@ -1,7 +1,7 @@
 """``python -m benchmarks.profile [WORKLOAD] [PICTURE]``: where the time of a training step goes, ours and conventional.
 
-One thread, torch's profiler, some steps of each side on the same rows; milliseconds of the CPU for a thousand real
-tokens by what they were spent on. The profiler itself slows small operations, on all sides alike.
+One thread, torch's profiler, the same rows for all sides; milliseconds of the CPU per thousand real tokens by kind of
+operation. The profiler itself slows small operations, on all sides alike.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers.utils import logging
 
-from benchmarks import ours, table
-from benchmarks.conventional import step as conventional_step
+from benchmarks import conventional, ours
+from benchmarks.__main__ import machine
+from benchmarks.contest import apart
+from benchmarks.contests import PRECISIONS
 from benchmarks.material import read_material
-from benchmarks.step import PRECISIONS, baseline
-from benchmarks.turns import apart
 from benchmarks.workload import WORKLOADS, rows
 from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
@@ -35,28 +35,28 @@ from bertillery.system.environment import environment
 KINDS = {
     "matrix products": ("mm", "addmm", "linear", "mkldnn_linear"),
     "attention": ("bmm", "baddbmm", "_softmax", "_softmax_backward_data", "flash_attention"),
-    "words' loss": ("_log_softmax", "log_softmax", "_log_softmax_backward_data", "nll_loss", "argmax"),
+    "MLM loss": ("_log_softmax", "log_softmax", "_log_softmax_backward_data", "nll_loss", "argmax"),
     "activations": ("gelu", "gelu_backward", "tanh", "tanh_backward"),
     "normalisation": ("native_layer_norm", "native_layer_norm_backward"),
     "dropout": ("bernoulli_", "native_dropout", "native_dropout_backward", "random_", "bitwise_and_"),
     "copies, casts": ("copy_", "fill_", "cat", "index_select", "index", "index_copy_", "clone", "contiguous"),
     "optimizer": ("_fused_adamw_", "_foreach", "linalg_vector_norm", "addcdiv_", "addcmul_", "lerp_"),
 }
-"""Beginnings of the names of torch's operations."""
+"""Prefixes of the names of torch's operations."""
 OTHER = "other arithmetic"
 PYTHON = "Python, examples"
 _WARM, _STEPS = 2, 4
 
 
-def task_type_of(operation: str) -> str:
-    """What an operation of torch belongs to; the longest beginning decides."""
+def kind_of(operation: str) -> str:
+    """The kind of a torch operation; the longest prefix decides."""
     name = operation.removeprefix("aten::").removeprefix("_scaled_dot_product_")
     found = [(len(start), kind) for kind, starts in KINDS.items() for start in starts if name.startswith(start)]
     return max(found)[1] if found else OTHER
 
 
 def spent(build: Callable[[], Any], batches: list[Any]) -> dict[str, float]:
-    """Milliseconds of the CPU for a thousand tokens, by kind."""
+    """Milliseconds of the CPU per thousand tokens, by kind."""
     step = build()
     steps = [step(rows) for rows in batches]
     for each in steps[:_WARM]:
@@ -69,7 +69,7 @@ def spent(build: Callable[[], Any], batches: list[Any]) -> dict[str, float]:
         if event.key == "all":
             whole = event.cpu_time_total
         elif event.key.startswith("aten::"):
-            total[task_type_of(event.key)] += event.self_cpu_time_total
+            total[kind_of(event.key)] += event.self_cpu_time_total
     total[PYTHON] = max(0.0, whole - sum(total.values()))
     return {kind: microseconds / tokens for kind, microseconds in total.items()}
 
@@ -84,15 +84,15 @@ def main(name: str = "mlm_4x256_s128", picture: str | None = None) -> None:
         given = workload, material, examples
         batches = list(islice(rows(workload, examples), _WARM + _STEPS))
         sides = {
-            f"conventional, {label}": partial(conventional_step, baseline(workload), *given, bf16=bf16)
+            f"conventional, {label}": partial(conventional.step, *given, bf16=bf16)
             for label, bf16 in PRECISIONS.items()
         } | {f"ours, {variant.label}": partial(ours.step, *given, variant) for variant in workload.variants}
         found = {label: apart(partial(spent, build, batches)) for label, build in sides.items()}
     kinds = [*KINDS, OTHER, PYTHON]
     cells = [[kind, *(f"{side.get(kind, 0):.1f}" for side in found.values())] for kind in kinds]
     cells.append(["all", *(f"{sum(side.values()):.1f}" for side in found.values())])
-    print(table.machine(environment()))
-    print(f"{name}: milliseconds of the CPU for a thousand real tokens\n")
+    print(machine(environment()))
+    print(f"{name}: milliseconds of the CPU per thousand real tokens\n")
     print(markdown_table([["", *found], *cells]))
     if picture:
         draw(found, kinds, name, Path(picture))
@@ -105,7 +105,7 @@ def draw(found: dict[str, dict[str, float]], kinds: list[str], title: str, pictu
         axis.barh([*found], [side.get(kind, 0) for side in found.values()], left=[*left.values()], label=kind)
         left = {label: left[label] + side.get(kind, 0) for label, side in found.items()}
     axis.invert_yaxis()
-    axis.set(xlabel="milliseconds of the CPU for a thousand real tokens")
+    axis.set(xlabel="milliseconds of the CPU per thousand real tokens")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     save([axis], picture)
 

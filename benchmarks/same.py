@@ -1,4 +1,4 @@
-"""The check that rides along: the faster step learns the same."""
+"""Check that our training step learns the same as the padded dense model."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loop import share_of_loss
 
 Losses = list[tuple[float, float]]
-"""Of each step, ours and theirs."""
+"""Of each step, ours and the stock model's."""
 CHECKS = {
     "pairs and masked words, fp32": ("nsp_4x256_s128", False, 1e-5),
     "pairs and masked words, bf16": ("nsp_4x256_s128", True, 1e-3),
     "glue, fp32": ("glue_mrpc", False, 1e-5),
 }
-"""Workload, whether in bfloat16, and how far the losses may part, relatively."""
+"""Workload, whether in bfloat16, and the largest relative difference of the losses."""
 
 
 def same_losses(material: Material, steps: int = 5) -> dict[str, Losses]:
-    """Of every check the losses of each step, ours and the padded dense model's.
-
-    Raises ``AssertionError`` where they part: a faster step that learns something else.
-    """
+    """The losses of each step for every check; ``AssertionError`` if ours differ from the stock model's."""
     found = {}
     for name, (workload, bf16, tolerance) in CHECKS.items():
         small = replace(WORKLOADS[workload], layers=2, width=128, batch_size=16)
@@ -42,13 +39,13 @@ def same_losses(material: Material, steps: int = 5) -> dict[str, Losses]:
 
 
 def check(name: str, losses: Losses, tolerance: float) -> None:
-    """``AssertionError`` where a pair of losses differs by more than the tolerance, relatively."""
+    """``AssertionError`` if a pair of losses differs by more than the relative tolerance."""
     worst = max(abs(ours / theirs - 1) for ours, theirs in losses)
     assert worst <= tolerance, f"{name}: the losses part by {worst:.1e}, more than {tolerance:.0e}: {losses}"
 
 
 def train_both(workload: Workload, material: Material, *, bf16: bool, steps: int) -> Losses:
-    """Train both ways on the same batches from the same weights, without dropout."""
+    """Train both models on the same batches from the same weights, without dropout."""
     source, objective = ours.source(workload, material), ours.objective(workload, material, 0.0)
     model_class: Any = type(objective.exported())
     stock = model_class._from_config(copy.deepcopy(objective.exported().config), attn_implementation="sdpa")
@@ -69,8 +66,6 @@ def train_both(workload: Workload, material: Material, *, bf16: bool, steps: int
 
 
 def _padded(batch: PackedBatch, pad_id: int) -> Mapping[str, Tensor]:
-    """What a stock model is called with."""
-
     def pad(values: Tensor, fill: int) -> Tensor:
         sequences = values.split(batch.input.offsets.diff().tolist())
         return pad_sequence([*sequences], batch_first=True, padding_value=fill)

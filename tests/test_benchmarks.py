@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks import __main__ as command
-from benchmarks import other, sizes, step, table, utilisation
+from benchmarks import contests, ours
 from benchmarks.__main__ import NAMES, BenchSection
-from benchmarks.conventional import Baseline
+from benchmarks.contest import Contest, Ratio, measure
+from benchmarks.conventional import baseline_of
 from benchmarks.material import Material, random_material
 from benchmarks.same import CHECKS, check, train_both
-from benchmarks.turns import Contest, Ratio, measure
-from benchmarks.workload import SIZES, WORKLOADS, Workload
+from benchmarks.workload import WORKLOADS, Workload, rows
 from bertillery.config.section import read_values, validate
-from bertillery.engine.loader import AHEAD, load
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def material() -> Material:
 
 def small(name: str, **settings: Any) -> Workload:
     found = {"layers": 2, "width": 64, "sequence_length": 32, "batch_size": 4, **settings}
-    return replace((WORKLOADS | SIZES)[name], **found)
+    return replace(WORKLOADS[name], **found)
 
 
 def worked(contest: Contest, items: list[Any] | None = None) -> dict[str, int]:
@@ -51,16 +48,16 @@ def worked(contest: Contest, items: list[Any] | None = None) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_all_sides_of_a_step_train_on_the_same_real_tokens(name: str, material: Material) -> None:
-    contest = step.contest(name, small(name), material)
+    contest = contests.training(name, small(name), material)
     full = WORKLOADS[name].learns == "mlm"
-    rows = next(rows for rows in contest.items if full or np.ptp(rows["length"]))  # of unequal lengths: with padding
-    found = worked(contest, [rows])
+    chosen = next(each for each in contest.items if full or np.ptp(each["length"]))  # of unequal lengths: with padding
+    found = worked(contest, [chosen])
     assert len(found) == len(WORKLOADS[name].variants) + 2
-    assert {*found.values()} == {int(rows["length"].sum())}
+    assert {*found.values()} == {int(chosen["length"].sum())}
 
 
 def test_a_side_that_is_given_less_is_noticed(material: Material) -> None:
-    contest = step.contest("mlm_4x256_s128", small("mlm_4x256_s128"), material)
+    contest = contests.training("mlm_4x256_s128", small("mlm_4x256_s128"), material)
     (label, honest), *_ = contest.theirs.items()
 
     def cuts() -> Any:
@@ -75,23 +72,21 @@ def test_baselines_train_everything_but_a_teacher(material: Material) -> None:
     """Every tensor that takes part gets a gradient, so that no baseline is spared a backward pass."""
     unused = {"tinybert": "pooler"}
     for name, workload in WORKLOADS.items():
-        contest_source = step.ours.source(small(name), material)
-        baseline: Baseline = step.baseline(workload)(small(name), material, contest_source)
-        rows = next(step.rows(small(name), contest_source))
-        baseline.loss(baseline.collate(baseline.examples(rows))).backward()
+        source = ours.source(small(name), material)
+        baseline = baseline_of(workload)(small(name), material, source)
+        baseline.loss(baseline.collate(baseline.examples(next(rows(small(name), source))))).backward()
         still = [key for key, parameter in baseline.trained.named_parameters() if parameter.grad is None]
         assert all(unused.get(workload.learns, "nothing") in key for key in still), (name, still)
 
 
 def test_examples_predictions_and_checkpoints_are_alike(material: Material, tmp_path: Path) -> None:
-    some = replace(material, tokens=other._Tokens(material.tokens, 4))
-    pairs = small("nsp_4x256_s128")
-    assert len({*worked(other.examples(some, pairs)).values()}) == 1
-    predictions = other.evaluation("evaluation_qqp", small("glue_qqp"), material)
+    assert len({*worked(contests.examples(material, small("nsp_4x256_s128"))).values()}) == 1
+    assert len({*worked(contests.text_to_ids(material)).values()}) == 1
+    predictions = contests.evaluation("evaluation_qqp", small("glue_qqp"), material)
     assert len({*worked(predictions).values()}) == 1
     assert predictions.name == "evaluation_qqp_made_up"
     for name in ("checkpoint_save", "checkpoint_load"):
-        contest = other.checkpoint(name, small("mlm_12x768_s128"), material, tmp_path)
+        contest = contests.checkpoint(name, small("mlm_12x768_s128"), material, tmp_path)
         assert {*worked(contest, [0, 1]).values()} == {2}
 
 
@@ -100,9 +95,9 @@ def test_same_losses(name: str, bf16: bool, tolerance: float, material: Material
     losses = train_both(small(name), material, bf16=bf16, steps=2)
     check(name, losses, tolerance)
     assert losses[0][1] != losses[1][1], "nothing was trained"
-    ours, theirs = losses[-1]
+    mine, theirs = losses[-1]
     with pytest.raises(AssertionError, match="part by"):
-        check(name, [*losses[:-1], (ours, theirs * (1 + 2 * tolerance))], tolerance)
+        check(name, [*losses[:-1], (mine, theirs * (1 + 2 * tolerance))], tolerance)
 
 
 def test_the_check_fails_for_a_step_that_learns_otherwise(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +144,7 @@ def test_what_a_side_raises_ends_the_measurement(capfd: pytest.CaptureFixture[st
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     default = BenchSection()
     assert (default.rounds, default.threads) == (5, [1, 2])
-    assert {*default.names} == {*NAMES} - {*SIZES}
+    assert default.names == [*NAMES]
     chosen = validate(BenchSection, *read_values(["workloads=[nsp,glue_qqp]", "rounds=2", "threads=[1,2]"]))
     assert chosen.names == ["nsp_4x256_s128", "nsp_4x256_s512", "glue_qqp"]
     assert (chosen.rounds, chosen.threads) == (2, [1, 2])
@@ -163,62 +158,23 @@ def test_the_command_prints_every_ratio_and_keeps_a_table(
 ) -> None:
     monkeypatch.setattr(command, "read_material", lambda _: material)
     monkeypatch.setattr(command, "RESULTS", tmp_path)
-    monkeypatch.setattr(sizes, "matmul_rates", lambda threads=1: {"fp32": 1e11, "bf16": 2e11})
+    monkeypatch.setattr(command, "matmul_rate", lambda _: 1e11)
     monkeypatch.setattr(command, "same_losses", lambda _: {"made up": [(1.0, 1.0)]})
-    for found, name in ((WORKLOADS, "tinybert_4x256_s128"), (SIZES, "sizes_tiny_2x128")):
-        monkeypatch.setitem(found, name, small(name))
-    command.main(["rounds=1", "threads=[1]", "workloads=[tinybert,sizes_tiny]", f"picture={tmp_path / 'sizes.png'}"])
+    monkeypatch.setitem(WORKLOADS, "tinybert_4x256_s128", small("tinybert_4x256_s128"))
+    command.main(["rounds=1", "threads=[1]", "workloads=[tinybert]"])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(summary) == 2 * 2 + 1 * 2
+    assert len(summary) == 2 * 2
     assert all(ratio > 0 for ratio in summary.values())
-    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md"}
     kept = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert len(kept["ratios"]) == len(summary)
 
 
-def test_table_and_picture(tmp_path: Path) -> None:
-    pairs = [(name, baseline) for name in SIZES for baseline in ("fp32", "bf16")]
-    ratios = [Ratio(n, 1, "CPU", "tokens", "bf16 dropout off", b, [2.0, 3.0, 4.0], (30.0, 10.0)) for n, b in pairs]
-    sizes.draw(ratios, dict.fromkeys(SIZES, 1e6), 1e9, tmp_path / "sizes.png")
-    assert (tmp_path / "sizes.png").stat().st_size > 10_000
+def test_the_table_of_a_document() -> None:
     saving = Ratio("checkpoint_save", 1, "wall", "times", "ours", "torch.save", [0.5], (0.5, 1.0))
     about = {"cpu": "a CPU", "cores": 2, "torch": "2", "transformers": "5", "commit": "abc", "changed": True}
-    text = table.document(about, ["a fact"], [*ratios, saving])
+    text = command.document(about, ["a fact"], [saving])
     assert "commit abc with changes" in text
     row = next(line for line in text.splitlines() if "checkpoint_save" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")][4:] == ["0.50", "0.50", "0.50", "2.00 s", "1.00 s"]
-    assert statistics.median(ratios[0].per_round) == ratios[0].median
-
-
-def test_how_a_device_is_used(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, with real tokens alone, and operations by our count."""
-    monkeypatch.setattr(utilisation, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(utilisation, "WORKLOADS", {"small": small("sizes_tiny_2x128")})
-    given = {"tokens": 256, "steps": 2, "rounds": 1, "workers": 0, "layers": ["plain"], "sizes": ["small"]}
-    (row,) = utilisation.measure(utilisation.UtilisationSection(**given), material, rate=1e9)
-    assert row["plain"] > 0
-    assert row["conventional"] > 0
-    assert row["utilisation"] == pytest.approx(row["tflops"] * 1e3)
-    assert 0 < row["waiting"] < 1
-
-
-def test_batches_that_were_made_before_the_clock_started_are_not_timed(
-    material: Material, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two workers have eight steps ready when the model is warm; the clock starts behind them."""
-    monkeypatch.setattr(utilisation, "device", lambda: torch.device("cpu"))
-    taken, at_clock = [0], []
-
-    def counting(*given: Any, **named: Any) -> Iterator[Any]:
-        for item in load(*given, **{**named, "num_workers": 0}):
-            taken[0] += 1
-            yield item
-
-    def clock() -> float:
-        at_clock.append(taken[0])
-        return float(len(at_clock))
-
-    monkeypatch.setattr(utilisation, "load", counting)
-    monkeypatch.setattr(utilisation, "finished", clock)
-    utilisation.run_ours(small("sizes_tiny_2x128"), material, tokens=64, steps=3, workers=2, compiled=False)
-    assert at_clock == [utilisation.WARM + 2 * AHEAD, utilisation.WARM + 2 * AHEAD + 3]
+    assert Ratio("a", 1, "CPU", "tokens", "ours", "b", [2.0, 4.0, 3.0], (1.0, 1.0)).median == 3.0

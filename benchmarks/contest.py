@@ -1,8 +1,8 @@
-"""Two ways of doing the same, in turns: ratios of what each gets done in a second.
+"""Several sides do the same work in rounds; the result is the ratio of their speeds.
 
-Every side is a process of its own, so that neither's settings of the memory allocator are the other's. In every round
-all sides get the same items one after the other, and a ratio is that of their seconds in one round: what slows the
-machine down slows all. What they say they worked on must be alike. Padding is nobody's token.
+Each side has its own process, so that they do not share settings of the memory allocator. In every round all sides get
+the same items, one side after the other, and a ratio compares their seconds within one round, so that other load on the
+machine slows all sides alike. All sides must report the same amount of work. Padding does not count as work.
 """
 
 from __future__ import annotations
@@ -19,38 +19,32 @@ from typing import Any, Literal, TypeVar
 import torch
 
 Step = Callable[[Any], Callable[[], int]]
-"""An item, such as rows of a plan, to what is timed, which returns how much was worked on. What is made of the item
-before is what a data set on disk would hold."""
+"""Takes an item, such as rows of examples, and returns the timed function, which returns the amount of work. Work
+before that is not timed: it makes what a data set on disk would hold."""
 Build = Callable[[], Step]
 Clock = Literal["CPU", "wall"]
 _CLOCKS: dict[Clock, Callable[[], float]] = {"CPU": time.process_time, "wall": time.perf_counter}
 T = TypeVar("T")
 
 
-def _whole(item: Any) -> Any:
-    return item
-
-
 @dataclass(frozen=True)
 class Contest:
-    """What is done in several ways."""
+    """Work that several sides do."""
 
     name: str
     ours: Mapping[str, Build]
     theirs: Mapping[str, Build]
     items: Iterator[Any]
-    """Without end."""
+    """Endless."""
     steps: int = 1
-    """Items in a turn."""
-    part: Callable[[Any], Any] = _whole
-    """As much of an item as warms up what keeps no memory from step to step."""
+    """Items in a round."""
+    part: Callable[[Any], Any] = lambda item: item
+    """The part of an item that suffices to warm up a baseline."""
     unit: Literal["tokens", "times"] = "tokens"
     clock: Clock | None = None
-    """CPU-seconds with one thread and wall-clock seconds with more, where not given."""
+    """By default CPU-seconds with one thread and wall-clock seconds with more."""
     threaded: bool = True
-    """Whether more threads could matter; without it there is one measurement, on one thread."""
-    seconds: float = 5.0
-    """What a round took on the machine of :data:`benchmarks.sizes.REFERENCE`."""
+    """Whether it is also measured with more than one thread."""
 
 
 @dataclass(frozen=True)
@@ -64,56 +58,47 @@ class Ratio:
     ours: str
     baseline: str
     per_round: list[float]
-    """How many times as fast as the baseline."""
+    """Our speed as a multiple of the baseline's."""
     rates: tuple[float, float]
-    """Units in a second, ours and the baseline's; medians."""
+    """Units per second, ours and the baseline's; medians."""
 
     @property
     def median(self) -> float:
-        """The ratio."""
         return statistics.median(self.per_round)
 
     @property
     def name(self) -> str:
-        """Key in the results."""
         threads = f"/{self.threads} threads" if self.threads > 1 else ""
         return f"{self.contest}{threads}/{self.ours}/{self.baseline}"
 
 
 def measure(contest: Contest, rounds: int, threads: int = 1) -> list[Ratio]:
-    """All of ours against all baselines."""
+    """Compare all of ours with all baselines. ``AssertionError`` if the sides report different amounts of work."""
     clock: Clock = contest.clock or ("CPU" if threads == 1 else "wall")
     ours = {label: _Side(build, clock, threads) for label, build in contest.ours.items()}
     theirs = {label: _Side(build, clock, threads) for label, build in contest.theirs.items()}
     sides = [*ours.values(), *theirs.values()]
-    # Ours holds on to memory, so its first two items pay for all pages; a baseline pays for large blocks in each.
+    # Ours keeps its memory, so two whole items allocate all pages; a baseline allocates large blocks in every step.
     for side in ours.values():
-        side.turn([next(contest.items), next(contest.items)])
+        side.work([next(contest.items), next(contest.items)])
     for side in theirs.values():
-        side.turn([contest.part(next(contest.items))])
+        side.work([contest.part(next(contest.items))])
     for side in sides:
         side.seconds.clear()
     worked = []
     for _ in range(rounds):
         items = [next(contest.items) for _ in range(contest.steps)]
-        amounts = [side.turn(items) for side in sides]
+        amounts = [side.work(items) for side in sides]
         assert len({*amounts}) == 1, f"{contest.name}: the sides worked on different amounts: {amounts}"
         worked.append(amounts[0])
     for side in sides:
         side.end()
-    return [
-        Ratio(
-            contest.name,
-            threads,
-            clock,
-            contest.unit,
-            our,
-            their,
-            [b / a for a, b in zip(ours[our].seconds, theirs[their].seconds, strict=True)],
-            (ours[our].rate(worked), theirs[their].rate(worked)),
-        )
-        for our, their in itertools.product(ours, theirs)
-    ]
+    found = []
+    for our, their in itertools.product(ours, theirs):
+        ratios = [b / a for a, b in zip(ours[our].seconds, theirs[their].seconds, strict=True)]
+        rates = ours[our].rate(worked), theirs[their].rate(worked)
+        found.append(Ratio(contest.name, threads, clock, contest.unit, our, their, ratios, rates))
+    return found
 
 
 class _Side:
@@ -125,8 +110,7 @@ class _Side:
         there.close()
         self.seconds: list[float] = []
 
-    def turn(self, items: list[Any]) -> int:
-        """Have the items worked on, note the seconds, and return the amount."""
+    def work(self, items: list[Any]) -> int:
         try:
             self._here.send(items)
             seconds, amount = self._here.recv()
@@ -136,11 +120,9 @@ class _Side:
         return amount
 
     def rate(self, worked: list[int]) -> float:
-        """Median of units in a second, given those of each turn."""
         return statistics.median(amount / spent for amount, spent in zip(worked, self.seconds, strict=True))
 
     def end(self) -> None:
-        """Free the memory."""
         self._here.send(None)
         self._process.join()
 
@@ -156,8 +138,8 @@ def _serve(build: Build, clock: Clock, threads: int, connection: Connection) -> 
 
 
 def apart(function: Callable[[], T], threads: int = 1) -> T:
-    """What a function returns that is called in a process of its own: this one stays without threads, so that it can be
-    forked again. ``RuntimeError`` where the function raises, after its traceback."""
+    """Call a function in a process of its own and return its result: a process that has started threads cannot be
+    forked safely. ``RuntimeError`` if the function raises, after its traceback."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
 

@@ -1,4 +1,7 @@
-"""What surrounds the training step: building examples, predicting, saving and loading, starting up."""
+"""The measured contests: training steps, and the work around them.
+
+Building examples, encoding text, predicting, saving and loading checkpoints, starting up.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from transformers import BertForMaskedLM
 
-from benchmarks import ours
+from benchmarks import conventional, ours
+from benchmarks.contest import Contest, Step
 from benchmarks.conventional import DROPOUT, listed, masking, stock
-from benchmarks.conventional_glue import evaluation as conventional_evaluation
 from benchmarks.material import ROOT, Material
-from benchmarks.step import PRECISIONS, named, quarter
-from benchmarks.turns import Contest, Step
-from benchmarks.workload import FAST, WORKLOADS, Workload
+from benchmarks.workload import FAST, WORKLOADS, Workload, rows
+from bertillery.data.corpus import CorpusSection, ReadReport, read_documents
+from bertillery.data.tokenizer import WordEncoder
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from bertillery.run.directory import RunSection, start_accelerator
@@ -33,18 +36,41 @@ from finetune.predict import predict
 from pretrain.objectives.mlm import bert_config
 from tests.corpora import write_text
 
+PRECISIONS = {"fp32": False, "bf16": True}
 BATCH = 32
-MOST_TOKENS = 200_000
+TEXTS = 10_000
 EVALUATED = 256
 
 
+def training(name: str, workload: Workload, material: Material) -> Contest:
+    """One training step; an item is the rows of a step, the unit a real token."""
+    source = ours.source(workload, material)
+    given = workload, material, source
+    return Contest(
+        named(name, workload, material),
+        ours={variant.label: partial(ours.step, *given, variant) for variant in workload.variants},
+        theirs={label: partial(conventional.step, *given, bf16=bf16) for label, bf16 in PRECISIONS.items()},
+        items=rows(workload, source),
+        steps=workload.steps,
+        part=quarter,
+    )
+
+
+def named(name: str, workload: Workload, material: Material) -> str:
+    """The name; it says so if a task's sentences are made up."""
+    real = workload.stage != "finetune" or material.has(workload.learns)
+    return name if real else f"{name}_made_up"
+
+
+def quarter(rows: np.ndarray) -> np.ndarray:
+    """The first quarter of the rows."""
+    return rows[: -(-len(rows) // 4)]
+
+
 def examples(material: Material, workload: Workload = WORKLOADS["nsp_4x256_s128"]) -> Contest:
-    """From a tokenized corpus to batches: ours draws sentence pairs, lays them out, masks and packs them; the stock
-    collator masks pairs that were drawn and padded before. An item is the number of an epoch."""
-    text = material.tokens
-    last = max(2, int(np.searchsorted(text.sentences[text.documents], MOST_TOKENS, side="right")) - 1)
-    some = replace(material, tokens=_Tokens(text, last))
-    source, collator = ours.source(workload, some), masking(material.tokenizer)
+    """From a tokenized corpus to batches: ours draws sentence pairs, masks and packs them; the stock collator masks
+    pairs that were drawn and padded before. An item is the number of an epoch."""
+    source, collator = ours.source(workload, material), masking(material.tokenizer)
 
     def mine(epoch: int) -> Callable[[], int]:
         def build() -> int:
@@ -65,21 +91,47 @@ def examples(material: Material, workload: Workload = WORKLOADS["nsp_4x256_s128"
         theirs={"masks": lambda: theirs},
         items=itertools.count(),
         threaded=False,
-        seconds=1.0,
     )
 
 
-class _Tokens:
-    """The first documents of a corpus."""
+def text_to_ids(material: Material) -> Contest:
+    """Paragraphs of the embedded corpus to token ids. The example scripts ``map`` the tokenizer over the texts, then
+    ``map`` a regrouping into blocks. The word encoder's cache starts empty in every round."""
+    data = CorpusSection(path=["python-docs"])
+    found = (text for document in read_documents(data, data.path, ReadReport()) for text in document)
+    texts = list(itertools.islice(found, TEXTS))
+    batches = [texts[at : at + 1000] for at in range(0, len(texts), 1000)]
 
-    def __init__(self, tokens: Any, number: int) -> None:
-        self.documents = tokens.documents[: number + 1]
-        self.sentences = tokens.sentences[: self.documents[-1] + 1]
-        self.ids = tokens.ids[: self.sentences[-1]]
+    def mine() -> int:
+        encoder = WordEncoder(material.tokenizer)
+        ids = [np.frombuffer(b"".join(encoder.encode_bytes(batch)), encoder.dtype) for batch in batches]
+        return sum(map(len, ids))
+
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
+        return {"input_ids": material.tokenizer(batch["text"], add_special_tokens=False)["input_ids"]}
+
+    def group(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = list(itertools.chain(*batch["input_ids"]))
+        return {"input_ids": [joined[at : at + 128] for at in range(0, len(joined), 128)]}
+
+    def theirs() -> int:
+        rows = datasets.Dataset.from_dict({"text": texts})
+        rows = rows.map(tokenize, batched=True, remove_columns=["text"], keep_in_memory=True)
+        blocks = rows.map(group, batched=True, keep_in_memory=True)
+        return sum(map(len, blocks["input_ids"]))
+
+    datasets.disable_progress_bars()
+    return Contest(
+        "text_to_ids",
+        ours={"word by word": lambda: lambda _: mine},
+        theirs={"datasets.map": lambda: lambda _: theirs},
+        items=itertools.count(),
+        threaded=False,
+    )
 
 
 def evaluation(name: str, workload: Workload, material: Material) -> Contest:
-    """Predictions for the first examples of a validation split, ours with the loss that goes with them, as theirs."""
+    """Predictions and losses for the first examples of a validation split."""
     source = ours.source(workload, material, "validation")
     rows = source.examples(0, 0)[:EVALUATED]
 
@@ -104,18 +156,17 @@ def evaluation(name: str, workload: Workload, material: Material) -> Contest:
         named(name, workload, material),
         ours={FAST.label.split()[0]: mine},
         theirs={
-            label: partial(conventional_evaluation, workload, material, source, bf16=bf16)
+            label: partial(conventional.evaluation, workload, material, source, bf16=bf16)
             for label, bf16 in PRECISIONS.items()
         },
         items=itertools.repeat(rows),
         part=quarter,
-        seconds=2.0,
     )
 
 
 def checkpoint(name: str, workload: Workload, material: Material, folder: Path) -> Contest:
-    """Model and optimizer written, or read: ours with checksums, in a folder that is whole or not there, on disk when
-    it returns; ``torch.save`` and ``torch.load`` without any of these."""
+    """Model and optimizer saved or loaded. Ours is atomic, has checksums and is on disk when saving returns;
+    ``torch.save`` and ``torch.load`` do none of this."""
     saves = name.endswith("save")
 
     def mine() -> Step:
@@ -131,7 +182,7 @@ def checkpoint(name: str, workload: Workload, material: Material, folder: Path) 
             assert path is not None
             return load_checkpoint(path, model=model, optimizer=optimizer)["step"]
 
-        return _saving(save) if saves else _loading(save, load)
+        return _timed(save, None if saves else load)
 
     def theirs() -> Step:
         model = BertForMaskedLM(stock(bert_config(workload.model(DROPOUT), material.tokenizer)))
@@ -151,7 +202,7 @@ def checkpoint(name: str, workload: Workload, material: Material, folder: Path) 
             optimizer.load_state_dict(found["optimizer"])
             return found["step"]
 
-        return _saving(save) if saves else _loading(save, load)
+        return _timed(save, None if saves else load)
 
     return Contest(
         name,
@@ -161,15 +212,12 @@ def checkpoint(name: str, workload: Workload, material: Material, folder: Path) 
         unit="times",
         clock="wall",
         threaded=False,
-        seconds=4.0,
     )
 
 
-def _saving(save: Callable[[], int]) -> Step:
-    return lambda _: save
-
-
-def _loading(save: Callable[[], int], load: Callable[[], int]) -> Step:
+def _timed(save: Callable[[], int], load: Callable[[], int] | None) -> Step:
+    if load is None:
+        return lambda _: save
     save()
     return lambda _: load
 
@@ -181,8 +229,8 @@ _SCRIPT = (
 
 
 def start_up(folder: Path) -> Contest:
-    """Seconds from the command to the first step of a small pretraining whose text is prepared, beside those that a
-    stock script takes for its imports alone."""
+    """Seconds from the command to the first step of a small pretraining with prepared text, beside the imports alone of
+    a stock script."""
     text, run = write_text(folder / "text.txt"), folder / "runs"
     command = [
         *(sys.executable, "-m", "pretrain", str(ROOT / "configs/pretrain/bert_docs.yaml"), f"data.path={text}"),
@@ -219,5 +267,4 @@ def start_up(folder: Path) -> Contest:
         unit="times",
         clock="wall",
         threaded=False,
-        seconds=20.0,
     )
