@@ -33,7 +33,7 @@ from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from bertillery.run.directory import RunSection, start_accelerator
 from finetune.predict import predict
-from pretrain.objectives.mlm import bert_config
+from pretrain.model import bert_config
 from tests.corpora import write_text
 
 PRECISIONS = {"fp32": False, "bf16": True}

@@ -35,9 +35,9 @@ from benchmarks.workload import LEARNING_RATE, SEED, Workload
 from distill.student import StudentSection, student_config
 from finetune.examples import TextExamples
 from pretrain.examples import FlatExamples
+from pretrain.model import bert_config
 from pretrain.objectives import albert
 from pretrain.objectives.electra import Config, electra_config, generator_sizes
-from pretrain.objectives.mlm import bert_config
 
 DROPOUT = 0.1
 Example = dict[str, Any]

@@ -25,7 +25,7 @@ from distill.student import StudentSection, build_student
 from distill.teacher import Teacher
 from finetune.examples import TextExamples
 from finetune.task_types import classification
-from pretrain.objectives.mlm import bert_config
+from pretrain.model import bert_config
 
 MICRO_BATCH_TOKENS = 8192
 _SETTINGS: dict[str, dict[str, Any]] = {"electra": {"embedding_size": 128, "generator_fraction": 0.25}}

@@ -26,7 +26,7 @@ from distill.general import General
 from distill.task import Answers
 from finetune.stage import Finetuning
 from finetune.task import TaskSection
-from pretrain.__main__ import Pretraining
+from pretrain.stage import Pretraining
 
 _POLL = 0.05
 """Seconds between two looks at the running processes."""

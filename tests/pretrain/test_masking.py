@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerFast
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import PackedBatch, pack
 from bertillery.engine.rng import key
+from pretrain.examples import FlatExamples
 from pretrain.masking import Masked, Masking, MaskingSection, mask_tokens, num_predictions, without_context
 from pretrain.objectives import mlm
-from tests.corpora import Tokens
+from tests.corpora import Tokens, tiny_tokenizer
 from tests.models.test_frame import KINDS, WORDS
 
 VOCAB = 30522
@@ -210,3 +211,13 @@ def test_what_is_known_without_context() -> None:
 
     loss, accuracy, _ = without_context(predictions(labels, np.zeros_like(labels)), unigrams, 0)
     assert (loss, accuracy) == (pytest.approx(entropy, abs=1e-2), pytest.approx(share.max(), abs=1e-2))
+
+
+def test_a_batch_does_not_read_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading 30,000 pieces takes longer than masking and packing a batch."""
+    tokenizer = tiny_tokenizer(VOCAB)
+    masking = Masking(MaskingSection(), tokenizer, 32)
+    ids, lengths, keys, maskable = flat([20, 30])
+    examples = FlatExamples(ids, np.zeros_like(ids), lengths, ~maskable, keys, np.zeros(2, np.int64))
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda _: pytest.fail("read the vocabulary"))
+    assert masking(examples).counts["masked"] > 0
