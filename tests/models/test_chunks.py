@@ -14,7 +14,8 @@ from bertillery.engine.objective import Objective, objective_module
 from bertillery.models import chunks
 from bertillery.models.chunks import in_chunks, word_sums
 from pretrain.objectives import electra
-from tests.pretrain.test_objectives import OBJECTIVES, TINY, batch_of, make, word_head
+from tests.pretrain.test_masked_objectives import word_head
+from tests.pretrain.test_objectives import OBJECTIVES, TINY, batch_of, make
 
 VOCABULARY, ROWS = 50, 23
 
