@@ -1,4 +1,4 @@
-# The flow of data as commands. Everything runs inside .venv, which the first target makes.
+# Every command of the project. Everything runs in .venv, which the first target makes.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
@@ -27,11 +27,15 @@ empty :=
 space := $(empty) $(empty)
 quoted = $(if $(findstring $(space),$(1)),'$(1)',$(1))
 list = [$(subst $(space),$(comma) ,$(foreach item,$(1),"$(item)"))]
-CONFIGS := $(if $(filter %.yaml,$(CONFIG)),$(CONFIG),configs/pretrain/$(CONFIG).yaml)
+# A configuration by its name in a folder of configs/, or by its path.
+yaml = $(if $(filter %.yaml,$(2)),$(2),configs/$(1)/$(2).yaml)
+CONFIGS := $(call yaml,pretrain,$(CONFIG))
+TASK_FILE := $(call yaml,finetune,$(TASK))
+START := $(call quoted,model.from=$(MODEL))
 OVERRIDES := $(if $(DATA),'data.path=$(call list,$(DATA))') $(ARGS)
 
-# What each target takes. Anything else, a misspelt name too, would be without effect and is refused; a name with an underscore is
-# left to the programs that run (GLUE_DIR, WANDB_MODE).
+# The variables that each target takes. make would ignore all others, also misspelt ones, so they are refused. Names with an
+# underscore belong to the programs (GLUE_DIR, WANDB_MODE).
 SPREAD := PROCESSES GPUS MACHINES RANK HEAD PORT
 TAKES_data := CONFIG DATA ARGS
 TAKES_pretrain := CONFIG DATA ARGS $(SPREAD)
@@ -53,19 +57,19 @@ $(if $(and $(MAKECMDGOALS),$(STRAY)),$(error make $(MAKECMDGOALS) does not take 
 $(if $(and $(filter rates,$(MAKECMDGOALS)),$(filter CONFIG,$(GIVEN)),$(filter TASK MODEL,$(GIVEN))),\
   $(error make rates: CONFIG is for pretraining, TASK and MODEL are for fine-tuning; leave out one of the two))
 
-# Runs of several seeds are one process each.
+# Each run of several seeds is one process.
 $(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$(filter-out 0 1,$(GPUS) $(PROCESSES) $(MACHINES))),\
   $(error with SEEDS=$(SEEDS) a run is one process, with a GPU or cores of its own; leave out GPUS, PROCESSES and MACHINES))
 
-# What is no number would end within the shell's arithmetic, or torchrun.
+# Checked here: otherwise the shell's arithmetic or torchrun would fail.
 $(foreach name,$(if $(filter pretrain finetune distill,$(MAKECMDGOALS)),PROCESSES MACHINES),$(if $(shell [[ '$($(name))' =~ ^[1-9][0-9]*$$ ]] || echo none),\
   $(error $(name): given '$($(name))'; it is a number, 1 or more)))
 
 $(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\
   $(error PROCESSES=$(PROCESSES) is for CPUs; with GPUS=$(GPUS) each GPU has one process, leave out the other))
 
-# One process is a plain `python -m`; several on CPUs go through torchrun (accelerate launch would start one); GPUs through
-# accelerate launch, with every flag said so that no default file of the user's can speak, and only where there are so many.
+# One process is plain `python -m`. Several on CPUs use torchrun (accelerate launch would start one). GPUs use accelerate launch
+# with every flag, so that no default file of the user applies, after a check that the machine has them.
 ifneq ($(GPUS),0)
   THERE = $(BIN)/python -m bertillery.system.gpus '$(GPUS)' &&
   LAUNCH = $(THERE) $(BIN)/accelerate launch --num_processes $$(( $(GPUS) * $(MACHINES) )) --num_machines $(MACHINES) \
@@ -79,7 +83,7 @@ else
   LAUNCH = $(BIN)/python -m
 endif
 
-# Nothing of ours needs a network once the data is there; a Hub id does, and says HUB=1.
+# No network without HUB=1 or a hub: path.
 export HF_HUB_OFFLINE ?= $(if $(or $(filter-out 0,$(HUB)),$(findstring hub:,$(DATA) $(ARGS))),0,1)
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -113,36 +117,34 @@ data: .venv/.installed ## prepare corpus and tokenizer alone: CONFIG, DATA
 pretrain: .venv/.installed ## pretrain an encoder: CONFIG, DATA, PROCESSES or GPUS
 	@$(LAUNCH) pretrain $(CONFIGS) $(OVERRIDES) $(DEVICE)
 
-TASK_FILE := $(if $(filter %.yaml,$(TASK)),$(TASK),configs/finetune/$(TASK).yaml)
-
 .PHONY: finetune
 finetune: .venv/.installed ## fine-tune an encoder: TASK, MODEL, SEEDS, PROCESSES or GPUS
 ifeq ($(SEEDS),1)
-	@$(LAUNCH) finetune $(TASK_FILE) $(call quoted,model.from=$(MODEL)) $(ARGS) $(DEVICE)
+	@$(LAUNCH) finetune $(TASK_FILE) $(START) $(ARGS) $(DEVICE)
 else
-	@$(THERE) $(BIN)/python -m experiments.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
+	@$(THERE) $(BIN)/python -m experiments.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(START) $(ARGS)
 endif
 
 .PHONY: search
 search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'
-	@$(BIN)/python -m experiments.search $(TASK_FILE) $(call quoted,model.from=$(MODEL)) trials=$(TRIALS) $(ARGS)
+	@$(BIN)/python -m experiments.search $(TASK_FILE) $(START) trials=$(TRIALS) $(ARGS)
 
 .PHONY: rates
 rates: .venv/.installed ## learning-rate range test, with its picture: TASK, MODEL; of pretraining CONFIG, DATA
-	@$(BIN)/python -m experiments.rates $(if $(filter file,$(origin CONFIG)),$(TASK_FILE) $(call quoted,model.from=$(MODEL)),$(CONFIGS)) $(OVERRIDES)
+	@$(BIN)/python -m experiments.rates $(if $(filter file,$(origin CONFIG)),$(TASK_FILE) $(START),$(CONFIGS)) $(OVERRIDES)
 
 .PHONY: glue
 glue: .venv/.installed ## all of GLUE (or TASKS=a,b) and a table: MODEL, SEEDS; GLUE_DIR=<folder> without a network
-	@$(BIN)/python -m experiments.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) $(call quoted,model.from=$(MODEL)) $(ARGS)
+	@$(BIN)/python -m experiments.seeds $(if $(TASKS),tasks=[$(TASKS)]) seeds=$(SEEDS) $(START) $(ARGS)
 
 .PHONY: submission
-submission: .venv/.installed ## the archive for gluebenchmark.com from what make glue left: MODEL
+submission: .venv/.installed ## the archive for gluebenchmark.com from the results of make glue: MODEL
 	@$(BIN)/python -m experiments.glue $(call quoted,$(MODEL)) $(ARGS)
 
-# The defaults of CONFIG and TASK are other targets'.
+# The defaults of CONFIG and TASK belong to other targets: here they count only if given.
 FOR_TASK := $(if $(filter file,$(origin TASK)),,$(TASK_FILE) $(if $(STUDENT),$(call quoted,model.from=$(STUDENT))))
 DISTIL := $(if $(filter file,$(origin CONFIG)),$(if $(FOR_TASK),distilbert_task,distilbert_docs),$(CONFIG))
-DISTILS := $(if $(filter %.yaml,$(DISTIL)),$(DISTIL),configs/distill/$(DISTIL).yaml)
+DISTILS := $(call yaml,distill,$(DISTIL))
 OF_TASK := $(if $(FOR_TASK),,$(filter %_task,$(basename $(notdir $(DISTIL)))) $(if $(STUDENT),STUDENT))
 $(if $(and $(filter distill,$(MAKECMDGOALS)),$(strip $(OF_TASK))),\
   $(error make distill: $(strip $(OF_TASK)) is for a task; give TASK=<name in configs/finetune> and STUDENT=<directory or Hub id>))
@@ -159,7 +161,7 @@ DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export
 DEMO_STUDENT := runs/distill/distilbert_docs/export
 
 .PHONY: demo
-demo: ## the whole way on the embedded text: pretrain, fine-tune, distil, compare
+demo: ## all stages on the embedded text: pretrain, fine-tune, distil, compare
 	@$(MAKE) --no-print-directory pretrain
 	@$(MAKE) --no-print-directory finetune
 	@$(MAKE) --no-print-directory distill
@@ -181,7 +183,7 @@ onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.on
 	@$(BIN)/python -m deploy.onnx $(call quoted,model=$(MODEL)) $(ARGS)
 
 .PHONY: bench
-bench: .venv/.installed ## measure this machine against the conventional way; ARGS="workloads=[glue] threads=[1]"
+bench: .venv/.installed ## measure this machine against stock transformers; ARGS="workloads=[glue] threads=[1]"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test
