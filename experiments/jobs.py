@@ -19,11 +19,15 @@ import finetune.config
 import pretrain.config
 from bertillery.config.section import read_values
 from bertillery.run.directory import StoppedError, StopSignal
+from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import PARENT
 from bertillery.system.environment import num_cores
 from distill.general import General
 from distill.task import Answers
+from finetune.config import FinetuneConfig
+from finetune.sources import glue_dir_from_environment
+from finetune.splits import read_task, row_inputs
 from finetune.stage import Finetuning
 from finetune.task import TaskSection
 from pretrain.stage import Pretraining
@@ -69,6 +73,24 @@ class Job:
     log: Path
     """Where its output goes."""
     module: str = "finetune"
+
+
+def job(stage: Stage, arguments: Sequence[str], module: str = "finetune") -> Job:
+    """The run of a stage, with its log beside the run's folder."""
+    return Job(stage.name, tuple(arguments), stage.path.with_name(f"{stage.path.name}.log"), module)
+
+
+def read_rows(config: FinetuneConfig) -> dict[str, Fingerprint]:
+    """Fingerprints of the rows of the task; raises ``InputError`` if a required split is missing."""
+    task = read_task(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+    for name in ["train", *config.task.validation]:
+        task.split(name)
+    return row_inputs(task)
+
+
+def print_changes(stage: Finetuning, rows: dict[str, Fingerprint]) -> None:
+    """Print a note if the rows or models of a finished run have changed since."""
+    print("".join(f"{line}\n" for line in stage.changes(rows | stage.models())), end="")
 
 
 def places(side_by_side: int | None) -> list[dict[str, str]]:

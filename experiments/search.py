@@ -36,11 +36,9 @@ from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
 from bertillery.run.suggestion import make_command
 from bertillery.system.files import remove, write_text
-from experiments.jobs import Job, run_jobs
+from experiments.jobs import Job, job, print_changes, read_rows, run_jobs
 from experiments.space import Range, Space, read_space
 from finetune.config import load_config
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import read_task, row_inputs
 from finetune.stage import Finetuning
 
 
@@ -105,29 +103,6 @@ def plot_trials(trials: Sequence[Trial], space: Space, picture: Path, title: str
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     save(axes, picture)
-
-
-def sweep_file(space: Space, *, arguments: Sequence[str], name: str, metric: str, trials: int, project: str) -> str:
-    """The YAML for ``wandb sweep``.
-
-    ``arguments`` are those that all runs of ``python -m finetune`` share; an agent adds a trial's. The runs' folders
-    are ``<name>/sweep-<id of the run>``. The runs record online: a sweep sees no offline runs.
-    """
-    arguments = [*(given for given in arguments if not given.startswith("tracking.wandb=")), "tracking.wandb=online"]
-    # An agent replaces only whole items of a command and knows no run id: a shell inserts it into the name.
-    start = f'exec "$0" -m finetune "$@" "run.name={name}/sweep-$WANDB_RUN_ID"'
-    sweep: dict[str, Any] = {
-        "name": name,
-        "project": project,
-        "program": "finetune/__main__.py",
-        "method": "random" if space.size is None else "grid",
-        "metric": {"name": f"held_out/{metric}", "goal": "maximize"},
-        "run_cap": trials,
-        "parameters": {key: _parameter(values) for key, values in space.settings.items()},
-        "command": ["${env}", "bash", "-c", start, "${interpreter}", *arguments, "${args_no_hyphens}"],
-    }
-    head = "# wandb sweep <this file>, then, on each machine, in the root of the source and with .venv activated,\n"
-    return f"{head}# what it answers: wandb agent <id>\n{yaml.safe_dump(sweep, sort_keys=False, width=1000)}"
 
 
 def _parameter(values: Range | list[Any]) -> dict[str, Any]:
@@ -195,10 +170,7 @@ class Search:
 
         Raises ``InputError`` for everything that would keep all trials from starting.
         """
-        data = read_task(self.task, data_dir=self.config.run.data_dir, glue_dir=glue_dir_from_environment())
-        for name in ["train", *self.task.validation]:
-            data.split(name)
-        self.rows = row_inputs(data)
+        self.rows = read_rows(self.config)
         space = {key: asdict(v) if isinstance(v, Range) else v for key, v in self.space.settings.items()}
         text = yaml.safe_dump({"space": space, "trials": self.config.model_dump(mode="json")}, sort_keys=False)
         ignore = [f"trials.{key}" for key in RESUMABLE]
@@ -206,18 +178,31 @@ class Search:
             directory = RunDirectory.open(self.folder, text, ignore=ignore, is_main=False)
         except ConfigError as error:
             raise ConfigError(f"{error}\nA search gets another name by another search_seed=...") from None
-        sweep = sweep_file(
-            self.space,
-            arguments=self.given,
-            name=self.name,
-            metric=self.metric,
-            trials=self.number,
-            project=self.config.tracking.project,
-        )
         with directory.held():
             RunDirectory.open(self.folder, text, ignore=ignore)
-            write_text(self.folder / "sweep.yaml", sweep)
+            write_text(self.folder / "sweep.yaml", self._sweep())
             yield
+
+    def _sweep(self) -> str:
+        """The YAML for ``wandb sweep``; an agent adds the arguments of a trial to those that all trials share.
+
+        The runs' folders are ``<name>/sweep-<id of the run>``. They record online: a sweep sees no offline runs.
+        """
+        given = [*(each for each in self.given if not each.startswith("tracking.wandb=")), "tracking.wandb=online"]
+        # An agent replaces only whole items of a command and knows no run id: a shell inserts it into the name.
+        start = f'exec "$0" -m finetune "$@" "run.name={self.name}/sweep-$WANDB_RUN_ID"'
+        sweep: dict[str, Any] = {
+            "name": self.name,
+            "project": self.config.tracking.project,
+            "program": "finetune/__main__.py",
+            "method": "random" if self.space.size is None else "grid",
+            "metric": {"name": f"held_out/{self.metric}", "goal": "maximize"},
+            "run_cap": self.number,
+            "parameters": {key: _parameter(values) for key, values in self.space.settings.items()},
+            "command": ["${env}", "bash", "-c", start, "${interpreter}", *given, "${args_no_hyphens}"],
+        }
+        head = "# wandb sweep <this file>, then, on each machine, in the root of the source and with .venv activated,\n"
+        return f"{head}# what it answers: wandb agent <id>\n{yaml.safe_dump(sweep, sort_keys=False, width=1000)}"
 
     def finished(self) -> list[Trial]:
         """The finished trials among those asked for; adds to the ledger what it lacks."""
@@ -243,10 +228,9 @@ class Search:
         done, found = {trial.trial for trial in self.finished()}, []
         for number, stage in enumerate(self.stages):
             if number in done:
-                print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
+                print_changes(stage, self.rows)
             else:
-                log = stage.path.with_name(f"{stage.path.name}.log")
-                found.append(Job(stage.name, tuple(self.arguments(number)), log))
+                found.append(job(stage, self.arguments(number)))
         return found
 
     def again(self, trial: Trial, seeds: int = 5) -> str:

@@ -34,10 +34,8 @@ from bertillery.run.suggestion import TASKS
 from bertillery.system.files import tidy, write_text
 from bertillery.system.lock import locked
 from bertillery.system.records import read_json
-from experiments.jobs import Job, command_of, run_jobs
+from experiments.jobs import Job, command_of, job, print_changes, read_rows, run_jobs
 from finetune.config import FinetuneConfig
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import read_task, row_inputs
 from finetune.stage import Finetuning
 from finetune.task_types.base import task_type_of
 
@@ -169,15 +167,7 @@ class Runs:
             self.stages.append(stage)
         self.section = self.stages[0].config.task
         self.rows: dict[str, Fingerprint] = {}
-        """Of the task's splits, after :meth:`check_data`."""
-
-    def check_data(self) -> None:
-        """Raises ``InputError`` if a required split is missing."""
-        data_dir = self.stages[0].config.run.data_dir
-        task = read_task(self.section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
-        for name in ["train", *self.section.validation]:
-            task.split(name)
-        self.rows = row_inputs(task)
+        """Of the task's splits, once they have been read."""
 
     def jobs(self) -> list[Job]:
         """The runs that are not finished, or whose export is missing; raises what would keep one from starting.
@@ -188,10 +178,9 @@ class Runs:
         for given, stage in zip(self.arguments, self.stages, strict=True):
             directory = stage.open(is_main=False)
             if directory.finished and not stage.defect():
-                print("".join(f"{line}\n" for line in stage.changes(self.rows | stage.models())), end="")
+                print_changes(stage, self.rows)
             else:
-                log = stage.path.with_name(f"{stage.path.name}.log")
-                found.append(Job(stage.name, given, log, self.command.module))
+                found.append(job(stage, given, self.command.module))
         return found
 
     def summary(self) -> dict[str, Any] | None:
@@ -269,9 +258,9 @@ def _run(arguments: Sequence[str]) -> int:
     runs = {task: Runs(dict.fromkeys(range(1, section.seeds + 1), given)) for task, given in tasks.items()}
     _check_data([*runs.values()])
     first = [runs[task] for task in tasks if task not in later]
-    failed = run_jobs([job for each in first for job in each.jobs()], section.side_by_side)
+    failed = run_jobs([run for each in first for run in each.jobs()], section.side_by_side)
     after = [found for task in later if (found := _after(runs["mnli"], tasks[task]))]
-    failed += run_jobs([job for each in after for job in each.jobs()], section.side_by_side)
+    failed += run_jobs([run for each in after for run in each.jobs()], section.side_by_side)
     lacking = [str(stage.path) for stage in runs["mnli"].stages if not _finished(stage.path)] if later else []
     failed += [f"{', '.join(later)} did not start from {path}: it is not finished" for path in lacking]
     print(_update_table([*first, *after]))
@@ -284,7 +273,7 @@ def _check_data(runs: Sequence[Runs]) -> None:
     problems = []
     for task in runs:
         try:
-            task.check_data()
+            task.rows = read_rows(task.stages[0].config)
         except InputError as error:
             problems.append(str(error))
     if problems:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from bertillery.config.section import InputError, read_values, validate
-from experiments.glue import FILES, main, validate_submission, write_submission
+from bertillery.run.command import guarded
+from experiments.glue import FILES, main, table_folder, validate_submission, write_submission
 from finetune.task import TaskSection
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
@@ -189,3 +191,44 @@ def test_command(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["validate", str(tmp_path / "a.zip")]) == 1
     assert main(["validate", str(tmp_path / "none")]) == 1
     assert main([]) == 2
+
+
+def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two seeds of RTE whose mean is another answer than either's; the rest is filled only if asked."""
+    number = FILES["RTE.tsv"].num_rows
+    runs = []
+    for seed, probability in enumerate((0.9, 0.2), 1):
+        run = tmp_path / f"seed-{seed}"
+        (run / "predictions").mkdir(parents=True)
+        row = f"\tx\t\t{probability}\t{1 - probability}"
+        lines = ["index\tprediction\tlabel\tp(entailment)\tp(not_entailment)", *(f"{i}{row}" for i in range(number))]
+        (run / "predictions/test.tsv").write_text("\n".join(lines) + "\n")
+        (run / "config.yaml").write_text(
+            "task: {name: rte, type: classification, labels: [entailment, not_entailment], metrics: accuracy,"
+            " hub: {dataset: x}, submission: {test: RTE.tsv}}\n"
+        )
+        runs.append(str(run))
+    other = tmp_path / "tokens"
+    other.mkdir()
+    (other / "config.yaml").write_text(
+        "task: {name: own, type: tokens, labels: [O, B-x], metrics: f1, files: {train: x}}\n"
+    )
+    rest = {"scores": {"validation": {"f1": [0.5]}}, "ensemble": {}, "baselines": {"validation": {}}, "warnings": []}
+    table = {"rte": {**rest, "runs": runs, "best": runs[1]}, "own": {**rest, "runs": [str(other)], "best": str(other)}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    assert main([str(tmp_path)]) == 2
+    assert "no predictions for CoLA.tsv" in capsys.readouterr().err
+    for given, answer in (("ensemble=false", "not_entailment"), ("ensemble=true", "entailment")):
+        assert main([str(tmp_path), given, "fill=true"]) == 0
+        assert (tmp_path / "submission/RTE.tsv").read_text().splitlines()[1] == f"0\t{answer}"
+    assert guarded(lambda: main([str(tmp_path / "nothing")])) == 2
+
+
+def test_a_submission_is_asked_for_by_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as to ``make glue``, or by its name alone; a folder with a table is taken as it is."""
+    monkeypatch.chdir(tmp_path)
+    for given in ("runs/pretrain/tiny/export", "owner/tiny", "tiny", "runs/finetune/tables/tiny"):
+        assert table_folder(given) == Path("runs/finetune/tables/tiny")
+    (tmp_path / "elsewhere/tables").mkdir(parents=True)
+    (tmp_path / "elsewhere/tables/table.json").write_text("{}")
+    assert table_folder("elsewhere/tables") == Path("elsewhere/tables")

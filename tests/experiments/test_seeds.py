@@ -1,4 +1,4 @@
-"""Several seeds: which runs are made, what the table says, and the submission that follows from it."""
+"""Several seeds: which runs are made, what the table says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from bertillery.run.command import guarded
-from experiments import glue, jobs, seeds
-from experiments.glue import FILES
+from experiments import jobs, seeds
 from experiments.jobs import Job, run_jobs
 from experiments.seeds import main, write_table
 from finetune.__main__ import main as finetune
@@ -203,47 +201,6 @@ def test_the_mean_of_glue_is_over_its_tasks(tmp_path: Path) -> None:
     assert (
         "| mean" not in write_table({"rte": summary_of(0.6), "mood": summary_of(0.9)}, tmp_path, "m").split("\n", 2)[2]
     )
-
-
-def test_a_submission_from_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two seeds of RTE whose mean is another answer than either's; the rest is filled only if asked."""
-    number = FILES["RTE.tsv"].num_rows
-    runs = []
-    for seed, probability in enumerate((0.9, 0.2), 1):
-        run = tmp_path / f"seed-{seed}"
-        (run / "predictions").mkdir(parents=True)
-        row = f"\tx\t\t{probability}\t{1 - probability}"
-        lines = ["index\tprediction\tlabel\tp(entailment)\tp(not_entailment)", *(f"{i}{row}" for i in range(number))]
-        (run / "predictions/test.tsv").write_text("\n".join(lines) + "\n")
-        (run / "config.yaml").write_text(
-            "task: {name: rte, type: classification, labels: [entailment, not_entailment], metrics: accuracy,"
-            " hub: {dataset: x}, submission: {test: RTE.tsv}}\n"
-        )
-        runs.append(str(run))
-    other = tmp_path / "tokens"
-    other.mkdir()
-    (other / "config.yaml").write_text(
-        "task: {name: own, type: tokens, labels: [O, B-x], metrics: f1, files: {train: x}}\n"
-    )
-    rest = {"scores": {"validation": {"f1": [0.5]}}, "ensemble": {}, "baselines": {"validation": {}}, "warnings": []}
-    table = {"rte": {**rest, "runs": runs, "best": runs[1]}, "own": {**rest, "runs": [str(other)], "best": str(other)}}
-    (tmp_path / "table.json").write_text(json.dumps(table))
-    assert glue.main([str(tmp_path)]) == 2
-    assert "no predictions for CoLA.tsv" in capsys.readouterr().err
-    for given, answer in (("ensemble=false", "not_entailment"), ("ensemble=true", "entailment")):
-        assert glue.main([str(tmp_path), given, "fill=true"]) == 0
-        assert (tmp_path / "submission/RTE.tsv").read_text().splitlines()[1] == f"0\t{answer}"
-    assert guarded(lambda: glue.main([str(tmp_path / "nothing")])) == 2
-
-
-def test_a_submission_is_asked_for_by_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given as to ``make glue``, or by its name alone; a folder with a table is taken as it is."""
-    monkeypatch.chdir(tmp_path)
-    for given in ("runs/pretrain/tiny/export", "owner/tiny", "tiny", "runs/finetune/tables/tiny"):
-        assert glue.table_folder(given) == Path("runs/finetune/tables/tiny")
-    (tmp_path / "elsewhere/tables").mkdir(parents=True)
-    (tmp_path / "elsewhere/tables/table.json").write_text("{}")
-    assert glue.table_folder("elsewhere/tables") == Path("elsewhere/tables")
 
 
 @pytest.fixture
