@@ -1,17 +1,18 @@
-"""What a fine-tuning run shows: an example, scores beside baselines, curves, confusions, and the hardest examples."""
+"""What a fine-tuning run reports: an example, scores beside baselines, predictions, and the hardest examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.report.card import page
-from bertillery.report.plot import figure, plain, save
-from bertillery.report.table import escaped, fenced, markdown_table, write_tsv
-from bertillery.run.tracking import read_series
+from bertillery.report import card
+from bertillery.report.plot import Panel
+from bertillery.report.plot import plot_bars as plot_bars
+from bertillery.report.plot import plot_confusion as plot_confusion
+from bertillery.report.table import escaped, markdown_table, write_tsv
 from bertillery.system.files import publish, remove, writing
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig
@@ -71,61 +72,12 @@ def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskT
     publish(partial, folder)
 
 
-def plot_curves(
-    metrics_file: Path, metrics: list[str], baselines: dict[str, dict[str, float]], picture: Path, title: str
-) -> None:
-    """Loss and the metrics over steps, with the baselines as lines."""
-    series = read_series(metrics_file)
-    axes = figure(1 + len(metrics), title)
-    for axis, name in zip(axes, ["loss", *metrics], strict=True):
-        for part, style in (("train", "-"), ("held_out", "o-")):
-            if points := series.get(f"{part}/{name}"):
-                axis.plot(*zip(*points, strict=True), style, label=part.replace("_", " "), markersize=4)
-        for baseline, style in zip(baselines, ("--", ":"), strict=False):
-            if name in baselines[baseline]:
-                label = baseline.replace("_", " ")
-                axis.axhline(baselines[baseline][name], color="grey", linestyle=style, linewidth=1, label=label)
-        axis.set(title=name.replace("_", " "), xlabel="step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    save(axes, picture)
-
-
-def plot_confusion(
-    predictions: np.ndarray, labels: np.ndarray, names: Sequence[str], picture: Path, title: str
-) -> None:
-    """Shares of the examples of each class id that were predicted as each class id; their numbers, where they can be
-    read."""
-    size = len(names)
-    counts = np.zeros((size, size), dtype=np.int64)
-    np.add.at(counts, (labels, predictions), 1)
-    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    readable = size <= _READABLE
-    side = 3.0 + (0.5 if readable else 0.14) * size
-    (axis,) = axes = figure(1, title, panel=(side + 0.8, side))
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [*map(plain, names)]
-    axis.set_xticks(range(size), names, rotation=45 if readable else 90, ha="right", fontsize=8 if readable else 5)
-    axis.set_yticks(range(size), names, fontsize=8 if readable else 5)
-    axis.set(xlabel="predicted", ylabel="label")
-    for row, column in np.ndindex(size, size) if readable else ():
-        color = "white" if shares[row, column] > 0.6 else "black"
-        axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
-    save(axes, picture)
-
-
-def plot_bars(groups: Sequence[str], bars: dict[str, list[float]], picture: Path, title: str) -> None:
-    """For each group a bar of each name, from 0 to 1."""
-    (axis,) = axes = figure(1, title, panel=(2.0 + 0.9 * len(groups), 3.4))
-    width = 0.8 / len(bars)
-    for place, (name, heights) in enumerate(bars.items()):
-        at = np.arange(len(groups)) + (place - (len(bars) - 1) / 2) * width
-        axis.bar(at, heights, width, label=name.replace("_", " "))
-    axis.set_xticks(range(len(groups)), [*map(plain, groups)], rotation=30, ha="right", fontsize=8)
-    axis.set(ylim=(0, 1))
-    axis.grid(alpha=0.3, axis="y")
-    axis.legend(fontsize=8)
-    save(axes, picture)
+def panels(metrics: Sequence[str], baselines: Mapping[str, Mapping[str, float]]) -> list[Panel]:
+    """The loss and each metric, with the baselines that have it."""
+    found = {
+        metric: {name: values[metric] for name, values in baselines.items() if metric in values} for metric in metrics
+    }
+    return [Panel("loss", "loss"), *(Panel(name, name.replace("_", " "), lines) for name, lines in found.items())]
 
 
 def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: int = 3) -> str:
@@ -143,13 +95,8 @@ def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: in
     return "\n".join(told)
 
 
-_READABLE = 40
-"""Labels, at most, of a picture that has a number in each cell."""
-_HUB_METRICS = {
-    "pearson": "pearsonr",
-    "spearman": "spearmanr",
-    "macro_f1": "f1",
-}
+_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}
+"""What the Hub calls metrics that have another name here."""
 
 
 def model_card(
@@ -164,8 +111,8 @@ def model_card(
     baselines: dict[str, dict[str, dict[str, float]]],
     warnings: dict[str, str],
 ) -> str:
-    """The export's README.md, which says ``about`` the model what it is, with the measured results as metadata that
-    the Hub reads, and beside them, by split, the baselines and the warnings that a comparison of models needs."""
+    """The export's README.md: what the model is (``about``), its results as the Hub reads them, and, by split, the
+    baselines and warnings that a comparison of models needs."""
     section = config.task
     results = [
         {
@@ -182,14 +129,10 @@ def model_card(
         }
         for split, found in values.items()
     ]
-    head = {
-        "library_name": "transformers",
-        **({"pipeline_tag": pipeline} if pipeline else {}),
-        "tags": ["bertillery", section.name],
+    metadata = {
         "model-index": [{"name": name.replace("/", "-"), "results": results}],
         "bertillery": {"baselines": baselines, "warnings": warnings},
     }
     seeds = f"seed {config.run.seed} (on small sets another seed gives a score some points away)."
-    return page(
-        head, name, f"{escaped(about)} with Bertillery, {seeds}", table, "## Configuration", fenced(text, "yaml")
-    )
+    about = f"{escaped(about)} with Bertillery, {seeds}"
+    return card.model_card(name, about, table, config=text, tags=[section.name], pipeline=pipeline, metadata=metadata)

@@ -14,6 +14,7 @@ from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.heads import begin_at, draw_head, head_parameters
 from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
+from bertillery.report.plot import plot_curves
 from bertillery.run.directory import FINISHED_REMEDY
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts, Results, Stage, beside
@@ -28,7 +29,7 @@ from finetune.predict import Scored, predict
 from finetune.report import (
     hardest_examples,
     model_card,
-    plot_curves,
+    panels,
     results_table,
     show_example,
     write_predictions,
@@ -233,7 +234,8 @@ class Finetuning(Stage):
         pictures = []
         with beside(f"the picture {self.path / 'curves.png'}"):
             baselines = results["baselines"][section.validation[0]]
-            plot_curves(self.directory.metrics_file, section.metrics, baselines, self.path / "curves.png", self.name)
+            shown = panels(section.metrics, baselines)
+            plot_curves(self.directory.metrics_file, shown, self.path / "curves.png", self.name)
             pictures.append(self.path / "curves.png")
         with beside(f"pictures of the predictions in {self.path}"):
             pictures += self.task_type.draw(first, self.path)

@@ -26,10 +26,10 @@ from transformers import (
 
 from bertillery.engine.loader import Cursor, Stream
 from bertillery.models.export import warnings_of_transformers
+from bertillery.report.plot import plot_confusion
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.examples import TextExamples
-from finetune.report import plot_confusion
 from finetune.stage import Finetuning
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
 

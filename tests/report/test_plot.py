@@ -14,12 +14,12 @@ from matplotlib import font_manager, rcParams
 from matplotlib.backends.backend_agg import RendererAgg
 
 from bertillery.report import plot
+from bertillery.report.plot import plot_bars, plot_confusion
 from deploy.compare import draw
 from experiments.rates import RangeTest, write_range
 from experiments.search import Trial, plot_trials
 from experiments.seeds import write_table
 from experiments.space import Range, Space
-from finetune.report import plot_bars, plot_confusion
 from tests.deploy.test_compare import comparison, facts
 from tests.experiments.test_seeds import summary_of
 
