@@ -15,7 +15,7 @@ from bertillery.system import entry
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for package in ("pretrain", "finetune", "distill")
+    for package in ("pretrain", "finetune", "distill", "experiments", "deploy")
     for path in (ROOT / package).rglob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
