@@ -1,4 +1,4 @@
-"""Documents to token ids, in worker processes: sentences, their tokens, and the keys that repetitions are found by."""
+"""Documents to token ids, in worker processes: sentences, their tokens, and keys that tell repetitions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (defined by its extension module)
 
-from bertillery.data.ledger import Ledger
 from bertillery.data.tokenizer import WordEncoder
 from bertillery.models.load import load_tokenizer
 from bertillery.system.workers import pool
@@ -24,27 +23,28 @@ Document = tuple[bool, list[str]]
 """Whether it is held out, and its paragraphs."""
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1_000_000
 MIN_REPEATED = 80
-"""Characters from which on a repeated paragraph is dropped; shorter ones ("References.") repeat by chance."""
+"""Characters; a shorter paragraph ("References.") repeats by chance and is kept."""
 _INITIAL = re.compile(r"([A-Z]\s*)[^\S\x00-\x7f](?=\.)")
-"""What sentencex 1.0.32 panics at: a capital and a full stop with a space of several bytes between, as in "C\xa0."."""
+"""sentencex 1.0.32 panics at a capital and a full stop with a space of several bytes between, as in "C\xa0."."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of documents as arrays: D documents, P paragraphs, S sentences, all tokens end to end."""
+    """A batch of D documents, P paragraphs, S sentences and T tokens."""
 
     held_out: np.ndarray
     """(D,) bool."""
     paragraphs: np.ndarray
-    """(D,) paragraphs of each document."""
+    """(D,) number of paragraphs of each document."""
     sentences: np.ndarray
-    """(P,) sentences of each paragraph."""
+    """(P,) number of sentences of each paragraph."""
     lengths: np.ndarray
-    """(S,) tokens of each sentence, never 0."""
+    """(S,) number of tokens of each sentence, never 0."""
     ids: np.ndarray
+    """(T,)"""
     document_keys: list[bytes]
     paragraph_keys: list[bytes | None]
-    """None where the paragraph is too short to count as a repetition."""
+    """None for a paragraph shorter than ``MIN_REPEATED``."""
     characters: int
     unknown: int
     """Characters that lie in unknown tokens."""
@@ -56,7 +56,7 @@ def document_key(paragraphs: list[str]) -> bytes:
 
 
 def _paragraph_key(text: str) -> bytes:
-    # Another kind of key, or a document of one paragraph would repeat itself.
+    # Keys of another kind: otherwise a document of one paragraph would repeat itself.
     return hashlib.blake2b(text.encode(), digest_size=16, person=b"paragraph").digest()
 
 
@@ -75,7 +75,7 @@ def batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def sentences(language: str, paragraph: str) -> list[str]:
-    """The sentences of a paragraph, stripped; the whole paragraph where the splitter fails at it."""
+    """The sentences of a paragraph, stripped; the whole paragraph if the splitter fails."""
     try:
         return [text.strip() for text in segment(language, _INITIAL.sub(r"\1 ", paragraph))]
     except BaseException as error:  # a panic in Rust is no Exception, and cannot be sent back from a worker process
@@ -85,7 +85,7 @@ def sentences(language: str, paragraph: str) -> list[str]:
 
 
 class Encoder:
-    """Splits and encodes batches of documents."""
+    """Splits batches of documents into sentences and encodes them."""
 
     def __init__(self, tokenizer: Path, language: str) -> None:
         self._words = WordEncoder(load_tokenizer(str(tokenizer)))
@@ -97,7 +97,7 @@ class Encoder:
         split = [sentences(self._language, paragraph) for paragraph in paragraphs]
         texts = [sentence for sentences in split for sentence in sentences]
         if self._words.space_matters:
-            # As in a text that is read at once: without it a sentence's first word would go on with the one before.
+            # Without a space the first word of a sentence would continue the sentence before.
             begin = np.cumsum([0, *(len(document) for _, document in documents)])[:-1]
             first = {*np.cumsum([0, *map(len, split)])[begin].tolist()}
             texts = [f" {text}" if text and at not in first else text for at, text in enumerate(texts)]
@@ -126,15 +126,14 @@ def encode_batches(
     """Encode batches in order; the result does not depend on the number of processes."""
     batches = iter(batches)
     first = list(islice(batches, 2))
+    batches = chain(first, batches)
     if workers == 1 or len(first) < 2:
-        encoder = Encoder(tokenizer, language)
-        yield from map(encoder, first)
-        yield from map(encoder, batches)
+        yield from map(Encoder(tokenizer, language), batches)
         return
-    # The processes are the parallelism; without this the tokenizers library warns in each of them.
+    # The tokenizers library warns in each forked process otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with pool(workers, _start, tokenizer, language) as processes:
-        waiting: deque[Future[Encoded]] = deque(processes.submit(_encode, batch) for batch in first)
+        waiting: deque[Future[Encoded]] = deque()
         try:
             for batch in batches:
                 waiting.append(processes.submit(_encode, batch))
@@ -157,34 +156,3 @@ def _start(tokenizer: Path, language: str) -> None:
 def _encode(documents: list[Document]) -> Encoded:
     assert _encoder is not None
     return _encoder(documents)
-
-
-def append(ledger: Ledger, corpus: Path, encoded: Encoded) -> None:
-    """Write the batch without what was seen before, and account for it in the ledger's state."""
-    state = ledger.state
-    state["consumed"] += len(encoded.paragraphs)
-    state["characters"] += encoded.characters
-    state["unknown"] += encoded.unknown
-    document_of = np.repeat(np.arange(len(encoded.paragraphs)), encoded.paragraphs)
-    new_document = np.array([ledger.is_new(key) for key in encoded.document_keys])
-    kept = new_document[document_of]
-    for paragraph in np.flatnonzero(kept):
-        key = encoded.paragraph_keys[paragraph]
-        kept[paragraph] = key is None or ledger.is_new(key)
-    state["duplicates"]["documents"] += int((~new_document).sum())
-    state["duplicates"]["paragraphs"] += int((new_document[document_of] & ~kept).sum())
-    for part, chosen in (("train", ~encoded.held_out), ("valid", encoded.held_out)):
-        paragraphs = kept & chosen[document_of]
-        sentences = np.repeat(paragraphs, encoded.sentences)
-        lengths = encoded.lengths[sentences]
-        documents = np.zeros(len(chosen), np.int64)
-        np.add.at(documents, document_of[paragraphs], encoded.sentences[paragraphs])
-        documents = documents[documents > 0]
-        ids = encoded.ids[np.repeat(sentences, encoded.lengths)]
-        counts = state[part]
-        ledger.append(corpus / part / "ids.bin", ids.tobytes())
-        ledger.append(corpus / part / "sentences.bin", (counts["tokens"] + np.cumsum(lengths)).tobytes())
-        ledger.append(corpus / part / "documents.bin", (counts["sentences"] + np.cumsum(documents)).tobytes())
-        counts["tokens"] += len(ids)
-        counts["sentences"] += len(lengths)
-        counts["documents"] += len(documents)

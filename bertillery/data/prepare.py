@@ -1,8 +1,8 @@
 """Documents to a prepared corpus.
 
-First the tokenizer is trained on a sample, then all documents are cleared of repetitions, split into sentences and
-encoded. The folder is named by a hash of everything it is made from; it is built beside its place, continues after a
-kill where it stopped, and is moved into place when whole.
+First a tokenizer is trained on a sample, then all documents are split into sentences, encoded, and written without
+repetitions. The folder is named by a hash of everything it is made from. It is built beside its place, continues after
+a kill, and is moved into place when it is complete.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from transformers import PreTrainedTokenizerBase
 from bertillery.config.section import InputError
 from bertillery.data import pydocs
 from bertillery.data.corpus import CorpusSection, ReadReport, read_documents, resolve
-from bertillery.data.encode import Document, append, batched, document_key, encode_batches
-from bertillery.data.ledger import Ledger
+from bertillery.data.encode import Document, batched, document_key, encode_batches
 from bertillery.data.prepared import FORMAT, PreparedCorpus, write_manifest
 from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from bertillery.data.unigram import train_unigram
+from bertillery.data.writer import CorpusWriter, Progress
 from bertillery.models.frame import check_pretraining_frame
 from bertillery.models.load import load_tokenizer, vocabulary_size
 from bertillery.run.inputs import Fingerprint, describe_files
@@ -40,8 +40,6 @@ from bertillery.run.stage import Stage
 from bertillery.run.waiting import main_process_first
 from bertillery.system.environment import num_cores
 from bertillery.system.files import make_once
-
-_COMMIT_CHARACTERS = 16_000_000
 
 
 def prepare(
@@ -52,9 +50,9 @@ def prepare(
     *,
     name: str | None = None,
 ) -> PreparedCorpus:
-    """Open the prepared corpus of these settings; made first, by ``workers`` processes, where ``cache`` has none.
+    """Open the prepared corpus of these settings; ``workers`` processes make it first if ``cache`` does not hold it.
 
-    ``name`` is that of its folder (:func:`corpus_files`), where it is known already.
+    ``name`` is the name of its folder (:func:`corpus_files`), if it is already known.
     """
     folder = cache / (name or corpus_files(data, tokenizer).sha256)
 
@@ -76,13 +74,15 @@ def prepare(
 
 
 def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprint:
-    """What a corpus of these settings would be prepared from, by the names, sizes and times of its files; its hash
-    names the folder of the prepared corpus. Raises what :func:`prepare` does for sources that are not there."""
+    """The sources of a corpus, by the names, sizes and times of its files; the hash names the prepared corpus.
+
+    Raises ``InputError`` for sources that do not exist, as :func:`prepare` does.
+    """
     parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump()]
     existing = _existing(tokenizer)
     if existing is None:
         parts.append(tokenizer.model_dump())
-    else:  # what it is, not where: its directory may come to hold another one, and another directory the same one
+    else:  # its content, not its place: the directory may later hold another one
         parts += [type(existing).__name__, cast(Any, existing).backend_tokenizer.to_str(), existing.special_tokens_map]
     sizes: list[int] = []
     others: list[str] = []
@@ -105,13 +105,13 @@ def _existing(section: TokenizerSection) -> PreTrainedTokenizerBase | None:
 
 
 def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, *, num_texts: int) -> PreparedCorpus:
-    """The prepared corpus of a run whose examples have up to ``num_texts`` texts, and the run's pins on it. The main
-    process makes it, the others open it.
+    """Prepare the corpus of a run whose examples have up to ``num_texts`` texts, and pin it. The main process makes it,
+    the others open it.
 
-    Raises what :meth:`Stage.pin` and :func:`prepare` do: before anything is prepared where number or size of the files
-    have changed, and after it where the text turns out to be another. A run that has only its export to make reads the
-    corpus that it was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is
-    refused (``ConfigError``) before hours go into a corpus of its tokens.
+    Raises what :meth:`Stage.pin` and :func:`prepare` do: before the preparation if number or size of the files have
+    changed, and after it if the text is another. A run that has only its export left to make reads the corpus that it
+    was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is a ``ConfigError``
+    before the preparation.
     """
     existing = _existing(tokenizer)
     if existing is not None:
@@ -140,7 +140,7 @@ def _build(
     tokenizer: PreTrainedTokenizerBase | None,
     workers: int,
 ) -> None:
-    """Fill ``partial/corpus``; every step that is already there is kept."""
+    """Fill ``partial/corpus``; steps that are already complete are kept."""
     corpus = partial / "corpus"
     if not (corpus / "tokenizer").exists():
         if tokenizer is None:
@@ -156,25 +156,23 @@ def _build(
     tokenizer = load_tokenizer(str(corpus / "tokenizer"))
     report = ReadReport()
     _say("prepare: encoding")
-    state = _encode_all(partial, data, tokenizer, report, workers)
-    unigrams = _count_tokens(corpus / "train" / "ids.bin", _dtype(tokenizer), vocabulary_size(tokenizer))
-    np.save(corpus / "unigrams.npy", unigrams)
+    progress = _encode_all(partial, data, report, workers)
+    dtype, vocab_size = WordEncoder(tokenizer).dtype, vocabulary_size(tokenizer)
+    np.save(corpus / "unigrams.npy", _count_tokens(corpus / "train" / "ids.bin", dtype, vocab_size))
     facts = {
         "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
         "read": asdict(report),
-        "unknown": state["unknown"] / max(1, state["characters"]),
-        "duplicates": state["duplicates"],
-        "train": state["train"],
-        "valid": state["valid"],
-        "dtype": _dtype(tokenizer).name,
-        "vocab_size": vocabulary_size(tokenizer),
+        "unknown": progress.unknown / max(1, progress.characters),
+        **progress.model_dump(include={"duplicates", "train", "valid"}),
+        "dtype": dtype.name,
+        "vocab_size": vocab_size,
         "tokenizer": _vocabulary_hash(tokenizer),
     }
     write_manifest(corpus, facts)
 
 
 def _documents(data: CorpusSection, report: ReadReport) -> Iterator[Document]:
-    """All documents; held-out files first, so that what they share with the training text is dropped from that."""
+    """All documents, held-out files first: what they share with the training text is dropped from the latter."""
     for document in read_documents(data, data.valid, report):
         yield True, document
     for document in read_documents(data, data.path, report):
@@ -183,7 +181,7 @@ def _documents(data: CorpusSection, report: ReadReport) -> Iterator[Document]:
 
 
 def _sample(documents: Iterable[Document], limit: int) -> list[str]:
-    """Training documents of up to ``limit`` bytes: those with the smallest hashes, whatever their order."""
+    """Training documents of up to ``limit`` bytes: those with the smallest hashes, so their order does not matter."""
     kept: dict[int, str] = {}
     size, threshold = 0, 2**64
     for held_out, document in documents:
@@ -201,39 +199,19 @@ def _sample(documents: Iterable[Document], limit: int) -> list[str]:
     return list(kept.values())
 
 
-def _encode_all(
-    partial: Path, data: CorpusSection, tokenizer: PreTrainedTokenizerBase, report: ReadReport, workers: int
-) -> dict[str, Any]:
-    """Append every document to the files, from where the ledger stands; the final state of the ledger."""
-    corpus = partial / "corpus"
-    files = []
-    for part in ("train", "valid"):
-        (corpus / part).mkdir(exist_ok=True)
-        files += [corpus / part / f"{name}.bin" for name in ("ids", "sentences", "documents")]
-    nothing = {"documents": 0, "sentences": 0, "tokens": 0}
-    duplicates = {"documents": 0, "paragraphs": 0}
-    state = {"consumed": 0, "characters": 0, "unknown": 0, "duplicates": duplicates}
-    state |= {"train": dict(nothing), "valid": dict(nothing)}
-    with Ledger(partial / "ledger.sqlite", files, state) as ledger:
-        documents = islice(_progress(_documents(data, report)), ledger.state["consumed"], None)
-        uncommitted = 0
-        if not ledger.state["consumed"]:
-            for file in files:
-                if file.name != "ids.bin":
-                    ledger.append(file, np.zeros(1, np.int64).tobytes())
-        for encoded in encode_batches(batched(documents), corpus / "tokenizer", data.language, workers):
-            append(ledger, corpus, encoded)
-            uncommitted += encoded.characters
-            if uncommitted >= _COMMIT_CHARACTERS:
-                ledger.commit()
-                uncommitted = 0
-        ledger.commit()
-        _check_parts(ledger.state, data)
-        return ledger.state
+def _encode_all(partial: Path, data: CorpusSection, report: ReadReport, workers: int) -> Progress:
+    """Write all documents that are not written yet."""
+    with CorpusWriter(partial) as writer:
+        documents = islice(_progress(_documents(data, report)), writer.progress.consumed, None)
+        for encoded in encode_batches(batched(documents), partial / "corpus" / "tokenizer", data.language, workers):
+            writer.append(encoded)
+        writer.commit()
+        _check_parts(writer.progress, data)
+        return writer.progress
 
 
-def _check_parts(state: dict[str, Any], data: CorpusSection) -> None:
-    train, valid = state["train"]["documents"], state["valid"]["documents"]
+def _check_parts(progress: Progress, data: CorpusSection) -> None:
+    train, valid = progress.train.documents, progress.valid.documents
     if not train and not valid:
         raise InputError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")
     if not train or not valid:
@@ -244,10 +222,6 @@ def _check_parts(state: dict[str, Any], data: CorpusSection) -> None:
             if not data.valid
             else f"no {name} text: {'data.path' if not train else 'data.valid'} holds nothing new; give other files"
         )
-
-
-def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
-    return WordEncoder(tokenizer).dtype
 
 
 def _count_tokens(ids: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:

@@ -18,14 +18,14 @@ import pytest
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]
 
 from bertillery.config.section import ConfigError
-from bertillery.data import encode
+from bertillery.data import encode, writer
 from bertillery.data import prepare as module
 from bertillery.data import prepared as module_of_prepared
 from bertillery.data.corpus import CorpusSection
-from bertillery.data.ledger import Ledger
 from bertillery.data.prepare import corpus_files, prepare
 from bertillery.data.prepared import PreparedCorpus, TokenArrays, corpus_report, write_manifest
 from bertillery.data.tokenizer import TokenizerSection
+from bertillery.data.writer import CorpusWriter
 
 WORDS = (  # noqa: SIM905
     "the river runs past an old mill where people used to grind corn and sing about distant lands of green hills while "
@@ -208,20 +208,20 @@ def test_a_kill_and_a_second_call_give_the_bytes_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     monkeypatch.setattr(encode, "_BATCH_DOCUMENTS", 7)
-    monkeypatch.setattr(module, "_COMMIT_CHARACTERS", 1500)
+    monkeypatch.setattr(writer, "_COMMIT_CHARACTERS", 1500)
     data = section(write(tmp_path / "a.txt", documents(100)))
     whole = prepare(data, TOKENIZER, tmp_path / "one", 1)
-    append, count = module.append, 0
+    append, count = CorpusWriter.append, 0
 
-    def interrupted(ledger: Ledger, corpus: Path, encoded: encode.Encoded) -> None:
+    def interrupted(writer: CorpusWriter, encoded: encode.Encoded) -> None:
         nonlocal count
-        append(ledger, corpus, encoded)
+        append(writer, encoded)
         count += 1
         if count == batches:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(module, "append", interrupted)
+        context.setattr(CorpusWriter, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(data, TOKENIZER, tmp_path / "two", 1)
     assert not (tmp_path / "two" / whole.path.name).exists()
@@ -233,32 +233,33 @@ def test_a_kill_and_a_second_call_give_the_bytes_of_an_uninterrupted_one(
         appended += 1
         append(*arguments)
 
-    monkeypatch.setattr(module, "append", counting)
+    monkeypatch.setattr(CorpusWriter, "append", counting)
     assert files_of(prepare(data, TOKENIZER, tmp_path / "two", 1)) == files_of(whole)
     assert appended == 15 if batches == 1 else appended < 15
 
 
 def test_a_real_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "_BATCH_DOCUMENTS", 7)
-    monkeypatch.setattr(module, "_COMMIT_CHARACTERS", 1500)
+    monkeypatch.setattr(writer, "_COMMIT_CHARACTERS", 1500)
     path = write(tmp_path / "a.txt", documents(100))
     whole = prepare(section(path), TOKENIZER, tmp_path / "one", 1)
     script = f"""
 import os, signal, sys
 from pathlib import Path
 from bertillery.data import encode
-from bertillery.data import prepare as module
+from bertillery.data import writer
 from bertillery.data.corpus import CorpusSection
+from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection
-encode._BATCH_DOCUMENTS, module._COMMIT_CHARACTERS = 7, 1500
-append, count = module.append, []
+encode._BATCH_DOCUMENTS, writer._COMMIT_CHARACTERS = 7, 1500
+append, count = writer.CorpusWriter.append, []
 def killed(*arguments):
     append(*arguments)
     count.append(1)
     if len(count) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
-module.append = killed
-module.prepare(CorpusSection(path=[{path!r}], holdout=0.2), TokenizerSection(vocab_size=120), Path(sys.argv[1]), 1)
+writer.CorpusWriter.append = killed
+prepare(CorpusSection(path=[{path!r}], holdout=0.2), TokenizerSection(vocab_size=120), Path(sys.argv[1]), 1)
 """
     command = [sys.executable, "-c", script, str(tmp_path / "two")]
     killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
@@ -468,7 +469,7 @@ def test_a_full_disk_says_where_and_that_it_continues(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr(Ledger, "append", full)
+        context.setattr(CorpusWriter, "append", full)
         with pytest.raises(OSError, match=r"no space left while preparing .*\.partial.*continues from there"):
             prepare(data, TOKENIZER, tmp_path / "cache")
     prepare(data, TOKENIZER, tmp_path / "cache")

@@ -22,10 +22,11 @@ from transformers import AutoModelForSequenceClassification, BertForPreTraining
 from bertillery.config.section import InputError, dump, validate
 from bertillery.data import tables
 from bertillery.data.corpus import CorpusSection, ReadReport, read_file
-from bertillery.data.ledger import Ledger
+from bertillery.data.encode import Encoder
 from bertillery.data.prepare import prepare
 from bertillery.data.prepared import PreparedCorpus, corpus_report
 from bertillery.data.tokenizer import TokenizerSection
+from bertillery.data.writer import CorpusWriter
 from bertillery.models.load import load, load_tokenizer
 from bertillery.run.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from bertillery.run.directory import RunDirectory
@@ -106,7 +107,7 @@ def stock(kind: str) -> Callable[[Path], Path]:
 
 def corpus(folder: Path) -> Path:
     text = "\n\n".join(" ".join(f"w{i * j % 480}" for j in range(20)) for i in range(60))
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "a.txt").write_text(text)
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     data = CorpusSection.model_validate({"path": str(folder / "a.txt"), "holdout": 0.2})
@@ -114,10 +115,11 @@ def corpus(folder: Path) -> Path:
 
 
 def ledger(folder: Path) -> Path:
-    folder.mkdir()
-    with Ledger(folder / "ledger.sqlite", [folder / "ids.bin"], {"documents": 3, "train": {"tokens": 5}}) as opened:
-        opened.append(folder / "ids.bin", b"1234")
-        opened.is_new(b"key")
+    """A corpus that is half written."""
+    whole = corpus(folder / "a")
+    words = [(False, [" ".join(f"w{i * j % 480}" for j in range(20))]) for i in range(60)]
+    with CorpusWriter(folder) as opened:
+        opened.append(Encoder(whole / "tokenizer", "en")(words))
         opened.commit()
     return folder
 
@@ -192,6 +194,11 @@ def whole_corpus(folder: Path) -> None:
     corpus_report(PreparedCorpus.open(folder))
 
 
+def reopened(folder: Path) -> None:
+    with CorpusWriter(folder) as writer:
+        assert writer.progress
+
+
 def opened_run(folder: Path) -> None:
     RunDirectory.open(folder, dump(CONFIG), schema=type(CONFIG), is_main=False)
 
@@ -247,7 +254,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str, Reader]] = {
     "card": (stock("bert"), "README.md", read_card),
     "manifest of a corpus": (corpus, "manifest.json", whole_corpus),
     "tokens of a corpus": (corpus, "train/ids.bin", whole_corpus),
-    "ledger of a corpus": (ledger, "ledger.sqlite", lambda folder: Ledger(folder / "ledger.sqlite", [], {})),
+    "ledger of a corpus": (ledger, "ledger.sqlite", reopened),
     "configuration of a run": (run, "config.yaml", opened_run),
     "configuration of another seed": (run, "seed-2/config.yaml", lambda folder: seeds_of(folder / "seed-1/export")),
     "metrics": (run, "metrics.jsonl", lambda folder: read_series(folder / "metrics.jsonl")),

@@ -1,0 +1,157 @@
+"""A prepared corpus that is being written: its files only grow, and a kill costs no more than the last few of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal
+
+import numpy as np
+from pydantic import BaseModel, NonNegativeInt
+
+from bertillery.config.section import InputError
+from bertillery.data.encode import Encoded
+from bertillery.system.records import checked
+
+_CACHE_KB = 64_000
+_COMMIT_CHARACTERS = 16_000_000
+_KINDS = ("ids", "sentences", "documents")
+
+
+class Counts(BaseModel):
+    """What one part of the corpus holds."""
+
+    documents: NonNegativeInt = 0
+    sentences: NonNegativeInt = 0
+    tokens: NonNegativeInt = 0
+
+
+class Duplicates(BaseModel):
+    """Repetitions that were left out."""
+
+    documents: NonNegativeInt = 0
+    paragraphs: NonNegativeInt = 0
+
+
+class Progress(BaseModel):
+    """How far the corpus is written."""
+
+    consumed: NonNegativeInt = 0
+    """Documents read."""
+    characters: NonNegativeInt = 0
+    unknown: NonNegativeInt = 0
+    """Characters that lie in unknown tokens."""
+    duplicates: Duplicates = Duplicates()
+    train: Counts = Counts()
+    valid: Counts = Counts()
+
+
+class _Record(BaseModel):
+    state: Progress
+    lengths: dict[str, NonNegativeInt]
+
+
+class CorpusWriter:
+    """Appends encoded documents to the files in ``partial/corpus``, without what was seen before.
+
+    The files, the keys of the texts seen and the progress advance together at ``commit``. Opening again after a kill
+    cuts the files back to the last commit. Raises ``InputError`` where the record in ``partial/ledger.sqlite`` is
+    damaged.
+    """
+
+    def __init__(self, partial: Path) -> None:
+        path, remedy = partial / "ledger.sqlite", f"delete {partial} and prepare again"
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
+            self._database.execute("CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._database.execute("CREATE TABLE IF NOT EXISTS progress (id INTEGER PRIMARY KEY, record TEXT)")
+            # As bytes: damaged text would raise what a full disk does.
+            row = self._database.execute("SELECT CAST(record AS BLOB) FROM progress").fetchone()
+            values = json.loads(row[0]) if row else {"state": {}, "lengths": {}}
+        except sqlite3.OperationalError:  # such as a full disk
+            raise
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); {remedy}") from None
+        record = checked(path, values, _Record, remedy=remedy)
+        self.progress = record.state
+        self._uncommitted = 0
+        self._files: dict[str, BinaryIO] = {}
+        for name in (f"corpus/{part}/{kind}.bin" for part in ("train", "valid") for kind in _KINDS):
+            file, length = partial / name, record.lengths.get(name, 0)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stream = self._files[name] = file.open("r+b" if file.exists() else "w+b")
+            if stream.seek(0, os.SEEK_END) < length:
+                raise InputError(f"{file}: shorter than recorded; {remedy}")
+            stream.truncate(length)
+            stream.seek(length)
+            if not length and not name.endswith("ids.bin"):
+                stream.write(np.zeros(1, np.int64).tobytes())  # boundaries begin at 0
+        self._database.execute("BEGIN")
+
+    def append(self, encoded: Encoded) -> None:
+        """Write a batch without repetitions; commits from time to time."""
+        progress = self.progress
+        progress.consumed += len(encoded.paragraphs)
+        progress.characters += encoded.characters
+        progress.unknown += encoded.unknown
+        document_of = np.repeat(np.arange(len(encoded.paragraphs)), encoded.paragraphs)
+        new_document = np.array([self._is_new(key) for key in encoded.document_keys])
+        kept = new_document[document_of]
+        for paragraph in np.flatnonzero(kept):
+            key = encoded.paragraph_keys[paragraph]
+            kept[paragraph] = key is None or self._is_new(key)
+        progress.duplicates.documents += int((~new_document).sum())
+        progress.duplicates.paragraphs += int((new_document[document_of] & ~kept).sum())
+        self._append_part("train", encoded, document_of, kept & ~encoded.held_out[document_of])
+        self._append_part("valid", encoded, document_of, kept & encoded.held_out[document_of])
+        self._uncommitted += encoded.characters
+        if self._uncommitted >= _COMMIT_CHARACTERS:
+            self.commit()
+
+    def _append_part(
+        self, part: Literal["train", "valid"], encoded: Encoded, document_of: np.ndarray, paragraphs: np.ndarray
+    ) -> None:
+        """Write some paragraphs, (P,) bool; ``document_of`` (P,) is the document of each."""
+        sentences = np.repeat(paragraphs, encoded.sentences)
+        lengths = encoded.lengths[sentences]
+        documents = np.zeros(len(encoded.paragraphs), np.int64)
+        np.add.at(documents, document_of[paragraphs], encoded.sentences[paragraphs])
+        documents = documents[documents > 0]
+        ids = encoded.ids[np.repeat(sentences, encoded.lengths)]
+        counts: Counts = getattr(self.progress, part)
+        bounds = (ids, counts.tokens + np.cumsum(lengths), counts.sentences + np.cumsum(documents))
+        for kind, values in zip(_KINDS, bounds, strict=True):
+            self._files[f"corpus/{part}/{kind}.bin"].write(values.tobytes())
+        counts.tokens += len(ids)
+        counts.sentences += len(lengths)
+        counts.documents += len(documents)
+
+    def _is_new(self, key: bytes) -> bool:
+        """Add the key of a text; whether it was not there."""
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+
+    def commit(self) -> None:
+        """Make everything so far durable: first the files, then the record of them."""
+        for stream in self._files.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        lengths = {name: stream.tell() for name, stream in self._files.items()}
+        record = json.dumps({"state": self.progress.model_dump(), "lengths": lengths})
+        self._database.execute("INSERT OR REPLACE INTO progress VALUES (0, ?)", (record,))
+        self._database.execute("COMMIT")
+        self._database.execute("BEGIN")
+        self._uncommitted = 0
+
+    def __enter__(self) -> CorpusWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._files.values():
+            stream.close()
+        self._database.close()
