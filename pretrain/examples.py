@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,14 +41,6 @@ class FlatExamples:
     """(B,)"""
 
 
-class Draw(Protocol):
-    """Draws the examples of some documents: rows of ``pretrain.pairs.ROW``."""
-
-    def __call__(self, tokens: Tokens, documents: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """The keys of a document's draws depend on seed, epoch and document."""
-        ...
-
-
 class DocumentSource:
     """Examples drawn from a prepared corpus.
 
@@ -61,12 +53,13 @@ class DocumentSource:
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
-        draw: Draw,
+        draw: Callable[..., np.ndarray],
         finish: Callable[[FlatExamples], PackedBatch],
         num_texts: int = 2,
         label: PairLabel | None = None,
     ) -> None:
-        """``draw`` gives the rows of some documents, ``finish`` masks and packs their examples.
+        """``draw(tokens, documents, seed=, epoch=)`` gives the rows of some documents (:mod:`pretrain.pairs`), and
+        ``finish`` masks and packs their examples.
 
         ``num_texts`` is 1 where no example has a second segment. Raises ``ConfigError`` for a tokenizer with other
         special tokens around its texts than [CLS] and [SEP].

@@ -1,4 +1,4 @@
-"""BERT's masks: which tokens are predicted, what replaces them, and the loss of predicting them.
+"""BERT's masks: which tokens are predicted, and what replaces them.
 
 Masks are pure functions of the tokens and the examples' keys. Legend: B examples, T tokens, U units (tokens, or words
 of several tokens), M predictions.
@@ -6,22 +6,18 @@ of several tokens), M predictions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bertillery.config.section import Section
 from bertillery.config.types import Count, Share
 from bertillery.data.tokenizer import starts_of_words
 from bertillery.engine.batch import PackedBatch, pack
-from bertillery.engine.objective import Term
 from bertillery.engine.rng import integers, key, uniform
-from bertillery.models.chunks import word_sums
 from bertillery.models.load import vocabulary_size
 from pretrain.examples import FlatExamples
 
@@ -206,41 +202,3 @@ def _choose(
             chosen[(unit + step)[unit + step < end]] = True
         left[active] -= before[end] - before[unit]
     return chosen
-
-
-def masked_lm_terms(head: nn.Module, hidden: Tensor, batch: PackedBatch) -> dict[str, Term]:
-    """Terms ``mlm`` and ``mlm_accuracy`` of hidden states (T, H) under a stock head whose last layer is ``decoder``.
-
-    The head sees the masked rows only.
-    """
-    rows, vocab_size = hidden[batch.targets["masked_positions"]], cast(nn.Linear, head.decoder).out_features
-    originals = batch.targets["masked_ids"]
-    loss, right = word_sums(head, rows, originals, parameters=head.parameters(), vocab_size=vocab_size)
-    baseline = "unigrams, and copying"
-    return {
-        "mlm": Term(loss, "masked", title="MLM loss (nats)", baseline=baseline),
-        "mlm_accuracy": Term(right, "masked", 0.0, title="MLM accuracy", direction="higher", baseline="the same"),
-    }
-
-
-def masked_lm_baselines(batches: Sequence[PackedBatch], unigrams: np.ndarray, mask_id: int) -> dict[str, float]:
-    """Baselines of the terms ``mlm`` and ``mlm_accuracy``: :func:`without_context`."""
-    loss, accuracy, _ = without_context(batches, unigrams, mask_id)
-    return {"mlm": loss, "mlm_accuracy": accuracy}
-
-
-def without_context(batches: Sequence[PackedBatch], unigrams: np.ndarray, mask_id: int) -> tuple[float, float, float]:
-    """Cross-entropy, accuracy and share of correct samples of a model that sees the masked positions alone.
-
-    It predicts [MASK] from the ``unigrams`` (V,), counts that are smoothed by one. A token that is to be predicted but
-    shows another token was kept or replaced: the model believes it as often as such tokens are correct. That is learned
-    without any context and is not negligible: with a tenth kept and a tenth replaced it is worth over half a nat.
-    """
-    labels = np.concatenate([batch.targets["masked_ids"].numpy() for batch in batches])
-    seen = np.concatenate([batch.input.ids[batch.targets["masked_positions"]].numpy() for batch in batches])
-    share = (unigrams + 1) / (unigrams + 1).sum()
-    visible, kept = seen != mask_id, seen == labels
-    copied = kept[visible].mean() if visible.any() else 0.0
-    chance = share[labels] * np.where(visible, 1 - copied, 1.0) + np.where(visible & kept, copied, 0.0)
-    guess = np.where(visible & (copied > share.max()), seen, int(np.argmax(unigrams)))
-    return float(-np.log(chance).mean()), float((guess == labels).mean()), float(chance.mean())

@@ -1,17 +1,18 @@
-"""Plans: which sentences form an example, drawn for a block of documents at once.
+"""Which sentences form an example, drawn for a block of documents at once.
 
 A walk through a document is sequential (where a chunk starts depends on what was drawn before), but the walks of
 different documents are independent, so a block's walks advance in lockstep: one array operation moves all of them by
 one example.
 
 Every draw is a hash of (seed, epoch, document, turn of the walk), so a document's examples do not depend on the block.
-Positions in ``sentences`` and ``ids`` are those of :class:`bertillery.data.prepare.TokenArrays`.
+Positions in ``sentences`` and ``ids`` are those of :class:`bertillery.data.prepare.TokenArrays`. Legend: W walks that
+are under way, N examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -44,6 +45,37 @@ class Tokens(Protocol):
     documents: np.ndarray
 
 
+class _Walks:
+    """Walks through documents, one document each, that are under way; positions are sentences or tokens."""
+
+    def __init__(self, here: np.ndarray, last: np.ndarray, pass_key: np.ndarray) -> None:
+        """Walks from ``here`` to ``last``, with a key for each document pass."""
+        self.index = np.flatnonzero(here < last)
+        """(W,) which document of those given."""
+        self.here, self._last, self._pass_key = here[self.index], last, pass_key
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Turn by turn: where each walk is, where its document ends, and the key of its example (W,).
+
+        The body of the loop calls :meth:`advance`.
+        """
+        turn = 0
+        while len(self.index):
+            yield self.here, self._last[self.index], key(self._pass_key[self.index], turn)
+            turn += 1
+
+    def advance(self, to: np.ndarray) -> None:
+        """Move on; walks at the end of their document leave."""
+        going = to < self._last[self.index]
+        self.index, self.here = self.index[going], to[going]
+
+
+def _walks(tokens: Tokens, documents: np.ndarray, seed: int, epoch: int) -> _Walks:
+    """Walks through the sentences of documents."""
+    first, last = (tokens.documents[documents + end].astype(np.int64) for end in (0, 1))
+    return _Walks(first, last, key(seed, epoch, documents))
+
+
 def next_sentence_pairs(
     tokens: Tokens, documents: np.ndarray, *, sequence_length: int, short_probability: float, seed: int, epoch: int
 ) -> np.ndarray:
@@ -55,20 +87,18 @@ def next_sentence_pairs(
     of the chunk that a random B displaced open the next chunk. Pairs are cut to the budget of ``sequence_length`` - 3.
 
     One deviation: the other document is never the same one (the original gives up after ten draws, which matters only
-    for a handful of documents). Returns rows of ``ROW``.
+    for a handful of documents). Returns rows of ``ROW`` (N,).
     """
-    budget = sequence_length - 3
-    sentences = tokens.sentences
-    parts = []
-    for walk, here, split, end, target, k in _chunks(tokens, documents, budget, short_probability, seed, epoch):
+    budget, sentences, parts = sequence_length - 3, tokens.sentences, []
+    for walks, here, split, end, target, k in _chunks(tokens, documents, budget, short_probability, seed, epoch):
         is_random = (end - here == 1) | (uniform(k, _RANDOM) < 0.5)
         a_start, a_end = sentences[here], sentences[split]
-        b_first, b_last = _random_next(tokens, documents[walk.index], target - (a_end - a_start), k)
+        b_first, b_last = _random_next(tokens, documents[walks.index], target - (a_end - a_start), k)
         b_start = sentences[np.where(is_random, b_first, split)]
         b_end = sentences[np.where(is_random, b_last, end)]
         parts.append(_truncate(a_start, a_end, b_start, b_end, is_random, budget, k))
-        walk.advance(np.where(is_random, split, end))
-    return np.concatenate(parts) if parts else np.empty(0, ROW)
+        walks.advance(np.where(is_random, split, end))
+    return _joined(parts)
 
 
 def sentence_order_pairs(
@@ -86,61 +116,102 @@ def sentence_order_pairs(
     Chunks and splits are those of :func:`next_sentence_pairs`; A and B are the two parts of the chunk, in order (label
     0) or, for half of the pairs, swapped (label 1). A chunk of one sentence has no order: ``original`` gives it
     sentences from a random place of another document and label 1, as the released code does; ``drop`` leaves it out.
-    Such a chunk has no sentence that B displaced, so unlike in BERT a walk never goes back. Returns rows of ``ROW``.
+    Such a chunk has no sentence that B displaced, so unlike in BERT a walk never goes back. Returns rows of ``ROW``
+    (N,).
     """
-    budget = sequence_length - 3
-    sentences = tokens.sentences
-    parts = []
-    for walk, here, split, end, target, k in _chunks(tokens, documents, budget, short_probability, seed, epoch):
+    budget, sentences, parts = sequence_length - 3, tokens.sentences, []
+    for walks, here, split, end, target, k in _chunks(tokens, documents, budget, short_probability, seed, epoch):
         single = end - here == 1
         swapped = ~single & (uniform(k, _RANDOM) < 0.5)
         start, middle, stop = sentences[here], sentences[split], sentences[end]
         a_start, a_end = np.where(swapped, middle, start), np.where(swapped, stop, middle)
         b_start, b_end = np.where(swapped, start, middle), np.where(swapped, middle, stop)
         if single_segment == "original":
-            first, after = _random_next(tokens, documents[walk.index], target - (middle - start), k)
+            first, after = _random_next(tokens, documents[walks.index], target - (middle - start), k)
             b_start, b_end = np.where(single, sentences[first], b_start), np.where(single, sentences[after], b_end)
         rows = _truncate(a_start, a_end, b_start, b_end, swapped | single, budget, k)
         parts.append(rows if single_segment == "original" else rows[~single])
-        walk.advance(end)
-    return np.concatenate(parts) if parts else np.empty(0, ROW)
+        walks.advance(end)
+    return _joined(parts)
 
 
-class _Walk:
-    """The walks still under way: index into the documents, and the sentence each stands at."""
+def full_segments(tokens: Tokens, documents: np.ndarray, *, sequence_length: int, seed: int, epoch: int) -> np.ndarray:
+    """Segments of as many whole sentences as fit, within a document (Liu et al. 2019, 4.2, DOC-SENTENCES).
 
-    def __init__(self, first: np.ndarray, last: np.ndarray) -> None:
-        self.index = np.flatnonzero(first < last)
-        self.here = first[self.index]
-        self._last = last
+    RoBERTa found this input format best and chose another only because it makes batches uneven, which does not matter
+    to packed batches. A sentence longer than a segment is cut, not dropped. Returns rows of ``ROW`` (N,) without a
+    second segment.
+    """
+    sentences, parts = tokens.sentences, []
+    first, last = (sentences[tokens.documents[documents + end]] for end in (0, 1))
+    walks = _Walks(first, last, key(seed, epoch, documents))
+    for start, stop, k in walks:
+        reach = np.minimum(start + sequence_length - 2, stop)
+        boundary = sentences[np.searchsorted(sentences, reach, side="right") - 1]
+        end = np.where(boundary > start, boundary, reach)
+        parts.append(_rows(start, end - start, 0, 0, 0, k))
+        walks.advance(end)
+    return _joined(parts)
 
-    def advance(self, to: np.ndarray) -> None:
-        self.here = to
-        going = self.here < self._last[self.index]
-        self.index, self.here = self.index[going], self.here[going]
+
+def segment_pairs(
+    tokens: Tokens,
+    documents: np.ndarray,
+    *,
+    sequence_length: int,
+    single_probability: float,
+    short_probability: float,
+    seed: int,
+    epoch: int,
+) -> np.ndarray:
+    """ELECTRA's one or two segments of consecutive text (``build_pretraining_dataset.py``).
+
+    Sentences are gathered until they reach the target length (``sequence_length``, or with ``short_probability``,
+    drawn for each example, a uniform length from 5 on) or the document ends. The first segment takes sentences while it
+    stays below half the target; the one that would carry it over goes to it by a coin; the rest are the second segment.
+    With ``single_probability`` all are the first. What does not fit into ``sequence_length`` is thrown away.
+
+    Two deviations: our units are sentences, the original's the lines of its files; and once a sentence went to the
+    second segment all later ones follow, where the original lets a short one slip back into the first, whose text then
+    has a gap (7 to 19 % of examples, measured on synthetic sentences). Returns rows of ``ROW`` (N,), label 0.
+    """
+    sentences, parts = tokens.sentences, []
+    walks = _walks(tokens, documents, seed, epoch)
+    for here, last, k in walks:
+        short = uniform(k, _SEGMENT_TARGET) < short_probability
+        target = np.where(short, 5 + integers(sequence_length - 4, k, _SEGMENT_LENGTH), sequence_length)
+        end, start = _fill(sentences, here, target, last), sentences[here]
+        half = (target - 3) // 2
+        below = np.searchsorted(sentences, start + half) - 1  # the last boundary that is short of half
+        split = np.clip(below, here + 1, end)
+        open_still = (split < end) & (sentences[split] - start < half)
+        split += open_still & (uniform(k, _OVER) < 0.5)
+        split = np.where(uniform(k, _SINGLE) < single_probability, end, split)
+        a = np.minimum(sentences[split] - start, sequence_length - 2)
+        b = np.clip(sequence_length - a - 3, 0, sentences[end] - sentences[split])
+        parts.append(_rows(start, a, sentences[split], b, 0, k))
+        walks.advance(end)
+    return _joined(parts)
 
 
-_Chunks = tuple[_Walk, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Chunks = tuple[_Walks, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _chunks(
     tokens: Tokens, documents: np.ndarray, budget: int, short_probability: float, seed: int, epoch: int
 ) -> Iterator[_Chunks]:
-    """Turn by turn: the walks, and of each the first sentence, split and end of its chunk, target length and key."""
-    first, last = tokens.documents[documents], tokens.documents[documents + 1]
-    pass_key = key(seed, epoch, documents)
+    """Turn by turn: the walks, and the first sentence, split and end of each one's chunk, its target length and key."""
+    pass_key, walks = key(seed, epoch, documents), _walks(tokens, documents, seed, epoch)
     short = uniform(pass_key, _TARGET) < short_probability
     # The original draws the short target once per call, that is once per pass through a document.
     targets = np.where(short, 2 + integers(budget - 1, pass_key, _TARGET_LENGTH), budget)
-    walk, turn = _Walk(first, last), 0
-    while len(walk.index):
-        here, target, k = walk.here, targets[walk.index], key(pass_key[walk.index], turn)
-        end = _fill(tokens.sentences, here, target, last[walk.index])
+    for here, last, k in walks:
+        target = targets[walks.index]
+        end = _fill(tokens.sentences, here, target, last)
         size = end - here
         # Uniform over the inner boundaries; a single sentence is all first part.
         split = here + np.where(size == 1, 1, 1 + integers(np.maximum(size - 1, 1), k, _SPLIT))
-        yield walk, here, split, end, target, k
-        turn += 1
+        yield walks, here, split, end, target, k
 
 
 def _fill(sentences: np.ndarray, start: np.ndarray, target: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -176,17 +247,12 @@ def _truncate(
     uneven = np.minimum(excess, np.abs(a - b))
     cut_a = np.where(a > b, uneven, 0) + (excess - uneven) // 2
     cut_b = excess - cut_a
-    rows = np.empty(len(a), ROW)
-    rows["a_start"] = a_start + _coins(cut_a, key(k, _FRONT, 0))
-    rows["b_start"] = b_start + _coins(cut_b, key(k, _FRONT, 1))
-    rows["a_length"], rows["b_length"] = a - cut_a, b - cut_b
-    rows["label"], rows["key"] = label, k
-    rows["length"] = rows["a_length"] + rows["b_length"] + 3
-    return rows
+    a_front, b_front = _coins(cut_a, key(k, _FRONT, 0)), _coins(cut_b, key(k, _FRONT, 1))
+    return _rows(a_start + a_front, a - cut_a, b_start + b_front, b - cut_b, label, k)
 
 
 def _coins(number: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """How many of ``number`` fair coins fall on heads: the bits of as many hashed words as it takes."""
+    """How many of ``number`` fair coins show heads, counted in the bits of hashes."""
     heads = np.zeros(len(number), np.int64)
     left, word = number.copy(), 0
     while (left > 0).any():
@@ -199,89 +265,14 @@ def _coins(number: np.ndarray, k: np.ndarray) -> np.ndarray:
     return heads
 
 
-def full_segments(tokens: Tokens, documents: np.ndarray, *, sequence_length: int, seed: int, epoch: int) -> np.ndarray:
-    """Segments of as many whole sentences as fit, within a document (Liu et al. 2019, 4.2, DOC-SENTENCES).
-
-    RoBERTa found this input format best and chose another only because it makes batches uneven, which packed batches do
-    not mind. A sentence longer than a segment is cut, not dropped. Returns rows of ``ROW`` without a second segment.
-    """
-    budget = sequence_length - 2
-    sentences = tokens.sentences
-    first, last = tokens.documents[documents], tokens.documents[documents + 1]
-    here, stop = sentences[first], sentences[last]
-    pass_key, parts, turn = key(seed, epoch, documents), [], 0
-    going = np.flatnonzero(here < stop)
-    while len(going):
-        start = here[going]
-        reach = np.minimum(start + budget, stop[going])
-        boundary = sentences[np.searchsorted(sentences, reach, side="right") - 1]
-        end = np.where(boundary > start, boundary, reach)
-        rows = np.zeros(len(going), ROW)
-        rows["a_start"], rows["a_length"], rows["length"] = start, end - start, end - start + 2
-        rows["key"] = key(pass_key[going], turn)
-        parts.append(rows)
-        here[going] = end
-        going, turn = going[here[going] < stop[going]], turn + 1
-    return np.concatenate(parts) if parts else np.empty(0, ROW)
-
-
-def segment_pairs(
-    tokens: Tokens,
-    documents: np.ndarray,
-    *,
-    sequence_length: int,
-    single_probability: float,
-    short_probability: float,
-    seed: int,
-    epoch: int,
-) -> np.ndarray:
-    """ELECTRA's one or two segments of consecutive text (``build_pretraining_dataset.py``).
-
-    Sentences are gathered until they reach the target length (``sequence_length``, or with ``short_probability``,
-    drawn for each example, a uniform length from 5 on) or the document ends. The first segment takes sentences while it
-    stays below half the target; the one that would carry it over goes to it by a coin; the rest are the second segment.
-    With ``single_probability`` all are the first. What does not fit into ``sequence_length`` is thrown away.
-
-    Two deviations: our units are sentences, the original's the lines of its files; and once a sentence went to the
-    second segment all later ones follow, where the original lets a short one slip back into the first, whose text then
-    has a gap (7 to 19 % of examples, measured on synthetic sentences). Returns rows of ``ROW``, label 0.
-    """
-    sentences = tokens.sentences
-    here, last = tokens.documents[documents].astype(np.int64), tokens.documents[documents + 1].astype(np.int64)
-    pass_key, parts, turn = key(seed, epoch, documents), [], 0
-    going = np.flatnonzero(here < last)
-    while len(going):
-        k, start = key(pass_key[going], turn), here[going]
-        short = uniform(k, _SEGMENT_TARGET) < short_probability
-        target = np.where(short, 5 + integers(sequence_length - 4, k, _SEGMENT_LENGTH), sequence_length)
-        reached = np.searchsorted(sentences, sentences[start] + target)
-        end = np.minimum(np.maximum(reached, start + 1), last[going])
-        split = _second_segment(sentences, start, end, target, k)
-        split = np.where(uniform(k, _SINGLE) < single_probability, end, split)
-        parts.append(_segment_rows(sentences, start, split, end, sequence_length, k))
-        here[going] = end
-        going, turn = going[end < last[going]], turn + 1
-    return np.concatenate(parts) if parts else np.empty(0, ROW)
-
-
-def _second_segment(
-    sentences: np.ndarray, start: np.ndarray, end: np.ndarray, target: np.ndarray, k: np.ndarray
-) -> np.ndarray:
-    """Where the second segment begins, in sentences; ``end`` where there is none."""
-    half = (target - 3) // 2
-    below = np.searchsorted(sentences, sentences[start] + half) - 1  # the last boundary that is short of half
-    split = np.clip(below, start + 1, end)
-    open_still = (split < end) & (sentences[split] - sentences[start] < half)
-    return split + (open_still & (uniform(k, _OVER) < 0.5))
-
-
-def _segment_rows(
-    sentences: np.ndarray, start: np.ndarray, split: np.ndarray, end: np.ndarray, sequence_length: int, k: np.ndarray
-) -> np.ndarray:
-    rows = np.zeros(len(start), ROW)
-    a = np.minimum(sentences[split] - sentences[start], sequence_length - 2)
-    b = np.clip(sequence_length - a - 3, 0, sentences[end] - sentences[split])
-    rows["a_start"], rows["a_length"] = sentences[start], a
-    rows["b_start"], rows["b_length"] = sentences[split], b
-    rows["length"], rows["key"] = a + b + 2 + (b > 0), k
+def _rows(a_start: Any, a_length: Any, b_start: Any, b_length: Any, label: Any, k: np.ndarray) -> np.ndarray:
+    """Rows of ``ROW``; the length counts [CLS] and a [SEP] after each segment."""
+    rows = np.empty(len(k), ROW)
+    rows["a_start"], rows["a_length"], rows["b_start"], rows["b_length"] = a_start, a_length, b_start, b_length
+    rows["label"], rows["key"] = label, k
+    rows["length"] = rows["a_length"] + rows["b_length"] + np.where(rows["b_length"] > 0, 3, 2)
     return rows
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, ROW)

@@ -8,11 +8,9 @@ masked tokens plus mean cross-entropy of the order (0: as in the text, 1: swappe
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import Field
 from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizerBase
@@ -20,15 +18,14 @@ from transformers import AlbertConfig, AlbertForPreTraining, PreTrainedTokenizer
 from bertillery.config.section import ConfigError
 from bertillery.config.types import Count, Probability, Width
 from bertillery.engine.batch import PackedBatch
-from bertillery.engine.objective import Objective, Term
-from bertillery.models.dropout import prepare_dropout
+from bertillery.engine.objective import Term
 from bertillery.models.encoders import encode
-from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
 from pretrain.initialization import Weights
-from pretrain.masking import Masking, MaskingSection, masked_lm_baselines, masked_lm_terms
-from pretrain.model import ModelSection, initialize, packed_config
+from pretrain.masked_lm import MaskedObjective, masked_lm_terms
+from pretrain.masking import Masking, MaskingSection
+from pretrain.model import ModelSection, packed_config
 from pretrain.pair_label import PairLabel
 from pretrain.pairs import Tokens, sentence_order_pairs
 
@@ -165,32 +162,24 @@ def _layers(model: AlbertForPreTraining) -> list[Any]:
     return [group.albert_layers[0] for group in cast(Any, model.albert.encoder).albert_layer_groups]
 
 
-class Albert(Objective):
+class Albert(MaskedObjective):
     """Both tasks of ALBERT on one stock ``AlbertForPreTraining``."""
 
+    label = LABEL
+
     def __init__(self, config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self.model = AlbertForPreTraining(albert_config(config, sizes, tokenizer))
-        self.mask_id = cast(int, tokenizer.mask_token_id)
+        model = AlbertForPreTraining(albert_config(config, sizes, tokenizer))
+        share(model, config.sharing)
+        super().__init__(model, sizes, tokenizer)
         self.sharing: Sharing = config.sharing
-        share(self.model, config.sharing)
-        initialize(self.model, sizes.initializer_range)
-        prepare_dropout(self.model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``sop`` with their accuracies; the order head sees the [CLS] rows only."""
-        albert: Any = self.model.albert
-        hidden = encode(self.model, batch.input)
+        hidden, albert = encode(self.model, batch.input), self.model.albert
         pooled = albert.pooler_activation(albert.pooler(hidden[batch.input.first_rows]))
         # The stock head would apply dropout first; the original does not.
         logits = self.model.sop_classifier.classifier(pooled).float()
         return {**masked_lm_terms(self.model.predictions, hidden, batch), **LABEL.terms(logits, batch)}
-
-    def baselines(
-        self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Those of the masked tokens and of the label."""
-        return masked_lm_baselines(batches, unigrams, self.mask_id) | LABEL.baselines(batches)
 
     def exported(self) -> AlbertForPreTraining:
         """Encoder, pooler and both heads.
@@ -202,13 +191,6 @@ class Albert(Objective):
         model = copy.deepcopy(self.model)
         share(model, self.sharing, untie=True)
         return model
-
-    def flops(self, batch: PackedBatch) -> float:
-        """Three times the forward pass: encoder with its projection, MLM head, pooler and order head."""
-        config, width = self.model.config, self.model.config.hidden_size
-        pooler = 2.0 * batch.input.num_sequences * (width**2 + 2 * width)
-        head = head_flops(width, config.vocab_size, batch.counts["masked"], config.embedding_size)
-        return 3 * (encoder_flops(config, batch.input) + head + pooler)
 
 
 build = Albert

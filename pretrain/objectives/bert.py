@@ -7,24 +7,21 @@ tokens plus mean cross-entropy of the pair label (0: B follows A, 1: B is random
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-import numpy as np
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError
 from bertillery.config.types import Probability
 from bertillery.engine.batch import PackedBatch
-from bertillery.engine.objective import Objective, Term
-from bertillery.models.dropout import prepare_dropout
+from bertillery.engine.objective import Term
 from bertillery.models.encoders import encode
-from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
-from pretrain.masking import Masking, MaskingSection, masked_lm_baselines, masked_lm_terms
-from pretrain.model import ModelSection, bert_config, initialize
+from pretrain.masked_lm import MaskedObjective, masked_lm_terms
+from pretrain.masking import Masking, MaskingSection
+from pretrain.model import ModelSection, bert_config
 from pretrain.pair_label import PairLabel
 from pretrain.pairs import Tokens, next_sentence_pairs
 
@@ -71,41 +68,21 @@ def check_corpus(tokens: Tokens, *, remedy: str) -> None:
         )
 
 
-class Bert(Objective):
+class Bert(MaskedObjective):
     """Both tasks of BERT on one stock ``BertForPreTraining``."""
 
+    label = LABEL
+
     def __init__(self, config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self.model = BertForPreTraining(bert_config(sizes, tokenizer))
-        self.mask_id = cast(int, tokenizer.mask_token_id)
-        initialize(self.model, sizes.initializer_range)
-        prepare_dropout(self.model)
+        super().__init__(BertForPreTraining(bert_config(sizes, tokenizer)), sizes, tokenizer)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``nsp`` with their accuracies; the pair head sees the [CLS] rows only."""
         hidden = encode(self.model, batch.input)
-        assert self.model.bert.pooler is not None
         # The stock pooler takes position 0 of each row of a batch, so every [CLS] becomes a row of one position.
         pooled = self.model.bert.pooler(hidden[batch.input.first_rows][:, None])
         logits = self.model.cls.seq_relationship(pooled).float()
         return {**masked_lm_terms(self.model.cls.predictions, hidden, batch), **LABEL.terms(logits, batch)}
-
-    def baselines(
-        self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Those of the masked tokens and of the label."""
-        return masked_lm_baselines(batches, unigrams, self.mask_id) | LABEL.baselines(batches)
-
-    def exported(self) -> BertForPreTraining:
-        """Encoder, pooler and both heads."""
-        return self.model
-
-    def flops(self, batch: PackedBatch) -> float:
-        """Three times the forward pass: encoder, MLM head, pooler and pair head."""
-        config, width = self.model.config, self.model.config.hidden_size
-        pooler = 2.0 * batch.input.num_sequences * (width**2 + 2 * width)
-        head = head_flops(width, config.vocab_size, batch.counts["masked"])
-        return 3 * (encoder_flops(config, batch.input) + head + pooler)
 
 
 build = Bert

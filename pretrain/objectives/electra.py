@@ -35,7 +35,8 @@ from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.initialization import Weights
-from pretrain.masking import num_predictions, without_context
+from pretrain.masked_lm import without_context
+from pretrain.masking import num_predictions
 from pretrain.model import ModelSection, initialize, packed_config
 from pretrain.pair_label import binary_entropy
 from pretrain.pairs import Tokens, segment_pairs

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-import numpy as np
 from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 from bertillery.engine.batch import PackedBatch
-from bertillery.engine.objective import Objective, Term
-from bertillery.models.dropout import prepare_dropout
+from bertillery.engine.objective import Term
 from bertillery.models.encoders import encode
-from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
-from pretrain.masking import Masking, MaskingSection, masked_lm_baselines, masked_lm_terms
-from pretrain.model import ModelSection, bert_config, initialize
+from pretrain.masked_lm import MaskedObjective, masked_lm_terms
+from pretrain.masking import Masking, MaskingSection
+from pretrain.model import ModelSection, bert_config
 from pretrain.pairs import Tokens, full_segments
 
 
@@ -44,35 +41,15 @@ def source(
     )
 
 
-class Mlm(Objective):
+class Mlm(MaskedObjective):
     """A stock ``BertForMaskedLM``."""
 
     def __init__(self, config: Config, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self.model = BertForMaskedLM(bert_config(sizes, tokenizer))
-        self.mask_id = cast(int, tokenizer.mask_token_id)
-        initialize(self.model, sizes.initializer_range)
-        prepare_dropout(self.model)
+        super().__init__(BertForMaskedLM(bert_config(sizes, tokenizer)), sizes, tokenizer)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm``, the mean cross-entropy of the masked tokens, and ``mlm_accuracy``."""
         return masked_lm_terms(self.model.cls.predictions, encode(self.model, batch.input), batch)
-
-    def baselines(
-        self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Those of the masked tokens."""
-        return masked_lm_baselines(batches, unigrams, self.mask_id)
-
-    def exported(self) -> BertForMaskedLM:
-        """The masked language model."""
-        return self.model
-
-    def flops(self, batch: PackedBatch) -> float:
-        """Three times the forward pass: encoder and MLM head."""
-        config = self.model.config
-        head = head_flops(config.hidden_size, config.vocab_size, batch.counts["masked"])
-        return 3 * (encoder_flops(config, batch.input) + head)
 
 
 build = Mlm
