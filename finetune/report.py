@@ -37,8 +37,8 @@ def results_table(
     warnings: dict[str, str],
     chosen: dict[str, float],
 ) -> str:
-    """Metrics of each validation split beside its baselines, as a Markdown table; then what is wrong with them, and
-    what was chosen by them."""
+    """A Markdown table of each validation split's metrics beside its baselines, then warnings, then values (such as
+    thresholds) that were chosen on the first split."""
     names = list(dict.fromkeys(name for found in baselines.values() for name in found))
     rows = [["", "model", *(name.replace("_", " ") for name in names)]]
     for split, found in values.items():
@@ -51,9 +51,9 @@ def results_table(
 
 
 def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskType) -> None:
-    """A file ``<split>.tsv`` each: official index, prediction, label where there is one, and the kind's columns.
+    """A file ``<split>.tsv`` for each split: official index, prediction, label if known, the task type's columns.
 
-    The folder appears when all of it is written.
+    The folder appears once it is complete.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
@@ -64,7 +64,7 @@ def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskT
         names, numbers = kind.columns(each)
         lines = [["index", "prediction", "label", *names]]
         for index, prediction, label, row in zip(split.index, each.predictions, labels, numbers, strict=True):
-            # Nine digits give every float32 back, so that an ensemble of files is one of the models.
+            # Nine digits restore every float32, so averaging files is averaging models.
             lines.append([str(index), kind.format_prediction(prediction), label, *(f"{value:.9g}" for value in row)])
         write_tsv(partial / f"{name}.tsv", lines)
         with writing(partial):
@@ -81,7 +81,7 @@ def panels(metrics: Sequence[str], baselines: Mapping[str, Mapping[str, float]])
 
 
 def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: int = 3) -> str:
-    """Write all examples to ``path``, those first on which the model is furthest off; returns the first few as text."""
+    """Write all examples to ``path``, the largest errors first; returns the first few as text."""
     split, rows, distances = predicted.split, rows_of(kind.section), kind.distances(predicted)
     lines, told = [["index", "distance", "label", "prediction", *rows.names]], []
     for i in np.argsort(-distances, kind="stable"):

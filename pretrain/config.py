@@ -96,7 +96,7 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
     """
     model, tokenizer = values.get("model"), values.get("tokenizer", {})
     path = model.get("from") if isinstance(model, dict) else None
-    if not isinstance(path, str) or not isinstance(tokenizer, dict):  # validation comes next, and says what is wrong
+    if not isinstance(path, str) or not isinstance(tokenizer, dict):  # validation comes next and reports it
         return
     weights = Weights.find(path)
     if weights.config.model_type != section.family:

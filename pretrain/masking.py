@@ -126,9 +126,9 @@ def mask_tokens(
     becomes a uniform row of the vocabulary, special rows and the token itself included (10 %). With ``starts_word``
     (T,), false for tokens that continue a word, whole words are chosen; one that would overshoot is passed over.
 
-    With ``longest_ngram`` N, runs of up to N words are (ALBERT's code; Lan et al. 2020, 4.1): at every word, in random
-    order, a length n is drawn with a probability proportional to 1/n, shortened until it fits, and passed over where it
-    meets what is chosen already. Special tokens are left out before, so that a run may reach across [SEP].
+    With ``longest_ngram`` N, runs of up to N words are chosen (ALBERT's code; Lan et al. 2020, 4.1): at every word, in
+    random order, a length n is drawn with a probability proportional to 1/n and shortened until the run fits; a run
+    that meets an earlier one is skipped. Special tokens are removed first, so a run may reach across [SEP].
     """
     examples = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.arange(len(input_ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -38,12 +38,12 @@ def figure(panels: int, title: str, *, panel: tuple[float, float] = (4.2, 3.4), 
 
 
 def save(axes: list[Any], picture: Path) -> None:
-    """Write the figure of these axes and let go of it."""
+    """Write the figure of these axes and close it."""
     from matplotlib import pyplot, rcParams
     from matplotlib.text import Text
 
     drawn = axes[0].figure
-    for text in drawn.findobj(Text):  # ticks are older than the names on them, and know no fonts that those brought
+    for text in drawn.findobj(Text):  # ticks were made before names added fallback fonts
         text.set_fontfamily(rcParams["font.family"])
     with writing(picture):
         drawn.savefig(picture, dpi=110)
@@ -128,10 +128,10 @@ def plot_bars(groups: Sequence[str], bars: Mapping[str, Sequence[float]], pictur
 
 
 def plain(name: str) -> str:
-    """A name as text of a picture that shows it as it is, on one line: no sign in it begins a formula.
+    """A name as one line of plain text for a plot: ``$`` does not begin a formula.
 
-    Characters that the picture's fonts lack are taken from other installed ones; what none of them has is written as
-    ``U+XXXX``, and a warning says so.
+    Characters that the plot's fonts lack come from other installed fonts. Those that no font has are written as
+    ``U+XXXX``, with a warning.
     """
     name = printable(" ".join(name.split()))
     lacking = set() if name.isascii() else _without_glyph(name)
@@ -142,13 +142,13 @@ def plain(name: str) -> str:
 
 
 def _without_glyph(name: str) -> set[str]:
-    """Characters that no font has; families that have others are added to those that pictures fall back on."""
+    """Characters that no installed font has; fonts that have some are added to the plot's fallback fonts."""
     from matplotlib import font_manager, rcParams
 
     def found_in(file: str, characters: set[str]) -> set[str]:
         try:
             font = font_manager.get_font(file)
-        except (OSError, RuntimeError):  # a font that is listed, but gone or damaged
+        except (OSError, RuntimeError):  # a listed font that is missing or damaged
             return set()
         return {each for each in characters if font.get_char_index(ord(each))}
 
@@ -164,12 +164,12 @@ def _without_glyph(name: str) -> set[str]:
 
 
 _EMPTY = ("Last Resort High-Efficiency", ".LastResort", "Adobe Blank")
-"""Fonts whose glyphs show that there is none."""
+"""Fonts that show a placeholder for every character."""
 
 
 @cache
 def _warn_of_fonts() -> None:
     logger.warning(
-        "no installed font has all characters of the names in the pictures, which write those as U+XXXX; "
+        "no installed font has all characters of the names in the plots, so they are written as U+XXXX; "
         "install one that has them (for Chinese, Japanese and Korean, say, Noto Sans CJK)"
     )

@@ -14,7 +14,7 @@ from bertillery.system.files import write_text
 from bertillery.system.printable import printable
 
 _MARKUP = re.compile(
-    r"""\\(?=[!-/:-@\[-`{-~]|$)  # before anything that it would take the meaning from
+    r"""\\(?=[!-/:-@\[-`{-~]|$)  # a backslash that would escape the next character
     | [`*|] | (?<!\w)_ | _(?!\w)
     | <(?=[A-Za-z/!?])  # tags
     | &(?=\#?\w+;)  # entities
@@ -24,9 +24,9 @@ _MARKUP = re.compile(
 
 
 def escaped(text: str) -> str:
-    r"""Text that Markdown shows as it is: nothing in it is a tag, a link, emphasis, code, a table's cell or a new line.
+    r"""Text as Markdown that shows it unchanged: no tags, links, emphasis, code, table cells or line breaks.
 
-    With backslashes (``\<``), and as few as do, since tables are printed, too.
+    Escapes with backslashes (``\<``), and only where necessary, because tables are printed, too.
     """
     return _MARKUP.sub(lambda match: f"\\{match[0]}", printable(text))
 
@@ -68,7 +68,7 @@ def terms_table(
 
 
 def fenced(text: str, language: str) -> str:
-    """Lines as a block of code, which nothing in them ends."""
+    """A code block; the fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
@@ -78,18 +78,21 @@ def _longest_run(text: str) -> int:
 
 
 _FORMULA = ("=", "+", "-", "@")
-"""A spreadsheet computes a cell that begins so, whatever file it comes from."""
+"""Spreadsheets take cells that begin like this for formulas."""
 
 
 def write_tsv(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    """Write a line for each row; a cell of text that begins like a formula gets an apostrophe before it, as it is
-    typed into a spreadsheet, and control characters, among them tabs and new lines, are made visible."""
+    """Write a line for each row.
+
+    Text that begins like a formula gets an apostrophe in front, as in a spreadsheet. Control characters, including tabs
+    and line breaks, are made visible.
+    """
     lines = ("\t".join(map(_cell, row)) for row in rows)
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_tsv(path: Path) -> list[list[str]]:
-    """The rows that were written, apostrophes taken off again."""
+    """The rows of :func:`write_tsv`, without its apostrophes."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [
         [text[1:] if text[:1] == "'" and _marked(text[1:]) else text for text in line.split("\t")] for line in lines
@@ -102,7 +105,7 @@ def _cell(text: str) -> str:
 
 
 def _marked(text: str) -> bool:
-    """Whether an apostrophe goes before it: those that it begins with itself must not be taken for one of ours."""
+    """Whether it needs an apostrophe: also if it begins with some of its own, so that reading is exact."""
     return text.lstrip("'").startswith(_FORMULA)
 
 

@@ -269,7 +269,7 @@ class Electra(Objective):
         return found | {"auc": 0.5, "precision": replaced, "recall": 0.0}
 
     def exported(self) -> ElectraForPreTraining:
-        """The discriminator, which is what is fine-tuned."""
+        """The discriminator, the network that is fine-tuned."""
         return self.discriminator
 
     def auxiliary_models(self) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def detection_terms(logits: Tensor, positive: Tensor, count: str) -> dict[str, T
 
 
 def ratio(sums: list[float], count: float) -> float:
-    """The first sum over the second; 0 where there is nothing to divide by."""
+    """The first sum over the second; 0 if the second is 0."""
     return sums[0] / sums[1] if sums[1] else 0.0
 
 
