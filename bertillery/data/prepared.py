@@ -1,8 +1,7 @@
 """A prepared corpus on disk: memory-mapped token ids with sentence and document boundaries, and its manifest.
 
-The manifest has a checksum of every file, and one of itself. The first time that a corpus is opened all of it is read
-and compared; the times of change of the files that were found right are kept in ``checked.json`` beside them, and while
-they and the sizes stay as they are nothing is read again.
+The manifest has a checksum of every file and of itself. The first time a corpus is opened, all files are read and
+compared. Their sizes and times are then kept in ``checked.json``, and nothing is read again until these change.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 """Version of the layout on disk; part of the folder's name."""
 MOST_UNKNOWN = 0.05
-"""Share of the characters in unknown tokens from which on the report warns."""
+"""Share of characters in unknown tokens above which the report warns."""
 _MANIFEST, _CHECKED = "manifest.json", "checked.json"
 _REMEDY = "delete the folder and prepare again"
-_PIECE = 1 << 22
-"""Elements that are looked at at once."""
+_CHUNK = 1 << 22
+"""Elements that are checked at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TokenArrays:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """What ``prepare`` leaves behind."""
+    """A corpus that ``prepare`` has made."""
 
     path: Path
     manifest: dict[str, Any]
@@ -75,14 +74,11 @@ class PreparedCorpus:
     train: TokenArrays
     valid: TokenArrays
     unigrams: np.ndarray
-    """(V,) int64: how often each token occurs in the training part."""
+    """(V,) int64: the count of each token in the training part."""
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedCorpus:
-        """Map the corpus in ``path``; ``InputError`` when it is not one, of another version, or damaged.
-
-        All of it is read where its files have changed, by their times and sizes, since that was done the last time.
-        """
+        """Map the corpus in ``path``; ``InputError`` if it is no corpus, of another version, or damaged."""
         path = Path(path)
         manifest = _read_manifest(path)
         stamp = _stamp(path, manifest)
@@ -98,7 +94,7 @@ class PreparedCorpus:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of the token ids and boundaries, by the checksums in the manifest; the same wherever the corpus is."""
+        """The checksums of the token ids and boundaries, which do not depend on the place of the corpus."""
         files = {name: file["sha256"] for name, file in self.manifest["files"].items() if name.endswith(".bin")}
         what = f"{self.train.num_documents:,} documents, {self.train.num_tokens:,} tokens"
         return Fingerprint(digest(sorted(files.items())), what)
@@ -109,7 +105,7 @@ class PreparedCorpus:
 
 
 def write_manifest(path: Path, facts: dict[str, Any]) -> None:
-    """Finish a corpus: fingerprint all its files, and record them with the ``facts``."""
+    """Finish a corpus: record the checksums of its files together with the ``facts``."""
     own = (_MANIFEST, _CHECKED)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(own))
     manifest = {"format": FORMAT, **facts, "files": {
@@ -135,8 +131,11 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def _stamp(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What tells without reading them that the files are those that were checked; ``InputError`` where they cannot be
-    those of the manifest. Of the two times the later, that of any change, cannot be set to what it was."""
+    """The times of the files, by which a later start knows that they are those that were checked.
+
+    The time of the last change of any kind (ctime) cannot be set back. Raises ``InputError`` for files that cannot be
+    those of the manifest.
+    """
     times = {}
     for name, file in manifest["files"].items():
         stat = (path / name).stat() if (path / name).is_file() else None
@@ -144,7 +143,7 @@ def _stamp(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             found = "is missing" if stat is None else f"has {stat.st_size} bytes instead of {file['size']}"
             raise InputError(f"{path}: torn: {name} {found}; {_REMEDY}")
         times[name] = [stat.st_mtime_ns, stat.st_ctime_ns]
-    for file in (path / "tokenizer").iterdir():  # any file there may change what the tokenizer is
+    for file in (path / "tokenizer").iterdir():  # any file there may change the tokenizer
         if f"tokenizer/{file.name}" not in manifest["files"]:
             raise InputError(f"{path}: {file.relative_to(path)} is not part of the corpus; delete that file")
     return {"manifest": _hash(manifest), "times": times}
@@ -156,7 +155,7 @@ def _read_stamp(path: Path) -> Any:
 
 
 def _write_stamp(path: Path, stamp: dict[str, Any]) -> None:
-    with suppress(OSError):  # a folder that can only be read is checked at every start
+    with suppress(OSError):  # a read-only folder is checked at every start
         tidy(path, f"{_CHECKED}.*")
         write_text(path / _CHECKED, json.dumps(stamp, indent=1))
 
@@ -171,12 +170,12 @@ def _check_content(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _check_structure(path: Path, arrays: TokenArrays, vocab_size: int) -> None:
-    """``InputError`` for what no corpus of ours is like, and what a run would hang or fail at."""
+    """Refuse what would let a run hang or fail, even if the checksums are right."""
     for name, bounds in (("sentences", arrays.sentences), ("documents", arrays.documents)):
-        steps = (bounds[at : at + _PIECE + 1] for at in range(0, len(bounds) - 1, _PIECE))
+        steps = (bounds[at : at + _CHUNK + 1] for at in range(0, len(bounds) - 1, _CHUNK))
         if bounds[0] != 0 or any((np.diff(piece) <= 0).any() for piece in steps):
             raise InputError(f"{path}: damaged: the boundaries in {name}.bin do not ascend from 0; {_REMEDY}")
-    pieces = (arrays.ids[at : at + _PIECE] for at in range(0, len(arrays.ids), _PIECE))
+    pieces = (arrays.ids[at : at + _CHUNK] for at in range(0, len(arrays.ids), _CHUNK))
     if any(piece.max() >= vocab_size for piece in pieces):
         raise InputError(f"{path}: damaged: ids.bin has a token beyond the {vocab_size} of the vocabulary; {_REMEDY}")
 
@@ -233,7 +232,7 @@ def corpus_report(prepared: PreparedCorpus) -> str:
 
 @contextmanager
 def of_held_out_text() -> Iterator[None]:
-    """Let a ``ConfigError`` say that it is about the held-out part, and how there may be more of it."""
+    """Let a ``ConfigError`` say that the held-out part is too small, and how to enlarge it."""
     try:
         yield
     except ConfigError as error:

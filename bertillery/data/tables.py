@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from bertillery.config.section import InputError
 from bertillery.data.reader import (
     LIMITS,
@@ -21,6 +23,7 @@ from bertillery.data.reader import (
     suffixes,
     too_large,
 )  # fmt: skip
+from bertillery.system.records import checked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -104,42 +107,44 @@ def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, numbers, counted=counted)
 
 
+class _Question(BaseModel):
+    id: Any
+    question: Any
+    answers: Any = None
+
+
+class _Paragraph(BaseModel):
+    context: Any
+    qas: list[_Question]
+
+
+class _Article(BaseModel):
+    title: Any = None
+    paragraphs: list[_Paragraph]
+
+
+class _Squad(BaseModel):
+    data: list[_Article]
+
+
 def _read_squad(path: Path) -> Table | None:
-    """The questions of a file in SQuAD's form, as rows of ``id``, ``title``, ``context``, ``question`` and, where the
-    file has them, ``answers``; None for other JSON."""
+    """The questions of a file in SQuAD's form: columns ``id``, ``title``, ``context``, ``question`` and, if there are
+    any, ``answers``; None for other JSON."""
     document = _json_document(path)
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
         return None
-    rows: list[dict[str, Any]] = []
-    for at, article in _objects(path, document, "data", ""):
-        for inside, paragraph in _objects(path, article, "paragraphs", at):
-            for where, question in _objects(path, paragraph, "qas", inside):
-                row = {
-                    "id": _field(path, question, "id", where),
-                    "title": article.get("title"),
-                    "context": _field(path, paragraph, "context", inside),
-                    "question": _field(path, question, "question", where),
-                }
-                rows.append(row | ({"answers": question["answers"]} if "answers" in question else {}))
+    remedy = "not in SQuAD's form: data > paragraphs > qas"
+    articles = checked(path, {"data": document["data"]}, _Squad, remedy=remedy).data
+    rows = [
+        {"id": each.id, "title": article.title, "context": paragraph.context, "question": each.question}
+        | ({"answers": each.answers} if "answers" in each.model_fields_set else {})
+        for article in articles
+        for paragraph in article.paragraphs
+        for each in paragraph.qas
+    ]
     if not rows:
         raise InputError(f"{path}: no questions in it")
     return _from_objects(path, rows, range(1, len(rows) + 1), counted="question")
-
-
-def _field(path: Path, holder: dict[str, Any], name: str, where: str) -> Any:
-    if name not in holder:
-        raise InputError(f"{path}: not in SQuAD's form, data > paragraphs > qas: {where} has no {name!r}")
-    return holder[name]
-
-
-def _objects(path: Path, holder: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a list, and where each is."""
-    items = _field(path, holder, name, where)
-    for number, item in enumerate(items if isinstance(items, list) else [items]):
-        at = f"{where}{'.' if where else ''}{name}[{number}]"
-        if not isinstance(item, dict) or not isinstance(items, list):
-            raise InputError(f"{path}: not in SQuAD's form, data > paragraphs > qas: {at} is no object in a list")
-        yield at, item
 
 
 def _json_document(path: Path) -> Any:

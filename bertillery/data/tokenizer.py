@@ -1,4 +1,4 @@
-"""Tokenizers: WordPiece training that gives the same vocabulary every time, loading, and fast exact encoding.
+"""Tokenizers: deterministic WordPiece training, the marks of words, and fast exact encoding.
 
 Unigram training is in :mod:`bertillery.data.unigram`.
 """
@@ -28,8 +28,8 @@ _PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4."""
 _ALPHABET, _COVERAGE = 1000, 0.9995
-"""Characters of an alphabet: the most frequent so many, or, of Chinese and Japanese, all that make up this share of
-text. The rest, 1 in 2,000, become [UNK]; SentencePiece advises the share for scripts with thousands of characters."""
+"""An alphabet has so many characters, or, in Chinese and Japanese, those that make up this share of the text: what
+SentencePiece advises for scripts with thousands of characters. The rest, 1 in 2,000, become [UNK]."""
 _SMALLEST = 64
 _CACHED_WORDS = 400_000
 
@@ -52,40 +52,43 @@ class TokenizerSection(Section):
 
 
 def is_unigram(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether pieces are marked where a word begins ("▁", Unigram) and not where it goes on ("##", WordPiece).
+    """Whether a mark opens a word ("▁", Unigram) instead of continuing it ("##", WordPiece).
 
-    The vocabulary does not tell: either may hold the other's mark as a character like any other.
+    The vocabulary alone does not tell: either may hold the other's mark as an ordinary character.
     """
     return isinstance(cast(Any, tokenizer).backend_tokenizer.model, models.Unigram)
 
 
 def starts_of_words(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Which tokens open a word, (V,) bool (:func:`word_starts`), by the marks of the tokenizer's kind.
+    """Which tokens open a word, (V,) bool, by the marks of the tokenizer's kind.
 
     Byte-level BPE marks the space before a word, as RoBERTa's; what follows without one, such as a full stop, belongs
-    to the word before. Raises ``ConfigError`` for a kind of vocabulary whose pieces do not tell.
+    to the word before. A Unigram vocabulary is treated as in ALBERT's code: a piece opens a word if it begins with "▁"
+    or "<", is a punctuation mark, or has a character that is neither an English letter nor a mark (the apostrophe is
+    none), so digits and other scripts are words each. Raises ``ConfigError`` for a kind of vocabulary whose pieces do
+    not tell.
     """
     parts = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
-    kind = parts["model"]["type"]
+    kind, continuing = parts["model"]["type"], parts["model"].get("continuing_subword_prefix")
     splitter = json.dumps([parts["normalizer"], parts["pre_tokenizer"]], ensure_ascii=False)
-    continuing = parts["model"].get("continuing_subword_prefix")
+    found = cast(list[str | None], tokenizer.convert_ids_to_tokens([*range(vocabulary_size(tokenizer))]))
+    pieces = [piece or "" for piece in found]
     if kind == "Unigram":
-        marks: dict[str, Any] = {"unigram": True}
+        opens = [p.startswith(("▁", "<")) or p in _MARKS or not _PLAIN.issuperset(p.lower()) for p in pieces]
     elif kind == "WordLevel":
-        marks = {"opening": ("",)}
+        opens = [True] * len(pieces)
     elif kind in ("WordPiece", "BPE") and continuing:
-        marks = {"continuing": continuing}
+        opens = [not piece.startswith(continuing) for piece in pieces]
     elif kind == "BPE" and '"ByteLevel"' in splitter:
-        marks = {"opening": ("Ġ", "Ċ", "ĉ", "č")}  # space, line feed, tab and carriage return
+        opens = [piece.startswith(("Ġ", "Ċ", "ĉ", "č")) for piece in pieces]  # space, line feed, tab, carriage return
     elif kind == "BPE" and '"▁"' in splitter:
-        marks = {"opening": ("▁",)}
+        opens = [piece.startswith("▁") for piece in pieces]
     else:
         raise ConfigError(
             f"objective.masking.whole_words: the pieces of this {kind} tokenizer do not tell where a word begins; take "
             "one of kind WordPiece, Unigram or byte-level BPE, or set objective.masking.whole_words=false"
         )
-    pieces = cast(list[str | None], tokenizer.convert_ids_to_tokens([*range(vocabulary_size(tokenizer))]))
-    starts = word_starts([piece or "" for piece in pieces], **marks)
+    starts = np.array(opens)
     if tokenizer.unk_token_id is not None:
         starts[cast(int, tokenizer.unk_token_id)] = True
     return starts
@@ -112,9 +115,9 @@ def train_wordpiece(texts: Iterable[str], section: TokenizerSection) -> PreTrain
 
 
 def fewest(least: int, most: int, suffices: Callable[[int], bool]) -> int:
-    """The smallest number from ``least`` to ``most`` that suffices, as all larger ones then do; ``most`` if none does.
+    """The smallest number of characters from ``least`` to ``most`` that suffices; ``most`` if none does.
 
-    For the characters of a vocabulary: with more of them a text is cut into more different pieces.
+    If one suffices, so do all larger ones: with more characters, a text has more different pieces.
     """
     if suffices(least):
         return least
@@ -122,7 +125,7 @@ def fewest(least: int, most: int, suffices: Callable[[int], bool]) -> int:
 
 
 def too_few_pieces(section: TokenizerSection, supported: int) -> ConfigError:
-    """The error of a text that has only so many pieces; a vocabulary of the size it names can be trained."""
+    """The error for a text with only ``supported`` pieces; a vocabulary of that size can be trained."""
     possible = f"set tokenizer.vocab_size to {supported} or less" if supported >= _SMALLEST else "give more text"
     return ConfigError(
         f"tokenizer.vocab_size: asked {section.vocab_size} pieces, the corpus supports {supported}; {possible}"
@@ -132,13 +135,13 @@ def too_few_pieces(section: TokenizerSection, supported: int) -> ConfigError:
 def _wordpieces(
     texts: Sequence[str], normalizer: Any, alphabet: list[str], section: TokenizerSection
 ) -> dict[str, int]:
-    """A trained vocabulary over an alphabet, numbered; smaller than asked where the texts have no more.
+    """The ids of a vocabulary trained over an alphabet; smaller than asked if the texts have no more pieces.
 
-    The trainer numbers the alphabet in the order of a hash table, and merges of equal count go by these numbers; given
-    its alphabet and the continuation pieces in a fixed order it is deterministic.
+    The trainer numbers the alphabet in the order of a hash table, and breaks ties between merges by these numbers. It
+    is deterministic if the alphabet and the continuation pieces are given in a fixed order.
     """
     splitter = pre_tokenizers.BertPreTokenizer()
-    # Punctuation and ideographs stand alone; they continue nothing.
+    # Punctuation and ideographs stand alone, so they have no continuation pieces.
     within = [normalizer.normalize_str(f"a{character}a") for character in alphabet]
     continuing = [alphabet[i] for i, word in enumerate(within) if len(splitter.pre_tokenize_str(word)) == 1]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -157,7 +160,7 @@ def _wordpieces(
 
 
 def _characters(texts: Sequence[str], normalizer: Any) -> list[str]:
-    """The characters of an alphabet, the most frequent first, ties by code point."""
+    """The characters of an alphabet, by falling frequency, then by code point."""
     counts = np.zeros(0x110000, np.int64)
     for start in range(0, len(texts), 1000):
         text = normalizer.normalize_str(" ".join(texts[start : start + 1000]))
@@ -170,12 +173,11 @@ def _characters(texts: Sequence[str], normalizer: Any) -> list[str]:
 
 
 class WordEncoder:
-    """Text to ids, exactly as the tokenizer does without special tokens, several times as fast; a special token that is
-    spelt out is text (:func:`bertillery.models.frame.text_backend`).
+    """Text to ids without special tokens, exactly as the tokenizer does it and several times as fast.
 
-    Text repeats itself: what stands between two spaces is encoded once and looked up afterwards. BERT's and ALBERT's
-    normalizers and pre-tokenizers never look across a space, so this is exact for them; to any other tokenizer every
-    text is handed.
+    A string between two spaces is encoded once and looked up afterwards. BERT's and ALBERT's normalizers and
+    pre-tokenizers never look across a space, so this is exact for them; any other tokenizer is given every text. A
+    special token that is spelt out is text (:func:`bertillery.models.frame.text_backend`).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -185,12 +187,12 @@ class WordEncoder:
         self._unknown: Any = tokenizer.unk_token_id
         plain, behind_space = (backend.encode(text, add_special_tokens=False).ids for text in ("a", " a"))
         self.space_matters = plain != behind_space
-        """Whether a text is read otherwise behind a space, as to byte-level BPE."""
+        """Whether a leading space changes the tokens of a text, as with byte-level BPE."""
         added = list(backend.get_added_tokens_decoder().values())
         is_bert = isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer) and isinstance(
             backend.normalizer, normalizers.BertNormalizer
         )
-        # Added tokens are found before anything else; within a word that is exact too, across words it is not.
+        # Added tokens are found first, which a cache of words allows only if none of them has a space.
         separable = not any(token.normalized or " " in token.content for token in added)
         self._words: _Words | None = None
         if separable and is_bert:
@@ -199,8 +201,7 @@ class WordEncoder:
             self._words = _Words(backend, self.dtype)
 
     def unknown_characters(self, texts: Sequence[str], ids: np.ndarray, lengths: np.ndarray) -> int:
-        """How many characters of the texts lie in unknown tokens; ``ids`` (T,) and ``lengths`` (number of texts,) are
-        what :meth:`encode_bytes` made of them."""
+        """Characters in unknown tokens; ``ids`` (T,) and ``lengths`` (texts,) are those of :meth:`encode_bytes`."""
         if self._unknown is None:
             return 0
         places = np.flatnonzero(ids == self._unknown)
@@ -227,7 +228,7 @@ class WordEncoder:
 
 
 def _is_alberts(backend: Tokenizer) -> bool:
-    """Whether text is cut at white space first, by the steps of transformers' ``AlbertTokenizer``."""
+    """Whether text is split at white space first, by the steps of transformers' ``AlbertTokenizer``."""
     parts = json.loads(backend.to_str())
     steps = (parts["pre_tokenizer"] or {}).get("pretokenizers", [])
     kinds = {step["type"] for step in (parts["normalizer"] or {}).get("normalizers", [])}
@@ -239,7 +240,7 @@ def _is_alberts(backend: Tokenizer) -> bool:
 
 
 class _Words(dict[str, bytes]):
-    """Ids of words, filled by asking for them; emptied when full, the frequent ones are back at once."""
+    """A cache of the ids of words; emptied when full, because the frequent ones return at once."""
 
     def __init__(self, backend: Tokenizer, dtype: np.dtype) -> None:
         super().__init__()
@@ -256,7 +257,7 @@ class _Words(dict[str, bytes]):
 
 
 class _BertWords(_Words):
-    """The same for BERT, to whom printable ASCII is runs of letters and digits, and single marks: no need to ask."""
+    """The same for BERT, where printable ASCII splits into runs of letters and digits, and single marks."""
 
     _pieces = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 
@@ -272,20 +273,3 @@ class _BertWords(_Words):
         if len(pieces) == 1:
             return self._keep(word, [t.id for t in self._model.tokenize(word.lower() if self._lowercase else word)])
         return self._keep(word, array(self._char, b"".join(map(self.__getitem__, pieces))))
-
-
-def word_starts(
-    pieces: list[str], *, unigram: bool = False, opening: tuple[str, ...] = (), continuing: str = "##"
-) -> np.ndarray:
-    """Which pieces of a vocabulary open a word, (V,) bool: those that begin with one of the marks of an ``opening``
-    piece, or, where there are none, those that do not begin with the mark of a ``continuing`` one.
-
-    A SentencePiece vocabulary (``unigram``) goes after ALBERT's code: a piece that begins with "▁" or "<", a
-    punctuation mark by itself, and every piece with a character that is neither an English letter nor such a mark (the
-    apostrophe is none): digits and other scripts are words each.
-    """
-    if unigram:
-        return np.array([p.startswith(("▁", "<")) or p in _MARKS or not _PLAIN.issuperset(p.lower()) for p in pieces])
-    if opening:
-        return np.array([piece.startswith(opening) for piece in pieces])
-    return np.array([not piece.startswith(continuing) for piece in pieces])

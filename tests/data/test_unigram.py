@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from transformers import AlbertTokenizer, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AlbertTokenizer, AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError, InputError
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.prepare import prepare
 from bertillery.data.pydocs import _read_topics
-from bertillery.data.tokenizer import TokenizerSection, WordEncoder, word_starts
+from bertillery.data.tokenizer import SPECIALS as BERT_SPECIALS
+from bertillery.data.tokenizer import TokenizerSection, WordEncoder, starts_of_words
 from bertillery.data.unigram import SPECIALS, SYMBOLS, _runs, train_unigram
 from bertillery.models.load import load_tokenizer
 from tests.corpora import korean_text, unspaced_text, write_text
@@ -128,11 +129,13 @@ def test_a_vocabulary_the_corpus_cannot_fill_is_an_error_that_says_how_large_it_
     assert len(train_unigram(texts[:20], section(supported)).get_vocab()) == supported
 
 
-def test_word_starts(tokenizer: PreTrainedTokenizerBase) -> None:
-    pieces = ["▁the", "▁", "<unk>", "ing", "s", ".", "-", "3", "2a", "한", "ü", "n't", "[SEP]", "Ed"]
-    starts = [True, True, True, False, False, True, True, True, True, True, True, True, False, False]
-    assert word_starts(pieces, unigram=True).tolist() == starts
-    assert word_starts(["the", "##ing", "▁", "3"], unigram=False).tolist() == [True, False, True, True]
+def test_starts_of_words() -> None:
+    pieces = ["▁the", "▁", "ing", "s", ".", "-", "3", "2a", "한", "ü", "n't", "Ed"]
+    starts = [True, True, False, False, True, True, True, True, True, True, True, False]
+    unigram = AlbertTokenizer(vocab=[(piece, -1.0) for piece in [*SPECIALS, *pieces]])
+    assert starts_of_words(unigram).tolist() == [True, True, False, False, False, *starts]
+    wordpiece = BertTokenizer(vocab={piece: i for i, piece in enumerate([*BERT_SPECIALS, "the", "##ing", "▁", "3"])})
+    assert starts_of_words(wordpiece).tolist() == [True] * 5 + [True, False, True, True]
 
 
 def test_a_corpus_is_prepared_with_it(tmp_path: Path) -> None:
