@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Weight
@@ -30,7 +30,7 @@ class OptimSection(Section):
     epsilon: Epsilon = 1e-6
     """Added to the root of the second moment."""
     weight_decay: Weight = 0.01
-    """Decoupled; LayerNorms and biases are exempt."""
+    """Decoupled; vectors (LayerNorms and biases) are exempt."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
     max_gradient_norm: Factor = 1.0
@@ -132,42 +132,69 @@ def _undone(tensors: Sequence[Tensor], found: Tensor | None) -> Iterator[None]:
             torch.where(found == 0, tensor, old, out=tensor)
 
 
-_EXEMPT = re.compile(r"LayerNorm|layer_norm|layernorm|bias")
-
-
-_LAYER = re.compile(r"\b(?:layer|albert_layer_groups)\.(\d+)\.")
-
-
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Groups that partition the trainable parameters: decayed, and exempt by BERT's rule (LayerNorms and biases).
+    """Groups that partition the trainable parameters: tensors of two and more dimensions are decayed, embeddings among
+    them as in the original; vectors (LayerNorms and biases) are exempt.
 
-    Embeddings are decayed, as in the original. ``adapted`` is read by :class:`Lamb` alone; ``rate_share``, read by the
-    loop, is the group's share of the learning rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n
-    layers, where the embeddings and their projection have depth 0, layer i, counted from 0, i + 1, and the rest n + 2
-    (ELECTRA's ``_get_layer_lrs``).
+    ``adapted`` is read by :class:`Lamb` alone. ``rate_share``, read by the loop, is the group's share of the learning
+    rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n layers, where depth is that of
+    :func:`layer_depths`, or n + 2 for all other parameters (ELECTRA's ``_get_layer_lrs``). Raises ``ConfigError`` where
+    ``layer_decay`` is not 1 and the model has no layers.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    layers = [int(match[1]) + 1 for name, _ in named if (match := _LAYER.search(name))]
-    head = max(layers, default=0) + 2
-
-    def depth(name: str) -> int:
-        if layer_decay == 1:
-            return head
-        match = _LAYER.search(name)
-        return int(match[1]) + 1 if match else 0 if "embedding" in name else head
-
+    depths = {} if layer_decay == 1 else layer_depths(model)
+    if layer_decay != 1 and not any(depths.values()):
+        classes = [type(each).__name__ for each in model.modules() if isinstance(each, PreTrainedModel)]
+        raise ConfigError(
+            f"optim.layer_decay: given {layer_decay}, but {[*classes, type(model).__name__][0]} has no list of layers "
+            "whose learning rates could differ; give optim.layer_decay=1"
+        )
+    head = max((depths.get(name, 0) for name, _ in named), default=0) + 2
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in sorted(named, key=lambda item: (-depth(item[0]), _EXEMPT.search(item[0]) is not None)):
-        groups.setdefault((depth(name), _EXEMPT.search(name) is None), []).append(parameter)
+    for name, parameter in named:
+        groups.setdefault((depths.get(name, head), parameter.ndim >= 2), []).append(parameter)
     return [
         {
-            "params": parameters,
+            "params": groups[depth, decayed],
             "weight_decay": weight_decay if decayed else 0.0,
             "adapted": decayed,
-            "rate_share": layer_decay ** (head - level),
+            "rate_share": layer_decay ** (head - depth),
         }
-        for (level, decayed), parameters in groups.items()
+        for depth, decayed in sorted(groups, reverse=True)
     ]
+
+
+def layer_depths(model: nn.Module) -> dict[str, int]:
+    """Depth of parameters, by name, in the encoders and decoders of transformers' classes that the model holds.
+
+    Layers are the items of a ``ModuleList``, whatever its name: ``encoder.layer``, ``transformer.h``, or ALBERT's
+    groups of shared layers. A parameter of layer i, counted from 0, has depth i + 1, one of a module registered before
+    the list (embeddings and their projection) depth 0. Modules behind the layers, such as a pooler, and heads have no
+    depth.
+    """
+    found: dict[str, int] = {}
+
+    def descend(module: nn.Module, prefix: str) -> bool:
+        """Whether there are layers below the module."""
+        has_layers, before = False, [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False)]
+        for name, child in module.named_children():
+            path = f"{prefix}{name}."
+            if isinstance(child, nn.ModuleList) and len(child):
+                has_layers = True
+                for place, layer in enumerate(child):
+                    found.update({f"{path}{place}.{each}": place + 1 for each, _ in layer.named_parameters()})
+            elif descend(child, path):
+                has_layers = True
+            elif not has_layers:
+                before += [f"{path}{each}" for each, _ in child.named_parameters()]
+        if has_layers:
+            found.update(dict.fromkeys(before, 0))
+        return has_layers
+
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and module.base_model is module:
+            descend(module, f"{name}." if name else "")
+    return found
 
 
 def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForPreTraining, ElectraConfig, ElectraForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForPreTraining,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
+from bertillery.config.section import ConfigError
 from bertillery.engine.optim import BertAdam, OptimSection, build_optimizer, learning_rate, parameter_groups
+from bertillery.models.encoders import FAMILIES
+from tests.models.families import tiny_config
 
 
 def rates(schedule: str, steps: int = 1_000_000, warmup: int = 10_000, **more: str) -> list[float]:
@@ -141,3 +157,71 @@ def test_layerwise_learning_rates_are_electras(layers: int, decay: float, expect
     exempt = {id(parameter) for name, parameter in model.named_parameters() if "bias" in name or "LayerNorm" in name}
     assert decayed.isdisjoint(exempt)
     assert decayed | exempt == share.keys()
+
+
+def by_name(model: nn.Module, weight_decay: float, layer_decay: float) -> list[tuple[list[str], float, float]]:
+    """Names, decay and share of the rate of each group, by the names that the originals' code looks for."""
+    exempt = re.compile(r"LayerNorm|layer_norm|layernorm|bias")
+    layer = re.compile(r"\b(?:layer|albert_layer_groups)\.(\d+)\.")
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    head = max(int(match[1]) + 1 if (match := layer.search(name)) else 0 for name in names) + 2
+
+    def depth(name: str) -> int:
+        match = layer.search(name)
+        return head if layer_decay == 1 else int(match[1]) + 1 if match else 0 if "embedding" in name else head
+
+    groups: dict[tuple[int, bool], list[str]] = {}
+    for name in sorted(names, key=lambda name: (-depth(name), exempt.search(name) is not None)):
+        groups.setdefault((depth(name), exempt.search(name) is None), []).append(name)
+    return [
+        (names, weight_decay * decayed, layer_decay ** (head - level)) for (level, decayed), names in groups.items()
+    ]
+
+
+def by_structure(model: nn.Module, weight_decay: float, layer_decay: float) -> list[tuple[list[str], float, float]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        ([names[id(each)] for each in group["params"]], group["weight_decay"], group["rate_share"])
+        for group in parameter_groups(model, weight_decay, layer_decay)
+    ]
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+@pytest.mark.parametrize(
+    "head", [AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoModelForQuestionAnswering]
+)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gpt2", "openai-gpt")])
+def test_groups_of_known_families_are_those_of_the_originals_names(family: str, head: Any, layer_decay: float) -> None:
+    model = nn.ModuleDict({"head": nn.Linear(3, 2), "model": head.from_config(tiny_config(family))})
+    assert by_structure(model, 0.01, layer_decay) == by_name(model, 0.01, layer_decay)
+
+
+def test_two_encoders_with_shared_embeddings_are_grouped_as_by_name() -> None:
+    model = nn.ModuleDict(
+        {"generator": AutoModel.from_config(tiny_config("bert")), "other": AutoModel.from_config(tiny_config("bert"))}
+    )
+    model["other"].embeddings = model["generator"].embeddings  # pyright: ignore[reportAttributeAccessIssue]
+    assert by_structure(model, 0.01, 0.5) == by_name(model, 0.01, 0.5)
+
+
+def test_layers_of_a_decoder_are_found_by_its_structure() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=3, n_head=2))
+    share = {name: share for names, _, share in by_structure(model, 0.01, 0.5) for name in names}
+    assert share["transformer.wte.weight"] == share["transformer.wpe.weight"] == 0.5**5
+    assert [share[f"transformer.h.{place}.attn.c_attn.weight"] for place in range(3)] == [0.5**4, 0.5**3, 0.5**2]
+    assert share["transformer.ln_f.weight"] == 1
+    decayed = {name for names, decay, _ in by_structure(model, 0.01, 1.0) for name in names if decay}
+    assert decayed == {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+
+
+def test_a_decay_by_layer_needs_layers() -> None:
+    class Recurrent(PreTrainedModel):
+        config_class = BertConfig
+
+        def __init__(self) -> None:
+            super().__init__(BertConfig())
+            self.network = nn.LSTM(4, 4)
+
+    with pytest.raises(ConfigError, match=r"optim\.layer_decay: given 0\.8, but Recurrent has no .*layer_decay=1$"):
+        build_optimizer(OptimSection(layer_decay=0.8), nn.ModuleList([Recurrent()]))
+    build_optimizer(OptimSection(), nn.ModuleList([Recurrent()]))
