@@ -106,7 +106,8 @@ class Source(Protocol):
     num_blocks: int
 
     def examples(self, epoch: int, block: int) -> np.ndarray:
-        """The block's examples as rows of a structured array with at least ``length`` (tokens) and ``key`` (uint64)."""
+        """The block's examples as rows of a structured array with at least ``length`` (tokens of all streams) and
+        ``key`` (uint64)."""
         ...
 
     def collate(self, rows: np.ndarray) -> PackedBatch:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.batch import PackedBatch, pack, pack_stream
 from bertillery.engine.loader import Cursor, StepData, Steps, Stream, load, on_device, shares
 from bertillery.engine.schedule import Phase, Schedule, TrainSection
 
@@ -39,11 +39,28 @@ class Blocks:
         return pack(ids, ids * 0, rows["length"], targets=targets, counts={"examples": len(rows)})
 
 
+class Translations(Blocks):
+    """The same examples in two streams of other lengths."""
+
+    def collate(self, rows: np.ndarray) -> PackedBatch:
+        target = 1 + rows["length"] // 3
+        lengths = {"source": rows["length"] - target, "target": target}
+        streams = {name: pack_stream(np.repeat(rows["id"], each), each) for name, each in lengths.items()}
+        counts = {"examples": len(rows), "target_tokens": streams["target"].num_tokens}
+        return PackedBatch(streams, {"id": torch.from_numpy(np.array(rows["id"]))}, counts)
+
+
+all_sources = pytest.mark.parametrize("source", [Blocks, Translations])
+
+
 def steps(
-    sizes: tuple[int, ...] = (10, 0, 25, 7), phases: tuple[Phase, ...] = (Phase(batch_size=8),), **settings: object
+    sizes: tuple[int, ...] = (10, 0, 25, 7),
+    phases: tuple[Phase, ...] = (Phase(batch_size=8),),
+    source: type[Blocks] = Blocks,
+    **settings: object,
 ) -> Steps:
     defaults = {"total_steps": 40, "seed": 3, "micro_batch_tokens": 60}
-    sources = [Blocks(list(sizes))] * len(phases)
+    sources = [source(list(sizes))] * len(phases)
     return Steps(sources, list(phases), **{**defaults, **settings})  # type: ignore[arg-type]
 
 
@@ -56,16 +73,13 @@ def taken(data: StepData) -> list[int]:
 
 
 def tensors(batch: PackedBatch) -> list[torch.Tensor]:
-    """All of them."""
-    plan = batch.input.layout
-    found = [
-        batch.input.ids,
-        batch.input.token_type_ids,
-        batch.input.positions,
-        batch.input.offsets,
-        *batch.targets.values(),
-    ]
-    return [*found, plan.gather, plan.scatter, plan.starts, *(bias for bias in plan.biases if bias is not None)]
+    """All of them, of every stream."""
+    found = [*batch.targets.values()]
+    for stream in batch.streams.values():
+        layout = stream.layout
+        found += [stream.ids, stream.positions, stream.offsets, layout.gather, layout.scatter, layout.starts]
+        found += [each for each in (stream.token_type_ids, *layout.biases) if each is not None]
+    return found
 
 
 def test_an_epoch_visits_every_example_once() -> None:
@@ -194,9 +208,10 @@ def test_ranks_share_the_same_examples(num_ranks: int, micro_batch_tokens: int) 
         assert len({part[step].cursor for part in parts}) == 1
 
 
-def test_workers_change_nothing() -> None:
+@all_sources
+def test_workers_change_nothing(source: type[Blocks]) -> None:
     def all_ids(num_workers: int) -> list[list[int]]:
-        plan = steps(phases=SCHEDULES["examples, then tokens, then longer"])
+        plan = steps(phases=SCHEDULES["examples, then tokens, then longer"], source=source)
         data = list(load(plan, start=5, num_workers=num_workers, pin_memory=False))
         assert [item.step for item in data] == list(range(5, 40))
         return [i for item in data for i in [b.targets["id"].tolist() for b in item.micro_batches]]
@@ -204,11 +219,12 @@ def test_workers_change_nothing() -> None:
     assert all_ids(0) == all_ids(2)
 
 
-def test_a_step_from_a_worker_is_the_same_to_the_bit_and_takes_no_descriptors() -> None:
+@all_sources
+def test_a_step_from_a_worker_is_the_same_to_the_bit_and_takes_no_descriptors(source: type[Blocks]) -> None:
     """However many micro-batches it has: a process may have 1,024 files open, and a large step has more tensors."""
 
     def loaded(num_workers: int) -> list[StepData]:
-        plan = steps((2000,), (Phase(batch_size=100),), total_steps=2, micro_batch_tokens=60)
+        plan = steps((2000,), (Phase(batch_size=100),), source, total_steps=2, micro_batch_tokens=60)
         return list(load(plan, start=0, num_workers=num_workers, pin_memory=False))
 
     expected, before = loaded(0), len(os.listdir("/dev/fd"))
@@ -220,8 +236,13 @@ def test_a_step_from_a_worker_is_the_same_to_the_bit_and_takes_no_descriptors() 
         assert [each.dtype for each in one] == [each.dtype for each in two]
         assert all(map(torch.equal, one, two))
         assert replace(mine, micro_batches=[]) == replace(other, micro_batches=[])
-        kept = [(b.counts, b.squared_lengths, b.attention.shapes) for b in mine.micro_batches]
-        assert kept == [(b.counts, b.squared_lengths, b.attention.shapes) for b in other.micro_batches]
+        assert list(map(plain, mine.micro_batches)) == list(map(plain, other.micro_batches))
+        assert mine.num_tokens == sum(batch.num_tokens for batch in mine.micro_batches)
+
+
+def plain(batch: PackedBatch) -> list[object]:
+    """What is not a tensor."""
+    return [batch.counts, *((n, s.squared_lengths, s.layout.shapes) for n, s in batch.streams.items())]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started as the system does it")
@@ -287,25 +308,31 @@ def test_epochs_are_counted_only_where_they_are_asked_for() -> None:
 
 
 def contents(item: StepData) -> list[object]:
-    batches = [[batch.input.ids.tolist(), batch.targets["id"].tolist()] for batch in item.micro_batches]
+    batches = [[each.tolist() for each in tensors(batch)] for batch in item.micro_batches]
     return [item.step, item.num_examples, item.num_tokens, item.cursor, batches]
 
 
-def test_steps_arrive_on_the_device_as_they_are() -> None:
-    made = [steps()[step] for step in range(3)]
+@all_sources
+def test_steps_arrive_on_the_device_as_they_are(source: type[Blocks]) -> None:
+    made = [steps(source=source)[step] for step in range(3)]
     assert [contents(item) for item in on_device(made, torch.device("cpu"))] == [contents(item) for item in made]
     moved = next(on_device(made, torch.device("meta"))).micro_batches
-    assert {batch.input.ids.device.type for batch in moved} == {"meta"}
-    assert {batch.input.ids.device.type for batch in made[0].micro_batches} == {"cpu"}
+    assert {tensor.device.type for batch in moved for tensor in tensors(batch)} == {"meta"}
+    assert {tensor.device.type for batch in made[0].micro_batches for tensor in tensors(batch)} == {"cpu"}
 
 
-def test_every_tensor_of_a_batch_is_said_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@all_sources
+def test_every_tensor_of_a_batch_is_pinned_and_said_to_be_used(
+    source: type[Blocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that was forgotten could be overwritten by the next step's copy while it is read."""
-    batch, used = steps()[0].micro_batches[0], []
+    batch, used, pinned = steps(source=source)[0].micro_batches[0], [], []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: used.append(id(self)), raising=False)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(id(self)) or self)
     batch.used_on(None)  # type: ignore[arg-type]
-    assert any(bias is not None for bias in batch.input.layout.biases)
-    assert sorted(used) == sorted(map(id, tensors(batch)))
+    batch.pin_memory()
+    assert any(bias is not None for stream in batch.streams.values() for bias in stream.layout.biases)
+    assert sorted(used) == sorted(pinned) == sorted(map(id, tensors(batch)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
