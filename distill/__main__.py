@@ -1,6 +1,7 @@
 """``python -m distill a.yaml [task.yaml] teacher.from=<directory or Hub id> key.sub=value``: a student of a teacher.
 
-Without a task a student is built and reads a corpus beside its teacher. With one, ``model.from`` names the student.
+Without a task a student is built and reads a corpus together with its teacher (task-agnostic distillation). With a task
+``model.from`` names the student, which is fine-tuned (task-specific distillation).
 """
 
 from __future__ import annotations
@@ -16,31 +17,26 @@ from collections.abc import Sequence
 from bertillery.config.section import describe
 from bertillery.engine.objective import describe_objectives
 from bertillery.run.command import command
-from distill.config import GeneralConfig, TaskConfig, load_config
-from distill.general import General
-from distill.task import Answers, FirstStage
+from distill.config import TaskAgnosticConfig, TaskConfig, load_config
+from distill.stage import FirstStage, TaskAgnostic, TaskSpecific
 
 
 def main(arguments: Sequence[str]) -> int:
     """Distil once; returns the exit status."""
-    return command(arguments, help=__doc__, schema=GeneralConfig, load=load_config, run=run, more=_keys_for_a_task)
+    return command(arguments, help=__doc__, schema=TaskAgnosticConfig, load=load_config, run=run, more=_more_keys)
 
 
-def _keys_for_a_task() -> str:
-    """What ``--help`` says beside the keys of a general distillation."""
-    general, answers = (describe_objectives("distill.objectives", section) for section in ("Config", "AnswersConfig"))
-    return f"{general}\n\nFor a task:\n\n{describe(TaskConfig)}\n\n{answers}"
+def _more_keys() -> str:
+    agnostic, task = (describe_objectives("distill.objectives", section) for section in ("Config", "AnswersConfig"))
+    return f"{agnostic}\n\nFor a task:\n\n{describe(TaskConfig)}\n\n{task}"
 
 
-def run(config: GeneralConfig | TaskConfig) -> int:
-    """Run all stages of a configuration, one after the other."""
-    if isinstance(config, GeneralConfig):
-        return General(config).run()
-    if config.before is not None:
-        status = FirstStage(config.before, then=config).run()
-        if status:
-            return status
-    return Answers(config).run()
+def run(config: TaskAgnosticConfig | TaskConfig) -> int:
+    """Run all stages of a configuration; returns the exit status of the last one that ran."""
+    if isinstance(config, TaskAgnosticConfig):
+        return TaskAgnostic(config).run()
+    status = FirstStage(config.before, then=config).run() if config.before is not None else 0
+    return status or TaskSpecific(config).run()
 
 
 if __name__ == "__main__":

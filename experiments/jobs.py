@@ -23,8 +23,7 @@ from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import PARENT
 from bertillery.system.environment import num_cores
-from distill.general import General
-from distill.task import Answers
+from distill.stage import TaskAgnostic, TaskSpecific
 from finetune.config import FinetuneConfig
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import read_task, row_inputs
@@ -59,7 +58,8 @@ def command_of(arguments: Sequence[str]) -> Command:
 
 
 def _distillation(config: Any) -> Stage:
-    return General(config) if isinstance(config, distill.config.GeneralConfig) else Answers(config)
+    agnostic = isinstance(config, distill.config.TaskAgnosticConfig)
+    return TaskAgnostic(config) if agnostic else TaskSpecific(config)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bertillery.config.section import ConfigError, Section, read_values, validat
 from bertillery.engine.objective import objective_module
 from deploy.compare import CompareSection
 from deploy.onnx import OnnxSection
-from distill.config import GeneralConfig, TaskConfig
+from distill.config import TaskAgnosticConfig, TaskConfig
 from experiments.glue import SubmitSection
 from experiments.rates import RangeSection
 from experiments.search import SearchSection
@@ -42,7 +42,7 @@ SCHEMAS: dict[str, tuple[type[Any], dict[str, Any]]] = {
         for kind in ("bert", "mlm", "albert", "electra")
     },
     **{
-        f"distill {kind}": (with_objective(GeneralConfig, kind, "Config"), SIZED)
+        f"distill {kind}": (with_objective(TaskAgnosticConfig, kind, "Config"), SIZED)
         for kind in ("distilbert", "tinybert", "minilm")
     },
     **{

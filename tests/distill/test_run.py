@@ -35,7 +35,7 @@ from bertillery.config.section import ConfigError, dump
 from bertillery.models.export import warnings_of_transformers
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
-from distill.task import Answers, FirstStage
+from distill.stage import FirstStage, TaskSpecific
 from experiments import seeds
 from experiments.jobs import Job
 from experiments.rates import main as rates
@@ -420,12 +420,12 @@ def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path, monke
         assert config.augment is None
         assert config.before is not None
         assert config.before.augment is not None
-        assert "variants were for the stage before alone" in Answers(config).banner(cast(Any, None))
+        assert "variants were for the stage before alone" in TaskSpecific(config).banner(cast(Any, None))
     for wanted in (["tasks.stsb=[]"], ["augment={model: m}"]):
         config = load_config([*files, *given, *asked, *wanted])
         assert isinstance(config, TaskConfig)
         assert config.augment is not None
-        assert "alone" not in Answers(config).banner(cast(Any, None))
+        assert "alone" not in TaskSpecific(config).banner(cast(Any, None))
 
 
 WRONG_GENERAL = [
@@ -455,7 +455,7 @@ def test_what_cannot_be_distilled_is_said_before_the_first_step(
 
 def test_a_task_without_its_name_is_no_general_distillation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(ROOT / "configs/distill/distilbert_task.yaml"), f"teacher.from={folder}/teacher"]) == 2
-    assert "a general distillation describes its student" in capsys.readouterr().err
+    assert "task-agnostic distillation needs the size of its student" in capsys.readouterr().err
 
 
 WRONG_TASK = [

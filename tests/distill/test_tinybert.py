@@ -22,8 +22,8 @@ from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
 from bertillery.models.relations import attention_scores, real_cells
 from distill.config import load_config
-from distill.general import General
 from distill.objectives.tinybert import Config, Layers, attention_error, build
+from distill.stage import TaskAgnostic
 from distill.teacher import Teacher
 from finetune.config import FinetuneTrainSection
 from tests.corpora import write_text
@@ -179,7 +179,7 @@ def test_each_tensors_gradient_is_clipped_by_itself(config: str, tmp_path: Path)
     sizes = ["model.num_hidden_layers=1", "model.hidden_size=16", "model.num_attention_heads=4"]
     train = ["train.steps=4", "train.phases=[{batch_size: 8, sequence_length: 32}]", "train.log_every=1"]
     more = [f"teacher.from={teacher}", f"optim.max_gradient_norm={most}", "run.precision=fp32", "data.holdout=0.2"]
-    trainer = General(load_config([f"configs/distill/{config}.yaml", *given, *sizes, *train, *more])).start()
+    trainer = TaskAgnostic(load_config([f"configs/distill/{config}.yaml", *given, *sizes, *train, *more])).start()
     info = next(trainer.steps(lambda step: 1e-3, lambda: False))
     norms = torch.stack([10 * state["exp_avg"].norm() for state in trainer.optimizer.state.values()])
     assert most / 2 < norms.max() <= most * 1.001

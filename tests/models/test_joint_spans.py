@@ -34,7 +34,7 @@ from bertillery.models.heads import draw_head, head_parameters
 from bertillery.models.joint_spans import HEADS, JointSpans, best_of_beam, flattened, joint_head
 from bertillery.models.load import load, read_config
 from distill.config import load_config as distillation
-from distill.task import open_answering
+from distill.stage import open_task_teacher
 from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config
@@ -436,4 +436,4 @@ def test_students_and_teachers_have_independent_heads(tmp_path: Path) -> None:
     export_model(stock_of(model_of("electra")), wordpiece(), tmp_path / "export", card="# A head")
     config: Any = distillation(given)
     with pytest.raises(ConfigError, match=r"teacher\.from: .* has a joint head .* ARGS=task\.spans\.head=independent"):
-        open_answering(config, str(encoder))
+        open_task_teacher(config, str(encoder))
