@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertillery.config.section import ConfigError
-from bertillery.engine.batch import PackedBatch
+from bertillery.engine.batch import PackedBatch, Stream
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Phase, Steps
 from bertillery.engine.loop import share_of_loss
@@ -232,9 +232,9 @@ def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     found, rows = [], []
     original = distilbert.mlm_logits
 
-    def counted(model: Any, batch: PackedBatch, positions: Tensor, hidden: Tensor) -> Tensor:
+    def counted(model: Any, stream: Stream, positions: Tensor, hidden: Tensor) -> Tensor:
         rows.append(len(positions))
-        return original(model, batch, positions, hidden)
+        return original(model, stream, positions, hidden)
 
     monkeypatch.setattr(distilbert, "mlm_logits", counted)
     for chunk in (1 << 25, 90 * 7):

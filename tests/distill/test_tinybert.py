@@ -105,12 +105,15 @@ def test_padding_does_not_matter() -> None:
     """The sums of sequences by themselves are those of a batch in which a long one makes the others pad."""
     teacher, lengths = teacher_of(words=False), [3, 4, 39, 5]
     objective, whole = build(Config(), student_of(teacher, words=False, hidden_size=16), teacher), batch_of(lengths)
-    assert any(bias is not None for bias in whole.attention.biases)
+    assert any(bias is not None for bias in whole.input.layout.biases)
     ends = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     alone: dict[str, float] = {}
     for begin, end in pairwise(ends):
         one = batch_of([end - begin])
-        one = replace(one, input_ids=whole.input_ids[begin:end], token_type_ids=whole.token_type_ids[begin:end])
+        types = whole.input.token_type_ids
+        assert types is not None
+        stream = replace(one.input, ids=whole.input.ids[begin:end], token_type_ids=types[begin:end])
+        one = replace(one, streams={"input": stream})
         for name, term in objective(one).items():
             if not term.total.ndim:
                 alone[name] = alone.get(name, 0.0) + term.total.item()
