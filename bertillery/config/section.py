@@ -1,7 +1,7 @@
 """Typed configuration: frozen pydantic sections, YAML files read left to right, then ``key.sub=value`` overrides.
 
-Defaults live in the section classes, a YAML file holds only differences, and an overlay is one more YAML file. The
-resolved configuration is a plain YAML document that reruns the run (``dump``).
+Defaults live in the section classes; a YAML file holds differences only. The resolved configuration is a YAML document
+that reproduces the run (``dump``).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class InputError(ValueError):
-    """Something given cannot be used; the message says what was given, what is allowed and what to do."""
+    """An input cannot be used; the message says what was given, what is allowed and what to do."""
 
 
 class ConfigError(InputError):
-    """The configuration cannot be used; the message lists every problem at once."""
+    """The configuration cannot be used; the message lists all problems."""
 
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-"""The configurations that are shipped, beside the packages: in a checkout as in an installation."""
+"""The shipped configurations, beside the packages both in a checkout and in an installation."""
 
 
 def configurations(folder: Path) -> Path:
-    """A folder below ``CONFIGS``, as it is; ``ConfigError`` where it is not there."""
+    """The given folder of ``CONFIGS``; ``ConfigError`` if it does not exist."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder, though it is a part of the program; install the program again")
+        raise ConfigError(f"{folder}: no such folder, although it is part of the program; install the program again")
     return folder
 
 
 class Section(BaseModel):
-    """Base of every configuration section: frozen, unknown keys refused, field docstrings kept for ``--help``."""
+    """Base of configuration sections: frozen, strict about keys, with field docstrings for ``--help``."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -46,14 +46,27 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
-        serialize_by_alias=True,  # a key that Python keeps for itself, such as "from", is an alias
+        serialize_by_alias=True,  # a key that is a Python keyword, such as "from", is an alias
     )
 
 
+_MOST_VALUES = 10_000
+"""Values that the aliases of a YAML document may stand for."""
+_DEEPEST = 20
+"""Parts of a dotted key; no setting has as many."""
+_SHOWN = 200
+"""Characters of an argument that a message shows."""
+_FLOAT = re.compile(  # integers are recognised before it
+    r"^[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+)
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads ``5e-5`` as a string, ``off`` as false, ``010`` as 8, ``1:30`` as 90 and ``2024-01-01`` as a date,
-    and accepts a key given twice and aliases of aliases without end. This loader does not: a scalar that is no decimal
-    number, without leading zeros, is text as it is written."""
+    """Reads a scalar as text unless it is a decimal number without leading zeros, a boolean or null; refuses duplicate
+    keys and endless aliases.
+
+    PyYAML itself reads ``5e-5`` as text, ``off`` as false, ``010`` as 8, ``1:30`` as 90 and ``2024-01-01`` as a date.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way)
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge", ":value"))]
@@ -70,46 +83,27 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
-        if node is not None:
-            self._bound(node)
-        return node
-
-    def _bound(self, node: yaml.Node) -> None:
-        """``ConfigError`` where aliases stand for far more values than were written, or for what holds them."""
-        sizes: dict[int, int] = {}
-
-        def size(each: yaml.Node) -> int:
-            if id(each) in sizes:
-                return sizes[id(each)]
-            sizes[id(each)] = _MOST_VALUES + 1  # as long as it is not known: what holds itself has no end
-            pairs = each.value if isinstance(each, yaml.MappingNode) else []
-            items = each.value if isinstance(each, yaml.SequenceNode) else [part for pair in pairs for part in pair]
-            sizes[id(each)] = 1 + sum(map(size, items))
-            return sizes[id(each)]
-
-        if size(node) > _MOST_VALUES + len(sizes):
+        # Every value that is written out takes a character, so only aliases can lead to more values than this.
+        left, ahead = _MOST_VALUES + len(self.buffer), [node] if node else []
+        while ahead and left:
+            found, left = ahead.pop(), left - 1
+            pairs = found.value if isinstance(found, yaml.MappingNode) else []
+            ahead += found.value if isinstance(found, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+        if ahead and node:
             raise ConfigError(
                 f"{node.start_mark.name}: its aliases (*name) stand for more than {_MOST_VALUES:,} values, or for "
                 "themselves; write the values out"
             )
+        return node
 
 
-_DEEPEST = 20
-"""Parts of a dotted key; a setting has far fewer."""
-_SHOWN = 200
-"""Characters of an argument in a message."""
-_MOST_VALUES = 10_000
-"""That a YAML document may have by aliases, beside those that are written out."""
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
-_FLOAT = re.compile(  # integers are recognised before it
-    r"^[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that any reader would take for a number: what PyYAML does, and ours."""
+    """Quotes text that PyYAML or :class:`_Loader` would read as a number."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
@@ -118,53 +112,23 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 def read_values(
     arguments: Sequence[str], under: dict[str, Any] | None = None, called: str = ""
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge ``*.yaml`` files and ``dotted.key=value`` overrides, left to right, over the values ``under`` them.
+    """Merge ``*.yaml`` files and ``dotted.key=value`` overrides from left to right.
 
-    ``called`` is what messages call those. A number in a dotted key counts the items of a list from 0, as in
-    ``train.phases.0.batch_size=16``. Returns the merged values and, for each dotted key, the file or argument
-    that set it last. Raises ``ConfigError`` for a missing or malformed file or argument.
+    ``under`` are values that the arguments override; messages call them ``called``. A number in a dotted key is the
+    index of a list item, counted from 0: ``train.phases.0.batch_size=16``. Returns the merged values and, for each
+    dotted key, the file or argument that set it last. Raises ``ConfigError`` for a missing or malformed file or
+    argument.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     _merge(values, under or {}, sources, called)
     for argument in arguments:
-        layer, source = _layer_of(argument)
-        _merge(values, layer, sources, source)
+        if names_file(argument):
+            _merge(values, _read_file(Path(argument)), sources, argument)
+        else:
+            source = f"argument {argument if len(argument) <= _SHOWN else f'{argument[:_SHOWN]}...'!r}"
+            _merge(values, _read_override(argument, source), sources, source)
     return values, sources
-
-
-def _layer_of(argument: str) -> tuple[dict[str, Any], str]:
-    """What an argument sets, and what messages call the argument."""
-    if names_file(argument):
-        return _read_file(Path(argument), argument), argument
-    source = f"argument {argument if len(argument) <= _SHOWN else f'{argument[:_SHOWN]}...'!r}"
-    if argument.startswith("-"):
-        plain = argument.lstrip("-")
-        hint = f"; did you mean {plain!r}?" if "=" in plain else "; there are --help and --print-config"
-        raise ConfigError(f"{source}: settings are given as key.sub=value, without dashes{hint}")
-    if "=" not in argument:
-        raise ConfigError(f"{source} is neither a *.yaml file nor key.sub=value")
-    key, text = argument.split("=", 1)
-    layer: Any = parse_yaml(text, source)
-    parts = key.strip().split(".")
-    if len(parts) > _DEEPEST:
-        raise ConfigError(f"{source}: a key of {len(parts):,} parts; no setting has more than {_DEEPEST}")
-    for part in reversed(parts):
-        layer = {part: layer}
-    return layer, source
-
-
-def _read_file(path: Path, name: str) -> dict[str, Any]:
-    if not path.is_file():
-        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"no configuration file {name!r}" + (f"; there are: {', '.join(near)}" * bool(near)))
-    try:
-        layer = parse_yaml(path.read_text(encoding="utf-8"), name)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if not isinstance(layer, dict | None):
-        raise ConfigError(f"{name}: a configuration file holds keys and values, this one a {type(layer).__name__}")
-    return layer or {}
 
 
 def names_file(argument: str) -> bool:
@@ -172,8 +136,37 @@ def names_file(argument: str) -> bool:
     return argument.endswith((".yaml", ".yml")) and ("=" not in argument or Path(argument).is_file())
 
 
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"no configuration file {str(path)!r}" + (f"; there are: {', '.join(near)}" if near else ""))
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}: a configuration file holds keys and values, this one a {type(values).__name__}")
+    return values or {}
+
+
+def _read_override(argument: str, source: str) -> dict[str, Any]:
+    if argument.startswith("-"):
+        plain = argument.lstrip("-")
+        hint = f"did you mean {plain!r}?" if "=" in plain else "there are --help and --print-config"
+        raise ConfigError(f"{source}: settings are given as key.sub=value, without dashes; {hint}")
+    if "=" not in argument:
+        raise ConfigError(f"{source} is neither a *.yaml file nor key.sub=value")
+    key, text = argument.split("=", 1)
+    parts, value = key.strip().split("."), parse_yaml(text, source)
+    if len(parts) > _DEEPEST:
+        raise ConfigError(f"{source}: a key of {len(parts):,} parts; no setting has more than {_DEEPEST}")
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
 def parse_yaml(text: str, name: str) -> Any:
-    """Plain values of a YAML document; ``ConfigError`` opened by ``name`` where it is not one."""
+    """Plain values of a YAML document; ``ConfigError`` that begins with ``name`` if it is not valid."""
     try:
         loader = _Loader(text)
         loader.name = name
@@ -182,53 +175,46 @@ def parse_yaml(text: str, name: str) -> Any:
         raise
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: nested too deeply") from None
-    except Exception as error:  # a date or a number that is none raises what int() or datetime() do
+    except Exception as error:  # a tag such as !!int raises what int() raises
         raise ConfigError(f"{name}: not valid YAML: {error}") from error
 
 
+_INDEX = re.compile("[0-9]{1,9}")
+
+
 def _merge(into: dict[str, Any], layer: dict[str, Any], sources: dict[str, str], source: str, prefix: str = "") -> None:
+    """Put the values of a layer over those of ``into``: mappings key by key, and lists item by item where the layer
+    gives items by index."""
     for key, value in layer.items():
         path = f"{prefix}{key}"
         if not isinstance(key, str):
-            raise ConfigError(f"{path}: {source} has {key!r} for a key, which is no text; the keys are names")
-        if isinstance(value, dict):
-            held, numbered = into.get(key), bool(value) and all(_is_number(part) for part in value)
-            if numbered and isinstance(held, dict) and held:
-                raise ConfigError(
-                    f"{path}: {source} counts items ({', '.join(map(str, value))}), but this is no list; its keys are "
-                    f"names, such as {path}.{next(iter(held))}"
-                )
-            if numbered and isinstance(held, list):
-                held = {str(i): dict(item) if isinstance(item, dict) else item for i, item in enumerate(held)}
-            into[key] = held if isinstance(held, dict) else {}
-            sources[path] = source
-            _merge(into[key], {str(k): v for k, v in value.items()} if numbered else value, sources, source, f"{path}.")
-            if numbered:
-                into[key] = _listed(into[key], path, source)
-        else:
+            raise ConfigError(f"{path}: {source} has the key {key!r}, which is not text; keys are names")
+        sources[path] = source
+        held = into.get(key)
+        if not isinstance(value, dict):
             into[key] = value
-            sources[path] = source
-
-
-def _is_number(part: Any) -> bool:
-    """Whether a key counts an item of a list."""
-    return (isinstance(part, int) and not isinstance(part, bool) and part >= 0) or (
-        isinstance(part, str) and part.isascii() and part.isdecimal() and len(part) < 10
-    )
-
-
-def _listed(items: dict[str, Any], path: str, source: str) -> list[Any]:
-    """What was given by numbers as the list it is."""
-    if sorted(map(int, items)) != list(range(len(items))):
-        raise ConfigError(f"{path}: {source} leaves a gap; its items are counted from 0: {', '.join(items)}")
-    return [items[number] for number in sorted(items, key=int)]
+        elif not value or not all(_INDEX.fullmatch(str(part)) for part in value):
+            into[key] = held if isinstance(held, dict) else {}
+            _merge(into[key], value, sources, source, f"{path}.")
+        elif isinstance(held, dict) and held:
+            raise ConfigError(
+                f"{path}: {source} gives list items ({', '.join(map(str, value))}), but this is a section; its keys "
+                f"are names, such as {path}.{next(iter(held))}"
+            )
+        else:
+            before = held if isinstance(held, list) else []
+            items = {str(i): dict(item) if isinstance(item, dict) else item for i, item in enumerate(before)}
+            _merge(items, {str(index): item for index, item in value.items()}, sources, source, f"{path}.")
+            if sorted(map(int, items)) != list(range(len(items))):
+                raise ConfigError(f"{path}: {source} leaves a gap; items are counted from 0: {', '.join(items)}")
+            into[key] = [items[index] for index in sorted(items, key=int)]
 
 
 S = TypeVar("S", bound=Section)
 
 
 def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | None = None) -> S:
-    """Build the section from plain values; raises one ``ConfigError`` that lists all problems and near names."""
+    """Build the section from plain values; raises one ``ConfigError`` that lists all problems and suggests keys."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -238,8 +224,8 @@ def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | 
 
 
 def check_sections(schema: type[Section], values: dict[str, Any], sources: dict[str, str], prefix: str = "") -> None:
-    """Raise ``ConfigError`` where something else stands in the place of a section, for who looks into the ``values``
-    before :func:`validate` does."""
+    """Raise ``ConfigError`` for a section that is not a mapping: commands look into ``values`` before :func:`validate`
+    checks them."""
     for name, field in schema.model_fields.items():
         key, section = field.alias or name, _section_of(field.annotation)
         if section is None or get_origin(field.annotation) is list or key not in values:
@@ -253,14 +239,14 @@ def check_sections(schema: type[Section], values: dict[str, Any], sources: dict[
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, or may hold, or holds a list of; None for any other field."""
+    """The section type in a field's annotation, also in a list or an optional; None for other fields."""
     options = [annotation, *get_args(annotation)]
-    options = [getattr(option, "__origin__", option) for option in options]  # what stands in an Annotated[...]
+    options = [getattr(option, "__origin__", option) for option in options]  # unpacks Annotated[...]
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
 
 def _no_section(path: str, value: Any, section: type[Section], where: str) -> str:
-    keys = [field.alias or name for name, field in section.model_fields.items()] or ["type"]  # an objective's: a module
+    keys = [field.alias or name for name, field in section.model_fields.items()] or ["type"]  # an objective's section
     names_it = next((key for key in keys if key == "from" or len(keys) == 1), None)
     if isinstance(value, str) and names_it:
         hint = f"did you mean {path}.{names_it}={value}?"
@@ -270,9 +256,9 @@ def _no_section(path: str, value: Any, section: type[Section], where: str) -> st
 
 
 def take(schema: type[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
-    """The section of a command's own keys, and the other arguments, which are some other command's.
+    """Split arguments into a command's own section and the remaining arguments, for another command.
 
-    Raises what :func:`read_values` and :func:`validate` do.
+    Raises what :func:`read_values` and :func:`validate` raise.
     """
     own = [given for given in arguments if given.split("=")[0] in schema.model_fields]
     return validate(schema, *read_values(own)), [given for given in arguments if given not in own]
@@ -301,7 +287,6 @@ def _where(sources: dict[str, str], path: Sequence[str]) -> str:
 
 
 def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
-    """Names of the fields of the section that ``path`` leads to."""
     current: Any = schema
     for part in path:
         annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else current
@@ -310,20 +295,16 @@ def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
 
 
 def dump(section: Section, encoding: str = "utf-8") -> str:
-    """The resolved configuration as YAML; reading it back gives an equal section, also where it is printed in an
-    ``encoding`` that lacks some of its characters."""
+    """The configuration as YAML that reads back as an equal section; characters that ``encoding`` lacks are escaped."""
     values = section.model_dump(mode="json", by_alias=True)
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
-    return text
+    if text.encode(encoding, errors="ignore").decode(encoding) == text:
+        return text
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
 
 
 def completed(values: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
-    """A configuration that was dumped, with the keys that were added since, at their defaults; as it is where it is not
-    one that the schema takes today."""
+    """A dumped configuration with defaults for keys that are newer than it; unchanged if the schema rejects it."""
     try:
         return schema.model_validate(values).model_dump(mode="json", by_alias=True)
     except ValidationError:
@@ -331,15 +312,12 @@ def completed(values: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
 
 
 def describe(schema: type[Section], prefix: str = "", defaults: Section | None = None) -> str:
-    """Every key with its type, default and docstring: the text behind ``--help``.
-
-    ``defaults`` are those of the section that has it, where they are not the schema's own.
-    """
+    """Every key with its type, default and docstring, for ``--help``; ``defaults`` replace those of the schema."""
     lines, kinds = [], get_type_hints(schema)
     for name, field in schema.model_fields.items():
         default = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
         key, nested = f"{prefix}{field.alias or name}", _section_of(field.annotation)
-        if nested and nested is not schema:  # one of its own kind has the keys that are said already
+        if nested and nested is not schema:  # a section within its own kind repeats the keys above
             listed, held = isinstance(default, list), default[0] if isinstance(default, list) else default
             lines.append(describe(nested, f"{key}.0." if listed else f"{key}.", held if type(held) is nested else None))
         else:

@@ -1,15 +1,7 @@
-"""How long and how often: one type for steps, epochs and shares of a run.
+"""Types of settings: durations, numbers with their ranges, names.
 
-What numbers a setting may be: each kind of number with the range in which it means something.
-
-The upper ends lie far above what anybody trains with. They are there because a slip of the keyboard, or a file that
-came from elsewhere, else ends in a process that the system kills. Numbers that are not finite are no settings at all
-(``Section``).
-
-Names that a user gives and that become a part of a path: of runs, tasks, splits and projects.
-
-They also stand in model cards, tables, pictures and on terminals, so a name is one line of plain text that is neither
-markup nor a formula.
+The upper ends of ranges lie far above any real training. They turn a typing error into a message instead of a process
+that runs out of memory.
 """
 
 from __future__ import annotations
@@ -35,27 +27,29 @@ class Duration(str):
 
     @property
     def amount(self) -> Fraction:
-        """The number in front of the unit, exactly as it is written."""
-        match = self._pattern.match(self)
-        assert match is not None
-        return Fraction(match[1].replace("_", ""))
+        """The number in front of the unit, exactly."""
+        return Fraction(self._parts[0].replace("_", ""))
 
     @property
     def unit(self) -> str:
         """``steps``, ``epochs`` or ``%``."""
+        return {"s": "steps", "e": "epochs", "%": "%"}[(self._parts[1] or "steps")[0]]
+
+    @property
+    def _parts(self) -> tuple[str, str | None]:
         match = self._pattern.match(self)
         assert match is not None
-        return {"s": "steps", "e": "epochs", "%": "%"}[(match[2] or "steps")[0]]
+        return match[1], match[2]
 
     def to_steps(self, *, total_steps: int | None = None, steps_per_epoch: Fraction | float | None = None) -> int:
-        """Convert to whole optimizer steps, rounding down: ``int(examples / batch * epochs)`` and
-        ``int(steps * proportion)`` of BERT's ``run_classifier.py``; raises what :meth:`exactly` does."""
+        """Whole optimizer steps, rounded down as in BERT's ``run_classifier.py`` (``int(examples / batch * epochs)``,
+        ``int(steps * proportion)``); raises what :meth:`exactly` raises."""
         return math.floor(self.exactly(total_steps=total_steps, steps_per_epoch=steps_per_epoch))
 
     def exactly(self, *, total_steps: int | None = None, steps_per_epoch: Fraction | float | None = None) -> Fraction:
-        """The optimizer steps before rounding; ``ConfigError`` where the unit has no meaning here.
+        """Optimizer steps before rounding; ``ConfigError`` if the unit has no meaning here.
 
-        A fraction, not a float: three epochs of 114 5/8 steps are not almost, but exactly 343 7/8.
+        A fraction, because rounding down a float just below a whole number would lose a step.
         """
         if self.unit == "steps":
             return self.amount
@@ -86,56 +80,56 @@ class Duration(str):
         )
 
 
-def check_positive(duration: Duration) -> Duration:
-    """The duration as it is; ``ValueError`` for one of 0."""
+Count = Annotated[int, Field(ge=1, le=10**12)]
+"""Number of examples, tokens, steps or bytes."""
+Runs = Annotated[int, Field(ge=1, le=100_000)]
+"""Number of runs, trials or checkpoints."""
+Processes = Annotated[int, Field(ge=1, le=1024)]
+"""Processes or threads of one machine."""
+Depth = Annotated[int, Field(ge=1, le=1000)]
+"""Number of layers, or index of a layer counted from 1."""
+Width = Annotated[int, Field(ge=1, le=2**17)]
+"""Width of a layer, or number of its heads."""
+Tokens = Annotated[int, Field(ge=1, le=2**20)]
+"""Length of a sequence in tokens."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Seed of random numbers."""
+LearningRate = Annotated[float, Field(gt=0, le=100)]
+"""Learning rate."""
+Epsilon = Annotated[float, Field(gt=0, le=1)]
+"""Guard against division by 0."""
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Decay rate of a moving average."""
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Probability of dropping an activation."""
+Probability = Annotated[float, Field(ge=0, le=1)]
+"""Probability, 0 and 1 included."""
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""Part of a whole, without 0 and 1."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""Weight of a term in a sum."""
+Factor = Annotated[float, Field(gt=0, le=1e12)]
+"""Positive factor, divisor or bound."""
+
+
+def _check_positive(duration: Duration) -> Duration:
     if not duration.amount:
         raise ValueError("a duration of 0 does not mean anything here; give at least 1 step")
     return duration
 
 
-Count = Annotated[int, Field(ge=1, le=10**12)]
-"""How many examples, tokens, steps or bytes."""
-Runs = Annotated[int, Field(ge=1, le=100_000)]
-"""How many of what is large by itself: runs, trials, checkpoints."""
-Processes = Annotated[int, Field(ge=1, le=1024)]
-"""Processes or threads of one machine."""
-Depth = Annotated[int, Field(ge=1, le=1000)]
-"""How many layers, or which one, counted from 1."""
-Width = Annotated[int, Field(ge=1, le=2**17)]
-"""Of a layer, or the number of its heads."""
-Tokens = Annotated[int, Field(ge=1, le=2**20)]
-"""Length of a sequence."""
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""What random numbers are drawn by."""
-LearningRate = Annotated[float, Field(gt=0, le=100)]
-"""A learning rate, or the smallest and the largest of several."""
-Epsilon = Annotated[float, Field(gt=0, le=1)]
-"""What keeps a division from failing."""
-Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a moving average."""
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-"""Share that is dropped; of all of it nothing would be left."""
-Probability = Annotated[float, Field(ge=0, le=1)]
-"""Of an event that may never or always happen."""
-Share = Annotated[float, Field(gt=0, lt=1)]
-"""A part that is neither nothing nor the whole."""
-Weight = Annotated[float, Field(ge=0, le=1e6)]
-"""Of a term in a sum; at 0 it does not count."""
-Factor = Annotated[float, Field(gt=0, le=1e12)]
-"""What something is multiplied or divided by, or cut to."""
-Length = Annotated[Duration, AfterValidator(check_positive)]
-"""A duration that is not 0."""
-
+Length = Annotated[Duration, AfterValidator(_check_positive)]
+"""Duration above 0."""
 
 _MOST_BYTES = 200
-"""Of one part; file systems take 255, and a folder's name gets endings of ours."""
+"""File systems allow 255, and the program adds endings to names."""
 _MOST_PARTS = 8
 _REFUSED = frozenset("<>&\"'`\\|*?#%:;$/")
 
 
 def check_name(text: str) -> str:
-    """The name as it is; ``ValueError`` unless it is one folder's name: it begins with a letter, a digit or ``_``, and
-    holds no sign that means something in a path, a shell, a web page or a table."""
+    """The given name; ``ValueError`` if it cannot be the name of a folder, or has characters with a meaning in paths,
+    shells, web pages or tables (names appear in model cards, plots and terminals)."""
     first = text[:1]
     if not (first.isalnum() or first == "_"):
         raise ValueError("a name begins with a letter, a digit or _, and is a folder's name, not a path")
@@ -150,7 +144,7 @@ def check_name(text: str) -> str:
 
 
 def check_path_name(text: str) -> str:
-    """The same for a name of several parts with ``/`` between, each of which is a name."""
+    """The same for names joined by ``/``."""
     parts = text.split("/")
     if len(parts) > _MOST_PARTS:
         raise ValueError(f"a name has at most {_MOST_PARTS} parts, this one has {len(parts)}")
@@ -163,6 +157,6 @@ def check_path_name(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-"""A folder's name."""
+"""Name of a folder."""
 PathName = Annotated[str, AfterValidator(check_path_name)]
-"""Folders' names with ``/`` between them, below a folder that is given otherwise."""
+"""Relative path of folder names joined by ``/``."""
