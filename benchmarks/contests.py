@@ -31,7 +31,7 @@ from bertillery.data.corpus import CorpusSection, ReadReport, read_documents
 from bertillery.data.tokenizer import WordEncoder
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from bertillery.run.directory import RunSection, start_accelerator
+from bertillery.run.device import RunSection, start_accelerator
 from finetune.predict import predict
 from pretrain.model import bert_config
 from tests.corpora import write_text

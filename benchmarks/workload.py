@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bertillery.run.directory import choose_precision
+from bertillery.run.device import choose_precision
 from pretrain.model import ModelSection
 from pretrain.pairs import ROW
 

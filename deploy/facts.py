@@ -142,4 +142,4 @@ def _differences(run: Path, other: Path) -> list[str]:
     ignored = ["run", *RESUMABLE]
     if here.get("before"):  # the student is the export of the stage before, which is another one for each seed
         ignored += ["model.from", *(f"before.{key}" for key in ignored)]
-    return changes(there, here, ignored)
+    return changes(there, here, ignored, ("it", "the compared run"))

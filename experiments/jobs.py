@@ -18,10 +18,9 @@ import distill.config
 import finetune.config
 import pretrain.config
 from bertillery.config.section import read_values
-from bertillery.run.directory import StoppedError, StopSignal
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import Stage, StageConfig
-from bertillery.system.entry import PARENT
+from bertillery.system.entry import PARENT, StoppedError, StopSignal
 from bertillery.system.environment import num_cores
 from distill.stage import TaskAgnostic, TaskSpecific
 from finetune.config import FinetuneConfig

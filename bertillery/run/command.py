@@ -13,9 +13,8 @@ import torch
 
 from bertillery.config.section import InputError, Section, describe, dump, names_file, read_values, validate
 from bertillery.engine.loop import DivergedError
-from bertillery.run.directory import StoppedError
 from bertillery.run.stage import StageConfig
-from bertillery.system.entry import INTERRUPTED, interruptible
+from bertillery.system.entry import INTERRUPTED, StoppedError, interruptible
 from bertillery.system.workers import lost_worker
 
 C = TypeVar("C", bound=StageConfig)

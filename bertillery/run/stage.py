@@ -23,8 +23,8 @@ from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
 from bertillery.engine.rng import key
 from bertillery.engine.schedule import EpochSize, Schedule, TrainSection, steps_per_epoch
 from bertillery.engine.sharding import prepared
-from bertillery.models.compiled import compile_layers
-from bertillery.run.directory import FINISHED_REMEDY, RunDirectory, RunSection, start_accelerator
+from bertillery.run.device import RunSection, compile_layers, start_accelerator
+from bertillery.run.directory import FINISHED_REMEDY, RunDirectory
 from bertillery.run.inputs import Fingerprint, Inputs, differences, refuse, tokenizer_input
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Fit, Trainer

@@ -34,9 +34,10 @@ from bertillery.run.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from bertillery.run.directory import RunDirectory, StopSignal
+from bertillery.run.directory import RunDirectory
 from bertillery.run.inputs import Fingerprint, Inputs, as_json, differences, from_json, refuse
 from bertillery.run.tracking import Tracker
+from bertillery.system.entry import StopSignal
 
 
 @dataclass(frozen=True)

@@ -290,8 +290,8 @@ def test_seeds_are_those_of_the_same_runs(tmp_path: Path) -> None:
     same, others = seeds_of(two)
     assert same == [two, one, eleven]
     assert others == [
-        "seed-3 (optim.learning_rate: 0.001 there, nothing given)",
-        "seed-4 (model.from: 'b/student' there, 'a/student' given)",
+        "seed-3 (optim.learning_rate: it has 0.001, the compared run has nothing)",
+        "seed-4 (model.from: it has 'b/student', the compared run has 'a/student')",
         f"seed-5 (there is no {tmp_path}/seed-5/config.yaml)",
     ]
     noted = comparison([replace(facts("big", {}), left_out=tuple(others)), facts("small", {})], [10, 4]).tables()
@@ -306,7 +306,7 @@ def test_seeds_of_two_stages_are_those_of_the_same_first_stage(tmp_path: Path) -
         return write_run(tmp_path / f"seed-{seed}", run={"seed": seed}, model=start, before=before)
 
     one, two, _ = stages(1, "a"), stages(2, "a"), stages(3, "b")
-    assert seeds_of(one) == ([one, two], ["seed-3 (before.model.from: 'b' there, 'a' given)"])
+    assert seeds_of(one) == ([one, two], ["seed-3 (before.model.from: it has 'b', the compared run has 'a')"])
 
 
 @pytest.mark.parametrize("scored", [True, False])

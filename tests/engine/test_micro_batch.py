@@ -24,7 +24,8 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.models.dropout import Dropout
-from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
+from bertillery.run.device import RunSection, start_accelerator
+from bertillery.run.directory import RunDirectory
 from bertillery.run.trainer import Trainer
 from bertillery.system.environment import free_in_groups, free_memory
 

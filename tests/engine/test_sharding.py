@@ -31,7 +31,8 @@ from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.engine.sharding import own_layers, prepared, whole
 from bertillery.models.attention import NAME
 from bertillery.models.export import export_model
-from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
+from bertillery.run.device import RunSection, start_accelerator
+from bertillery.run.directory import RunDirectory
 from bertillery.run.stage import StageConfig
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Trainer

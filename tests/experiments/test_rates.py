@@ -20,7 +20,8 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.rng import uniform
 from bertillery.engine.schedule import Schedule, TrainSection
-from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
+from bertillery.run.device import RunSection, start_accelerator
+from bertillery.run.directory import RunDirectory
 from bertillery.run.trainer import Trainer
 from experiments.rates import RangeSection, RangeTest, main, range_test, smooth, suggestions, write_range
 from finetune.__main__ import main as finetune

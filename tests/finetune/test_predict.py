@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from bertillery.models.load import load
-from bertillery.run.directory import RunSection, start_accelerator
+from bertillery.run.device import RunSection, start_accelerator
 from finetune import predict as evaluate
 from finetune.examples import TextExamples
 from finetune.metrics import scores

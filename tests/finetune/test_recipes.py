@@ -11,7 +11,7 @@ from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConf
 from bertillery.config.section import ConfigError, dump, validate
 from bertillery.engine.optim import learning_rate
 from bertillery.engine.schedule import EpochSize, Schedule, steps_per_epoch
-from bertillery.run.directory import start_accelerator
+from bertillery.run.device import start_accelerator
 from finetune.config import RECIPES, FinetuneConfig, describe_recipe, load_config, model_name, recipe_for
 from finetune.stage import Finetuning
 from tests.finetune.tasks import write_encoder, write_task

@@ -26,7 +26,8 @@ from bertillery.engine.objective import Objective, Shown, Term
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.run import trainer as fit
-from bertillery.run.directory import RunDirectory, RunSection, start_accelerator
+from bertillery.run.device import RunSection, start_accelerator
+from bertillery.run.directory import RunDirectory
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Fit, Trainer
 from tests.run.test_checkpoint import flip_a_bit

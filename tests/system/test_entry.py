@@ -84,3 +84,27 @@ def test_a_command_ends_with_the_one_that_started_it(gone_before: bool) -> None:
     os.close(begins)
     os.waitpid(parent, 0)
     assert os.read(ended, 1) == b"", "the pipe ends with the last process that has it open"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_sets_the_flag_and_the_old_handlers_return(number: signal.Signals):
+    before = signal.getsignal(number)
+    with entry.StopSignal() as stop:
+        assert stop.requested is None
+        os.kill(os.getpid(), number)
+        assert stop.requested == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_interrupts_but_an_echo_of_the_first_does_not(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(entry.time, "monotonic", lambda: now[0])
+    with entry.StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        now[0] += 0.1
+        os.kill(os.getpid(), signal.SIGINT)
+        now[0] += 10
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == "SIGINT"

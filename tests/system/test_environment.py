@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bertillery.system import environment
 from bertillery.system.environment import cores_in_groups, num_cores
@@ -27,3 +29,11 @@ def test_a_limit_of_cpu_time_is_a_limit_of_cores(tmp_path: Path, monkeypatch: py
     assert num_cores() == 8
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     assert num_cores() == 2
+
+
+def test_environment_is_json_and_names_no_machine():
+    found = environment.environment()
+    json.dumps(found)
+    assert found["torch"] == torch.__version__
+    assert found["cores"] >= 1
+    assert not {"host", "hostname", "node"} & found.keys()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bertillery.models import gpu_attention
-from bertillery.models.compiled import compile_layers
+from bertillery.run.device import compile_layers
 from pretrain.model import ModelSection
 from pretrain.objectives import mlm
 from tests.models.test_chunks import passed
