@@ -1,4 +1,4 @@
-"""The frozen model that a student learns from, kept out of what is trained and saved."""
+"""The frozen model that a student learns from, outside everything that is trained or saved."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Teacher(Generic[M]):
-    """Holds a module in evaluation mode and without gradients.
+    """Holds a module in evaluation mode, without gradients.
 
-    It is no module itself: what it holds belongs to nobody's ``state_dict``, parameters or modes, so that no checkpoint
-    holds it, no optimizer moves it and ``train()`` does not wake its dropout (which TinyBERT's released code left on).
-    It computes in the precision of the training, whose autocast it is called in.
+    The holder is not a module, so the teacher is in no ``state_dict`` and no optimizer, and ``train()`` does not switch
+    on its dropout (which TinyBERT's released code left on). It computes in the precision of the training, under whose
+    autocast it is called.
     """
 
     def __init__(self, module: M) -> None:
@@ -33,10 +33,7 @@ class Teacher(Generic[M]):
 
     @contextmanager
     def asked(self, batch: PackedBatch) -> Iterator[M]:
-        """The module, where the batch is; what is computed with it in the block keeps no graph.
-
-        In training the block is timed.
-        """
+        """The module on the device of the batch, without a graph for what it computes. In training it is timed."""
         device, training = batch.input.ids.device, torch.is_grad_enabled()
         if device != self._device:
             self.module.to(device)
@@ -61,7 +58,7 @@ class Teacher(Generic[M]):
         return event
 
     def take_seconds(self) -> float:
-        """Seconds spent in training since this was last asked; on a GPU it waits for the last of them."""
+        """Seconds of training since the last call; on a GPU this waits for the teacher to finish."""
         if self._events:
             self._events[-1][1].synchronize()
         seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -70,7 +67,7 @@ class Teacher(Generic[M]):
 
 
 class Taught(Objective):
-    """A student that reads what its teacher reads: base of the methods that compare two encoders."""
+    """Base of the methods that compare two encoders on the same batch."""
 
     def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> None:
         super().__init__()
@@ -85,5 +82,5 @@ class Taught(Objective):
         return {"teacher": self.teacher.take_seconds()}
 
     def baselines(self, batches: Any, unigrams: Any, values: Mapping[str, float]) -> dict[str, float]:
-        """The teacher's own values, of the terms that it has, too: they are measured as ``teacher_*``."""
+        """The teacher's values of the terms that are also measured for it, as ``teacher_*``."""
         return {name: values[f"teacher_{name}"] for name in values if f"teacher_{name}" in values}

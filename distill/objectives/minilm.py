@@ -1,12 +1,13 @@
-"""MiniLMv2 (Wang et al. 2021, arXiv 2012.15828): how the tokens of one layer relate to each other.
+"""MiniLMv2 (Wang et al. 2021, arXiv 2012.15828): relations between the tokens of a layer.
 
-Queries, keys and values of a layer are cut into relation heads; the softmax of each one's products with itself is a
-distribution, and the student's last layer learns the teacher's (section 3.1, eq. 4 to 6, weights 1). Widths, numbers of
-heads and layers of the two are their own.
+Queries, keys and values of a layer are cut into relation heads. For each head the softmax of the scaled products of all
+pairs of tokens is a distribution; the student's last layer learns those of a layer of the teacher (section 3.1, eq. 4
+to 6, all weights 1). The two may differ in width, attention heads and layers.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,15 +23,16 @@ from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
 from bertillery.models.flops import encoder_flops
 from bertillery.models.relations import real_cells, relations
-from distill.corpus import Part, unmasked_segments
+from distill.corpus import Part, unmasked
 from distill.teacher import Taught, Teacher
 from pretrain.examples import DocumentSource
+from pretrain.pairs import full_segments
 
 MASKED_WORDS = False
-"""Neither student nor teacher needs a masked-word head."""
+"""Neither student nor teacher needs an MLM head."""
 _PARTS = "query", "key", "value"
 _PROJECTIONS = {*_PARTS, "q_lin", "k_lin", "v_lin"}
-"""What the families call the layers of queries, keys and values."""
+"""Names of the linear layers of queries, keys and values in all families."""
 
 
 class Config(Section):
@@ -38,32 +40,29 @@ class Config(Section):
 
     type: Literal["minilm"] = "minilm"
     layer: Depth | None = None
-    """Teacher's layer, from 1, that is learned from: the last one where not given, which is best for teachers of 12
-    layers; the paper takes the 21st of 24."""
+    """Teacher's layer, from 1, that is learned from; by default the last, which is best for teachers of 12 layers. The
+    paper takes the 21st of 24."""
     relation_heads: Width | None = None
-    """4 times the teacher's heads where not given (48 for BERT-Base, as in the paper); must divide both widths."""
+    """By default 4 times the teacher's heads (48 for BERT-Base, as in the paper); must divide both widths."""
 
 
 def source(
     config: Config, part: Part, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
 ) -> DocumentSource:
-    """Segments of whole sentences, nothing masked."""
-    return unmasked_segments(part, tokenizer, sequence_length=sequence_length, seed=seed)
+    """Segments of whole sentences without masks."""
+    draw = partial(full_segments, sequence_length=sequence_length)
+    return DocumentSource(part.tokens, tokenizer, seed=seed, draw=draw, finish=unmasked, num_texts=1)
 
 
 def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedModel]) -> Relations:
-    """``ConfigError`` for a layer that is not there, or relation heads that do not divide a width."""
+    """``ConfigError`` for a layer that the teacher lacks, or relation heads that do not divide a width."""
     here, there = student.config, teacher.module.config
     layer = config.layer or there.num_hidden_layers
     if layer > there.num_hidden_layers:
         raise ConfigError(f"objective.layer: given {layer}; the teacher has {there.num_hidden_layers} layers")
     heads = config.relation_heads or 4 * there.num_attention_heads
-    wrong = [
-        f"{width} ({who})"
-        for who, width in (("teacher", there.hidden_size), ("student", here.hidden_size))
-        if width % heads
-    ]
-    if wrong:
+    widths = {"teacher": there.hidden_size, "student": here.hidden_size}
+    if wrong := [f"{width} ({who})" for who, width in widths.items() if width % heads]:
         raise ConfigError(
             f"objective.relation_heads: {heads} do not divide the width {' and '.join(wrong)}; give a common divisor"
         )
@@ -71,7 +70,7 @@ def build(config: Config, student: PreTrainedModel, teacher: Teacher[PreTrainedM
 
 
 class Relations(Taught):
-    """An encoder whose last layer learns from one layer of its teacher."""
+    """A student whose last layer learns the relations of one layer of its teacher."""
 
     def __init__(self, student: PreTrainedModel, teacher: Teacher[PreTrainedModel], *, layer: int, heads: int) -> None:
         super().__init__(student, teacher)
@@ -79,7 +78,7 @@ class Relations(Taught):
         freeze_behind_relations(student)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        """``query``, ``key`` and ``value``: divergence of the relations in nats, mean over tokens and heads."""
+        """``query``, ``key`` and ``value``: divergence of the relations in nats, means over tokens and heads."""
         recorded: list[Recorded] = []
         known: list[Recorded] = []
         encode_layers(self.student, batch.input, record=recorded)
@@ -107,13 +106,13 @@ class Relations(Taught):
 
 
 def freeze_behind_relations(student: PreTrainedModel) -> None:
-    """Keep what comes after the last layer's queries, keys and values as it is: the loss does not depend on it, and
-    processes that train together wait for the gradient of whatever is trained."""
+    """Freeze everything after the queries, keys and values of the last layer: the loss does not depend on it, and
+    processes wait for the gradient of every trained parameter."""
     if getattr(student, "pooler", None) is not None:
         student.pooler.requires_grad_(False)
     number = student.config.num_hidden_layers
     stacks = [each for each in student.modules() if isinstance(each, nn.ModuleList) and len(each) == number]
-    for layer in [stack[-1] for stack in stacks[:1]]:  # none where layers are shared: all of them are behind another
+    for layer in [stack[-1] for stack in stacks[:1]]:  # none if layers are shared
         for name, parameter in layer.named_parameters():
             parameter.requires_grad_(name.split(".")[-2] in _PROJECTIONS)
 
@@ -121,8 +120,7 @@ def freeze_behind_relations(student: PreTrainedModel) -> None:
 def divergence(scores: Tensor, targets: Tensor, real: Tensor) -> Tensor:
     """Sum over tokens and relation heads of KL(softmax(targets) || softmax(scores)), in nats.
 
-    ``scores`` and ``targets`` are (b, heads, s, s); ``real`` (b, s) says which cells are tokens, as keys and as
-    queries.
+    ``scores`` and ``targets`` are (b, heads, s, s); ``real`` (b, s) tells tokens from padding.
     """
     hidden = ~real[:, None, None, :]
     mine = F.log_softmax(scores.float().masked_fill(hidden, -torch.inf), -1).masked_fill(hidden, 0.0)

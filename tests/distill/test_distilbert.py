@@ -20,7 +20,7 @@ from bertillery.engine.loop import share_of_loss
 from bertillery.engine.objective import sampled
 from distill.corpus import Part
 from distill.objectives import distilbert
-from distill.objectives.distilbert import Config, General, RareMaskedSource, build, rarity_weights
+from distill.objectives.distilbert import Config, Distributions, RareMaskedSource, build, rarity_weights
 from tests.corpora import Tokens, learnable_tokens, random_tokens, tiny_tokenizer
 from tests.distill.pairs import masked, stock, student_of, teacher_of, values
 from tests.models.families import LENGTHS, padded_inputs
@@ -165,7 +165,7 @@ def test_a_token_is_masked_by_its_place_in_the_step_alone() -> None:
     assert both[0] <= both[1] or both[1] <= both[0]
 
 
-def pair(config: Config | None = None, of: str = "distilbert", **section: Any) -> General:
+def pair(config: Config | None = None, of: str = "distilbert", **section: Any) -> Distributions:
     teacher = teacher_of(words=True)
     return build(config or Config(), student_of(teacher, words=True, type=of, **section), teacher)
 
@@ -203,7 +203,7 @@ def test_losses_are_those_of_the_plain_library(of: str) -> None:
 
 def test_a_teacher_has_nothing_to_learn_from_itself() -> None:
     teacher = teacher_of(words=True)
-    found = values(General(Config(), copy.deepcopy(teacher.module), teacher).eval(), masked())
+    found = values(Distributions(Config(), copy.deepcopy(teacher.module), teacher).eval(), masked())
     assert abs(found["kl"].item()) <= 1e-6
     assert abs(found["cosine"].item()) <= 1e-6
     assert found["mlm"].item() == found["teacher_mlm"].item()
@@ -262,7 +262,7 @@ def test_a_batch_without_masks_is_no_division_by_nothing() -> None:
 
 def test_widths_must_be_equal_where_the_cosine_counts() -> None:
     narrow: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2}
-    with pytest.raises(ConfigError, match=r"hidden states of 24 \(teacher\) and 16 \(student\) have no angle"):
+    with pytest.raises(ConfigError, match=r"cosine loss needs equal hidden sizes \(teacher 24, student 16\)"):
         pair(**narrow)
     found = values(pair(Config(cosine=0), **narrow), masked())
     assert "cosine" not in found

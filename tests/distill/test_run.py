@@ -437,8 +437,8 @@ WRONG_GENERAL = [
     (["objective.type=bert"], "given 'bert'; there are: distilbert, minilm, tinybert"),
     (["tasks=mrpc"], "tasks: given 'mrpc', but it holds a list of overrides for each task"),
     (["objective.stage=answers"], "unknown key"),
-    (["model.hidden_size=8"], "have no angle"),
-    (["objective.type=tinybert", "model.num_attention_heads=1"], "objective.type=minilm, which does not mind"),
+    (["model.hidden_size=8"], "cosine loss needs equal hidden sizes"),
+    (["objective.type=tinybert", "model.num_attention_heads=1"], "objective.type=minilm, for which they may differ"),
 ]
 
 

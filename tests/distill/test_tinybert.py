@@ -158,7 +158,7 @@ def test_one_projection_learns_from_all_levels_and_stays_behind() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     teacher = teacher_of(words=False)
-    with pytest.raises(ConfigError, match=r"has 4 of them, the student 2; .* objective.type=minilm"):
+    with pytest.raises(ConfigError, match=r"\(teacher 4, student 2\); .*objective.type=minilm"):
         build(Config(), student_of(teacher, words=False, num_attention_heads=2), teacher)
     two = student_of(teacher, words=False, num_hidden_layers=2)
     with pytest.raises(ConfigError, match="2 layers of the student do not divide the teacher's 3"):
