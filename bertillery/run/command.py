@@ -1,4 +1,4 @@
-"""A command line: ``--help``, ``--print-config``, and what is said when something is wrong."""
+"""A command line: ``--help``, ``--print-config``, and errors as one message."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def command(
     run: Callable[[C], int],
     more: Callable[[], str] = str,
 ) -> int:
-    """Run a stage's command line: ``--help``, which ends with ``more``, ``--print-config``, or the run itself; returns
-    the exit status."""
+    """Run a stage's command line and return the exit status: ``--help``, which ends with ``more``, ``--print-config``,
+    or the run."""
 
     def action() -> int:
         status = run(load(arguments))
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # not between stages: it cannot be made a second time
+            torch.distributed.destroy_process_group()  # after all stages: it cannot be made twice
         return status
 
     return tool(arguments, help=help, schema=schema, action=action, settings=lambda given: [load(given)], more=more)
@@ -50,11 +50,11 @@ def tool(
     settings: Callable[[Sequence[str]], Sequence[Section]] | None = None,
     more: Callable[[], str] = str,
 ) -> int:
-    """Run a command line of which the ``schema`` has the keys: ``--help``, which ends with ``more``,
-    ``--print-config``, or the ``action``; returns the exit status.
+    """Run a command line with the keys of ``schema`` and return the exit status: ``--help``, which ends with ``more``,
+    ``--print-config``, or the ``action``.
 
-    What is printed as the configuration, a YAML document each, ``settings`` makes of the arguments; where it is not
-    given, the schema alone does.
+    ``settings`` turns the arguments into the sections that ``--print-config`` prints, each as a YAML document; by
+    default the schema is read alone.
     """
 
     def asked() -> int:
@@ -73,9 +73,9 @@ def tool(
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Do what a command does and return its status: 2, and one message, for what a user can do something about."""
+    """Run a command and return its status: 2, after one message, for errors that a user can correct."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than a text has
+        if isinstance(stream, io.TextIOWrapper):  # the terminal may lack characters
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy"):
@@ -93,7 +93,10 @@ def guarded(action: Callable[[], int]) -> int:
         print(f"error: {lost}", file=sys.stderr)
         return 2
     except StoppedError as stopped:
-        print(f"{stopped.name}: what ran has saved itself and left; type the same command to go on.", file=sys.stderr)
+        print(
+            f"{stopped.name}: running trainings have saved a checkpoint and stopped; type the same command to resume.",
+            file=sys.stderr,
+        )
         return stopped.status
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -101,5 +104,5 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def run_name(arguments: Sequence[str], otherwise: str) -> str:
-    """A run without a name is called after its configuration files."""
+    """Default name of a run: its configuration files' names joined."""
     return "-".join(Path(argument).stem for argument in arguments if names_file(argument)) or otherwise

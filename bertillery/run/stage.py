@@ -1,4 +1,4 @@
-"""What pretraining, fine-tuning and distillation have in common: the life of a run."""
+"""The course of a run, shared by pretraining, fine-tuning and distillation."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def beside(what: str) -> Iterator[None]:
-    """Make what is only shown beside a result: where that fails it is a warning that names it, and nothing else."""
+    """Make something that is only shown beside a result: a failure is a warning."""
     try:
         yield
     except Exception as error:
-        logger.warning("%s could not be made: %s: %s; the result is whole without", what, type(error).__name__, error)
+        logger.warning("%s failed: %s: %s; the result is complete without it", what, type(error).__name__, error)
 
 
 class StageConfig(Section):
-    """The sections that every stage has."""
+    """Sections of every stage."""
 
     run: RunSection = RunSection()
     optim: OptimSection = OptimSection()
@@ -56,42 +56,42 @@ class StageConfig(Section):
     def _sharding_combines(self) -> StageConfig:
         if self.run.sharding != "none" and self.run.compile:
             raise ValueError(
-                f"run.compile=true was never tried with run.sharding={self.run.sharding}; give one of them"
+                f"run.compile=true has not been tested with run.sharding={self.run.sharding}; give one of them"
             )
         if self.run.sharding != "none" and self.train.micro_batch_tokens == "auto":
             raise ValueError(
-                f"train.micro_batch_tokens=auto tries passes in each process by itself, and with run.sharding="
-                f"{self.run.sharding} no process can make one without the others; give a number of tokens"
+                "train.micro_batch_tokens=auto runs passes in each process alone, which run.sharding="
+                f"{self.run.sharding} does not allow; give a number of tokens"
             )
         return self
 
     def named(self, otherwise: str) -> Self:
-        """The configuration with a name for its run: ``otherwise`` where none is given, ``ConfigError`` if that is no
-        name of a folder."""
+        """The configuration with ``otherwise`` as the run's name if it has none; ``ConfigError`` if that is not a valid
+        name."""
         if self.run.name is not None:
             return self
         try:
             name = check_path_name(otherwise)
         except ValueError as error:
-            raise ConfigError(f"run.name: it would be {otherwise!r}, but {error}; give run.name=...") from None
+            raise ConfigError(f"run.name: by default it is {otherwise!r}, but {error}; give run.name=...") from None
         return self.model_copy(update={"run": self.run.model_copy(update={"name": name})})
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a stage gives to be trained."""
+    """What a stage trains."""
 
     sources: list[Source]
-    """One for each phase of training; one and the same for phases of one sequence length."""
+    """One for each phase; phases of one sequence length share the same object."""
     epoch_size: Callable[[Any], EpochSize]
-    """What an epoch of a source holds; asked only where a duration is given in epochs."""
+    """Size of a source's epoch; called only for durations in epochs."""
     objective: Callable[[], Objective]
-    """Builds what is trained, after torch's generator was seeded."""
+    """Builds the objective; torch's generator is seeded before the call."""
     held_out: HeldOut
 
 
 class Results(BaseModel):
-    """What a stage reads of its ``finished.json``; it may hold more."""
+    """Fields of ``finished.json`` that a stage reads; others are allowed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -102,71 +102,71 @@ class Results(BaseModel):
 class Stage(ABC):
     """One run, from its configuration to its report.
 
-    A subclass says what is trained (``prepare``), what to show before (``banner``) and what to make of it after
-    (``report``, ``ending``). How a run resumes, stops on a signal, is recorded and finished is the same for all.
+    A subclass defines what is trained (``prepare``), what is printed before (``banner``), the export (``result``) and
+    the report (``show``, ``ending``). Resuming, signals and records are the same for all stages.
     """
 
     folder: ClassVar[str]
-    """Below ``run.dir``."""
+    """Folder of the stage's runs, below ``run.dir``."""
     results_schema: ClassVar[type[Results]] = Results
     tokenizer: PreTrainedTokenizerBase
-    """Set by ``prepare``; when training begins it becomes the one that is kept in the run's folder."""
+    """Set by ``prepare``; replaced by the copy in the run's folder when training begins."""
 
     def __init__(self, config: StageConfig) -> None:
         assert config.run.name is not None
         self.config, self.name, self.text = config, config.run.name, dump(config)
         self.path = config.run.dir / self.folder / self.name
         self.inputs: dict[str, Fingerprint] = {}
-        """What the run is made from, as it becomes known (:meth:`pin`)."""
+        """Inputs of the run found so far (:meth:`pin`)."""
         self.pinned: dict[str, Fingerprint] = {}
-        """What it was begun with, if it is resumed."""
+        """Inputs that a resumed run was started with."""
         self.trained = False
-        """Whether only the export remains to be made."""
+        """Whether only the export remains."""
 
     @abstractmethod
     def prepare(self) -> Parts:
-        """Read the data and open the model; every problem that can be known is raised here, before the first step."""
+        """Read the data and open the model; raises every problem that can be known before the first step."""
 
     @abstractmethod
     def banner(self, trainer: Trainer) -> str:
-        """What is about to be trained on what, with an example."""
+        """What is trained on what data, with an example."""
 
     @abstractmethod
     def current(self) -> dict[str, Fingerprint]:
-        """What a run of this configuration would be made from now, as far as that is known without a model, an
-        accelerator or anything that takes long to make."""
+        """Inputs that a run of this configuration would have now, as far as they can be found quickly, without a model
+        or an accelerator."""
 
     @abstractmethod
     def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
-        """Export, and whatever other programs read; what it returns is kept in ``finished.json``. All processes call
+        """Export and write what other programs read; returns the content of ``finished.json``. All processes call
         it."""
 
     @abstractmethod
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
-        """Add to the ``results`` what is only shown beside them, each in a :func:`beside` block: baselines, pictures,
-        the card. The main process calls it, when the run is finished."""
+        """Add baselines, pictures and the card to ``results``, each in a :func:`beside` block. The main process calls
+        it after the run is finished."""
 
     @abstractmethod
     def ending(self, results: dict[str, Any]) -> str:
-        """What was produced, where, and what to type next."""
+        """The run's results, where they are, and the next command to type."""
 
     def recorded(self) -> dict[str, Any]:
-        """Facts about the data, to be recorded beside the configuration."""
+        """Facts about the data to record beside the configuration."""
         return {}
 
     def results(self) -> dict[str, Any]:
-        """What the finished run was finished with; ``InputError`` where that is damaged, or not this stage's."""
+        """Results of the finished run; ``InputError`` if they are damaged or another stage's."""
         file, found = self.path / "finished.json", RunDirectory(self.path).results
         return checked(file, found, self.results_schema, remedy=FINISHED_REMEDY).model_dump(exclude_unset=True)
 
     def run(self) -> int:
-        """Prepare, train, report; a finished run is only reported, or exported again. Returns the exit status."""
-        # What the run directory refuses, it refuses before anything is computed; it is made when training can begin.
+        """Prepare, train and report, and return the exit status. A finished run is reported, or exported again."""
+        # Checked before anything is computed, and created only when training can begin.
         directory = self.directory = self.open(is_main=False)
         missing = self.defect() if directory.finished else None
         if directory.finished and not missing:
             directory.clear()
-            left = f"{self.path} is finished and left alone; for another run give run.name=..., or delete the folder."
+            left = f"{self.path} is finished; for another run give run.name=..., or delete the folder."
             print("\n\n".join(filter(None, [left, "\n".join(self.changes())])), flush=True)
             self._tell(self.results())
             return 0
@@ -181,59 +181,56 @@ class Stage(ABC):
             self.open(is_main=accelerator.is_main_process)
             accelerator.wait_for_everyone()
             status = self._train(trainer)
-        AcceleratorState._reset_state()  # another stage may follow in these processes, in another precision
+        AcceleratorState._reset_state()  # the next stage in these processes may use another precision
         return status
 
     def defect(self) -> str | None:
-        """What is missing of what the finished run left, or damaged, or None."""
+        """What is missing or damaged in the finished run's export, or None."""
         return RunDirectory(self.path).export_defect()
 
     def changes(self, now: Inputs | None = None) -> list[str]:
-        """Lines that say how what this finished run was made from differs from what it would be made from now, which is
-        looked up unless it is given."""
+        """Lines on how the inputs of this finished run differ from those of ``now``, by default :meth:`current`."""
         try:
             before = RunDirectory(self.path).pins.read()
             found_now = self.current() if now is None else now
             found = differences(before, found_now, certain=False)
         except (InputError, OSError) as error:
-            return [f"Whether what this run was made from is still the same cannot be told: {error}"]
+            return [f"Whether this run's inputs have changed is unknown: {error}"]
         if not before:
-            return ["This run has no record of what it was made from: whether that has changed cannot be told."]
+            return ["This run has no record of its inputs: whether they have changed is unknown."]
         if not found:
             return []
         known = differences(before, found_now, certain=True)
         return [
-            f"NOTE: {self.path} {'is' if known else 'may be'} a result of other inputs than there are now:",
+            f"NOTE: {self.path} {'is' if known else 'may be'} the result of other inputs than the present ones:",
             *(f"  - {each}" for each in found),
-            "For a run on what is there now give run.name=<new>, or delete the folder.",
+            "For a run on the present inputs give run.name=<new>, or delete the folder.",
         ]
 
     def pin(self, find: Callable[[], dict[str, Fingerprint]]) -> None:
-        """Note what the run is made from. All processes call it, and the main one finds it.
+        """Add the inputs that the main process finds. All processes call it, as early as the inputs can be known.
 
-        Raises ``InputError`` where the run was begun with something else, so it is called as soon as that can be known.
+        Raises ``InputError`` if the run was started with others.
         """
         (found,) = broadcast_object_list([find() if self.accelerator.is_main_process else {}])
         self.inputs.update(found)
         refuse(self.path, differences(self.pinned, found, certain=True))
 
     def _check_can_export(self, missing: str) -> None:
-        """Say that a finished run is exported again; ``InputError`` where nothing is left to do that from."""
+        """Announce that a finished run is exported again; ``InputError`` if it has no checkpoint."""
         directory = self.directory
         if not directory.begun:
             raise InputError(
-                f"{self.path} is finished, but {missing}, and there is no checkpoint to export again; give "
+                f"{self.path} is finished, but {missing}, and it has no checkpoint to export again; give "
                 "run.name=<new>, or delete the folder to train anew"
             )
         print(f"{self.path} is finished, but {missing}: it is exported again from its checkpoint.\n", flush=True)
 
     def _record(self, resumed: int, made_from: Inputs) -> None:
-        """Pin a run that has not been, and take its own tokenizer from then on."""
+        """Record the inputs of a new run, and use the recorded tokenizer from now on."""
         pins = self.directory.pins
         if resumed and not self.pinned and not made_from:
-            self.say(
-                "This run has no record of what it was made from: nothing is compared, and it is recorded from now on."
-            )
+            self.say("This run has no record of its inputs: they are not compared, and are recorded from now on.")
         if self.accelerator.is_main_process:
             if not (resumed and pins.file.exists() and pins.tokenizer.exists()):
                 pins.write(self.inputs, self.tokenizer)
@@ -243,9 +240,9 @@ class Stage(ABC):
         accelerator, resumed = self.accelerator, trainer.resume()
         self._record(resumed, trainer.made_from)
         begins = f"resuming at step {resumed:,}" if resumed else "starting"
-        made = f"made by {trainer.workers} processes" if trainer.workers else "made between the steps"
-        share = f"at most {trainer.micro_batch_tokens:,} tokens at a time, batches {made}"
-        self.say(f"\n{self.banner(trainer)}\n\n{begins}, {trainer.schedule.total:,} steps; {share}\n")
+        loading = f"{trainer.workers} processes" if trainer.workers else "main process"
+        size = f"micro-batches of at most {trainer.micro_batch_tokens:,} tokens; data loading: {loading}"
+        self.say(f"\n{self.banner(trainer)}\n\n{begins}, {trainer.schedule.total:,} steps; {size}\n")
         tracker = Tracker(
             self.config.tracking,
             self.path,
@@ -259,7 +256,7 @@ class Stage(ABC):
             ended = trainer.run(tracker)
             status = 0 if ended.stopped_by is None else 128 + {"SIGINT": 2}.get(ended.stopped_by, 15)
             if ended.stopped_by:
-                self.say(f"{ended.stopped_by}: saved step {ended.step:,} and left; type the same command to go on.")
+                self.say(f"{ended.stopped_by}: saved step {ended.step:,} and stopped; type the same command to resume.")
             else:
                 self._finish(trainer, ended, tracker)
             accelerator.wait_for_everyone()
@@ -268,13 +265,13 @@ class Stage(ABC):
         return status
 
     def _finish(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
-        """The result first; then what is shown beside it, which never costs it."""
+        """Write the result first, then what is shown beside it."""
         damaged = self.directory.export.with_name("export.damaged")
         lost = self.directory.finished and self.directory.export.exists() and self.directory.export_defect()
         if self.accelerator.is_main_process and lost:
             remove(damaged)
             self.directory.export.rename(damaged)
-            self.say(f"what was in export/ is kept in {damaged}")
+            self.say(f"the damaged export is kept in {damaged}")
         results = self.result(trainer, ended)
         if self.accelerator.is_main_process:
             results |= {"note": ended.note} if ended.note else {}
@@ -292,13 +289,13 @@ class Stage(ABC):
             print(f"\nWARNING: {results['note']}")
 
     def open(self, *, is_main: bool) -> RunDirectory:
-        """The run's folder; ``ConfigError`` if it belongs to something else. Only the main process makes it."""
+        """The run's folder, made by the main process; ``ConfigError`` if it belongs to something else."""
         return RunDirectory.open(self.path, self.text, schema=type(self.config), is_main=is_main)
 
     def start(self) -> Trainer:
-        """All that a training consists of, ready for its first step; nothing is written."""
+        """Everything a training consists of, ready for the first step; writes nothing."""
         self.accelerator = start_accelerator(self.config.run)
-        # The other processes may see another folder, or none.
+        # Other machines may not see the main process's folder.
         self.pinned, self.trained = broadcast_object_list([self.pinned, self.trained])
         parts = self.prepare()
         self.pin(lambda: tokenizer_input(self.tokenizer))

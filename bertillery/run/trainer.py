@@ -1,4 +1,4 @@
-"""A whole training: resume, then the loop with what happens now and then, in the order log, evaluate, save."""
+"""A whole training: resume, then run the loop, and log, evaluate and save at the intervals of the schedule."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ class Fit:
     """How a training ended."""
 
     step: int
-    """Of the weights that leave the run."""
+    """Step of the weights to export."""
     stopped_by: str | None
     """Name of the signal that ended it early."""
     held_out: dict[str, float]
-    """The evaluation of the weights that leave the run."""
+    """Evaluation of the weights to export."""
     tokens_per_second: float
     note: str = ""
-    """What is to be known of these weights, if they are not those that were asked for."""
+    """Why the weights are not those of the best evaluation, if these were asked for and are lost."""
 
     def results(self) -> dict[str, Any]:
-        """What ``finished.json`` has of every training."""
+        """What every stage writes to ``finished.json``."""
         return {"steps": self.step, "held_out": self.held_out, "tokens_per_second": self.tokens_per_second}
 
 
 class Trainer:
-    """Holds the parts of one training together; :meth:`run` is the whole of it."""
+    """Everything one training consists of; :meth:`run` trains."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Trainer:
         held_out: HeldOut,
         inputs: Inputs = MappingProxyType({}),
     ) -> None:
-        """``inputs`` are what the run is made from: checkpoints record them, and one made from others is refused."""
+        """``inputs`` are recorded in checkpoints, and a checkpoint with other inputs is refused."""
         self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
         self.run_directory, self.config, self.section, self.optim = run, config, section, optim
         self.schedule, self.seed, self.sources, self.held_out = schedule, seed, sources, held_out
@@ -91,24 +91,24 @@ class Trainer:
         self.evaluations: dict[int, dict[str, float]] = {}
         """Held-out numbers by step."""
         self.made_from: dict[str, Fingerprint] = {}
-        """What the checkpoint that was loaded says of its inputs."""
+        """Inputs recorded in the loaded checkpoint."""
         self.interval: dict[str, Any] | None = None
-        """What was added up since metrics were logged last (:meth:`bertillery.engine.meter.Meter.state`)."""
+        """Sums since metrics were last logged (:meth:`bertillery.engine.meter.Meter.state`)."""
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint, where there is one; returns the step it is from, alike in all processes."""
+        """Load the newest whole checkpoint, if there is one, and return its step, the same in all processes."""
         path = newest_checkpoint(self.accelerator, self.run_directory.checkpoints)
         if path is not None:
             state = self._load(path)
             self.step, self.cursor, self.interval = state["step"], Cursor(**state["cursor"]), state.get("interval")
             if "evaluations" in state:
                 self.evaluations = {int(step): values for step, values in state["evaluations"].items()}
-            else:  # a checkpoint of before they were kept in it
+            else:  # checkpoints of older versions
                 self.evaluations = held_out_numbers(self.accelerator, self.run_directory.metrics_file, self.step)
         return self.step
 
     def run(self, tracker: Tracker) -> Fit:
-        """Train to the end, or until a signal asks to stop."""
+        """Train to the end, until patience runs out, or until a signal asks to stop."""
         with (
             StopSignal() as signal,
             Progress(self.schedule.total, self.step, self.accelerator.is_main_process) as progress,
@@ -116,11 +116,10 @@ class Trainer:
             meter, stopped = Meter(self.accelerator, self._plain, self.interval), False
             if self.step and self.schedule.due(self.step, self.schedule.evaluate) and self.step not in self.evaluations:
                 with meter.paused():
-                    self._evaluate(tracker, progress)  # a checkpoint of before evaluations came first
+                    self._evaluate(tracker, progress)  # older versions saved before they evaluated
             rate = learning_rate(self.optim, self.schedule.total)
-            asked = (lambda: signal.requested is not None), self._acted_on
-            steps = [] if self._out_of_patience else self._to_go_on_from(self.steps(rate, *asked))
-            for info in steps:
+            steps = self.steps(rate, lambda: signal.requested is not None, self._acted_on)
+            for info in [] if self._out_of_patience else self._naming_checkpoint(steps):
                 self.step, self.cursor = info.step, info.cursor
                 meter.add(info)
                 progress.advance(info)
@@ -139,20 +138,20 @@ class Trainer:
                     break
             if stopped:
                 return Fit(self.step, signal.requested or "signal", {}, meter.overall)
-            self._prune(checkpoint_name(self.step))  # which a kill may have kept the last save from
+            self._prune(checkpoint_name(self.step))  # a kill may have come between the last save and its pruning
             step, note = self._choose(progress)
             if not self.held_out.shown:
                 self.held_out.look_at(self.accelerator, self.objective)
             return Fit(step, None, self.evaluations[step], meter.overall, note)
 
-    def _to_go_on_from(self, steps: Iterator[StepInfo]) -> Iterator[StepInfo]:
-        """The steps; where one diverges it is said which checkpoint there is."""
+    def _naming_checkpoint(self, steps: Iterator[StepInfo]) -> Iterator[StepInfo]:
+        """The steps; ``DivergedError`` also names the newest checkpoint."""
         try:
             yield from steps
         except DivergedError as error:
             newest = latest_checkpoint(self.run_directory.checkpoints)
-            there = f"The newest whole checkpoint is {newest}" if newest else "There is no checkpoint yet"
-            raise DivergedError(f"{error}. {there}.") from None
+            known = f"The newest whole checkpoint is {newest}" if newest else "There is no checkpoint yet"
+            raise DivergedError(f"{error}. {known}.") from None
 
     @property
     def best(self) -> int:
@@ -161,23 +160,21 @@ class Trainer:
 
     @property
     def _ranked(self) -> list[int]:
-        """Steps of all evaluations, the best first, the earliest of equals first."""
+        """Steps of all evaluations, best first, the earliest of equals first."""
         return sorted(self.evaluations, key=lambda step: (-self.held_out.score(self.evaluations[step]), step))
 
     @property
     def _out_of_patience(self) -> bool:
         if self.section.patience is None or not self.evaluations:
             return False
-        best = self.best
-        return sum(step > best for step in self.evaluations) >= self.section.patience
+        return sum(step > self.best for step in self.evaluations) >= self.section.patience
 
     def _choose(self, progress: Progress) -> tuple[int, str]:
-        """Leave the weights to be exported in the objective; returns the step that they are from, and what there is to
-        say where the best ones cannot be had."""
+        """Load the weights to export into the objective; returns their step, and a note if the best ones are lost."""
         if self.section.export == "last" or self.best == self.step:
             return self.step, ""
-        defects: list[str] = []
-        (chosen,) = broadcast_object_list([self._best_whole(defects) if self.accelerator.is_main_process else 0])
+        found: list[Any] = [*self._best_whole()] if self.accelerator.is_main_process else [0, ""]
+        chosen, defect_of_best = broadcast_object_list(found)
         if chosen != self.step:
             self._load(self.run_directory.checkpoints / checkpoint_name(chosen))
         if chosen == self.best:
@@ -185,23 +182,24 @@ class Trainer:
             return chosen, ""
         note = (
             f"train.export=best: the best evaluation was that of step {self.best:,}, but its checkpoint in "
-            f"{self.run_directory.checkpoints} is not whole ({''.join(defects[:1])}); the "
-            f"weights are those of step {chosen:,}, the best that are left"
+            f"{self.run_directory.checkpoints} is not whole ({defect_of_best}); the weights are those of step "
+            f"{chosen:,}, the best available"
         )
         progress.note(f"WARNING: {note}")
         return chosen, note
 
-    def _best_whole(self, defects: list[str]) -> int:
-        """The best step whose weights are at hand; what is wrong with better ones is appended to ``defects``."""
+    def _best_whole(self) -> tuple[int, str]:
+        """The best step whose weights are available, and what is wrong with the checkpoint of the very best."""
+        defects: list[str] = []
         for step in self._ranked:
             found = None if step == self.step else defect(self.run_directory.checkpoints / checkpoint_name(step))
             if found is None:
-                return step
+                return step, "".join(defects[:1])
             defects.append(found)
-        return self.step
+        return self.step, "".join(defects[:1])
 
     def assembled(self) -> Any:
-        """The objective, in the main process with whole weights, to be exported; all processes call it at the end."""
+        """The objective for the export, with whole weights in the main process. All processes call it at the end."""
         assemble(self._plain, is_main=self.accelerator.is_main_process)
         return self._plain
 
@@ -211,24 +209,20 @@ class Trainer:
 
     @property
     def workers(self) -> int:
-        """Processes that prepare batches ahead, beside each that trains."""
+        """Data loading processes of each training process."""
         if self.section.workers is not None:
             return self.section.workers
-        return 4 if self._on_gpu else 0
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.accelerator.device.type == "cuda"
+        return 4 if self.accelerator.device.type == "cuda" else 0
 
     def _acted_on(self, step: int) -> bool:
-        """Whether a step is logged, saved or evaluated; any, on a device that the host does not run ahead of."""
+        """Whether a step is logged, saved or evaluated; always true where the device computes in step with the host."""
         every = self.schedule.log, self.schedule.save, self.schedule.evaluate
         return self.accelerator.device.type in _IN_STEP or any(self.schedule.due(step, steps) for steps in every)
 
     def steps(
         self, rate: Callable[[int], float], stop_requested: Callable[[], bool], certain: Callable[[int], bool] = always
     ) -> Iterator[StepInfo]:
-        """The updates from where the training stands; ``rate`` is the learning rate of each, counted from 0."""
+        """The remaining updates; ``rate`` gives the learning rate of each, counted from 0."""
         steps = Steps(
             self.sources,
             self.section.phases,
@@ -244,7 +238,7 @@ class Trainer:
             self.accelerator,
             self.objective,
             self.optimizer,
-            load(steps, start=self.step, num_workers=self.workers, pin_memory=self._on_gpu),
+            load(steps, start=self.step, num_workers=self.workers, pin_memory=self.accelerator.device.type == "cuda"),
             learning_rate=rate,
             max_gradient_norm=self.optim.max_gradient_norm,
             clipping=self.optim.clipping,
@@ -261,13 +255,13 @@ class Trainer:
         return load_checkpoint(path, model=self._plain, optimizer=self.optimizer)
 
     def _save(self, tracker: Tracker, meter: Meter) -> None:
-        tracker.sync()  # or rows before this step, which nothing writes again, could be lost where it is not
-        folder, is_main, interval = self.run_directory.checkpoints, self.accelerator.is_main_process, meter.state()
+        tracker.sync()  # a resumed run does not write the rows before this step again
+        interval = meter.state()
         best = None
         if self.evaluations:
             best = {"step": self.best, "score": self.held_out.score(self.evaluations[self.best])}
         saved = save_checkpoint(
-            folder,
+            self.run_directory.checkpoints,
             step=self.step,
             model=self._plain,
             optimizer=self.optimizer,
@@ -282,7 +276,7 @@ class Trainer:
                 "best": best,
             },
             config=self.config,
-            is_main=is_main,
+            is_main=self.accelerator.is_main_process,
         )
         self._prune(saved.name)
 
@@ -301,4 +295,4 @@ class Trainer:
 
 
 _IN_STEP = ("cpu",)
-"""Devices that have always finished what the host has asked for."""
+"""Devices that finish each operation before the host goes on."""

@@ -72,5 +72,5 @@ def test_a_comparison_stays_in_its_folder(name: str) -> None:
 
 def test_a_name_that_follows_from_a_file_is_checked_too(tmp_path: Any) -> None:
     (tmp_path / "=a.yaml").touch()
-    with pytest.raises(ConfigError, match=r"run\.name: it would be '=a', but a name begins .*; give run\.name="):
+    with pytest.raises(ConfigError, match=r"run\.name: by default it is '=a', but a name begins .*; give run\.name="):
         pretraining([str(tmp_path / "=a.yaml")])

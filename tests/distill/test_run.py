@@ -267,7 +267,7 @@ def test_layers_come_first_and_answers_from_what_they_left(
     assert read_outputs(answers / "predictions/validation.tsv").shape == (41, 3)
     capsys.readouterr()
     assert main(chain(folder)) == 0
-    assert capsys.readouterr().out.count("is finished and left alone") == 2
+    assert capsys.readouterr().out.count("is finished; for another run") == 2
 
 
 def test_the_projection_goes_from_stage_to_stage(folder: Path, whole: dict[str, Path]) -> None:

@@ -63,7 +63,7 @@ def test_runs_save_themselves_when_their_command_is_ended(
     assert [file.read_text() for file in sorted(tmp_path.glob("saved-*"))] == ["saved", "saved"]
     if number != signal.SIGKILL:
         assert os.waitstatus_to_exitcode(status) == 128 + number
-        assert f"{number.name}: what ran has saved itself and left" in (tmp_path / "said").read_text()
+        assert f"{number.name}: running trainings have saved" in (tmp_path / "said").read_text()
 
 
 def test_the_log_of_a_run_that_another_process_is_at_is_kept(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_picture_that_fails_costs_no_numbers(
     monkeypatch.setattr(experiments.rates, "save", fail)
     rates = np.geomspace(1e-7, 1e-1, 60)
     write_range(RangeTest(rates, np.cos(np.log(rates)), ""), tmp_path, "title")
-    assert "rate_range.png could not be made: RuntimeError: nothing to see" in caplog.text
+    assert "rate_range.png failed: RuntimeError: nothing to see" in caplog.text
     assert len((tmp_path / "rates.jsonl").read_text().splitlines()) == 60
 
 

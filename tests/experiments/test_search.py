@@ -149,7 +149,7 @@ def test_a_picture_that_fails_ends_no_search(
 ) -> None:
     monkeypatch.setattr(search, "plot_trials", lambda *_: 1 / 0)
     assert main(arguments(folder, tmp_path, "trials=1")) == 0
-    assert "trials.png could not be made" in caplog.text
+    assert "trials.png failed" in caplog.text
     assert (tmp_path / "finetune/classification_toy/encoder/search-1/trials.md").exists()
 
 

@@ -164,7 +164,7 @@ def test_a_picture_that_fails_costs_no_table(
 ) -> None:
     monkeypatch.setattr("experiments.seeds._plot", lambda *_: 1 / 0)
     assert "| toy" in write_table({"toy": summary_of(0.5)}, tmp_path, "model")
-    assert "seeds.png could not be made" in caplog.text
+    assert "seeds.png failed" in caplog.text
 
 
 def test_a_statement_over_models_counts_those_it_is_true_of(tmp_path: Path) -> None:

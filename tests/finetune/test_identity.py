@@ -96,7 +96,7 @@ def test_other_inputs_are_refused_by_name_and_a_finished_run_names_them(
     CHANGES[name](folder)
     assert main(arguments(folder)) == 0
     said = capsys.readouterr().out
-    assert "is finished and left alone" in said
+    assert "is finished; for another run" in said
     assert f"  - {name}: was " in said
     assert said.count(": was ") == 1
     interrupt(folder / RUN)
@@ -112,7 +112,7 @@ def test_nothing_is_said_of_files_that_only_look_new(folder: Path, capsys: pytes
         file.write_bytes(file.read_bytes())
     assert main(arguments(folder)) == 0
     said = capsys.readouterr().out
-    assert "is finished and left alone" in said
+    assert "is finished; for another run" in said
     assert "NOTE" not in said
     interrupt(folder / RUN)
     assert main(arguments(folder)) == 0
@@ -127,7 +127,7 @@ def test_seeds_say_what_has_changed_since(tmp_path: Path, folder: Path, capsys: 
             edit_label(folder)
         capsys.readouterr()
         assert seeds.main(given) == 0
-        assert (f"NOTE: {run} is a result of other inputs" in capsys.readouterr().out) == changed
+        assert (f"NOTE: {run} is the result of other inputs" in capsys.readouterr().out) == changed
 
 
 @pytest.mark.parametrize("finished_json", [True, False])

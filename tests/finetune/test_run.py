@@ -87,7 +87,7 @@ def test_what_a_run_leaves(folder: Path, whole: Path, capsys: pytest.CaptureFixt
     assert f"{folder.name}/encoder fine-tuned on classification_toy" in card
     assert str(folder.parent) not in card, "which folders this machine has is nobody's business"
     assert main(arguments(folder, "whole")) == 0
-    assert "is finished and left alone" in capsys.readouterr().out
+    assert "is finished; for another run" in capsys.readouterr().out
 
 
 def test_the_exported_tokenizer_makes_the_sequences_of_training(whole: Path) -> None:

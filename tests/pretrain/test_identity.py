@@ -113,9 +113,9 @@ def test_a_finished_run_says_what_has_changed_since(
         change(folder)  # type: ignore[operator]
     assert main(arguments(folder)) == 0
     said = capsys.readouterr().out
-    assert "is finished and left alone" in said
+    assert "is finished; for another run" in said
     sure = "may be" if change is edit_in_place else "is"  # only the file's time says so
-    assert (f"{sure} a result of other inputs than there are now" in said) == (change is not None)
+    assert (f"{sure} the result of other inputs than the present ones" in said) == (change is not None)
     assert ("corpus files: was 1 file of" in said) == (change is not None)
     assert state(folder / RUN) == before
     assert len([*(folder / "data").iterdir()]) == 1
@@ -140,7 +140,7 @@ def test_a_finished_run_without_its_export_exports_again(
     assert state(run / "export") == expected
     assert json.loads((run / "finished.json").read_text()) == results
     assert (run / "export.damaged").exists() == (lost == "weights")
-    assert "is finished and left alone" not in capsys.readouterr().out
+    assert "is finished; for another run" not in capsys.readouterr().out
 
 
 def test_a_run_that_was_killed_before_all_was_shown_is_finished(
@@ -161,7 +161,7 @@ def test_a_run_that_was_killed_before_all_was_shown_is_finished(
     capsys.readouterr()
     assert main(arguments(folder)) == 0
     said = capsys.readouterr()
-    assert "is finished and left alone" in said.out
+    assert "is finished; for another run" in said.out
     assert "MLM loss" in said.out
     assert not [*run.rglob("*.partial")]
 
@@ -173,7 +173,7 @@ def test_a_finished_run_with_neither_export_nor_checkpoints_is_told_so(
         shutil.rmtree(folder / RUN / part)
     before = state(folder)
     assert main(arguments(folder)) == 2
-    assert "there is no checkpoint to export again" in capsys.readouterr().err
+    assert "it has no checkpoint to export again" in capsys.readouterr().err
     assert state(folder) == before
 
 
@@ -193,7 +193,7 @@ def test_a_run_of_before_goes_on_and_is_pinned_from_then_on(folder: Path, capsys
     manifest["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     assert main(arguments(folder)) == 0
-    assert "no record of what it was made from" in capsys.readouterr().out
+    assert "no record of its inputs" in capsys.readouterr().out
     assert exported(run) == expected
     assert set(json.loads((run / "inputs.json").read_text())) == {"corpus files", "corpus", "tokenizer"}
 

@@ -139,13 +139,13 @@ def test_the_export_is_a_stock_directory(folder: Path, whole: str) -> None:
 def test_a_finished_run_is_left_alone(folder: Path, whole: str) -> None:
     path = folder / "runs/pretrain/whole"
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
-    assert "is finished and left alone" in run(folder, "whole")
+    assert "is finished; for another run" in run(folder, "whole")
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
 
 
 def test_another_configuration_is_refused(folder: Path, whole: str) -> None:
     said = run(folder, "whole", "optim.learning_rate=1e-3", status=2)
-    assert "optim.learning_rate: 0.003 there, 0.001 given" in said
+    assert "optim.learning_rate: the saved run has 0.003, this command has 0.001" in said
 
 
 def test_the_resolved_configuration_reruns_the_run(folder: Path, whole: str) -> None:

@@ -56,7 +56,7 @@ def test_keys_that_are_younger_than_a_run_had_their_defaults(tmp_path: Path):
     with pytest.raises(ConfigError, match="loss_reduction: the saved run has 'mean', this command has 'sum'"):
         RunDirectory.open(tmp_path / "a", other, schema=OptimSection)
     RunDirectory.open(tmp_path / "b", f"{older}momentum: 0.9\n")  # a key that is no more: nothing is filled in
-    with pytest.raises(ConfigError, match=r"momentum: 0\.9 there, nothing given"):
+    with pytest.raises(ConfigError, match=r"momentum: the saved run has 0\.9, this command has nothing"):
         RunDirectory.open(tmp_path / "b", today, schema=OptimSection)
 
 
