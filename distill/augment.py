@@ -12,10 +12,8 @@ processes share the work.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +33,11 @@ from bertillery.engine.rng import Keys, integers, key, uniform
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
 from bertillery.run.waiting import patient_barrier
 from bertillery.system.files import tidy, write_text
+from bertillery.system.lock import locked
 from bertillery.system.records import checked
 from distill.candidates import STOP_WORDS, Candidates, Words, fingerprint
 from finetune.splits import Split
 from finetune.task import TaskSection
-
-logger = logging.getLogger(__name__)
 
 SERVED = ("classification", "multilabel", "regression")
 """Task types whose examples are a text or a pair of texts."""
@@ -183,13 +180,14 @@ class Augmentation:
         candidates = Candidates(self._model, self._tokenizer, number=number, vectors=vectors, device=device)
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            with self._locked(len(self._shards), "manifest.json"):
-                write_text(self.folder / "manifest.json", json.dumps(self.made_from, indent=1))
+            manifest = self.folder / "manifest.json"
+            with self._locked(manifest):
+                write_text(manifest, json.dumps(self.made_from, indent=1))
         originals = set(zip(*self.split.texts, strict=True))
         total = sum(len(self._shards[shard]) for shard in missing)
         with tqdm(desc="augment", total=total, unit=" examples", disable=rank > 0 or None) as bar:
             for shard in missing:
-                with self._locked(shard, self._file(shard).name):
+                with self._locked(self._file(shard)):
                     if not self._file(shard).exists():
                         lines = self._lines(self._shards[shard], candidates, originals)
                         write_text(self._file(shard), "".join(f"{line}\n" for line in lines))
@@ -199,20 +197,13 @@ class Augmentation:
         return self.folder / f"shard-{shard:06d}.jsonl"
 
     @contextmanager
-    def _locked(self, number: int, name: str) -> Iterator[None]:
-        """Lock a byte of a file, so that another run of the same variants waits for this file, then finds it.
-
-        Unlike the locks of ``bertillery.system.lock`` this one is not inherited by child processes, and one file has
-        room for all shards.
-        """
-        with (self.folder / "lock").open("a") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-            except BlockingIOError:
-                logger.warning("%s: another process is making the same variants; waiting for a part of it", self.folder)
-                fcntl.lockf(lock, fcntl.LOCK_EX, 1, number)
-            tidy(self.folder, f"{name}.*")
+    def _locked(self, file: Path) -> Iterator[None]:
+        """Lock a file, so that another run of the same variants waits for it, then finds it."""
+        lock = file.with_name(f"{file.name}.lock")
+        with locked(lock, doing="is making the same variants"):
+            tidy(self.folder, f"{file.name}.*")
             yield
+            lock.unlink()
 
     def _lines(self, rows: range, candidates: Candidates, originals: Container[tuple[str, ...]]) -> Iterator[str]:
         """Lines of JSON for some examples. A variant is left out if it equals the text itself or an earlier variant of

@@ -85,22 +85,17 @@ class TaskAgnostic(Stage):
     def open_teacher(self) -> None:
         """Tokenizer and teacher; ``ConfigError`` if it lacks something that the method needs."""
         config, start = self.config, self.config.teacher.from_
-        asked = max(phase.sequence_length for phase in config.train.phases)
         self.method = method_of(config)
         self.tokenizer = load_tokenizer(start, "teacher.from")
+        check_lengths(config, start)
         words = self.method.MASKED_WORDS
         model, loaded = load(AutoModelForMaskedLM if words else AutoModel, start)
         check_vocabulary(self.tokenizer, model.config, start, "teacher.from")
         if words and loaded.fresh:
             raise ConfigError(
-                f"teacher.from: {start} has no masked-word head ({loaded}), which objective.type="
+                f"teacher.from: {start} has no MLM head ({loaded}), which objective.type="
                 f"{config.objective.model_dump()['type']} needs; give a pretrained model with one (of an ELECTRA, its "
                 "generator), or take objective.type=tinybert or minilm"
-            )
-        if asked > longest_sequence(model.config):
-            raise ConfigError(
-                f"train.phases: the teacher reads {longest_sequence(model.config)} tokens at most, and sequence_length "
-                f"is {asked}; give shorter ones"
             )
         self.teacher: Teacher[PreTrainedModel] = Teacher(model)
 
@@ -280,16 +275,22 @@ class FirstStage(TaskAgnostic):
         return f"its answers come next, from {self.path / 'export'}"
 
 
-def check_readers(config: TaskConfig, student: str) -> None:
-    """``ConfigError`` unless student and teacher have one vocabulary and read the configured length."""
-    teacher, asked = config.teacher.from_, max(phase.sequence_length for phase in config.train.phases)
-    for start in (student, teacher):
+def check_lengths(config: TaskAgnosticConfig | TaskConfig, *starts: str) -> None:
+    """``ConfigError`` unless all these models read sequences of the configured lengths."""
+    asked = max(phase.sequence_length for phase in config.train.phases)
+    for start in starts:
         longest = longest_sequence(read_config(start))
         if asked > longest:
             raise ConfigError(
                 f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
                 "give a shorter one"
             )
+
+
+def check_readers(config: TaskConfig, student: str) -> None:
+    """``ConfigError`` unless student and teacher have one vocabulary and read the configured length."""
+    teacher = config.teacher.from_
+    check_lengths(config, student, teacher)
     here = load_tokenizer(student, "model.from").get_vocab()
     there = load_tokenizer(teacher, "teacher.from").get_vocab()
     if here != there:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,23 @@ def test_an_interrupted_run_continues(
     again = make()
     again.make(CPU)
     assert again.read().split.texts == first.read().split.texts
+
+
+def test_two_runs_of_the_same_variants_share_the_shards(
+    make: Callable[..., Augmentation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both begin with nothing; each shard is made once, and no lock is left."""
+    both, computed = threading.Barrier(2, timeout=60), []
+    init, of = Candidates.__init__, Candidates.of
+    monkeypatch.setattr(Candidates, "__init__", lambda *args, **options: (both.wait(), init(*args, **options))[1])
+    monkeypatch.setattr(Candidates, "of", lambda self, texts: computed.append(texts[0]) or of(self, texts))
+    runs = [make(), make()]
+    with ThreadPoolExecutor() as pool:
+        for run in [pool.submit(run.make, CPU) for run in runs]:
+            run.result()
+    assert sorted(computed) == sorted(split_of().texts[0][::4])
+    assert len([*runs[0].folder.iterdir()]) == 6 + 1
+    assert runs[0].read().split.texts == runs[1].read().split.texts
 
 
 def test_the_folder_is_named_by_what_the_variants_are_made_from(

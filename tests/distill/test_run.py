@@ -431,8 +431,8 @@ def test_a_score_is_learned_from_texts_that_were_not_changed(folder: Path, monke
 WRONG_GENERAL = [
     (["teacher.from=null"], "distillation needs a teacher: make distill"),
     (["teacher.from={folder}/nowhere"], "nowhere: no such folder; give one that save_pretrained wrote"),
-    (["teacher.from={folder}/discriminator"], "has no masked-word head"),
-    (["teacher.from={folder}/short"], "the teacher reads 16 tokens at most, and sequence_length is 32"),
+    (["teacher.from={folder}/discriminator"], "has no MLM head"),
+    (["teacher.from={folder}/short"], "short reads 16 tokens at most, and sequence_length is 32"),
     (["train.phases=[{{batch_size: 8, sequence_length: 11}}]"], "no segment of the text"),
     (["objective.type=bert"], "given 'bert'; there are: distilbert, minilm, tinybert"),
     (["tasks=mrpc"], "tasks: given 'mrpc', but it holds a list of overrides for each task"),
