@@ -24,7 +24,7 @@ from deploy import onnx
 from deploy import timing as speed
 from finetune.examples import TextExamples
 from tests.corpora import tiny_tokenizer
-from tests.distill.models import classifier, saved
+from tests.deploy.models import classifier, saved
 from tests.models.families import tiny_config
 
 

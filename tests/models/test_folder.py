@@ -26,7 +26,7 @@ from bertillery.models.encoders import FAMILIES
 from bertillery.models.load import load, read_config
 from bertillery.run.inputs import model_inputs
 from finetune.stock import open_stock
-from tests.distill.models import classifier, saved
+from tests.deploy.models import classifier, saved
 from tests.pretrain.test_start import BERT, save
 
 ROOT = Path(__file__).resolve().parents[2]

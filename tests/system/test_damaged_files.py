@@ -39,7 +39,7 @@ from finetune.config import FinetuneConfig
 from finetune.stage import Finetuning
 from finetune.stock import open_stock
 from pretrain.config import load_config
-from tests.distill.models import classifier, saved
+from tests.deploy.models import classifier, saved
 from tests.pretrain.test_start import BERT, save, tiny_tokenizer
 from tests.system.damage import damaged
 
