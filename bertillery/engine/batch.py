@@ -1,4 +1,4 @@
-"""The one batch format: sequences laid end to end, without padding.
+"""The batch format: sequences end to end, without padding.
 
 Legend: B sequences, T tokens of all of them together.
 """
@@ -17,14 +17,14 @@ from bertillery.engine.layout import PackingLayout, packing_layout
 
 @dataclass(frozen=True)
 class Stream:
-    """Sequences of tokens end to end: what a network reads. B sequences, T tokens of all of them together."""
+    """Sequences of tokens end to end, the input of a network."""
 
     ids: Tensor
     """(T,) int64."""
     positions: Tensor
     """(T,) int64, from 0 in every sequence."""
     offsets: Tensor
-    """(B+1,) int64, where each sequence starts; the last entry is T."""
+    """(B+1,) int64, start of each sequence; the last entry is T."""
     layout: PackingLayout
     """How attention pads the sequences."""
     token_type_ids: Tensor | None = None
@@ -50,18 +50,18 @@ class Stream:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Examples of one micro-batch, with the targets of an objective."""
+    """Examples of one micro-batch with the targets of an objective."""
 
     streams: dict[str, Stream]
-    """By name: ``input``, or the ``source`` and ``target`` of a translation. Sequence i of each is of example i."""
+    """By name: ``input``, or ``source`` and ``target`` of a translation. Sequence i of each belongs to example i."""
     targets: dict[str, Tensor] = field(default_factory=dict)
-    """What the objective compares with."""
+    """Labels and positions that the objective reads."""
     counts: dict[str, int] = field(default_factory=dict)
-    """How many targets of each kind the batch holds: what the objective's sums are divided by, known on the host."""
+    """Divisors of the objective's sums, such as the number of masked tokens; known on the host."""
 
     @property
     def input(self) -> Stream:
-        """The one stream of an encoder or a decoder."""
+        """The stream of an encoder or a decoder."""
         return self.streams["input"]
 
     @property
@@ -70,11 +70,11 @@ class PackedBatch:
         return sum(stream.num_tokens for stream in self.streams.values())
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The batch on a device; a copy from pinned memory does not wait."""
+        """The batch on a device; copies from pinned memory do not wait."""
         return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def used_on(self, stream: torch.cuda.Stream) -> None:
-        """Say that a stream other than the one it was copied on reads the batch; its memory waits for that one, too."""
+        """Tell the allocator that a CUDA stream reads the batch, other than the one that copied it."""
 
         def note(tensor: Tensor) -> Tensor:
             tensor.record_stream(stream)
@@ -83,7 +83,7 @@ class PackedBatch:
         _map(self, note)
 
     def pin_memory(self) -> PackedBatch:
-        """The batch in page-locked memory (called by torch's data loader)."""
+        """The batch in page-locked memory."""
         return _map(self, torch.Tensor.pin_memory)
 
 
@@ -126,8 +126,7 @@ def pack(
 ) -> PackedBatch:
     """A batch of one stream, from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``.
 
-    Besides ``counts`` it knows its ``tokens``, and its ``pairs_of_tokens`` of one sequence, which is what attention
-    scores are.
+    Adds the counts ``tokens`` and ``pairs_of_tokens`` (within a sequence, the number of attention scores).
     """
     stream = pack_stream(ids, lengths, token_type_ids)
     return PackedBatch(

@@ -1,4 +1,4 @@
-"""Held-out numbers: sums over a fixed set of examples, each seen once whatever the number of processes."""
+"""Evaluation on a fixed set of held-out examples, each seen once with any number of processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bertillery.engine.objective import Shown, Source, Term, sampled
 
 
 class Sums:
-    """Totals of terms on the device and their counts on the host, added up over batches."""
+    """Sums of terms on the device and of counts on the host, over batches."""
 
     def __init__(self, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
-        """``earlier`` are results of :meth:`state`: adding goes on from there."""
+        """``earlier`` are saved :meth:`state` values to add to."""
         self._earlier: dict[str, list[float]] = {}
         self._totals: dict[str, Tensor] = {}
         self._terms: dict[str, tuple[str, float, Callable[[list[float], float], float]]] = {}
@@ -31,7 +31,7 @@ class Sums:
                 self._counts[name] = self._counts.get(name, 0) + count
 
     def add(self, terms: dict[str, Term], counts: dict[str, int]) -> None:
-        """Add a micro-batch; nothing waits for the device."""
+        """Add a micro-batch, without waiting for the device."""
         for name, term in terms.items():
             total = term.total.detach().double()
             if name in self._earlier:
@@ -42,39 +42,39 @@ class Sums:
             self._counts[name] = self._counts.get(name, 0) + count
 
     def state(self) -> dict[str, Any]:
-        """This rank's totals and counts, as JSON holds them bit for bit; the device is waited for."""
+        """This rank's totals and counts, exact in JSON; waits for the device."""
         totals = {name: total.flatten().tolist() for name, total in self._totals.items()}
         return {"totals": {**self._earlier, **totals}, "counts": dict(self._counts)}
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Value of every term over all ranks, and the weighted sum ``loss``; one fetch from the device."""
-        names, kinds = sorted(self._totals), sorted(self._counts)
+        """Values of all terms over all ranks and their weighted sum ``loss``, with one fetch from the device."""
+        names, counted = sorted(self._totals), sorted(self._counts)
         totals = [self._totals[name].flatten() for name in names]
-        counts = torch.tensor([self._counts[kind] for kind in kinds], dtype=torch.float64, device=accelerator.device)
+        counts = torch.tensor([self._counts[name] for name in counted], dtype=torch.float64, device=accelerator.device)
         fetched = accelerator.reduce(torch.cat([*totals, counts]), "sum")
         assert isinstance(fetched, Tensor)
-        *sums, counted = fetched.cpu().split([*map(len, totals), len(kinds)])
-        count = dict(zip(kinds, counted.tolist(), strict=True))
+        *sums, last = fetched.cpu().split([*map(len, totals), len(counted)])
+        count_of = dict(zip(counted, last.tolist(), strict=True))
         values, loss = {}, 0.0
         for name, parts in zip(names, sums, strict=True):
-            kind, weight, value = self._terms[name]
-            values[name] = value(parts.tolist(), count[kind])
+            count, weight, value = self._terms[name]
+            values[name] = value(parts.tolist(), count_of[count])
             loss += weight * values[name]
         return {"loss": loss, **values}
 
 
 class HeldOut:
-    """A fixed set of held-out examples, drawn once with the evaluation's own seed."""
+    """A fixed set of held-out examples."""
 
     _seed = 20181011
-    """Evaluation examples do not change with the run's seed, so that runs can be compared."""
+    """Independent of the run's seed, so that runs are evaluated on the same examples."""
 
     def __init__(self, source: Source, *, num_examples: int | None, micro_batch_tokens: int = 8192) -> None:
         stream = Stream(source, self._seed)
         available = len(stream.rows(0, 0))
         self._source = source
         self.micro_batch_tokens = micro_batch_tokens
-        """Tokens at a time; a training sets it to its own."""
+        """A training sets it to its own."""
         rows, _ = stream.take(Cursor(), min(num_examples or available, available))
         self.rows = sampled(source, rows)
         self.shown: dict[str, Shown] = {}
@@ -82,13 +82,13 @@ class HeldOut:
         :meth:`evaluate` or :meth:`look_at`."""
 
     def score(self, values: dict[str, float]) -> float:
-        """What makes one evaluation better than another: the larger, the better."""
+        """Score of an evaluation, higher is better; selects the best checkpoint."""
         return -values["loss"]
 
     def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
         """One rank's part of the examples, the same number of batches for every rank.
 
-        Of fewer examples than ranks each gets all: the means are the same.
+        Of fewer examples than ranks each rank gets all, which gives the same means.
         """
         lengths = self.rows["length"].astype("int64")
         if len(lengths) < num_ranks:

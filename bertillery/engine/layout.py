@@ -1,4 +1,4 @@
-"""How the sequences of a packed batch lie in it, and how attention pads them.
+"""Where the sequences of a packed batch lie, and how attention pads them.
 
 Legend: B sequences, T tokens of all of them together; b sequences of a bucket, s its padded length, P = sum of b*s.
 """
@@ -19,29 +19,29 @@ _BLOCK = 128
 
 @dataclass  # frozen, torch 2.11 would compile layers anew for every number of padded buckets
 class PackingLayout:
-    """Where the sequences of the flat batch lie, and which of its rows form which rectangle."""
+    """Place of the sequences in the flat batch, and of its rows in padded buckets."""
 
     gather: Tensor
-    """(P,) flat row behind each cell of the padded buckets, padding repeats row 0."""
+    """(P,) flat row of each cell of the padded buckets; padding repeats row 0."""
     scatter: Tensor
-    """(T,) cell in which each flat row lies."""
+    """(T,) cell of each flat row."""
     shapes: tuple[tuple[int, int], ...]
-    """(b, s) of each rectangle."""
+    """(b, s) of each bucket."""
     biases: tuple[Tensor | None, ...]
-    """Per rectangle (b, 1, 1, s): 0 for real keys, -inf for padding; ``None`` where there is none."""
+    """(b, 1, 1, s) of each bucket: 0 for real keys, -inf for padding; ``None`` without padding."""
     starts: Tensor
-    """(B+1,) int32, where each sequence starts; the last entry is T."""
+    """(B+1,) int32, start of each sequence; the last entry is T."""
     longest: int
     """Tokens of the longest sequence."""
 
     @property
     def identity(self) -> bool:
-        """True where the flat batch is one rectangle already."""
+        """Whether the flat batch is one bucket without padding."""
         return len(self.shapes) == 1 and self.biases[0] is None
 
     @cached_property
     def sequence_mask(self) -> BlockMask:
-        """Which tokens are of one sequence, for all layers; made where the plan is."""
+        """Which tokens share a sequence, for all layers; built on the layout's device."""
         return sequence_mask(self.starts, len(self.scatter))
 
 
@@ -75,11 +75,11 @@ def packing_layout(lengths: np.ndarray) -> PackingLayout:
 
 
 def sequence_mask(starts: Tensor, total: int) -> BlockMask:
-    """Which of T = ``total`` tokens see each other: those of one sequence; ``starts`` (B+1,) is int32.
+    """Mask in which T = ``total`` tokens attend to those of their own sequence; ``starts`` (B+1,) is int32.
 
-    The blocks are worked out where ``starts`` is, and nothing waits for that: those that a row of blocks needs follow
-    each other, from the first token of its first sequence to the last token of its last one. (The library's own
-    ``create_block_mask`` would look at all T times T pairs.)
+    The blocks that a row of blocks needs are consecutive, from the first token of its first sequence to the last token
+    of its last one, so they are computed on the device without waiting. (torch's ``create_block_mask`` would evaluate
+    all T times T pairs.)
     """
     device = starts.device
     tokens = torch.arange(total, dtype=torch.int32, device=device)

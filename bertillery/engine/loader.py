@@ -1,12 +1,13 @@
 """Which examples a step takes, and how ranks and micro-batches share them: a pure function of (seed, step).
 
-The examples of a source form an endless stream: epoch after epoch, the blocks of an epoch in order (the source permutes
-what they hold), the rows of a block in a keyed permutation. A place in the stream is a cursor of integers. Phases that
-follow each other with one sequence length go through one stream.
+The examples of a source form an endless stream: epoch after epoch, the blocks of an epoch in order, the rows of a block
+in a keyed permutation. A cursor of integers is a place in the stream. Consecutive phases of one sequence length read on
+in one stream.
 """
 
 from __future__ import annotations
 
+import copyreg
 import io
 import os
 import pickle
@@ -26,7 +27,7 @@ from bertillery.engine.schedule import Phase
 from bertillery.system.workers import START, begin_worker
 
 AHEAD = 4
-"""Steps that each worker has ready at most."""
+"""Steps that each worker prepares ahead."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class StepData:
     step: int
     micro_batches: list[PackedBatch]
     num_examples: int
-    """Examples of the step over all ranks."""
+    """Of all ranks."""
     num_tokens: int
-    """Tokens of the step over all ranks."""
+    """Of all ranks."""
     cursor: Cursor
-    """Where the next step starts."""
+    """Start of the next step's examples."""
 
 
 class Stream:
@@ -63,25 +64,24 @@ class Stream:
     def rows(self, epoch: int, block: int) -> np.ndarray:
         """A block's examples in the order in which they are trained."""
         if self._held is None or self._held[0] != (epoch, block):
-            plan = self.source.examples(epoch, block)
-            order = Permutation(len(plan), self.seed, epoch, block)(np.arange(len(plan))) if len(plan) else []
-            self._held = ((epoch, block), plan[order])
+            rows = self.source.examples(epoch, block)
+            order = Permutation(len(rows), self.seed, epoch, block)(np.arange(len(rows))) if len(rows) else []
+            self._held = ((epoch, block), rows[order])
         return self._held[1]
 
     def take(
         self, cursor: Cursor, batch: int, *, in_tokens: bool = False, at_least: int = 1
     ) -> tuple[np.ndarray, Cursor]:
-        """The next rows from a cursor on, and the cursor behind them.
+        """The next rows from a cursor on, and the cursor after them.
 
-        There are ``batch`` of them, or, with ``in_tokens``, as many as have ``batch`` tokens together at most, but
-        never fewer than ``at_least``.
+        Takes ``batch`` rows, or with ``in_tokens`` as many as fit into ``batch`` tokens, but at least ``at_least``.
         """
         epoch, block, offset = cursor.epoch, cursor.block, cursor.offset
         parts: list[np.ndarray] = []
         room, missing, barren = batch, at_least, 0
         while room > 0 or missing > 0:
             rows = self.rows(epoch, block)
-            ahead = rows[offset : offset + max(room, missing)]  # no example is shorter than a token
+            ahead = rows[offset : offset + max(room, missing)]  # an example has at least one token
             ends = np.cumsum(ahead["length"], dtype=np.int64) if in_tokens else np.arange(1, len(ahead) + 1)
             number = max(int(np.searchsorted(ends, room, side="right")), min(missing, len(ahead)))
             parts.append(ahead[:number])
@@ -99,29 +99,29 @@ class Stream:
 
 
 def shares(lengths: np.ndarray, micro_batch_tokens: int, num_ranks: int, rank: int) -> list[np.ndarray]:
-    """Split the examples of a step, of the given lengths, into one rank's micro-batches: arrays of indices.
+    """Split the examples of a step, given their lengths, into one rank's micro-batches: arrays of indices.
 
     All ranks get the same number of micro-batches, each as near to ``micro_batch_tokens`` as equal shares allow.
-    Examples are dealt by length, so that a micro-batch holds similar lengths and the ranks' micro-batches of a turn
-    the same work.
+    Examples are sorted by length, so that a micro-batch holds similar lengths and the ranks do equal work in each
+    accumulation round.
     """
     assert len(lengths) >= num_ranks, "fewer examples than processes must be refused in the configuration"
     order = np.argsort(-lengths, kind="stable")
-    turns = -(-int(lengths.sum()) // (num_ranks * micro_batch_tokens))
-    turns = max(1, min(turns, len(lengths) // num_ranks))
-    parts = turns * num_ranks
+    rounds = -(-int(lengths.sum()) // (num_ranks * micro_batch_tokens))
+    rounds = max(1, min(rounds, len(lengths) // num_ranks))
+    parts = rounds * num_ranks
     middles = np.cumsum(lengths[order]) - lengths[order] / 2
     part = (middles * parts / lengths.sum()).astype(np.int64)
     last = -1
     for i, wanted in enumerate(part.tolist()):
-        # Where a few long examples would take two shares each, every part still gets one.
+        # A few long examples could take two shares each; every part still gets an example.
         last = min(max(wanted, last, parts - (len(part) - i)), last + 1)
         part[i] = last
-    return [order[part == turn * num_ranks + rank] for turn in range(turns)]
+    return [order[part == each * num_ranks + rank] for each in range(rounds)]
 
 
 class Steps(Dataset[StepData]):
-    """Maps a step's number to one rank's data; knows one place in the stream and walks on from there."""
+    """Maps a step's number to one rank's data, walking on from the last place in the stream."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Steps(Dataset[StepData]):
         return min(int(np.searchsorted(self._phase_ends, step, side="right")), len(self.phases) - 1)
 
     def batch_at(self, step: int) -> int:
-        """What a step takes: examples, or the most tokens."""
+        """Examples or tokens of a step's batch."""
         phase = self.phase_at(step)
         begin, end = int(self._phase_ends[phase - 1]) if phase else 0, int(self._phase_ends[phase])
         return self.phases[phase].batch(step - begin, end - begin)
@@ -166,7 +166,7 @@ class Steps(Dataset[StepData]):
             if phase.sequence_length == self.phases[cursor.phase].sequence_length:
                 cursor = replace(cursor, phase=at)
             else:
-                # Another length has examples of its own; it opens with a fresh epoch, never one that was drawn before.
+                # Another length has its own examples; it starts a new epoch, whose draws were not used before.
                 cursor = Cursor(at, cursor.epoch + 1)
             rows, cursor = self.streams[at].take(
                 cursor, self.batch_at(current), in_tokens=phase.in_tokens, at_least=self.num_ranks
@@ -180,43 +180,35 @@ class Steps(Dataset[StepData]):
         )
 
 
-class SerializedSteps(Dataset[bytes]):
-    """Steps as they cross from a worker to the process that trains: each one string of bytes.
+def _serialized(data: Any) -> bytes:
+    """A step's data as one string of bytes, with tensors as arrays, to send from a worker.
 
-    Left to itself torch opens shared memory, a file descriptor and a connection for every tensor. A step of many
-    micro-batches has thousands, which is slow and more than a process may have open.
+    Torch would open shared memory, a file descriptor and a connection for every tensor, and a step of many
+    micro-batches has more of them than a process may open.
     """
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, step: int) -> bytes:
-        packet = io.BytesIO()
-        _Packer(packet, protocol=5).dump(self.steps[step])
-        return packet.getvalue()
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=5)
+    pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: _tensor_as_array}
+    pickler.dump(data)
+    return buffer.getvalue()
 
 
-class _Packer(pickle.Pickler):
-    """Pickles tensors as the arrays they were made from."""
-
-    def reducer_override(self, value: Any) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+def _tensor_as_array(tensor: torch.Tensor) -> tuple[Any, tuple[np.ndarray]]:
+    return torch.from_numpy, (tensor.numpy(),)
 
 
 def load(steps: Steps, *, start: int, num_workers: int, pin_memory: bool) -> Iterator[StepData]:
-    """The steps from ``start`` on, prepared ahead by ``num_workers`` processes; their number changes nothing else."""
+    """The steps from ``start`` on, prepared by ``num_workers`` processes; their number does not change the data."""
     loader = DataLoader(
-        SerializedSteps(steps) if num_workers else steps,
+        steps,
         batch_size=None,
+        collate_fn=_serialized if num_workers else None,  # called in the worker
         sampler=range(start, len(steps)),
         num_workers=num_workers,
         pin_memory=False,
         prefetch_factor=AHEAD if num_workers else None,
         persistent_workers=False,
-        # Forked, so that sources need not be picklable. That CUDA is running is no matter, as workers never use it.
+        # Forked, so that sources need not be picklable; workers never use CUDA.
         multiprocessing_context=START if num_workers else None,
         worker_init_fn=partial(_begin, os.getpid()),
     )
@@ -234,12 +226,11 @@ def _begin(parent: int, worker: int) -> None:
 def on_device(data: Iterable[StepData], device: torch.device) -> Iterator[StepData]:
     """The steps with their batches on the device.
 
-    To a GPU they travel on a stream of their own. The host queues a step while the device computes the one before, so
-    pinned batches are copied beside that instead of after it.
+    Copies to a GPU use their own CUDA stream: the next step's pinned batches are copied while the device computes.
     """
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for item in data:
-        with torch.cuda.stream(beside):  # none: nothing changes
+        with torch.cuda.stream(beside):  # no effect on a CPU, where it is None
             batches = [batch.to(device) for batch in item.micro_batches]
         if beside is not None:
             computing = torch.cuda.current_stream(device)

@@ -1,14 +1,14 @@
-"""The loop: all stages train with it, and it knows no loss by name.
+"""The training loop of all stages; it knows no loss by name.
 
-One optimizer step: take the step's examples, make the counts of all micro-batches and ranks known to all, run each
-micro-batch and divide its sums by the global counts, clip, set the learning rate, update unless anything is not
-finite. The host never waits for the device, except where it has to be certain. What else happens now and then (log,
-save, evaluate) is in :mod:`bertillery.run.trainer`.
+One optimizer step: take the step's examples, sum the counts of all micro-batches and ranks, run each micro-batch and
+divide its sums by the global counts, clip, set the learning rate, and update unless something is not finite. The host
+waits for the device only where the caller asks for certainty. Logging, saving and evaluating are in
+:mod:`bertillery.run.trainer`.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,39 +28,39 @@ from bertillery.engine.sharding import is_split
 
 
 class DivergedError(RuntimeError):
-    """A loss or gradient is not finite; the weights are those before the step."""
+    """A loss or gradient is not finite; the weights are those from before the step."""
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What one optimizer step did."""
+    """Record of one optimizer step."""
 
     step: int
-    """Updates done so far, this one included."""
+    """Number of updates so far, including this one."""
     terms: list[tuple[dict[str, Term], dict[str, int]]]
-    """This rank's sums (on the device) and counts, per micro-batch."""
+    """This rank's sums (on the device) and counts of each micro-batch."""
     learning_rate: float
     gradient_norm: Tensor
     """Global norm before clipping, on the device."""
     num_examples: int
     num_tokens: int
     flops: float
-    """Of this rank."""
+    """Floating-point operations of this rank."""
     cursor: Cursor
-    """Where the next step's examples start."""
+    """Start of the next step's examples."""
     stop: bool
-    """Some rank was asked to stop; all ranks see it after the same step."""
+    """Whether any rank was asked to stop; all ranks learn it after the same step."""
 
 
 class HostSum:
-    """Adds small integers over all ranks on the host, without waiting for the device."""
+    """Sums integers over all ranks on the host, without waiting for the device."""
 
     def __init__(self) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
 
     def __call__(self, values: dict[str, int]) -> dict[str, int]:
-        """The values summed over the ranks, which all give the same names."""
+        """Sums over the ranks; all ranks must give the same names."""
         if self._group is None:
             return values
         summed = torch.tensor([values[name] for name in sorted(values)], dtype=torch.int64)
@@ -69,23 +69,22 @@ class HostSum:
 
 
 class Watch:
-    """Finds the first step whose gradient is not finite, without the host waiting for the device.
+    """Finds the first step with a gradient that is not finite, without waiting for the device.
 
-    That step raises a flag on the device which nothing lowers, and an optimizer that is shown the flag leaves weights
-    and moments as they are. Each step's copy of it travels to the host behind the step's work and is read when the next
-    step is queued already, so that the device always has something to do.
+    That step sets a flag on the device, and an optimizer that reads the flag leaves weights and moments unchanged. Each
+    step's copy of the flag is read on the host after the next step is queued, so that the device never idles.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.flag = torch.zeros((), device=device)
-        """(), float32: 1 since some step was broken, 0 before; what torch's optimizers call ``found_inf``."""
+        """(), float32: 1 from the first broken step on, else 0; torch's optimizers call it ``found_inf``."""
         self._unread: deque[tuple[Tensor, torch.cuda.Event | None, Callable[[], str]]] = deque()
 
     def see(self, norm: Tensor, message: Callable[[], str]) -> None:
-        """Note a step's gradient norm, and what to say if it is not finite; raises for the step before, as ``read``."""
+        """Add a step's gradient norm, with the message in case it is not finite; first calls :meth:`read`."""
         self.read()
         self.flag = torch.maximum(self.flag, (~torch.isfinite(norm)).float())
-        # To the host without waiting means to page-locked memory; the event is how to know that it has arrived.
+        # A copy that does not wait goes to page-locked memory; the event tells when it is complete.
         copy, arrived = self.flag.to("cpu", non_blocking=True), None
         if self.flag.is_cuda:
             arrived = torch.cuda.Event()
@@ -93,18 +92,13 @@ class Watch:
         self._unread.append((copy, arrived, message))
 
     def read(self) -> None:
-        """Wait for the device and raise ``DivergedError`` for the first broken step, if there was one."""
+        """Wait for the device; raises ``DivergedError`` for the first broken step."""
         while self._unread:
             copy, arrived, message = self._unread.popleft()
             if arrived is not None:
                 arrived.synchronize()
             if copy.item():
                 raise DivergedError(message())
-
-
-def always(step: int) -> bool:
-    """At every step."""
-    return True
 
 
 def training_steps(
@@ -119,27 +113,27 @@ def training_steps(
     loss_reduction: str = "mean",
     seed: int,
     stop_requested: Callable[[], bool] = lambda: False,
-    certain: Callable[[int], bool] = always,
+    certain: Callable[[int], bool] = lambda step: True,
 ) -> Iterator[StepInfo]:
-    """Train on the data, one optimizer step at a time; ``objective`` is prepared by the accelerator.
+    """Train on the data, one optimizer step at a time; ``objective`` has been prepared by the accelerator.
 
-    ``certain`` says of a number of updates, alike on all ranks, whether they must be known to be sound when they are
-    yielded: wherever they are looked at, saved or evaluated. The device is waited for there, where a rank was asked to
-    stop, and at the end of the data. Otherwise it is known one step later.
+    ``certain`` tells, equally on all ranks, whether a step must be known to be finite when it is yielded: where it is
+    logged, saved or evaluated. The host waits for the device there, when a rank was asked to stop, and at the end of
+    the data. Other steps are checked one step later.
 
-    Raises ``DivergedError`` for the first gradient that is not finite; weights and moments stay those before that step.
+    Raises ``DivergedError`` for the first gradient that is not finite; weights and moments stay as before that step.
     """
     host_sum, plain, watch = HostSum(), accelerator.unwrap_model(objective), Watch(accelerator.device)
     assert isinstance(plain, Objective)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    split = any(map(is_split, parameters))  # torch's optimizers take no flag with them; what needs it waits for more
+    split = any(map(is_split, parameters))  # torch's optimizers do not read the flag for split parameters
     for item in on_device(data, accelerator.device):
         counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
-        # Dropout depends on seed, step and rank alone: nothing to store, nothing to replay on resume.
+        # Dropout depends only on seed, step and rank, so that a resumed run needs no generator state.
         torch.manual_seed(int(key(seed, item.step, accelerator.process_index) >> 1))
         done, flops = [], 0.0
-        for turn, batch in enumerate(item.micro_batches):
-            last = turn == len(item.micro_batches) - 1
+        for number, batch in enumerate(item.micro_batches, 1):
+            last = number == len(item.micro_batches)
             with nullcontext() if last else accelerator.no_sync(objective):
                 terms = objective(batch)
                 accelerator.backward(share_of_loss(terms, counts, loss_reduction) * accelerator.num_processes)
@@ -172,16 +166,14 @@ def training_steps(
 
 
 def _counts(item: StepData) -> dict[str, int]:
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for batch in item.micro_batches:
-        for name, count in batch.counts.items():
-            total[name] = total.get(name, 0) + count
-    return total
+        total.update(batch.counts)
+    return dict(total)
 
 
 def share_of_loss(terms: dict[str, Term], counts: dict[str, int], reduction: str = "mean") -> Tensor:
-    """This micro-batch's share of the step's loss, the mean of what the counts count, or the sum. A step without any
-    target of a kind gives 0 for it, not 0/0."""
+    """This micro-batch's share of the step's loss: sums over the step's counts, or sums. A count of 0 gives 0."""
     divisors = {name: max(1, count) if reduction == "mean" else 1 for name, count in counts.items()}
     shares = [term.total * (term.weight / divisors[term.count]) for term in terms.values() if term.weight]
     return torch.stack(shares).sum()

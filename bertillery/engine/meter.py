@@ -1,4 +1,4 @@
-"""What a training shows while it runs: means, speed, memory, a bar."""
+"""Metrics of a running training: means, speed, memory, and the progress bar."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bertillery.engine.loop import StepInfo
 from bertillery.engine.objective import Objective
 
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 125e12, "RTX 4090": 165e12}
-"""Dense bfloat16 peak of a device, from the vendor's data sheets: what model FLOPs utilisation is a share of."""
+"""Dense bfloat16 peak of devices, from the vendor's data sheets, for model FLOPs utilisation."""
 
 
 class Meter:
-    """Adds up what steps report; reads it from the device only when asked."""
+    """Adds up the records of steps; fetches them from the device only when read."""
 
     def __init__(
         self, accelerator: Accelerator, objective: Objective, earlier: Mapping[str, Any] | None = None
     ) -> None:
-        """``earlier`` is what :meth:`state` gave: the means go on within their interval; speeds are of this process."""
+        """``earlier`` is a saved :meth:`state`, added to the current interval's means; speeds are of this process."""
         self._accelerator, self._objective = accelerator, objective
         self._all_tokens, self._all_seconds = (earlier["tokens"], earlier["seconds"]) if earlier else (0, 0.0)
-        # Each rank's own sums; those of more ranks than there are now are shared out in turn.
+        # Each rank's own sums; those of additional ranks are distributed over the present ones.
         self._start(earlier["sums"][accelerator.process_index :: accelerator.num_processes] if earlier else ())
 
     def _start(self, sums: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -39,22 +39,21 @@ class Meter:
         self._since = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that an interval's means do not depend on where a run was resumed. All processes
-        call it."""
+        """Sums for the checkpoint, so that an interval's means do not depend on a resume. All processes call it."""
         sums = gather_object([self._sums.state()])
         return {"sums": sums, "tokens": self._all_tokens, "seconds": self._all_seconds}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in it is not training time: saving and evaluating, wherever they fall between two readings."""
+        """Exclude the time of the block, saving or evaluating, from training time."""
         if self._accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self._accelerator.device)  # for steps that are queued still, which are training
+            torch.cuda.synchronize(self._accelerator.device)  # queued steps are training time
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def add(self, info: StepInfo) -> None:
-        """Note one step."""
+        """Add one step."""
         for terms, counts in info.terms:
             self._sums.add(terms, counts)
         self._tokens += info.num_tokens
@@ -63,7 +62,7 @@ class Meter:
         self._steps += 1
 
     def read(self, info: StepInfo) -> dict[str, float]:
-        """Means since the last reading, as metrics."""
+        """Metrics since the last reading."""
         values = {f"train/{name}": value for name, value in self._sums.means(self._accelerator).items()}
         seconds = time.perf_counter() - self._since
         self._all_tokens += self._tokens
@@ -87,7 +86,7 @@ class Meter:
 
     @property
     def overall(self) -> float:
-        """Tokens per second of all that was read."""
+        """Tokens per second of the whole training."""
         return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
 
 
@@ -107,7 +106,7 @@ def _peak_flops(device: torch.device) -> float | None:
 
 
 class Progress:
-    """A bar with losses, tokens/s and time left on a terminal, plain lines elsewhere."""
+    """A progress bar with losses, tokens/s and remaining time on a terminal; plain lines elsewhere."""
 
     def __init__(self, total: int, done: int, is_main: bool) -> None:
         self._total, self._is_main = total, is_main
@@ -122,12 +121,12 @@ class Progress:
         self._bar.close()
 
     def advance(self, info: StepInfo) -> None:
-        """One step more."""
+        """Advance the bar by a step."""
         self._step = info.step
         self._bar.update()
 
     def show(self, values: dict[str, float]) -> None:
-        """Losses and speed, as just read."""
+        """Show losses and speed."""
         losses = {n.removeprefix("train/"): v for n, v in values.items() if n.startswith("train/")}
         text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         text += f"  {values['tokens_per_second']:,.0f} tokens/s"
@@ -138,6 +137,6 @@ class Progress:
             print(f"step {self._step:,}/{self._total:,}  {text}  {left / 60:.1f} min left", flush=True)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bar."""
         if self._is_main:
             self._bar.write(text) if self._interactive else print(text, flush=True)

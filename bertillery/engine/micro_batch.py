@@ -1,7 +1,7 @@
 """``train.micro_batch_tokens: auto``: the largest micro-batch that fits, found with the objective's own passes.
 
-How a step is split changes rounding only, so this is about memory and speed. A size is tried with the longest example
-there is, repeated: nothing the training meets needs more.
+The split of a step changes results by rounding only. A size is tried with copies of the longest example, the worst case
+of the training.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from bertillery.system.environment import free_memory
 logger = logging.getLogger(__name__)
 
 _FIRST = 1024
-"""Tokens tried first."""
+"""Tokens to try first."""
 _USED = 0.75
-"""Share of what fits that is used: real micro-batches vary, and allocators lose some memory between tensors."""
+"""Share of the memory to use: micro-batches vary, and allocators lose memory between tensors."""
 _GROWTH = 2
-"""A process grows by about so many times what a forward pass keeps for the backward one: measured 1.7 to 2.1 on a CPU
-for encoders in float32 and bfloat16, with and without a vocabulary to predict."""
+"""Memory of a step as a multiple of what the forward pass keeps for the backward pass: measured 1.7 to 2.1 on a CPU for
+encoders in float32 and bfloat16, with and without a vocabulary to predict."""
 
 
 def largest_micro_batch(
@@ -42,12 +42,12 @@ def largest_micro_batch(
     sources: Sequence[Source],
     phases: Sequence[Phase],
 ) -> int:
-    """Tokens of a micro-batch, the same on all processes; ``objective`` is prepared by the accelerator.
+    """Tokens of a micro-batch, the same on all processes; ``objective`` has been prepared by the accelerator.
 
-    A GPU is asked: from 1,024 tokens on the size is doubled until memory runs out or a whole step fits, and three
-    quarters of the last that fit are taken. A CPU's system ends a process instead of refusing memory, so there two
-    small sizes tell how memory grows with the tokens, and three quarters of what is free set the limit. Gradients,
-    random numbers and training mode are left as they were. Raises ``InputError`` where the smallest size does not fit.
+    On a GPU the size is doubled from 1,024 tokens until memory runs out or a whole step fits; the result is three
+    quarters of the last size that fit. On a CPU the system kills a process that takes too much memory, so two small
+    sizes measure how memory grows with tokens, and three quarters of the free memory are the limit. Gradients, random
+    state and training mode do not change. Raises ``InputError`` if the smallest size does not fit.
     """
     plain, device = accelerator.unwrap_model(objective), accelerator.device
     assert isinstance(plain, Objective)
@@ -67,7 +67,7 @@ def largest_micro_batch(
         else:
             room = _USED * free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - reserved
             examples, reason = by_estimate(needs, first=first, most=most, room=room)
-    # Gathered before anything is raised, so that no process waits for one that has left.
+    # Gathered before anything is raised, so that no process waits for one that has ended.
     chosen = int(accelerator.gather(torch.tensor([examples * length], device=device)).min())  # pyright: ignore
     if not chosen:
         raise InputError(
@@ -81,7 +81,7 @@ def largest_micro_batch(
 
 
 def by_trying(needs: Callable[[int], int | None], *, first: int, most: int) -> tuple[int, str]:
-    """Examples that fit, and why so many: doubled from ``first`` until ``needs`` gives None, no memory, or ``most``."""
+    """Examples that fit and the reason: doubled from ``first`` to ``most``, or until ``needs`` is None (no memory)."""
     examples, fitted = min(first, most), 0
     while needs(examples) is not None:
         if examples == most:
@@ -92,7 +92,7 @@ def by_trying(needs: Callable[[int], int | None], *, first: int, most: int) -> t
 
 
 def by_estimate(needs: Callable[[int], int | None], *, first: int, most: int, room: float) -> tuple[int, str]:
-    """The same by a straight line through the bytes that ``first`` and twice as many need; ``room`` is the limit."""
+    """The same by a line through the bytes of ``first`` and twice as many examples, up to ``room`` bytes."""
     few, more = min(first, most), min(2 * first, most)
     low, high = needs(few), needs(more)
     if low is None or high is None:
@@ -107,15 +107,14 @@ def by_estimate(needs: Callable[[int], int | None], *, first: int, most: int, ro
 
 
 def _longest(source: Source) -> np.ndarray:
-    """The longest example of the first block that has some, as one row."""
-    plans = (source.examples(0, block) for block in range(source.num_blocks))
-    rows = next(rows for rows in plans if len(rows))
-    place = int(rows["length"].argmax())
-    return rows[place : place + 1]
+    """The longest example of the first block with examples, as one row."""
+    blocks = (source.examples(0, block) for block in range(source.num_blocks))
+    rows = next(rows for rows in blocks if len(rows))
+    return rows[[int(rows["length"].argmax())]]
 
 
 def _bytes_needed(objective: Objective, batch: Any) -> int | None:
-    """Run both passes; returns about what they take beside weights and gradients, or None where memory ran out."""
+    """Run both passes; estimates their memory without weights and gradients, or None if memory ran out."""
     kept: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in objective.parameters()}
 
     def note(tensor: Tensor) -> Tensor:
@@ -136,7 +135,7 @@ def _bytes_needed(objective: Objective, batch: Any) -> int | None:
 
 @contextmanager
 def _undisturbed(objective: Objective, device: torch.device) -> Iterator[None]:
-    """Training mode inside; random state, mode and the device's memory as before when it is left."""
+    """Training mode in the block; restores random state and mode, and frees the device's memory."""
     training = objective.training
     objective.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -149,9 +148,9 @@ def _undisturbed(objective: Objective, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _reserved(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[int]:
-    """Hold the memory of two moments for every parameter whose state the optimizer makes at its first step.
+    """Allocate two moments for every parameter whose state the optimizer makes at its first step.
 
-    Gives the bytes of these and of the gradients, which a CPU's estimate has to leave room for.
+    Yields the bytes of these and of the gradients, which the estimate for a CPU must leave free.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     missing = [parameter for parameter in parameters if parameter not in optimizer.state for _ in range(2)]

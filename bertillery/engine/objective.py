@@ -1,4 +1,4 @@
-"""What the loop knows of a loss: named sums, and the counts that normalise them."""
+"""Interface of the loop to losses and data: named sums, the counts that normalise them, and sources of examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bertillery.engine.batch import PackedBatch
 
 
 def mean(sums: list[float], count: float) -> float:
-    """The value of most terms; 0 where nothing was counted."""
+    """The sum over the count; 0 for a count of 0."""
     return sums[0] / max(1.0, count)
 
 
@@ -38,14 +38,14 @@ class Term:
     """One sum over a micro-batch."""
 
     total: Tensor
-    """Sum, never a mean: a scalar, or, for what is only reported, a vector of sums."""
+    """A sum, not a mean: a scalar, or for a term that is only reported a vector of sums."""
     count: str
-    """Name in ``PackedBatch.counts`` of what the total is divided by, over all micro-batches and ranks."""
+    """Name in ``PackedBatch.counts`` of the divisor, itself summed over all micro-batches and ranks."""
     weight: float = 1.0
-    """Share in the loss; 0 for what is only reported, such as an accuracy."""
+    """Weight in the loss; 0 for a term that is only reported, such as an accuracy."""
     value: Callable[[list[float], float], float] = mean
-    """The number to report, from the sums and the count of all micro-batches and ranks: for what is no mean, such as a
-    precision. What is in the loss is a mean."""
+    """The reported number, from the sums and the count of all micro-batches and ranks, if it is not a mean, such as a
+    precision. Terms in the loss are means."""
     title: str = ""
     """Name in tables and plots, with the unit, as in ``MLM loss (nats)``. A term without one is a metric only, left
     out of reports."""
@@ -61,29 +61,29 @@ class Term:
 
 
 class Objective(nn.Module, ABC):
-    """Owns everything that is trained; a frozen teacher, where there is one, stays outside ``state_dict``."""
+    """Owns everything that is trained; a frozen teacher stays outside ``state_dict``."""
 
     entries: ClassVar[tuple[str, ...]] = ()
-    """Methods beside ``forward`` that run the networks and are called from outside."""
+    """Methods besides ``forward`` that run the networks and are called from outside."""
 
     @abstractmethod
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        """Sums of the batch by name. The same names in every batch."""
+        """Sums over the batch by name, with the same names in every batch."""
 
     @abstractmethod
     def exported(self) -> PreTrainedModel:
-        """The stock model that leaves the run."""
+        """The model to export."""
 
     def auxiliary_models(self) -> dict[str, PreTrainedModel]:
-        """Further stock models that leave the run, by the folder within the export they go to."""
+        """Further models to export, by their folder in the export."""
         return {}
 
     def carried(self) -> dict[str, nn.Module]:
-        """What is trained beside the models and trained further by a later stage, by its name in the export."""
+        """Trained modules outside the models that a later stage trains on, by their name in the export."""
         return {}
 
     def seconds_beside(self) -> dict[str, float]:
-        """Seconds of training spent on something that is not trained, such as a teacher, since this was last asked."""
+        """Seconds spent on networks that are not trained, such as a teacher, since the last call, by name."""
         return {}
 
     def baselines(
@@ -97,11 +97,11 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def flops(self, batch: PackedBatch) -> float:
-        """Floating-point operations of a training step on the batch (forward and backward, matrix products only)."""
+        """Floating-point operations of a training step on the batch: matrix products, forward and backward."""
 
 
 class Source(Protocol):
-    """Examples, drawn block by block; a block is what fits into memory comfortably."""
+    """Examples, drawn in blocks that fit into memory."""
 
     num_blocks: int
 
@@ -111,29 +111,26 @@ class Source(Protocol):
         ...
 
     def collate(self, rows: np.ndarray) -> PackedBatch:
-        """The packed batch of some rows: a function of the rows alone."""
+        """The packed batch of the rows; depends on the rows alone."""
         ...
 
 
 @runtime_checkable
 class StepSampling(Protocol):
-    """A source whose examples of one step decide something together, such as how many tokens of all are masked."""
+    """A source that samples something over a whole step, such as which tokens are masked."""
 
     def sample_step(self, rows: np.ndarray) -> np.ndarray:
-        """All rows of a step, with what they decided written into them; ``collate`` sees some of them at a time."""
+        """The rows of a step with the sampled values written into them; ``collate`` sees only some of the rows."""
         ...
 
 
 def sampled(source: Source, rows: np.ndarray) -> np.ndarray:
-    """The rows of a step as their source wants them before they are shared out."""
+    """The rows of a step after batch-level sampling, if their source has any."""
     return source.sample_step(rows) if isinstance(source, StepSampling) else rows
 
 
 def objective_module(package: str, section: Mapping[str, Any]) -> Any:
-    """The module ``package.<type>`` that a section such as ``{type: bert}`` names; there is no registry to keep.
-
-    Raises ``ConfigError`` that lists the modules there are.
-    """
+    """The module ``package.<type>`` of a section such as ``{type: bert}``; ``ConfigError`` lists the modules."""
     names = _names(package)
     name = section.get("type")
     if name not in names:
@@ -142,7 +139,7 @@ def objective_module(package: str, section: Mapping[str, Any]) -> Any:
 
 
 def describe_objectives(package: str, section: str = "Config") -> str:
-    """The keys of all objectives of the package that have such a section, for ``--help``."""
+    """The keys of all objectives of the package with such a section, for ``--help``."""
     modules = {name: importlib.import_module(f"{package}.{name}") for name in _names(package)}
     found = {name: getattr(module, section) for name, module in modules.items() if hasattr(module, section)}
     return "\n\n".join(f"with objective.type={name}:\n{describe(keys, 'objective.')}" for name, keys in found.items())

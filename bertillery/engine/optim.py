@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups and learning rates as pure functions of the step."""
+"""Optimizers, parameter groups, and learning rates as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OptimSection(Section):
     algorithm: Literal["bert_adam", "adamw", "lamb"] = "bert_adam"
     """``bert_adam``: BERT's own, without bias correction; ``adamw``: torch's; ``lamb``: ALBERT's, for large batches."""
     learning_rate: LearningRate = 1e-4
-    """Peak."""
+    """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of the two moments."""
     epsilon: Epsilon = 1e-6
@@ -32,28 +32,28 @@ class OptimSection(Section):
     weight_decay: Weight = 0.01
     """Decoupled; vectors (LayerNorms and biases) are exempt."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Learning rate of a layer as a share of the next one's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
+    """Learning rate of a layer as a share of the next layer's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
     max_gradient_norm: Factor = 1.0
     """Gradients are scaled down to this norm."""
     clipping: Literal["global", "tensor"] = "global"
-    """What has that norm at most: all gradients together, or, as in TinyBERT's code, each tensor's by itself."""
+    """Whether that norm is of all gradients together or, as in TinyBERT's code, of each tensor's."""
     loss_reduction: Literal["mean", "sum"] = "mean"
-    """Of which loss the gradients are that are scaled down: the mean of a step's examples (or words), or, as ELECTRA is
-    fine-tuned, their sum. The sum's are nearly always above the norm, so that every step weighs the same."""
+    """Loss whose gradients are clipped: the mean over a step's examples (or tokens), or, as ELECTRA is fine-tuned,
+    their sum, whose gradients nearly always exceed the norm."""
     schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"] = "bert"
-    """How the learning rate moves after warm-up; see :func:`learning_rate`."""
+    """Shape of the learning rate after warm-up; see :func:`learning_rate`."""
     warmup: Duration = Duration("1%")
     """Linear warm-up from 0."""
     cooldown: Duration = Duration("10%")
-    """Last stretch of ``warmup_stable_decay``."""
+    """Length of the decay in ``warmup_stable_decay``."""
 
 
 class BertAdam(torch.optim.AdamW):
-    """Adam as BERT's and ELECTRA's code has it: no bias correction, epsilon outside the root, decay times the rate.
+    """Adam of BERT's and ELECTRA's code: without bias correction, epsilon outside the root, decay times the rate.
 
-    Torch's update divides the moments by ``1 - beta**step``. At a step count where both round to 1 nothing is
-    corrected, and the fused kernel computes the original: ``p -= lr * (m / (sqrt(v) + eps) + wd * p)``. The counter
-    is kept as float32, where adding 1 to 1e9 changes nothing.
+    Torch's update divides the moments by ``1 - beta**step``. With a step count at which both divisors round to 1, the
+    fused kernel computes the original ``p -= lr * (m / (sqrt(v) + eps) + wd * p)``. The count is float32, in which
+    adding 1 to 1e9 changes nothing.
     """
 
     _never_corrected = 1e9
@@ -69,15 +69,15 @@ class BertAdam(torch.optim.AdamW):
                 }
 
 
-_torch = cast(Any, torch)  # the _foreach functions are what torch's own optimizers call, but not in its type hints
+_torch = cast(Any, torch)  # torch's type hints lack the _foreach functions of its optimizers
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB as ALBERT's code has it (You et al. 2020, algorithm 2, without bias correction and without bounds).
+    """LAMB of ALBERT's code (You et al. 2020, algorithm 2, without bias correction and bounds).
 
-    The update of BERT's Adam, ``u = m / (sqrt(v) + eps) + wd * p``, is scaled for each tensor by the norm of the tensor
-    over the norm of ``u`` (1 if either is 0). Groups with ``adapted=False``, LayerNorms and biases, are not scaled.
-    As with torch's fused optimizers, an attribute ``found_inf`` that is 1 makes a step change nothing.
+    The update of BERT's Adam, ``u = m / (sqrt(v) + eps) + wd * p``, is scaled for each tensor by the tensor's norm over
+    the norm of ``u`` (1 if either is 0). Groups with ``adapted=False`` (LayerNorms and biases) are not scaled. As in
+    torch's fused optimizers, a step changes nothing if the attribute ``found_inf`` is 1.
     """
 
     def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -121,9 +121,9 @@ class Lamb(torch.optim.Optimizer):
 
 @contextmanager
 def _undone(tensors: Sequence[Tensor], found: Tensor | None) -> Iterator[None]:
-    """What the block does to the tensors is undone, to the bit, where ``found`` is 1; the device decides.
+    """Undo the block's changes to the tensors if ``found`` is 1, without the host reading it.
 
-    To multiply by 0 would not do: 0 times what is not finite is not 0.
+    Multiplying the update by 0 would not do that: 0 times infinity is not 0.
     """
     before = [] if found is None else [tensor.clone() for tensor in tensors]
     yield
@@ -198,7 +198,7 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer over all trainable parameters of a model."""
+    """The configured optimizer of a model's trainable parameters; raises what :func:`parameter_groups` raises."""
     groups = parameter_groups(model, section.weight_decay, section.layer_decay)
     settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
     algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
@@ -208,8 +208,8 @@ def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Opti
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: str = "global") -> Tensor:
     """Scale gradients down to a norm of ``most`` in place; returns the global norm (), before that.
 
-    ``clipping`` is :attr:`OptimSection.clipping`. Nothing waits for the device. Where parameters are split over
-    processes, all of these have to call it.
+    ``clipping`` is :attr:`OptimSection.clipping`. Does not wait for the device. All processes call it if parameters are
+    split over them.
     """
     clip = partial(nn.utils.clip_grad_norm_, max_norm=most, foreach=True)
     if clipping == "global":

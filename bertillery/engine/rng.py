@@ -1,8 +1,8 @@
-"""Random numbers without a state: every number is a hash of the things it belongs to.
+"""Random numbers without a state: every number is a hash of a key.
 
-A generator that is drawn from in turn makes a result depend on what was drawn before it, and so on batch, process,
-worker and restart. Here ``uniform(key(seed, epoch, example), position)`` is the same number wherever it is asked for.
-The mixing function is the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood 2014; Stafford's variant 13 constants).
+The numbers of a sequential generator depend on everything drawn before, and so on batches, processes, workers and
+restarts. Here ``uniform(key(seed, epoch, example), position)`` is the same number everywhere. The mixing function is
+the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood 2014; Stafford's variant 13 constants).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _is_keys(part: Any) -> bool:
 
 
 def uniform(*parts: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Uniform numbers in [0, 1) that belong to the given parts."""
+    """Uniform numbers in [0, 1) for the given parts of a key."""
     return np.asarray((key(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
@@ -48,10 +48,9 @@ def integers(high: Any, *parts: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 class Permutation:
-    """A keyed bijection of ``range(size)``, evaluated where it is needed: no table, whatever the size.
+    """A keyed bijection of ``range(size)``, evaluated point by point without a table.
 
-    A balanced Feistel network over the next even power of two, walked until the value falls inside (Black and Rogaway
-    2002, cycle walking).
+    A balanced Feistel network over the next even power of two with cycle walking (Black and Rogaway 2002).
     """
 
     _rounds = 6
@@ -64,7 +63,7 @@ class Permutation:
         self._keys = [key(*parts, turn) for turn in range(self._rounds)]
 
     def __call__(self, index: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Where the given positions (each in ``range(size)``) go."""
+        """Images of the given positions, each in ``range(size)``."""
         value = np.atleast_1d(np.asarray(index)).astype(np.uint64)
         outside = np.ones(value.shape, dtype=bool)
         while outside.any():

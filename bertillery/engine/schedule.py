@@ -1,7 +1,4 @@
-"""How much a step takes, and how long its examples are: the phases of a training.
-
-How long a training is, and what happens how often: its section, and the same in steps.
-"""
+"""Length of a training, its phases, and the intervals of logging, saving and evaluating."""
 
 from __future__ import annotations
 
@@ -18,23 +15,23 @@ from bertillery.config.types import Count, Duration, Factor, Length, Runs, Token
 
 
 class Phase(Section):
-    """A stretch of training with one sequence length, and one batch or one that grows."""
+    """A part of training with one sequence length and a constant or growing batch."""
 
     usual_batch: ClassVar[int] = 256
-    """``batch_size`` where neither it nor ``batch_tokens`` is given."""
+    """Default of ``batch_size`` without ``batch_tokens``."""
 
     share: Factor = 1.0
     """Share of the run's steps."""
     batch_size: Count | None = None
-    """Examples in one optimizer step, over all processes and micro-batches; 256 (fine-tuning: 32) where
+    """Examples in one optimizer step, over all processes and micro-batches; by default 256 (fine-tuning: 32) if
     ``batch_tokens`` is not given."""
     batch_tokens: Count | None = None
-    """In place of ``batch_size``: a step takes the next examples until another one would exceed so many tokens."""
+    """Instead of ``batch_size``: a step takes as many examples as fit into this number of tokens."""
     batch_from: Count | None = None
-    """What the phase's first step takes, in examples or tokens as the last one; between them the batch grows
-    linearly. Without it all steps take the same."""
+    """Batch of the phase's first step, in the unit of the last one; the batch grows linearly between them. By default
+    all steps have the same batch."""
     sequence_length: Tokens = 128
-    """Longest example in tokens, special tokens included. A phase as long as the one before goes on in its examples."""
+    """Longest example in tokens, including special tokens. Consecutive phases of one length share an epoch."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,17 +44,17 @@ class Phase(Section):
     def _sensible(self) -> Phase:
         if self.batch_size is not None and self.batch_tokens is not None:
             raise ValueError(
-                f"batch_size {self.batch_size} and batch_tokens {self.batch_tokens} are both given; a batch is counted "
-                "in examples or in tokens: leave one out, or set it to null"
+                f"batch_size {self.batch_size} and batch_tokens {self.batch_tokens} are both given; leave one out, or "
+                "set it to null"
             )
         if self.first > self.last:
-            raise ValueError(f"a batch grows: batch_from {self.first} is above {self._key} {self.last}")
+            raise ValueError(f"batch_from {self.first} is above {self._key} {self.last}; give at most {self.last}")
         self.check_processes(1)
         return self
 
     @property
     def in_tokens(self) -> bool:
-        """Whether a batch is counted in tokens; in examples otherwise."""
+        """Whether the batch is counted in tokens, not examples."""
         return self.batch_tokens is not None
 
     @property
@@ -79,19 +76,18 @@ class Phase(Section):
     def batch(self, step: int, num_steps: int) -> int:
         """Batch of one of the phase's steps, counted from 0, in examples or tokens.
 
-        A line from the first step to the last, rounded to the nearest integer, halves upwards; a single step is the
-        last one.
+        Interpolates linearly between first and last step, rounded half up; a single step has the last batch.
         """
         if step >= num_steps - 1:
             return self.last
         return self.first + (2 * (self.last - self.first) * step + num_steps - 1) // (2 * (num_steps - 1))
 
     def most_examples(self, length: int) -> int:
-        """Examples of ``length`` tokens that make up the largest batch, rounded up."""
+        """Number of examples of ``length`` tokens in the largest batch, rounded up."""
         return -(-self.last // length) if self.in_tokens else self.last
 
     def check_processes(self, number: int, name: str = "") -> None:
-        """``ConfigError`` where some step may not have an example for each of so many processes; ``name`` opens it."""
+        """``ConfigError``, beginning with ``name``, if a step may have fewer examples than processes."""
         least = number * (self.sequence_length if self.in_tokens else 1)
         if self.first < least:
             key = self._key if self.batch_from is None else "batch_from"
@@ -100,24 +96,24 @@ class Phase(Section):
             raise ConfigError(f"{name}{key} {self.first} is less than {what}{each}; give at least {least}")
 
     def __str__(self) -> str:
-        """The batch and the longest example, as in ``32 to 256 x 128`` or ``16,384 tokens x 128``."""
+        """Batch and sequence length, as in ``32 to 256 x 128`` or ``16,384 tokens x 128``."""
         sizes = " to ".join(f"{size:,}" for size in dict.fromkeys((self.first, self.last)))
         return f"{sizes}{' tokens' * self.in_tokens} x {self.sequence_length}"
 
 
 @dataclass(frozen=True)
 class EpochSize:
-    """What there is in an epoch of a source; fractions where it is an estimate."""
+    """Examples and tokens in an epoch of a source; fractions in estimates."""
 
     examples: float
     tokens: float
 
 
 def steps_per_epoch(phases: Sequence[Phase], epochs: Sequence[EpochSize]) -> Fraction:
-    """Steps of one epoch, on average over a whole run; ``epochs`` are those of the phases' sources.
+    """Average number of steps of an epoch over a whole run; ``epochs`` are those of the phases' sources.
 
-    A step of a phase takes, on average, the mean of its first and last batch: such a share of an epoch. With a token
-    budget an epoch has as many steps as budgets fit into its tokens, as if each were filled.
+    The average step of a phase takes the mean of its first and last batch, and as much of an epoch. Batches counted in
+    tokens are assumed to be full.
     """
     taken = Fraction(0)
     for phase, epoch in zip(phases, epochs, strict=True):
@@ -134,28 +130,28 @@ class TrainSection(Section):
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]  # noqa: RUF012 (frozen)
     """Batch and sequence length, one phase after the other."""
     epoch_steps: Literal["exact", "floor", "ceil"] = "exact"
-    """How many steps an epoch counts for where it is no whole number of batches: with its fraction (``exact``, as in
-    BERT's code), without (``floor``, as in TinyBERT's, which skips an incomplete batch), or as a whole step (``ceil``,
-    as in ELECTRA's, which fills an incomplete batch up with padding)."""
+    """Steps of an epoch that is not a whole number of batches: with the fraction (``exact``, as in BERT's code),
+    rounded down (``floor``, as in TinyBERT's, which skips an incomplete batch) or up (``ceil``, as in ELECTRA's, which
+    pads it)."""
     micro_batch_tokens: Count | Literal["auto"] = 8192
-    """Tokens that one process handles at a time: a matter of memory and speed, not of results. ``auto`` takes the most
-    that fit, and says how many; a run that is to be repeated bit for bit gives that number."""
+    """Tokens that a process computes at a time; affects memory and speed, and results only by rounding. ``auto`` takes
+    the most that fit and logs the number; give that number to repeat a run bit for bit."""
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
-    """Processes that prepare batches ahead; 0 on a CPU and 4 on a GPU where not given."""
+    """Data loading processes; by default 0 on a CPU and 4 on a GPU."""
     log_every: Length = Duration("50 steps")
-    """How often metrics are fetched and written."""
+    """Interval of logging metrics."""
     save_every: Length = Duration("5%")
-    """How often a checkpoint is written."""
+    """Interval of writing checkpoints."""
     evaluate_every: Length = Duration("10%")
-    """How often held-out numbers are taken (a checkpoint is written before)."""
+    """Interval of evaluating on held-out data, after which a checkpoint is written."""
     evaluate_examples: Count | None = 2048
-    """Held-out examples, at most; null takes all."""
+    """Maximal number of held-out examples; null takes all."""
     keep: Runs = 2
-    """Newest checkpoints kept, beside the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     patience: Runs | None = None
-    """Training ends after so many evaluations in a row that were not the best; without it, at its full length."""
+    """Training ends after this many evaluations in a row without a new best; by default it runs in full."""
     export: Literal["last", "best"] = "last"
-    """Weights that leave the run: the last ones, or those of the best evaluation."""
+    """Weights to export: the last ones, or those of the best evaluation."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +165,9 @@ class Schedule:
 
     @classmethod
     def of(cls, section: TrainSection, count_steps_per_epoch: Callable[[], Fraction]) -> Schedule:
-        """Convert every duration once; an epoch is counted only where one is given in epochs.
+        """Convert every duration; an epoch is counted only if a duration is given in epochs.
 
-        Intervals are rounded to the nearest step: rounded down, they would leave a remainder behind the last of them.
+        Intervals are rounded to the nearest step. Rounded down, they could leave a remainder after the last of them.
         """
         durations = [section.steps, section.log_every, section.save_every, section.evaluate_every]
         epoch = count_steps_per_epoch() if any(d.unit == "epochs" for d in durations) else None
@@ -182,5 +178,5 @@ class Schedule:
         return cls(total, *(max(1, steps) for steps in every))
 
     def due(self, step: int, every: int) -> bool:
-        """Every so many steps, and at the end."""
+        """Whether something with the interval ``every`` is due: also at the end."""
         return step % every == 0 or step == self.total

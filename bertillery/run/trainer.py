@@ -15,7 +15,7 @@ from torch import nn
 
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Steps, load
-from bertillery.engine.loop import DivergedError, StepInfo, always, training_steps
+from bertillery.engine.loop import DivergedError, StepInfo, training_steps
 from bertillery.engine.meter import Meter, Progress
 from bertillery.engine.micro_batch import largest_micro_batch
 from bertillery.engine.optim import OptimSection, learning_rate
@@ -220,7 +220,10 @@ class Trainer:
         return self.accelerator.device.type in _IN_STEP or any(self.schedule.due(step, steps) for steps in every)
 
     def steps(
-        self, rate: Callable[[int], float], stop_requested: Callable[[], bool], certain: Callable[[int], bool] = always
+        self,
+        rate: Callable[[int], float],
+        stop_requested: Callable[[], bool],
+        certain: Callable[[int], bool] = lambda step: True,
     ) -> Iterator[StepInfo]:
         """The remaining updates; ``rate`` gives the learning rate of each, counted from 0."""
         steps = Steps(
