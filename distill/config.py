@@ -7,7 +7,15 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, SerializeAsAny, create_model
 
-from bertillery.config.section import ConfigError, Section, check_sections, names_file, read_values, validate
+from bertillery.config.section import (
+    ConfigError,
+    Section,
+    check_sections,
+    merge_layers,
+    names_file,
+    read_layers,
+    validate,
+)
 from bertillery.data.corpus import CorpusSection
 from bertillery.engine.objective import objective_module
 from bertillery.run.command import run_name
@@ -61,17 +69,18 @@ def load_config(arguments: Sequence[str]) -> TaskAgnosticConfig | TaskConfig:
     one command serves all tasks. A run is by default named after its files, or with a task
     ``<task>/<student>-<method>/seed-<seed>``.
     """
-    values, sources = read_values(arguments)
+    layers = read_layers(arguments)
+    values, sources = merge_layers(layers)
     check_task(values, sources)
     check_sections(TaskConfig if "task" in values else TaskAgnosticConfig, values, sources)
-    files = [argument for argument in arguments if names_file(argument)]
     named = values.pop("tasks", None) or {}
     if not isinstance(named, dict):
         raise ConfigError(f"tasks: given {named!r}, but it holds a list of overrides for each task: tasks.<name>")
     if for_task := named.get(values.get("task", {}).get("name")):
         without = tuple(f"{rule.removesuffix('=null')}." for rule in for_task if rule.endswith("=null"))
-        overrides = [argument for argument in arguments if argument not in files and not argument.startswith(without)]
-        values, sources = read_values([*files, *for_task, *overrides])
+        files = [layer for layer in layers if names_file(layer.argument)]
+        overrides = [each for each in layers if each not in files and not each.argument.startswith(without)]
+        values, sources = merge_layers([*files, *read_layers(for_task), *overrides])
         values.pop("tasks", None)
     if not values.get("teacher", {}).get("from"):
         raise ConfigError(
@@ -86,7 +95,7 @@ def load_config(arguments: Sequence[str]) -> TaskAgnosticConfig | TaskConfig:
             "distillation of a task give TASK=<name> and STUDENT=<directory or Hub id>"
         )
     config = validate(_schema(TaskAgnosticConfig, values), values, sources)
-    return config.named(run_name(files, otherwise=values["objective"]["type"]))
+    return config.named(run_name(arguments, otherwise=values["objective"]["type"]))
 
 
 def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:

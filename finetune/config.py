@@ -11,9 +11,12 @@ from pydantic import Field, model_validator
 from bertillery.config.section import (
     CONFIGS,
     ConfigError,
+    Layer,
     Section,
     check_sections,
     configurations,
+    merge_layers,
+    read_layers,
     read_values,
     validate,
 )
@@ -117,7 +120,8 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
 
     A run without a name is called ``<task>/<model>/seed-<seed>``.
     """
-    values, sources = read_values(arguments)
+    layers = read_layers(arguments)
+    values, sources = merge_layers(layers)
     check_task(values, sources)
     check_sections(FinetuneConfig, values, sources)
     start = values.get("model", {}).get("from")
@@ -130,7 +134,7 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
         )
     name = recipe_for(start, values.get("recipe", "auto"))
     under = recipe_values(name, str(task), section.get("type"), spans=section.get("spans"))
-    values, sources = read_values(arguments, under=under, called=f"recipe {name}")
+    values, sources = merge_layers([Layer(under, f"recipe {name}"), *layers])
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
     _check_head(config)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import create_model
 
-from bertillery.config.section import ConfigError, Section, read_values, validate
+from bertillery.config.section import ConfigError, Layer, Section, merge_layers, validate
 from bertillery.engine.objective import objective_module
 from deploy.compare import CompareSection
 from deploy.onnx import OnnxSection
@@ -88,7 +88,7 @@ def test_a_key_at_its_default_changes_no_other(schema: type[Any], least: dict[st
             nested = nested[int(part) if part.isdecimal() else part]
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        values, _ = read_values([], under=_merged(least, nested))
+        values, _ = merge_layers([Layer(_merged(least, nested), "")])
         assert values_of(validate(schema, values)) == plain, key
 
 
@@ -146,7 +146,7 @@ def refused(schema: type[Any], least: dict[str, Any], key: str, value: Any) -> b
     nested: Any = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    values, sources = read_values([], under=_merged(least, nested))
+    values, sources = merge_layers([Layer(_merged(least, nested), "")])
     try:
         validate(schema, values, sources)
     except ConfigError as error:

@@ -10,6 +10,8 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -109,26 +111,44 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def read_values(
-    arguments: Sequence[str], under: dict[str, Any] | None = None, called: str = ""
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge ``*.yaml`` files and ``dotted.key=value`` overrides from left to right.
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one file or argument of a command line, or from a recipe below them."""
 
-    ``under`` are values that the arguments override; messages call them ``called``. A number in a dotted key is the
-    index of a list item, counted from 0: ``train.phases.0.batch_size=16``. Returns the merged values and, for each
-    dotted key, the file or argument that set it last. Raises ``ConfigError`` for a missing or malformed file or
-    argument.
+    values: dict[str, Any]
+    source: str
+    """What messages call the layer."""
+    argument: str = ""
+
+
+def read_layers(arguments: Sequence[str]) -> list[Layer]:
+    """Read ``*.yaml`` files and ``dotted.key=value`` overrides; ``ConfigError`` for a missing or malformed one."""
+    layers = []
+    for argument in arguments:
+        if names_file(argument):
+            layers.append(Layer(_read_file(Path(argument)), argument, argument))
+        else:
+            source = f"argument {argument if len(argument) <= _SHOWN else f'{argument[:_SHOWN]}...'!r}"
+            layers.append(Layer(_read_override(argument, source), source, argument))
+    return layers
+
+
+def merge_layers(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge layers, later ones over earlier ones: the values, and for each dotted key the source that set it last.
+
+    A number in a dotted key is the index of a list item, counted from 0: ``train.phases.0.batch_size=16``. Raises
+    ``ConfigError`` for a key that is not text and an index that leaves a gap.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    _merge(values, under or {}, sources, called)
-    for argument in arguments:
-        if names_file(argument):
-            _merge(values, _read_file(Path(argument)), sources, argument)
-        else:
-            source = f"argument {argument if len(argument) <= _SHOWN else f'{argument[:_SHOWN]}...'!r}"
-            _merge(values, _read_override(argument, source), sources, source)
+    for layer in layers:
+        _merge(values, deepcopy(layer.values), sources, layer.source)
     return values, sources
+
+
+def read_values(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The merged layers of the arguments; raises what :func:`read_layers` and :func:`merge_layers` raise."""
+    return merge_layers(read_layers(arguments))
 
 
 def names_file(argument: str) -> bool:

@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
 from pydantic import Field
+from transformers import BertConfig
 
-from bertillery.config.section import ConfigError, Section, describe, dump, read_values, validate
+import distill.config
+import finetune.config
+from bertillery.config import section
+from bertillery.config.section import (
+    ConfigError,
+    Layer,
+    Section,
+    describe,
+    dump,
+    merge_layers,
+    read_layers,
+    read_values,
+    validate,
+)
 from bertillery.config.types import Duration
 
 
@@ -62,6 +77,38 @@ def test_a_number_in_a_key_counts_items_of_a_list(tmp_path: Path):
     for wrong in ("phases.3.batch=1", "more.1.batch=1"):
         with pytest.raises(ConfigError, match="counted from 0"):
             read_values([base, wrong])
+
+
+def test_layers_can_be_merged_again_over_others(tmp_path: Path):
+    """A merge changes no layer: a recipe is put below what was read, and overrides may be left out."""
+    base = write(tmp_path, "base.yaml", "phases: [{sizes: {a: 1}}]\noptim: {rate: 1.0}\n")
+    file, *overrides = read_layers([base, "phases.0.sizes.a=2", "optim.rate=2"])
+    assert merge_layers([file, *overrides])[0] == {"phases": [{"sizes": {"a": 2}}], "optim": {"rate": 2}}
+    values, sources = merge_layers([Layer({"optim": {"rate": 0.5, "kind": "sgd"}}, "recipe"), file])
+    assert values == {"phases": [{"sizes": {"a": 1}}], "optim": {"rate": 1.0, "kind": "sgd"}}
+    assert (sources["optim.kind"], sources["optim.rate"]) == ("recipe", base)
+
+
+@pytest.mark.parametrize("load", [finetune.config.load_config, distill.config.load_config])
+def test_a_command_reads_its_arguments_once(
+    load: Callable[[list[str]], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    BertConfig(hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path / "model")
+    file = write(
+        tmp_path,
+        "task.yaml",
+        "task: {name: t, type: classification, text: [a], label: b, labels: [x, y], metrics: accuracy,\n  hub: {dataset: a/b}}\n",
+    )
+    read = []
+    plain = section._read_file
+    monkeypatch.setattr(section, "_read_file", lambda path: read.append(str(path)) or plain(path))
+    given = [file, f"model.from={tmp_path / 'model'}"]
+    if load is distill.config.load_config:
+        write(tmp_path, "own.yaml", "objective: {type: distilbert}\ntasks: {t: [train.keep=3]}\n")
+        given += [str(tmp_path / "own.yaml"), f"teacher.from={tmp_path / 'model'}"]
+    config: Any = load(given)
+    assert [each for each in read if each in given] == [each for each in given if each.endswith(".yaml")]
+    assert config.train.keep == (3 if load is distill.config.load_config else 1)
 
 
 def test_a_value_may_be_the_name_of_a_configuration_file(tmp_path: Path):
@@ -228,7 +275,7 @@ def test_a_file_that_is_not_text(tmp_path: Path):
 def test_keys_are_names(given: str, under: dict[str, Any] | None):
     """Numbers count the items of a list, and a section is none."""
     with pytest.raises(ConfigError, match="optim"):
-        validate(Top, *read_values([f"optim={given}", "needed=x"], under=under))
+        validate(Top, *merge_layers([Layer(under or {}, "below"), *read_layers([f"optim={given}", "needed=x"])]))
 
 
 def test_dump_reads_back_equal(tmp_path: Path):
