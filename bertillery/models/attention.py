@@ -3,9 +3,11 @@
 Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s its padded length, P = sum of b*s.
 
 A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention
-alone wants padded buckets: sequences of similar length are gathered into a few of them, and only their scores and
-values see padding. The gather indices are made once per batch, on the host, and used by every layer. A GPU needs no
-padded buckets unless there is dropout (:mod:`bertillery.models.gpu_attention`).
+alone needs padded buckets: sequences of similar length are gathered into a few of them, and only their scores and
+values see padding. The gather indices are made once per batch, on the host, and every layer uses them. A GPU needs
+padded buckets only for dropout (:mod:`bertillery.models.gpu_attention`).
+
+A module's ``is_causal`` decides between bidirectional and causal attention. What cannot be computed is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from bertillery.engine.layout import PackingLayout
+from bertillery.config.section import ConfigError
+from bertillery.engine.layout import CrossLayout, PackingLayout
 from bertillery.models import gpu_attention
 from bertillery.models.dropout import dropout as fast_dropout
 
@@ -28,7 +31,7 @@ NAME = "packed"
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the attention of one layer saw: the rows of the flat batch, before any score."""
+    """Queries, keys and values of one layer's attention: rows of the flat batch."""
 
     query: Tensor
     """(T, H, D)."""
@@ -37,11 +40,11 @@ class Recorded:
     value: Tensor
     """(T, H, D)."""
     scale: float
-    """What the products of queries and keys are multiplied with."""
+    """Factor of the products of queries and keys."""
 
 
 class _Gather(torch.autograd.Function):
-    """Flat rows to cells. Backward gathers too (each row lies in one cell; what padding cells get back is dropped)."""
+    """Flat rows to cells. Backward gathers too: each row lies in one cell, and padding gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Cells back to flat rows; the cells of padding are left behind and get no gradient."""
+    """Cells back to flat rows. Padding cells are dropped and get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
@@ -70,6 +73,24 @@ class _Scatter(torch.autograd.Function):
         return cells.index_copy_(0, scatter, grads[0]), None, None
 
 
+_WITHOUT_EFFECT = {
+    "position_ids": "the embeddings have read them",
+    "output_hidden_states": "the model returns them, not its attention",
+}
+"""Arguments that families hand on to attention, of any value; and why attention need not know them."""
+_MUST_BE_OFF = {
+    "use_cache": "a cache of keys and values, which generation uses",
+    "output_attentions": "attention weights as an output",
+    "encoder_hidden_states": "cross attention without cross_layout",
+    "sliding_window": "a sliding window",
+    "softcap": "soft-capped scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a bias by relative position",
+    "head_mask": "a mask of heads",
+}
+"""Arguments, or attributes of a module, that must be None or False."""
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -80,37 +101,88 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: PackingLayout | None = None,
+    cross_layout: CrossLayout | None = None,
+    is_causal: bool | None = None,
     record: list[Recorded] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Self-attention of every sequence with itself alone.
+    """Attention of every sequence to itself, or to the sequence of its number in another stream.
 
-    ``query``, ``key``, ``value`` are (1, H, T, D); returns (1, T, H, D) and no weights. ``layout`` reaches this
-    function as a keyword argument of the model's ``forward``, and so does ``record``, to which each layer appends.
+    ``query`` is (1, H, T, D), ``key`` and ``value`` (1, H, T, D) of the same stream or (1, H, S, D) of the other one;
+    returns (1, T, H, D) and no weights. Keyword arguments of the model's ``forward`` reach this function: ``layout`` is
+    the queries' ``batch.streams[...].layout``, ``cross_layout`` pairs it with the other stream, and each layer appends
+    to ``record``. ``is_causal``, by default the module's, means that no token sees a later one of its sequence; cross
+    attention is never causal, so a decoder's causal modules read ``layout`` and its others ``cross_layout``.
+
+    Raises ``ConfigError`` for what the module wants and packed attention does not compute, such as grouped queries,
+    and ``TypeError`` for an argument that is unknown.
     """
-    assert layout is not None, "call the model with layout=batch.input.layout"
-    assert attention_mask is None, "a packed batch has no mask"
+    causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
+    crossing = None if causal else cross_layout
+    queries, keys = (layout, layout) if crossing is None else (crossing.queries, crossing.keys)
+    if queries is None or keys is None:
+        raise TypeError("packed attention needs a layout: call the model with layout=batch.input.layout")
+    _check_computable(module, query, key, value, attention_mask, causal, others)
+    if query.shape[2] != len(queries.scatter) or key.shape[2] != len(keys.scatter):
+        raise ValueError(
+            f"{query.shape[2]} queries and {key.shape[2]} keys, but the layout has {len(queries.scatter)} and "
+            f"{len(keys.scatter)} tokens; give the layout of the same batch, and cross_layout for another stream's keys"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    flat = [x.transpose(1, 2)[0] for x in (query, key, value)]
+    q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
     if record is not None:
-        record.append(Recorded(flat[0], flat[1], flat[2], scale))
+        record.append(Recorded(q, k, v, scale))
     kernel = gpu_attention.kernel_for(query, dropout)
     if kernel == "varlen":
-        return gpu_attention.by_varlen(flat[0], flat[1], flat[2], layout.starts, layout.longest, scale)[None], None
+        starts, longest = (queries.starts, keys.starts), (queries.longest, keys.longest)
+        return gpu_attention.by_varlen(q, k, v, starts, longest, scale, causal=bool(causal))[None], None
     if kernel == "flex":
-        return gpu_attention.by_flex(query, key, value, layout.sequence_mask, scale).transpose(1, 2), None
-    return _in_padded_buckets(flat, layout, scale, dropout)[None], None
+        mask = crossing.sequence_mask if crossing else queries.causal_mask if causal else queries.sequence_mask
+        return gpu_attention.by_flex(query, key, value, mask, scale).transpose(1, 2), None
+    return _in_padded_buckets((q, k, v), queries, keys, scale, dropout, bool(causal))[None], None
 
 
-@torch.compiler.disable()  # their number changes from batch to batch, and each would be compiled anew
-def _in_padded_buckets(flat: list[Tensor], layout: PackingLayout, scale: float, dropout: float) -> Tensor:
-    """Attention (T, H, D) from queries, keys and values (T, H, D)."""
+def _check_computable(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    causal: bool | None,
+    others: dict[str, Any],
+) -> None:
+    name = type(module).__name__
+    if causal is None:
+        raise TypeError(f"{name} does not say whether its attention is causal; set its is_causal to True or False")
+    unknown = others.keys() - _WITHOUT_EFFECT.keys() - _MUST_BE_OFF.keys()
+    if unknown:
+        raise TypeError(f"packed attention does not know {', '.join(sorted(unknown))}, which {name} passes to it")
+    given = {"sliding_window": getattr(module, "sliding_window", None)} | others
+    asked = [text for key, text in _MUST_BE_OFF.items() if given.get(key) is not None and given[key] is not False]
+    asked += ["an attention mask"] * (attention_mask is not None)
+    asked += ["grouped queries"] * (getattr(module, "num_key_value_groups", 1) != 1 or query.shape[1] != key.shape[1])
+    asked += ["values of another shape than its keys"] * (key.shape != value.shape)
+    if asked:
+        raise ConfigError(
+            f"{name} asks for {', '.join(asked)}, which attention over a packed batch does not compute; "
+            "give a model without, or call it without"
+        )
+
+
+@torch.compiler.disable()  # the number of buckets changes from batch to batch, and each would be compiled anew
+def _in_padded_buckets(
+    flat: tuple[Tensor, ...], queries: PackingLayout, keys: PackingLayout, scale: float, dropout: float, causal: bool
+) -> Tensor:
+    """Attention (T, H, D) from queries (T, H, D), keys and values (S, H, D)."""
     outputs = []
-    for q, k, v, bias in zip(*(padded_buckets(x, layout) for x in flat), layout.biases, strict=True):
-        heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout)
+    buckets = padded_buckets(flat[0], queries), *(padded_buckets(rows, keys) for rows in flat[1:])
+    for q, k, v, bias in zip(*buckets, keys.biases, strict=True):
+        # Padding is at the end: the causal mask hides it from all tokens.
+        bias = None if causal else bias
+        heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout, causal)
         outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1))
     cells = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    rows = cells if layout.identity else _apply(_Scatter, cells, layout)
+    rows = cells if queries.identity else _apply(_Scatter, cells, queries)
     return rows.view(flat[0].shape)
 
 
@@ -125,16 +197,18 @@ def _apply(function: Any, x: Tensor, layout: PackingLayout) -> Tensor:
     return function.apply(x, layout.gather, layout.scatter)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
-    """Scaled dot-product attention of a rectangle, (b, H, s, D) each.
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float, causal: bool) -> Tensor:
+    """Scaled dot-product attention of a bucket, (b, H, s, D) each.
 
-    Batched matrix products in bfloat16 beat the library's fused attention on CPUs, and dropout sends the fused one
-    down its slow path there; everywhere else the fused one is used.
+    On CPUs, batched matrix products in bfloat16 are faster than the library's fused attention, and dropout makes the
+    fused one slow; everywhere else the fused one is used.
     """
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
         mask = None if bias is None else bias.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
     scores = torch.matmul(q * scale, k.transpose(-1, -2))
+    if causal:
+        bias = torch.full(scores.shape[-2:], -torch.inf, device=scores.device).triu(1)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     return torch.matmul(fast_dropout(scores.softmax(-1), dropout, training=dropout > 0), v)

@@ -1,8 +1,8 @@
-"""Stock encoders of several families, and the stock heads on top of them, on a packed batch.
+"""Models of several families, and the stock heads on top of them, on a packed batch.
 
 Legend: B sequences, T tokens of all of them together, H width.
 
-The models are transformers' own. What the families call or count differently is kept here, in :data:`FAMILIES`.
+The models are transformers' own. :data:`FAMILIES` and :data:`DECODERS` hold what differs between families.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Stream
@@ -22,18 +24,24 @@ from bertillery.models.attention import Recorded
 
 @dataclass(frozen=True)
 class Family:
-    """Names in the configuration and ways of counting; the defaults are BERT's."""
+    """Names in the configuration and ways of counting; the defaults are BERT's.
+
+    A config class of ours has one as its class attribute ``family``.
+    """
 
     hidden_dropout: tuple[str, ...] = ("hidden_dropout_prob",)
     attention_dropout: tuple[str, ...] = ("attention_probs_dropout_prob",)
     classifier_dropout: tuple[str, ...] = ("classifier_dropout",)
     intermediate_size: str = "intermediate_size"
+    """Key of the feed-forward width; a value of None there means four times the hidden size."""
     token_types: bool = True
     """Whether the first and the second segment have embeddings."""
     positions_after_padding: bool = False
-    """Whether positions start behind the id of the padding token, as fairseq's do, and not at 0."""
+    """Whether positions start after the id of the padding token, as fairseq's do, and not at 0."""
     square_projection: bool = False
     """Whether embeddings as wide as the model pass through a projection, too."""
+    causal: bool = False
+    """Whether it is a decoder: no token sees a later one."""
 
 
 _ROBERTA = Family(token_types=False, positions_after_padding=True)
@@ -54,29 +62,61 @@ FAMILIES = {
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
 }
-"""By ``config.model_type``."""
+"""Encoders of transformers, by ``config.model_type``."""
+
+DECODERS = {
+    "gpt2": Family(
+        hidden_dropout=("embd_pdrop", "resid_pdrop"),
+        attention_dropout=("attn_pdrop",),
+        classifier_dropout=("classifier_dropout", "summary_first_dropout"),
+        intermediate_size="n_inner",
+        token_types=False,
+        causal=True,
+    )
+}
+"""Decoders of transformers, by ``config.model_type``. No command trains one yet."""
 
 
-def check_model_type(model_type: str) -> None:
-    """``ConfigError`` for a type of model that is not known: packed batches are not for it, and its code is not run."""
-    if model_type not in FAMILIES:
-        raise ConfigError(
-            f"a model of type {model_type!r} cannot read packed batches; there are: {', '.join(FAMILIES)}; "
-            "give an encoder of one of these types"
-        )
+def _described(model_type: str) -> Family | None:
+    """The family of a type, also of a config class of ours that is registered with ``AutoConfig``."""
+    own = getattr(CONFIG_MAPPING[model_type], "family", None) if model_type in CONFIG_MAPPING else None
+    return own or FAMILIES.get(model_type) or DECODERS.get(model_type)
+
+
+def check_model_type(model_type: str, *, decoder: bool = False) -> None:
+    """``ConfigError`` for a type of model that cannot read packed batches, and for a decoder unless one is wanted."""
+    found = _described(model_type)
+    if found is None:
+        why = "cannot read packed batches"
+    elif found.causal != decoder:
+        why = "is a decoder" if found.causal else "is an encoder"
+    else:
+        return
+    allowed = f"give {'a decoder' if decoder else 'an encoder'} of one of these types"
+    raise ConfigError(
+        f"a model of type {model_type!r} {why}; {allowed}: {', '.join(DECODERS if decoder else FAMILIES)}"
+    )
 
 
 def family(config: PreTrainedConfig) -> Family:
     """The family of a model; ``ConfigError`` for a model that packed batches are not for."""
-    check_model_type(config.model_type)
-    if getattr(config, "is_decoder", False):
+    found = _described(config.model_type)
+    if found is None:
+        check_model_type(config.model_type)
+    assert found is not None
+    if getattr(config, "is_decoder", False) and not found.causal:
         raise ConfigError(f"this {config.model_type} is a decoder (is_decoder in its config.json); give an encoder")
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise ConfigError(
             f"this {config.model_type} has relative positions (position_embedding_type in its config.json), which "
-            "transformers 5 and packed batches have not; give an encoder with absolute positions"
+            "transformers 5 and packed batches do not have; give an encoder with absolute positions"
         )
-    return FAMILIES[config.model_type]
+    return found
+
+
+def intermediate_size(config: Any) -> int:
+    """Width of the feed-forward layers."""
+    return getattr(config, family(config).intermediate_size) or 4 * config.hidden_size
 
 
 def labels_of(config: PreTrainedConfig) -> dict[int, str]:
@@ -86,27 +126,34 @@ def labels_of(config: PreTrainedConfig) -> dict[int, str]:
 
 
 def reads_token_types(config: PreTrainedConfig) -> bool:
-    """Whether the model tells a first and a second segment apart."""
-    return family(config).token_types and getattr(config, "type_vocab_size", 1) > 1
+    """Whether the model has embeddings for two segments; for an unknown type, by ``type_vocab_size``."""
+    found = _described(config.model_type) or Family()
+    return found.token_types and getattr(config, "type_vocab_size", 1) > 1
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:
-    """The most tokens that a sequence may have."""
-    return config.max_position_embeddings - _first_position(config)
+    """The most tokens that a sequence may have; a number beyond all texts for a model without positions."""
+    return getattr(config, "max_position_embeddings", VERY_LARGE_INTEGER) - _first_position(config)
 
 
-def _first_position(config: PreTrainedConfig) -> int:
-    return config.pad_token_id + 1 if family(config).positions_after_padding else 0
+def _first_position(config: Any) -> int:
+    found = _described(config.model_type)
+    return config.pad_token_id + 1 if found is not None and found.positions_after_padding else 0
 
 
 def model_inputs(config: PreTrainedConfig, stream: Stream) -> dict[str, Any]:
-    """Keyword arguments for a stock model whose attention is ``packed``; tensors are (1, T). A family is sent what it
-    has: no token types where it has no embeddings for them (GPT-2 would add those of other tokens)."""
+    """Keyword arguments for a model whose attention is ``packed``; tensors are (1, T).
+
+    A model gets what its family reads: no token types if it has no embeddings for them (GPT-2 would add those of
+    tokens), and no cache if it is a decoder. Raises ``ConfigError`` for an unknown family.
+    """
     inputs: dict[str, Any] = {
         "input_ids": stream.ids[None],
         "position_ids": (stream.positions + _first_position(config))[None],
         "layout": stream.layout,
     }
+    if family(config).causal:
+        inputs["use_cache"] = False
     if reads_token_types(config):
         types = stream.token_type_ids
         inputs["token_type_ids"] = (torch.zeros_like(stream.ids) if types is None else types)[None]

@@ -6,13 +6,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bertillery.engine.batch import Stream
-from bertillery.models.encoders import family
+from bertillery.models.encoders import family, intermediate_size
 
 
 def encoder_flops(config: PreTrainedConfig, stream: Stream) -> float:
-    """The layers (projections, feed-forward, scores and values) and what projects narrower embeddings."""
+    """The layers (projections, feed-forward, scores and values; causal ones count as bidirectional ones do) and the
+    projection of narrower embeddings."""
     width, kind = config.hidden_size, family(config)
-    inner, embedding_size = getattr(config, kind.intermediate_size), getattr(config, "embedding_size", width)
+    inner, embedding_size = intermediate_size(config), getattr(config, "embedding_size", width)
     per_token = 2 * (4 * width**2 + 2 * width * inner)
     layers = config.num_hidden_layers * (per_token * stream.num_tokens + 4 * width * stream.squared_lengths)
     projected = embedding_size != width or kind.square_projection

@@ -22,7 +22,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils.hub import cached_file
 
 from bertillery.config.section import ConfigError, InputError
-from bertillery.models.encoders import FAMILIES, check_model_type, family, longest_sequence
+from bertillery.models.encoders import check_model_type, family, intermediate_size, longest_sequence
 from bertillery.system.records import read_json
 
 Rows = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -165,11 +165,11 @@ def file_of(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def check_config_file(path: Path) -> None:
+def check_config_file(path: Path, *, decoder: bool = False) -> None:
     """``InputError`` for a ``config.json`` that is damaged, of no family that is known, or of absurd sizes."""
     remedy = "give a folder that save_pretrained wrote, as export/ is"
     found = read_json(path, ConfigFile, remedy=remedy)
-    check_model_type(found.model_type)
+    check_model_type(found.model_type, decoder=decoder)
     for key in ("hidden_act", "activation", "summary_activation"):
         name = getattr(found, key)
         if name is not None and name not in ACT2FN:
@@ -226,7 +226,7 @@ def check_size(name: str, config: PreTrainedConfig) -> None:
 
 def encoder_size(config: Any) -> int:
     """Parameters of the matrices of embeddings and layers; what is around them is small, or drawn anew."""
-    width, inner = config.hidden_size, getattr(config, FAMILIES[config.model_type].intermediate_size)
+    width, inner = config.hidden_size, intermediate_size(config)
     narrow = getattr(config, "embedding_size", width)
     rows = config.vocab_size + config.max_position_embeddings + getattr(config, "type_vocab_size", 0)
     layers = config.num_hidden_layers

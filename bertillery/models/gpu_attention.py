@@ -1,9 +1,9 @@
-"""Attention on a GPU over sequences that lie end to end, without padding: the library's kernels that can do it.
+"""Attention on a GPU over sequences that lie end to end, without padding, by the library's kernels.
 
-Legend: T tokens of the batch, B sequences, H heads, D head size.
+Legend: T tokens of the batch, S tokens of the keys' stream, B sequences, H heads, D head size.
 
-None of them drops out attention weights, and each wants a kind of number or of device; :func:`choose` knows which.
-Where neither will do the batch is cut into padded buckets, as on a CPU (:mod:`bertillery.models.attention`).
+No kernel drops out attention weights, and each needs certain number formats and devices; :func:`choose` knows which.
+If neither fits, attention uses padded buckets, as on a CPU (:mod:`bertillery.models.attention`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_li
 
 
 def _library_varlen() -> Any:
-    """``torch.nn.attention.varlen.varlen_attn``, or None where there is none that takes a scale."""
+    """``torch.nn.attention.varlen.varlen_attn``, or None if this torch has none that takes a scale and a window."""
     try:
         found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):
         return None
-    return found if "scale" in inspect.signature(found).parameters else None
+    return found if {"scale", "window_size"} <= inspect.signature(found).parameters.keys() else None
 
 
 varlen_attn = _library_varlen()
@@ -69,20 +69,34 @@ def _looked_up(device: torch.device) -> tuple[bool, bool]:
     return varlen, recent and importlib.util.find_spec("triton") is not None
 
 
-def by_varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
-    """Attention (T, H, D) from (T, H, D) each, 16 bits wide; ``starts`` (B+1,) is int32 and ends with T."""
+def by_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    scale: float,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """Attention (T, H, D) from queries (T, H, D), keys and values (S, H, D), 16 bits wide.
+
+    ``starts``, (B+1,) int32 each, and ``longest`` are those of the queries' layout and of the keys'.
+    """
     assert varlen_attn is not None
-    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale)
+    window = (-1, 0) if causal else (-1, -1)
+    return varlen_attn(query, key, value, *starts, *longest, scale=scale, window_size=window)
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
-    """Attention (1, H, T, D) from (1, H, T, D) each; ``mask`` is that of :func:`sequence_mask`."""
+    """Attention (1, H, T, D) from (1, H, T, D) and (1, H, S, D); ``mask`` is made by
+    :func:`bertillery.engine.layout.sequence_mask`."""
     attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()  # compiled with the layer around it
     return attend(query, key, value, block_mask=mask, scale=scale)
 
 
 @lru_cache
 def _compiled_flex() -> Any:
-    # Not compiled, the function would hold the scores of all pairs of tokens. Every batch has another T. Compiling is
-    # prepared here, not above, because that takes a third of a second, which a CPU has no use for.
+    # Uncompiled, the function would hold the scores of all pairs of tokens. T differs in every batch. Compiling is set
+    # up here, not above, because that takes a third of a second, which is wasted on a CPU.
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)

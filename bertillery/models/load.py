@@ -50,10 +50,10 @@ class LoadReport:
         return "; ".join(parts) or "all weights are the checkpoint's"
 
 
-def read_config(name: str | Path, folder: str = "") -> PreTrainedConfig:
+def read_config(name: str | Path, folder: str = "", *, decoder: bool = False) -> PreTrainedConfig:
     """The configuration of a model in a directory or on the Hub, or in a ``folder`` there; raises what :func:`load`
     does."""
-    return _configuration(str(name), {}, folder)
+    return _configuration(str(name), {}, folder, decoder=decoder)
 
 
 def load(
@@ -64,6 +64,7 @@ def load(
     attention_dropout: float | None = None,
     classifier_dropout: float | None = None,
     random: bool = False,
+    decoder: bool = False,
     **settings: Any,
 ) -> tuple[PreTrainedModel, LoadReport]:
     """Load ``AutoModelFor...`` or a model class, in float32 and in evaluation mode, with the packed attention.
@@ -72,12 +73,11 @@ def load(
     model's configuration under the names of its family, and ``settings`` (``num_labels=3``) what they name. A head of
     another shape is drawn anew; with ``random`` all is.
 
-    Raises ``ConfigError`` where there is no such model, it is of no family of ``bertillery.models.encoders.FAMILIES``,
-    weights of
-    the encoder are missing or of another shape, or a setting is unknown.
+    Raises ``ConfigError`` if there is no such model, its family is unknown, it is a decoder (an encoder, if ``decoder``
+    is set), weights of its body are missing or of another shape, or a setting is unknown.
     """
     name = str(name)
-    config = _configuration(name, settings)
+    config = _configuration(name, settings, decoder=decoder)
     if hasattr(model_class, "base_model_prefix") and not isinstance(config, model_class.config_class):
         raise ConfigError(f"{name}: a model of type {config.model_type!r}, which {model_class.__name__} is not for")
     config.architectures = settings.get("architectures")  # the class that is asked for decides, not what was saved
@@ -123,7 +123,7 @@ def _not_found() -> str:
     return f"no such folder, no model downloaded before, and the Hub {hub}"
 
 
-def _configuration(name: str, settings: dict[str, Any], folder: str = "") -> PreTrainedConfig:
+def _configuration(name: str, settings: dict[str, Any], folder: str = "", *, decoder: bool) -> PreTrainedConfig:
     _check_there(name)
     remedy = "give a folder that save_pretrained wrote, as export/ is, or a name on the Hub (offline: a downloaded one)"
     with warnings_of_transformers(), reading(name, remedy):
@@ -132,7 +132,7 @@ def _configuration(name: str, settings: dict[str, Any], folder: str = "") -> Pre
             reason = "no config.json in this folder" if Path(name).is_dir() else _not_found()
             reason += f" (did you mean {Path(name) / 'export'}?)" * (Path(name) / "export").is_dir()
             raise ConfigError(f"{Path(name, folder)}: {reason}; {remedy}")
-        check_config_file(file)
+        check_config_file(file, decoder=decoder)
         config: Any
         config, unknown = AutoConfig.from_pretrained(
             name, subfolder=folder, return_unused_kwargs=True, **safely(name), **settings

@@ -83,7 +83,7 @@ def test_only_real_tokens_reach_the_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.LayerNorm):
             module.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
-    model.pooler = None
+    model.pooler = None  # pyright: ignore
     model(**model_inputs(model.config, batch.input))
     assert set(rows) == {171}
 
@@ -194,8 +194,8 @@ def test_every_kernel_computes_what_the_module_is(monkeypatch: pytest.MonkeyPatc
     expected = stepwise(TARGETS, keys, causal=causal)
     if kernel == "flex":
         rows = [torch.randn(1, sum(n), 3, 16, generator=torch.Generator().manual_seed(0)) for n in (TARGETS, keys)]
-        module: Any = Module(is_causal=causal)
-        inputs = [rows[0].transpose(1, 2), rows[1].transpose(1, 2), rows[1].transpose(1, 2)]
+        module = Module(is_causal=causal)
+        inputs: Any = [rows[0].transpose(1, 2), rows[1].transpose(1, 2), rows[1].transpose(1, 2)]
         found, _ = packed_attention(module, *inputs, None, **layouts)
         monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: "padded_buckets")
         torch.testing.assert_close(found, packed_attention(module, *inputs, None, **layouts)[0], atol=1e-5, rtol=1e-5)
@@ -206,9 +206,9 @@ def test_every_kernel_computes_what_the_module_is(monkeypatch: pytest.MonkeyPatc
 
 def test_dropout_keeps_attention_causal() -> None:
     """A token's gradient reaches no later key."""
-    rows = [torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3)]
+    rows: Any = [torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3)]
     layout = packing_layout(np.array([11, 29]))
-    output, _ = packed_attention(Module(is_causal=True), *rows, None, dropout=0.5, layout=layout)  # pyright: ignore
+    output, _ = packed_attention(Module(is_causal=True), *rows, None, dropout=0.5, layout=layout)
     for row in (5, 20):
         (gradient,) = torch.autograd.grad(output[0, row].sum(), rows[2], retain_graph=True)
         reached = gradient[0].abs().sum((0, 2)).nonzero()[:, 0].tolist()
@@ -216,8 +216,8 @@ def test_dropout_keeps_attention_causal() -> None:
         assert min(reached) >= (0 if row < 11 else 11)
         assert max(reached) <= row
     torch.manual_seed(0)
-    bare, _ = packed_attention(Module(is_causal=True), *rows, None, dropout=1e-9, layout=layout)  # pyright: ignore
-    plain, _ = packed_attention(Module(is_causal=True), *rows, None, layout=layout)  # pyright: ignore
+    bare, _ = packed_attention(Module(is_causal=True), *rows, None, dropout=1e-9, layout=layout)
+    plain, _ = packed_attention(Module(is_causal=True), *rows, None, layout=layout)
     torch.testing.assert_close(bare, plain, atol=1e-5, rtol=1e-5)
 
 
@@ -291,16 +291,17 @@ class Windowed(Module):
     ],
 )
 def test_what_is_not_computed_is_refused(module: nn.Module, options: Any, error: Any, message: str) -> None:
-    rows = [torch.randn(1, 2, 9, 8) for _ in range(3)]
+    rows: Any = [torch.randn(1, 2, 9, 8) for _ in range(3)]
     plain: dict[str, Any] = {"layout": packing_layout(np.array([4, 5]))}
     with pytest.raises(error, match=message):
-        packed_attention(module, *rows, None, **(plain | options))  # pyright: ignore
+        packed_attention(module, *rows, None, **(plain | options))
 
 
 def test_masks_and_fewer_heads_of_keys_are_refused() -> None:
-    rows, layout = [torch.randn(1, 2, 9, 8) for _ in range(3)], packing_layout(np.array([4, 5]))
+    rows: Any = [torch.randn(1, 2, 9, 8) for _ in range(3)]
+    layout = packing_layout(np.array([4, 5]))
     with pytest.raises(ConfigError, match="an attention mask"):
-        packed_attention(Module(), *rows, torch.zeros(1, 1, 9, 9), layout=layout)  # pyright: ignore
+        packed_attention(Module(), *rows, torch.zeros(1, 1, 9, 9), layout=layout)
     with pytest.raises(ConfigError, match="grouped queries"):
         packed_attention(Module(), rows[0], rows[1][:, :1], rows[2][:, :1], None, layout=layout)
 

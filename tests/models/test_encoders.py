@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -32,13 +33,15 @@ from bertillery.models.encoders import (
     encode,
     encode_layers,
     family,
+    intermediate_size,
     longest_sequence,
     mlm_logits,
+    model_inputs,
     sequence_logits,
     span_logits,
     token_logits,
 )
-from bertillery.models.load import load
+from bertillery.models.load import load, read_config
 from pretrain.model import ModelSection
 from pretrain.objectives import albert as albert_objective
 from tests.corpora import tiny_tokenizer
@@ -65,7 +68,7 @@ HEADS: dict[str, tuple[Any, Callable[..., Tensor], Callable[..., Tensor]]] = {
     "token": (AutoModelForTokenClassification, token_logits, lambda model, inputs, m: model(**inputs).logits[m]),
     "span": (AutoModelForQuestionAnswering, span_logits, stock_spans),
     "choice": (AutoModelForMultipleChoice, choice_logits, stock_choices),
-    "words": (AutoModelForMaskedLM, lambda model, batch, *h: mlm_logits(model, batch.input, WORDS, *h), stock_words),
+    "words": (AutoModelForMaskedLM, lambda model, stream, *h: mlm_logits(model, stream, WORDS, *h), stock_words),
 }
 LABELS = {"sequence": {"num_labels": 3}, "token": {"num_labels": 4}}
 
@@ -119,12 +122,12 @@ def test_logits_and_gradients_equal_the_padded_model(kind: str, head: str):
     theirs = stock(use(model, "sdpa"), inputs, mask)
     weight = torch.randn_like(theirs)
     expected = gradients(model, (theirs * weight).sum())
-    ours = logits_of(use(model, NAME), batch)
+    ours = logits_of(use(model, NAME), batch.input)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert_same_gradients(gradients(model, (ours * weight).sum()), expected)
-    assert torch.equal(logits_of(model, batch, encode(model, batch.input)), ours)
+    assert torch.equal(logits_of(model, batch.input, encode(model, batch.input)), ours)
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = logits_of(model, batch)
+        coarse = logits_of(model, batch.input)
     assert coarse.dtype == torch.float32
     assert not torch.equal(coarse, ours)
     assert (coarse - ours).norm() / ours.norm() < 0.05
@@ -150,9 +153,9 @@ def test_the_longest_sequence_fits_and_no_longer_one(kind: str):
     model = use(model_of(AutoModel, kind), NAME)
     longest = longest_sequence(model.config)
     assert longest == (38 if FAMILIES[kind].positions_after_padding else 40)
-    assert encode(model, batch_of([longest])).shape == (longest, 24)
+    assert encode(model, batch_of([longest]).input).shape == (longest, 24)
     with pytest.raises((IndexError, RuntimeError), match="out of"):
-        encode(model, batch_of([longest + 1]))
+        encode(model, batch_of([longest + 1]).input)
 
 
 def test_token_types_count_where_there_are_any():
@@ -165,13 +168,40 @@ def test_token_types_count_where_there_are_any():
     assert [kind for kind, matters in counts.items() if matters] == ["bert", "albert", "electra"]
 
 
-def test_a_model_that_packed_batches_are_not_for_is_refused():
-    with pytest.raises(ConfigError, match=r"type 'gpt2'.*bert, albert, electra, distilbert, roberta"):
-        family(AutoConfig.for_model("gpt2"))
+def test_a_model_that_packed_batches_are_not_for_is_refused(tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"type 't5' cannot read packed batches; give .*: bert, albert, electra, dist"
+    ):
+        family(AutoConfig.for_model("t5"))
     with pytest.raises(ConfigError, match="is a decoder"):
         family(BertConfig(is_decoder=True))
     with pytest.raises(ConfigError, match="relative positions"):
-        encode(BertModel(tiny_config("bert", position_embedding_type="relative_key")), batch_of([3]))
+        encode(BertModel(tiny_config("bert", position_embedding_type="relative_key")), batch_of([3]).input)
+    AutoConfig.for_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    tiny_config("bert").save_pretrained(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=r"type 'gpt2' is a decoder; give an encoder of one of these types: bert"):
+        read_config(tmp_path / "gpt2")
+    with pytest.raises(ConfigError, match=r"type 'bert' is an encoder; give a decoder of one of these types: gpt2"):
+        read_config(tmp_path / "bert", decoder=True)
+
+
+def test_a_decoder_is_described(tmp_path: Path) -> None:
+    """GPT-2: its dropouts by name, its width, no token types and no cache; loaded from what its class saved."""
+    sizes: dict[str, Any] = {"n_embd": 24, "n_layer": 1, "n_head": 4, "vocab_size": 90, "n_positions": 40}
+    stock = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes, bos_token_id=1, eos_token_id=1))
+    stock.save_pretrained(tmp_path)
+    dropouts = {"hidden_dropout": 0.25, "attention_dropout": 0.125, "classifier_dropout": 0.5}
+    model, report = load(AutoModelForCausalLM, tmp_path, decoder=True, **dropouts)
+    config: Any = model.config
+    assert str(report) == "all weights are the checkpoint's"
+    found = config.embd_pdrop, config.resid_pdrop, config.attn_pdrop, config.classifier_dropout
+    assert found == (0.25, 0.25, 0.125, 0.5)
+    assert family(config).causal
+    assert (intermediate_size(config), longest_sequence(config)) == (96, 40)
+    assert intermediate_size(AutoConfig.for_model("gpt2", n_inner=7)) == 7
+    stream = batch_of(LENGTHS).input
+    assert model_inputs(config, stream).keys() == {"input_ids", "position_ids", "layout", "use_cache"}
+    assert encode(model, stream).shape == (stream.num_tokens, 24)
 
 
 def feed_forward(model: PreTrainedModel, batch: PackedBatch) -> list[tuple[Tensor, Tensor]]:

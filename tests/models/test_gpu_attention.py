@@ -33,23 +33,35 @@ def plain_varlen(
     max_k: int,
     *,
     scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
     """As ``torch.nn.attention.varlen.varlen_attn``, as strict, sequence by sequence."""
     assert cu_seq_k is not None
-    assert query.shape == key.shape == value.shape
+    assert query.shape[1:] == key.shape[1:] == value.shape[1:]
     assert query.ndim == 3
-    for starts in (cu_seq_q, cu_seq_k):
+    for rows, starts, longest in ((query, cu_seq_q, max_q), (key, cu_seq_k, max_k), (value, cu_seq_k, max_k)):
         assert starts.dtype == torch.int32
         assert starts.is_contiguous()
-        assert starts[-1] == len(query)
-        assert type(max_q) is type(max_k) is int
-        assert starts.diff().max() == max_q == max_k
+        assert starts[-1] == len(rows)
+        assert type(longest) is int
+        assert starts.diff().max() == longest
     assert type(scale) is float
-    parts = [x.split(cu_seq_q.diff().tolist()) for x in (query, key, value)]
+    assert window_size in ((-1, -1), (-1, 0))
+    ends = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist(), cu_seq_k.diff().tolist()
+    parts = [x.split(lengths) for x, lengths in zip((query, key, value), ends, strict=True)]
+    options: Any = {"scale": scale, "is_causal": window_size[1] == 0}
     return torch.cat([
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv), scale=scale)[0].transpose(0, 1)
+        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv), **options)[0].transpose(0, 1)
         for qkv in zip(*parts, strict=True)
     ])  # fmt: skip
+
+
+class Module(nn.Module):
+    """What attention reads of a model's attention module."""
+
+    def __init__(self, *, is_causal: bool = False) -> None:
+        super().__init__()
+        self.is_causal = is_causal
 
 
 def attend(lengths: list[int], device: str = "cpu", dtype: torch.dtype = torch.float32, heads: int = 3) -> list[Tensor]:
@@ -59,13 +71,13 @@ def attend(lengths: list[int], device: str = "cpu", dtype: torch.dtype = torch.f
     inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
     weight = torch.randn(shape, generator=generator).to(device)
     layout: Any = plan_of(lengths, device)
-    output, _ = packed_attention(nn.Module(), *(x.transpose(1, 2) for x in inputs), None, scaling=0.3, layout=layout)  # pyright: ignore
+    output, _ = packed_attention(Module(), *(x.transpose(1, 2) for x in inputs), None, scaling=0.3, layout=layout)  # pyright: ignore
     (output.float() * weight).sum().backward()
     return [x.detach().float().cpu() for x in (output, *(x.grad for x in inputs if x.grad is not None))]
 
 
 def plan_of(lengths: list[int], device: str = "cpu") -> PackingLayout:
-    return batch_of(lengths).to(torch.device(device)).attention
+    return batch_of(lengths).to(torch.device(device)).input.layout
 
 
 @pytest.mark.parametrize("lengths", RAGGED)
@@ -125,7 +137,7 @@ def test_flex_attention_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gpu_attention, "_compiled_flex", lambda: gpu_attention.flex_attention)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, sum(lengths), 3, 16, generator=generator).transpose(1, 2) for _ in range(3)]
-    output, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, layout=plan_of(lengths))  # pyright: ignore
+    output, _ = packed_attention(Module(), *inputs, None, scaling=0.3, layout=plan_of(lengths))  # pyright: ignore
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -160,7 +172,7 @@ def test_queries_keys_and_values_are_recorded(monkeypatch: pytest.MonkeyPatch, k
     monkeypatch.setattr(gpu_attention, "by_flex", lambda query, key, value, mask, scale: query)
     inputs = [torch.randn(1, 2, 9, 16) for _ in range(3)]
     kept: list[Recorded] = []
-    packed_attention(nn.Module(), *inputs, None, layout=plan_of([4, 5]), record=kept)  # pyright: ignore
+    packed_attention(Module(), *inputs, None, layout=plan_of([4, 5]), record=kept)  # pyright: ignore
     assert len(kept) == 1
     for mine, given in zip((kept[0].query, kept[0].key, kept[0].value), inputs, strict=True):
         assert torch.equal(mine, given[0].transpose(0, 1))

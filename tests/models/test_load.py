@@ -163,7 +163,7 @@ def test_what_cannot_be_loaded_is_said_at_once(tmp_path: Path, monkeypatch: pyte
         ("runs/pretrain/none/export", "no such folder; give"),
         ("runs/pretrain/bert_docs/export", r"no such folder \(`make pretrain` makes it\); give"),
         ("no-owner/no-model", "no-owner/no-model: no such folder, no model downloaded before, and the Hub is switched"),
-        (gpt, "type 'gpt2' cannot read packed batches; there are: bert"),
+        (gpt, "type 'gpt2' is a decoder; give an encoder of one of these types: bert"),
         (half, "weights cannot be read"),
         (bare.parent, "weights cannot be read: .*model.safetensors"),
     ):

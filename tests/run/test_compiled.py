@@ -65,7 +65,7 @@ def test_layers_with_a_kernel_of_a_gpu_are_one_graph(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         gpu_attention,
         "varlen_attn",
-        lambda q, k, v, starts, _, longest, __, scale: opaque(q, k, v, starts, longest, scale),
+        lambda q, k, v, starts, _, longest, __, scale, window_size: opaque(q, k, v, starts, longest, scale),
     )
     objective, source = make(mlm, STILL)
     plan = source.examples(0, 0)
@@ -97,5 +97,5 @@ def test_the_librarys_varlen_does_not_break_a_graph() -> None:
     for lengths in ([3, 4], [9, 1, 5]):
         rows = torch.randn(sum(lengths), 2, 16, dtype=torch.bfloat16)
         starts = torch.tensor([0, *lengths]).cumsum(0).int()
-        assert compiled(rows, rows, rows, starts, max(lengths), 0.25).shape == rows.shape
+        assert compiled(rows, rows, rows, (starts, starts), (max(lengths),) * 2, 0.25).shape == rows.shape
     assert len(calls) == 1, calls
