@@ -98,7 +98,7 @@ def test_the_exported_tokenizer_makes_the_sequences_of_training(whole: Path) -> 
         examples = TextExamples(columns, None, tokenizer, max_length=24, seed=0)
         ours = examples.collate(examples.examples(0, 0))
         theirs = tokenizer(*columns, truncation=True)
-        assert [len(ids) for ids in theirs["input_ids"]] == ours.cu_seqlens.diff().tolist()
+        assert [len(ids) for ids in theirs["input_ids"]] == ours.input.offsets.diff().tolist()
         assert [*chain(*theirs["input_ids"])] == ours.input_ids.tolist()
         assert [*chain(*theirs["token_type_ids"])] == ours.token_type_ids.tolist()
 

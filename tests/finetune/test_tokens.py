@@ -123,7 +123,7 @@ def test_words_that_do_not_fit_are_counted_and_outside(tmp_path: Path, caplog: p
     for i, tags in zip(index, predictions, strict=True):
         kept = int(examples.kept[i])
         assert tags.tolist() == [3] * kept + [0] * (len(split.texts[0][i]) - kept)
-    assert examples.collate(examples.examples(0, 0)).cu_seqlens.diff().max() <= 16
+    assert examples.collate(examples.examples(0, 0)).input.offsets.diff().max() <= 16
 
 
 def test_who_knows_the_tags_scores_all(tmp_path: Path) -> None:

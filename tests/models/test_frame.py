@@ -119,7 +119,7 @@ def test_a_stock_pipeline_answers_as_we_do(family: str, kind: str, tmp_path: Pat
     for columns in (texts()[:1], texts()):
         examples = TextExamples(columns, None, tokenizer, max_length=longest_sequence(config), seed=0)
         with torch.inference_mode():
-            ours = sequence_logits(model, examples.collate(examples.examples(0, 0))).numpy()
+            ours = sequence_logits(model, examples.collate(examples.examples(0, 0)).input).numpy()
         rows = [dict(zip(("text", "text_pair"), row, strict=False)) for row in zip(*columns, strict=True)]
         theirs = [sorted(answer, key=lambda each: each["label"]) for answer in stock(rows)]
         found = np.array([[each["score"] for each in answer] for answer in theirs])
