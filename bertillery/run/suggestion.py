@@ -1,4 +1,4 @@
-"""What to type next: the command of ``make`` that does something else with what was given to the one before."""
+"""Suggested commands: ``make`` with another target and the arguments of the previous command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from bertillery.config.section import CONFIGS, names_file
 
 TASKS = CONFIGS / "finetune"
-"""Where a task that is shipped is known by its name."""
+"""Shipped tasks, given to ``make`` by name."""
 _OF_ONE_RUN = ("run.seed", "run.name")
 
 
@@ -22,11 +22,10 @@ def make_command(
     seeds: int | None = None,
     without: Collection[str] = (),
 ) -> str:
-    """``make <target> TASK=... MODEL=...``, with ``SEEDS=`` where asked for and all else that was given in ``ARGS=``.
+    """``make <target> TASK=... MODEL=...``, optionally ``SEEDS=``, and the other arguments in ``ARGS=``.
 
-    ``given`` are the arguments of ``python -m finetune``, the task's file among them; where there was none, the
-    configuration of the ``run`` is. Seed and name of the run are left out, and the keys ``without``. ``more`` come
-    behind them; what has the same key is replaced.
+    ``given`` are the arguments of ``python -m finetune``; if they name no task file, the configuration of ``run`` is
+    the task. Omits the run's seed and name and the keys ``without``; ``more`` replace arguments with the same key.
     """
     task = next(filter(names_file, given), str(run / "config.yaml"))
     named = Path(task).stem if Path(task).resolve().parent == TASKS else task

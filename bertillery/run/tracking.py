@@ -1,12 +1,12 @@
-"""Metrics of a run: always one JSON line per step in ``metrics.jsonl``, and Weights & Biases where it is wanted.
+"""Metrics of a run: one JSON line per step in ``metrics.jsonl``, and optionally Weights & Biases.
 
-The file is the record; W&B is a view of it. Nothing W&B does can stop or hold up training: without a key, or when its
-server does not answer within seconds, the run is recorded offline under ``<run>/wandb`` and can be uploaded later with
+The file is the record. W&B can neither stop nor delay training: without a key, or if its server does not answer within
+seconds, the run is recorded offline under ``<run>/wandb`` and can be uploaded later with
 
     wandb sync --yes <run>/wandb/offline-run-*
 
-A resumed run keeps its id, so its parts become one run there (``wandb sync`` uploads them in the order they were
-started). Steps that a resumed run repeats are replaced in ``metrics.jsonl``; W&B keeps the values it saw first.
+A resumed run keeps its id, so that its parts become one W&B run (``wandb sync`` uploads them in the order of their
+start). A resumed run replaces the steps that it repeats in ``metrics.jsonl``; W&B keeps the first values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import netrc
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
@@ -30,36 +30,32 @@ logger = logging.getLogger(__name__)
 
 _INIT_SECONDS = 5
 _FINISH_SECONDS = 30
-"""What is not uploaded by then stays on disk for ``wandb sync``."""
+"""The rest stays on disk for ``wandb sync``."""
 
 
 class TrackingSection(Section):
-    """Where metrics go besides ``metrics.jsonl``."""
+    """Tracking besides ``metrics.jsonl``."""
 
     project: Name = "bertillery"
     """W&B project."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """``auto``: what WANDB_MODE or ``wandb offline`` say, else online if there is an API key, else offline."""
+    """``auto``: as WANDB_MODE or ``wandb offline`` say, else online with an API key and offline without."""
 
 
 def read_rows(metrics_file: Path) -> list[dict[str, Any]]:
-    """What is on record, line by line: a step and numbers by name.
+    """The recorded rows: a step and numbers by name. A missing file has none.
 
-    A last line that a crash or a full disk left half written is not, and a file that is not there holds nothing. Other
-    lines that are no record are left out with a warning: nothing but pictures is made of them.
+    Skips an incomplete last line, left by a crash or a full disk, and other damaged lines with a warning.
     """
     text = metrics_file.read_text(encoding="utf-8", errors="replace") if metrics_file.exists() else ""
     rows = [_row(line) for line in text.splitlines()]
     damaged = [number for number, row in enumerate(rows[:-1], 1) if row is None]
     if damaged:
-        logger.warning(
-            "%s: %d damaged lines are left out, the first is line %d", metrics_file, len(damaged), damaged[0]
-        )
+        logger.warning("%s: %d damaged lines are skipped, the first is line %d", metrics_file, len(damaged), damaged[0])
     return [row for row in rows if row is not None]
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """The record that a line holds, if it does."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -69,7 +65,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def read_series(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:
-    """What a run recorded, by the metric's name: (step, value) in the order of time."""
+    """Recorded metrics by name: (step, value) in the order of recording."""
     series: dict[str, list[tuple[int, float]]] = {}
     for row in read_rows(metrics_file):
         for name, value in row.items():
@@ -78,7 +74,7 @@ def read_series(metrics_file: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 class Tracker:
-    """Writes the metrics of a run; on any process but the main one it does nothing."""
+    """Records the metrics of a run, in the main process only."""
 
     def __init__(
         self,
@@ -89,24 +85,23 @@ class Tracker:
         config: Mapping[str, Any],
         is_main: bool,
         resume_step: int | None = None,
-        tags: Sequence[str] = (),
     ) -> None:
         """Open the run's file and its W&B run.
 
-        Rows after ``resume_step`` are cut, as they will be written again; without one the run begins anew and all are.
+        Deletes rows after ``resume_step``, which will be written again, or all rows without one.
         """
         self.mode: Literal["online", "offline", "off"] = "off"
-        """What became of ``tracking.wandb``."""
+        """The mode in use."""
         self._path = run_dir / "metrics.jsonl"
         self._file: IO[str] | None = None
         self._run: Any = None
         if is_main:
             _cut(self._path, resume_step)
             self._file = self._path.open("a", encoding="utf-8")
-            self._guard(lambda: self._start_wandb(section, run_dir, name=name, config=dict(config), tags=list(tags)))
+            self._guard(lambda: self._start_wandb(section, run_dir, name=name, config=dict(config)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a step; steps may repeat, with other metrics, but not decrease."""
+        """Record metrics of a step; steps may repeat with other metrics, but must not decrease."""
         if self._file is not None:
             with writing(self._path):
                 self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
@@ -114,7 +109,7 @@ class Tracker:
         self._guard(lambda: self._run and self._run.log(dict(metrics), step=step))
 
     def sync(self) -> None:
-        """See to it that what was recorded is on disk, as before a checkpoint that goes on from there."""
+        """Flush the record to disk."""
         if self._file is not None:
             with writing(self._path):
                 os.fsync(self._file.fileno())
@@ -134,7 +129,7 @@ class Tracker:
         self._guard(lambda: self._run and log_image())
 
     def close(self, exit_code: int = 0, preempted: bool = False) -> None:
-        """End the record; ``preempted`` tells W&B that the run will be resumed."""
+        """Close the record; ``preempted`` tells W&B that the run will be resumed."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -144,17 +139,17 @@ class Tracker:
         self._run = None
 
     def _guard(self, action: Callable[[], Any]) -> None:
-        """W&B is somebody else's service: whatever goes wrong in it ends the tracking there, not the training."""
+        """Run an action of W&B; an error ends W&B tracking, not the training."""
         try:
             action()
         except Exception as error:
-            logger.warning("W&B failed and is off from here on; metrics.jsonl goes on: %s", _first_line(error))
+            logger.warning("W&B failed and is switched off; metrics.jsonl is still written: %s", _first_line(error))
             self._run, self.mode = None, "off"
 
     def _start_wandb(self, section: TrackingSection, run_dir: Path, **described: Any) -> None:
         if section.wandb == "off":
             return
-        import wandb  # half a second, which a run without it need not pay
+        import wandb  # takes half a second
 
         self.mode = _mode(section.wandb)
         if self.mode == "off":
@@ -182,12 +177,12 @@ class Tracker:
             except Exception as error:
                 logger.warning("W&B does not work online, recording offline: %s", _first_line(error))
                 self.mode = "offline"
-                wandb.teardown()  # or its service goes on holding the id
+                wandb.teardown()  # else its service keeps the id
         self._run = start("offline")
 
 
 def _mode(wanted: Literal["auto", "online", "offline"]) -> Literal["online", "offline", "off"]:
-    """Settle the mode before ``wandb.init``, which without a key asks for one on a terminal, and fails elsewhere."""
+    """The mode; ``wandb.init`` without a key would ask for one on a terminal, and fail elsewhere."""
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True)).settings
@@ -216,6 +211,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _cut(path: Path, last_step: int | None) -> None:
-    """Drop the rows after a step, and a last one that is half written."""
+    """Delete the rows after a step, and damaged ones."""
     kept = [row for row in read_rows(path) if last_step is not None and row["step"] <= last_step]
     write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))

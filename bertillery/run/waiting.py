@@ -1,4 +1,4 @@
-"""How processes wait for one that has hours of work to do, such as preparing a corpus, before they train together."""
+"""Waiting for a process that works for hours before training, such as preparing a corpus."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PATIENCE = timedelta(days=7)
 
 
 def patient_barrier(accelerator: Accelerator) -> Callable[[], object]:
-    """A function at which each process waits until all have called it, up to a week; all ask for it before that work.
+    """A barrier that waits up to a week. All processes call this function before the work, and the barrier after it.
 
-    accelerate's barrier gives up after 10 minutes on GPUs and 30 elsewhere. In training that is how a process that
-    hangs is noticed, so this one does not change it but has a process group of its own.
+    accelerate's barrier times out after 10 minutes on GPUs and 30 elsewhere, which detects hanging processes in
+    training. This barrier has its own process group and leaves that timeout as it is.
     """
     if accelerator.num_processes == 1:
         return lambda: None
@@ -27,7 +27,7 @@ def patient_barrier(accelerator: Accelerator) -> Callable[[], object]:
 
 @contextmanager
 def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """What stands within is done by the main process and then by the others, however long it takes the main one."""
+    """The main process runs the block first, then the others, however long the main one takes."""
     meet = patient_barrier(accelerator)
     if not accelerator.is_main_process:
         meet()

@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration."""
+"""The environment that results depend on: versions, hardware, source, and limits of cores and memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 
 _GROUPS = Path("/sys/fs/cgroup")
-"""Where the system shows control groups, if it has some."""
+"""Control groups of the system."""
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, source and command line, as JSON can hold them; the machine is not named."""
-    import torch  # who only asks for the number of cores need not load it
+    """Versions, hardware, source and command line as JSON data, without the machine's name."""
+    import torch  # not needed to count cores
 
     packages = ("transformers", "accelerate", "tokenizers")
     return {
@@ -47,13 +47,13 @@ def _cpu_model() -> str:
 
 
 def _source(root: Path) -> dict[str, Any]:
-    """Commit of the source tree and whether it was changed since; None for both outside a git checkout."""
+    """Commit of the source tree and whether files have changed; None for both outside a git checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
-    # Without the first check an installed copy would report whatever repository its environment happens to lie in.
+    # Without this check an installed copy would report a repository that contains its environment.
     if (root / ".git").exists():
         with suppress(OSError, subprocess.SubprocessError):
             changes = git("status", "--porcelain", "--untracked-files=no")
@@ -62,26 +62,22 @@ def _source(root: Path) -> dict[str, Any]:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use: those of the machine, or as many as the limit of its control group, rounded
-    up, pays for."""
+    """CPU cores that this process may use: of the machine, or of its control group's limit, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *(math.ceil(limit) for limit in cores_in_groups(_GROUPS, _own_groups()))])
 
 
 def free_memory() -> int:
-    """Bytes that this process can get before the system ends one: of the machine, or of its control group.
-
-    A container or a batch job is such a group and has a limit of its own. Files that are only kept in memory to be read
-    again count as free.
-    """
+    """Bytes that this process can allocate: of the machine, or below the limit of its control group (a container or a
+    batch job). Cached files count as free."""
     return min([psutil.virtual_memory().available, *free_in_groups(_GROUPS, _own_groups())])
 
 
 def cores_in_groups(root: Path, groups: Iterable[str]) -> list[float]:
-    """The limits of CPU time, in cores, that there are for the named control groups, in the first or second version."""
+    """Limits of CPU time, in cores, of the named control groups (version 1 or 2)."""
     found = []
     for group in groups:
-        with suppress(OSError, ValueError):  # not there, or "max", which is no limit
+        with suppress(OSError, ValueError):  # missing, or "max" for no limit
             quota, period = map(int, (root / group / "cpu.max").read_text().split())
             found.append(quota / period)
         with suppress(OSError, ValueError):
@@ -92,7 +88,7 @@ def cores_in_groups(root: Path, groups: Iterable[str]) -> list[float]:
 
 
 def free_in_groups(root: Path, groups: Iterable[str]) -> list[int]:
-    """Bytes left below each limit that there is for the named control groups, in the first or the second version."""
+    """Bytes left below each limit of the named control groups (version 1 or 2)."""
     files = (
         ("", "memory.max", "memory.current", "inactive_file"),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -100,7 +96,7 @@ def free_in_groups(root: Path, groups: Iterable[str]) -> list[int]:
     found = []
     for group, (version, limit, used, kept) in product(groups, files):
         folder = root / version / group
-        with suppress(OSError, ValueError):  # not there, or "max", which is no limit
+        with suppress(OSError, ValueError):  # missing, or "max" for no limit
             statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             use = int((folder / used).read_text()) - int(statistics.get(kept, 0))
             found.append(int((folder / limit).read_text()) - use)

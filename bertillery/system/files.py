@@ -1,7 +1,7 @@
-"""Writing so that a reader, and a later process after a crash, sees the old or the new content and nothing between.
+"""Atomic writes: readers, also after a crash, see either the old or the new content.
 
-What is half-written, or half-deleted, is called ``<name>.partial``; a kill may leave it. The next process that holds
-the lock of the folder removes it with :func:`tidy`.
+Incomplete files and folders are called ``<name>.partial``. A kill may leave them; the next process that holds the
+folder's lock removes them with :func:`tidy`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from bertillery.system.lock import locked
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content; the text is on disk when this returns.
+    """Replace a file's content and flush it to disk.
 
-    It is written under a name of this process's own, so that two processes do not mix, and never through a link.
+    The temporary file has the process id in its name, so that two processes do not mix, and is never a link.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
@@ -45,8 +45,8 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let an ``OSError`` say what was being written: the system names no file where a disk is full, and libraries wrap
-    it in errors of their own."""
+    """Add the path to errors of writing: the system does not name the file when a disk is full, and libraries raise
+    their own errors."""
     try:
         yield
     except InputError:
@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ``OSError`` unless a file can be made in ``path``, or where the folder would be made; leaves nothing."""
+    """Raise ``OSError`` unless the folder, or its nearest existing parent, is writable; leaves no file."""
     place = next(each for each in [path, *path.absolute().parents] if each.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -76,7 +76,7 @@ def sha256(path: Path) -> str:
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Rename a finished folder to its name; an older one there is replaced, and is called ``<name>.old`` meanwhile."""
+    """Flush a complete folder and rename it, replacing an older one, which is ``<name>.old`` in between."""
     for file in partial.rglob("*"):
         _sync(file)
     _sync(partial)
@@ -90,10 +90,10 @@ def publish(partial: Path, folder: Path) -> None:
 
 
 def make_once(folder: Path, make: Callable[[Path], Path], *, doing: str) -> None:
-    """Have a folder made by one process, where it is not there; others wait, and find it.
+    """Make a folder in one process, if it does not exist, while others wait.
 
-    ``make`` is given the place ``<name>.partial``, which a kill leaves as it is, fills it, and returns the path in it
-    of what becomes the folder. ``doing`` is as in :func:`bertillery.system.lock.locked`.
+    ``make`` gets the path ``<name>.partial``, which keeps its content after a kill, and returns the path in it that
+    becomes the folder. ``doing`` is that of :func:`bertillery.system.lock.locked`.
     """
     partial, lefts = folder.with_name(f"{folder.name}.partial"), f"{escape(folder.name)}.*.partial"
     if folder.is_dir() and not partial.exists() and not any(folder.parent.glob(lefts)):
@@ -101,7 +101,7 @@ def make_once(folder: Path, make: Callable[[Path], Path], *, doing: str) -> None
     lock = partial / "lock"
     with locked(lock, doing=doing):
         for left in folder.parent.glob(lefts):
-            shutil.rmtree(left, ignore_errors=True)  # the process that it is of may be at it
+            shutil.rmtree(left, ignore_errors=True)  # its process may still be deleting it
         try:
             if not folder.is_dir():
                 with writing(partial):
@@ -109,21 +109,21 @@ def make_once(folder: Path, make: Callable[[Path], Path], *, doing: str) -> None
                 publish(made, folder)
             _remove_held(partial)
         except BaseException:
-            if partial.is_dir() and [*partial.iterdir()] == [lock]:  # nothing to go on from
+            if partial.is_dir() and [*partial.iterdir()] == [lock]:  # nothing to continue from
                 _remove_held(partial)
             raise
 
 
 def _remove_held(folder: Path) -> None:
-    """Delete a folder whose lock in it this process holds, under a name of this process's own: others, which wait for
-    the lock or just come, make files in a folder of that name."""
+    """Delete a folder that contains a lock held by this process. It is renamed first, because processes that wait for
+    the lock create files under its name."""
     doomed = folder.with_suffix(f".{os.getpid()}.partial")
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder, if it is there; a kill leaves it as it was, or as ``<name>.partial``."""
+    """Delete a folder if it exists; a kill leaves it complete or as ``<name>.partial``."""
     doomed = folder if folder.suffix == ".partial" else folder.with_name(f"{folder.name}.partial")
     if folder != doomed and folder.exists():
         remove(doomed)
@@ -133,8 +133,7 @@ def remove(folder: Path) -> None:
 
 
 def tidy(folder: Path, names: str = "*") -> None:
-    """Finish or remove what a kill left in a folder, of files and folders of such ``names`` (a pattern), while this
-    process holds its lock."""
+    """Finish or remove what a kill left in a folder whose lock this process holds; ``names`` is a pattern."""
     for left in folder.glob(f"{names}.partial"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)

@@ -1,4 +1,4 @@
-"""``python -m bertillery.system.gpus 8``: refuse where this machine has fewer GPUs than asked for."""
+"""``python -m bertillery.system.gpus 8``: exits with 2 if this machine has fewer GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def check_gpus(asked: int, *, by: str) -> str | None:
-    """What to say where ``asked`` GPUs are more than there are; ``by`` is how they were asked for."""
+    """Message if this machine has fewer than ``asked`` GPUs; ``by`` says how they were asked for."""
     found = torch.accelerator.device_count()
     if asked <= found:
         return None

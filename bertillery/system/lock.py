@@ -1,7 +1,6 @@
-"""Locks: one process at a time. A lock goes with the process that holds it, however that ends.
+"""File locks of the system, which end with the process that holds them.
 
-It is the system's lock of an open file. A forked child would inherit the open file, and keep the lock when its parent
-is gone, so children close it.
+A forked child would inherit the open file and keep the lock after its parent's end, so children close it.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextmanager
 def locked(file: Path, *, doing: str, remedy: str | None = None) -> Iterator[None]:
-    """Hold the lock of a file, which is made with its folder if it is not there.
+    """Hold the lock of a file, which is created with its folder.
 
-    While another process holds it, this one waits and says for whom; ``doing`` says what the other one does, as in "is
-    preparing this corpus". Where a ``remedy`` is given it does not wait and raises ``ConfigError`` that ends with it.
-    Whoever holds the lock may delete the file. A file system that knows no locks has none, which is said.
+    If another process holds it, logs that process and waits; ``doing`` says what it does, such as "is preparing this
+    corpus". With a ``remedy`` raises ``ConfigError`` that ends with it instead of waiting. The holder may delete the
+    file. On a file system without locks logs a warning and continues.
     """
     descriptor = _acquire(file, doing, remedy)
     try:
         yield
     finally:
-        if descriptor in _held:  # else this is a forked child
+        if descriptor in _held:  # not in a forked child
             os.ftruncate(descriptor, 0)
             with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also of a child that has not come to closing it
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child that has not closed it yet
             _release(descriptor)
 
 
@@ -62,24 +61,22 @@ def _acquire(file: Path, doing: str, remedy: str | None) -> int:
         except BaseException:
             _release(descriptor)
             raise
-        _release(descriptor)  # deleted by the one that held it before: its folder was made, or moved
+        _release(descriptor)  # its last holder has deleted the file
 
 
 def _open(file: Path) -> int:
     while True:
-        with suppress(FileNotFoundError):  # the folder was deleted in between
+        with suppress(FileNotFoundError):  # the folder was deleted concurrently
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
-                if not stat.S_ISDIR(file.parent.lstat().st_mode):  # else it was there for a moment
+                if not stat.S_ISDIR(file.parent.lstat().st_mode):  # else a file existed for a moment
                     raise
             try:
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except OSError as error:
                 if error.errno == errno.ELOOP:
-                    raise InputError(
-                        f"{file} is a symbolic link, and no lock is taken through one; delete it"
-                    ) from None
+                    raise InputError(f"{file} is a symbolic link, which cannot be a lock; delete it") from None
                 raise
             _held.add(descriptor)
             return descriptor
@@ -96,7 +93,7 @@ def _lock(descriptor: int, file: Path, doing: str, remedy: str | None) -> None:
         logger.warning("%s; waiting for it", other)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): see to it that no other process %s", file, error, doing)
+        logger.warning("%s cannot be locked (%s): make sure that no other process %s", file, error, doing)
 
 
 def _is_still(descriptor: int, file: Path) -> bool:

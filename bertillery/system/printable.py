@@ -1,18 +1,18 @@
-"""Text that others wrote, made safe to print on one line: it moves no cursor, ends no line and turns no direction."""
+"""Foreign text made safe to print on one line, without control characters, line breaks and changes of direction."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _UNSAFE = {"Cc", "Zl", "Zp", "Cs"}
-"""Categories: control characters, line and paragraph separators, halves of a surrogate pair, which no file can hold."""
+"""Categories: control characters, line and paragraph separators, halves of surrogate pairs, which no file can hold."""
 _DIRECTIONS = {*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
-"""They would show what follows in another order."""
+"""Characters that change the direction of the text after them."""
 
 
 def printable(text: str) -> str:
-    """The text with every unsafe character made visible: ``␊`` for a new line, ``␛`` for escape, ``�`` for what has no
-    such picture."""
+    """The text with unsafe characters made visible: ``␊`` for a new line, ``␛`` for escape, ``�`` for others without a
+    symbol."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 

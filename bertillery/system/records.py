@@ -1,8 +1,7 @@
-"""State files (JSON and YAML) that runs, corpora and model folders consist of, read and checked in one place.
+"""State files (JSON and YAML) of runs, corpora and model folders, validated by a schema when they are read.
 
-Whoever wrote such a file, it may be damaged, cut short or another program's. Every reader goes through here: the
-content is validated by a schema before anything uses it, and whatever is wrong becomes one ``InputError`` that names
-the file, the defect and what to do.
+Such a file may be damaged, incomplete or another program's. Every defect is one ``InputError`` that names the file, the
+defect and what to do.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from pydantic import TypeAdapter, ValidationError
 from bertillery.config.section import ConfigError, InputError, parse_yaml
 
 LARGEST = 64_000_000
-"""Bytes; a state file is far smaller."""
+"""Bytes; state files are far smaller."""
 
 T = TypeVar("T")
 
 
 def read_json(path: Path, schema: type[T] | Any, *, remedy: str) -> T:
-    """The content of a JSON file as ``schema`` (a pydantic model, or any type annotation) describes it.
+    """The content of a JSON file, validated by ``schema`` (a pydantic model or any type annotation).
 
-    ``remedy`` ends the message, as in ``"delete the folder and prepare again"``. Raises ``InputError`` where the file
-    is missing, is not UTF-8 or not JSON, or does not fit the schema.
+    ``remedy`` ends the message, as in ``"delete the folder and prepare again"``. Raises ``InputError`` if the file is
+    missing, not UTF-8, not JSON, or does not fit the schema.
     """
     text = read_text(path, remedy=remedy)
     try:
@@ -36,7 +35,7 @@ def read_json(path: Path, schema: type[T] | Any, *, remedy: str) -> T:
 
 
 def read_yaml(path: Path, schema: type[T] | Any, *, remedy: str) -> T:
-    """The same of a YAML file."""
+    """The same for a YAML file."""
     text = read_text(path, remedy=remedy)
     try:
         values = parse_yaml(text, str(path))
@@ -46,7 +45,7 @@ def read_yaml(path: Path, schema: type[T] | Any, *, remedy: str) -> T:
 
 
 def read_text(path: Path, *, remedy: str) -> str:
-    """The text of a small UTF-8 file; ``InputError`` where there is none."""
+    """The text of a small UTF-8 file; ``InputError`` if it cannot be read."""
     try:
         size = path.stat().st_size
         if size > LARGEST:
@@ -59,7 +58,7 @@ def read_text(path: Path, *, remedy: str) -> str:
 
 
 def checked(path: Path, values: Any, schema: type[T] | Any, *, remedy: str) -> T:
-    """Plain ``values`` as the schema describes them; ``InputError`` that lists what does not fit."""
+    """Plain ``values`` validated by the schema; ``InputError`` lists what does not fit."""
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:

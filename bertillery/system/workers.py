@@ -1,4 +1,4 @@
-"""Worker processes: they end with their parent, leave signals to it, and one that is lost is an error of ours."""
+"""Worker processes: they end with their parent and leave Ctrl-C to it; a killed worker is an ``InputError``."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ from bertillery.config.section import InputError
 from bertillery.system.entry import end_with
 
 START = "fork" if sys.platform == "linux" else None
-"""Forked, as Linux did by itself before Python 3.14: workers share what the parent holds and are sent no copy of it."""
+"""Forked workers share the parent's memory; Python 3.14 no longer forks by default."""
 
 
 @contextmanager
 def pool(number: int, begin: Callable[..., object] | None = None, *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """Workers, each of which begins with a call of ``begin``; ``InputError`` where one is ended from outside."""
+    """Workers that each start with a call of ``begin``; ``InputError`` if one is killed."""
     initial = (os.getpid(), begin, *arguments)
     try:
         with ProcessPoolExecutor(number, get_context(START), initializer=begin_worker, initargs=initial) as made:
             yield made
     except BrokenProcessPool:
-        raise InputError(f"a worker process was ended from outside, {_REASON}") from None
+        raise InputError(f"a worker process was killed, {_REASON}") from None
 
 
 def begin_worker(parent: int, begin: Callable[..., object] | None = None, *arguments: Any) -> None:
-    """What a worker does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    """First call of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent decides
     end_with(parent, signal.SIGKILL)
     if begin is not None:
         begin(*arguments)
 
 
 def lost_worker(error: RuntimeError) -> str | None:
-    """What to say of an error that is one of torch's workers being ended from outside; None of any other."""
+    """Message for the error of a killed worker of torch's data loader; None for other errors."""
     text = str(error)
     if not text.startswith("DataLoader worker (pid"):
         return None
-    return (
-        f"a process that prepares batches was ended ({text.rstrip('. ')}), {_REASON}; train.workers=0 needs the least"
-    )
+    return f"a data loading process was killed ({text.rstrip('. ')}), {_REASON}; train.workers=0 needs the least memory"
 
 
-_REASON = "most often because memory ran out; the same command goes on where it was"
+_REASON = "most often because memory ran out; the same command resumes"

@@ -97,7 +97,8 @@ def test_a_command_reads_its_arguments_once(
     file = write(
         tmp_path,
         "task.yaml",
-        "task: {name: t, type: classification, text: [a], label: b, labels: [x, y], metrics: accuracy,\n  hub: {dataset: a/b}}\n",
+        "task: {name: t, type: classification, text: [a], label: b, labels: [x, y],\n"
+        "  metrics: accuracy, hub: {dataset: a/b}}\n",
     )
     read = []
     plain = section._read_file

@@ -62,7 +62,7 @@ def test_a_worker_that_is_killed_is_an_error_of_ours(working: dict[str, Iterator
     next(working[work])
     for child in multiprocessing.active_children():
         child.kill()
-    with pytest.raises(InputError, match=r"a worker process was ended from outside, most often because memory ran out"):
+    with pytest.raises(InputError, match=r"a worker process was killed, most often because memory ran out"):
         [*working[work]]
 
 
@@ -84,7 +84,7 @@ def test_a_lost_process_that_prepares_batches_is_an_error_of_ours(capsys: pytest
 
     assert guarded(action) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: a process that prepares batches was ended (DataLoader worker (pid")
+    assert said.startswith("error: a data loading process was killed (DataLoader worker (pid")
     assert "train.workers=0" in said
 
     def other() -> int:
