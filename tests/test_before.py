@@ -120,7 +120,7 @@ def test_a_finished_run_is_left_alone(place: Path, name: str, capsys: pytest.Cap
     before = {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*")}
     assert run(name) == 0
     said = capsys.readouterr().out
-    assert "is finished and left alone" in said
+    assert "is finished; for another run" in said
     assert "result of other inputs" not in said
     assert json.loads((place / "runs" / name / "finished.json").read_text())["table"] in said
     assert {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*")} == before
