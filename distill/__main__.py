@@ -19,6 +19,7 @@ from bertillery.engine.objective import describe_objectives
 from bertillery.run.command import command
 from distill.config import TaskAgnosticConfig, TaskConfig, load_config
 from distill.stage import FirstStage, TaskAgnostic, TaskSpecific
+from finetune.task import describe_task_types
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _more_keys() -> str:
     agnostic, task = (describe_objectives("distill.objectives", section) for section in ("Config", "AnswersConfig"))
-    return f"{agnostic}\n\nFor a task:\n\n{describe(TaskConfig)}\n\n{task}"
+    return f"{agnostic}\n\nFor a task:\n\n{describe(TaskConfig)}\n\n{describe_task_types()}\n\n{task}"
 
 
 def run(config: TaskAgnosticConfig | TaskConfig) -> int:

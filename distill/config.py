@@ -23,6 +23,7 @@ from bertillery.run.stage import StageConfig
 from distill.augment import AugmentSection
 from distill.student import StudentSection
 from finetune.config import EncoderSection, FinetuneConfig, check_task, model_name
+from finetune.task_types.spans import Config as Questions
 
 _SHARED = "task", "teacher", "model", "run", "tracking"
 """Sections that the stage before takes from the stage that follows it, except for keys of its own."""
@@ -120,9 +121,10 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
         first = first.named(f"{first.task.name}/{name}-first/seed-{first.run.seed}")
         values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}
     config = validate(_schema(TaskConfig, values, "AnswersConfig"), values, sources)
-    if config.task.spans and config.task.spans.head != "independent":
+    spans = config.task.spans if isinstance(config.task, Questions) else None
+    if spans and spans.head != "independent":
         raise ConfigError(
-            f"task.spans.head: given {config.task.spans.head!r}; students and teachers of answers have "
+            f"task.spans.head: given {spans.head!r}; students and teachers of answers have "
             "independent heads; leave it out"
         )
     config = config.named(f"{config.task.name}/{name}/seed-{config.run.seed}")

@@ -11,7 +11,7 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from bertillery.models.flops import encoder_flops
 from distill.teacher import Teacher
-from finetune.predictor import Predictor
+from finetune.predict import Predictor
 
 
 class Imitation(Predictor):

@@ -30,9 +30,8 @@ from bertillery.system.files import publish, remove, write_text, writing
 from bertillery.system.records import checked, read_yaml
 from experiments.seeds import read_summaries
 from finetune.config import model_name
-from finetune.task import TaskSection
-from finetune.task_types.base import task_type_of
-from finetune.task_types.sequences import VectorType, mean_outputs
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import VectorType, mean_outputs
 
 logger = logging.getLogger(__name__)
 TABLES = Path("runs/finetune/tables")
@@ -276,7 +275,7 @@ def predictions_of(runs: Sequence[Path]) -> dict[str, list[str] | np.ndarray]:
         files = [run / "predictions" / f"{split}.tsv" for run in runs]
         if all(file.exists() for file in files):
             best = task_type.best(mean_outputs(files))
-            found[name] = best if task.type == "regression" else [task_type.format_prediction(each) for each in best]
+            found[name] = best if task.is_score else [task_type.format_prediction(each) for each in best]
     return found
 
 

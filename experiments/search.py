@@ -38,7 +38,7 @@ from bertillery.run.suggestion import make_command
 from bertillery.system.files import remove, write_text
 from experiments.jobs import Job, job, print_changes, read_rows, run_jobs
 from experiments.space import Range, Space, read_space
-from finetune.config import load_config
+from finetune.config import FinetuneConfig, load_config
 from finetune.stage import Finetuning
 
 
@@ -125,6 +125,13 @@ class SearchSection(Section):
     """Runs at a time; by default one for each GPU, or for each core of the CPU."""
 
 
+class Searched(Section):
+    """The ``config.yaml`` of a search: its space, and the configuration that all trials have."""
+
+    space: dict[str, Any]
+    trials: FinetuneConfig
+
+
 class Search:
     """The trials of one space, on one task, with one model."""
 
@@ -175,11 +182,11 @@ class Search:
         text = yaml.safe_dump({"space": space, "trials": self.config.model_dump(mode="json")}, sort_keys=False)
         ignore = [f"trials.{key}" for key in RESUMABLE]
         try:
-            directory = RunDirectory.open(self.folder, text, ignore=ignore, is_main=False)
+            directory = RunDirectory.open(self.folder, text, schema=Searched, ignore=ignore, is_main=False)
         except ConfigError as error:
             raise ConfigError(f"{error}\nA search gets another name by another search_seed=...") from None
         with directory.held():
-            RunDirectory.open(self.folder, text, ignore=ignore)
+            RunDirectory.open(self.folder, text, schema=Searched, ignore=ignore)
             write_text(self.folder / "sweep.yaml", self._sweep())
             yield
 

@@ -37,7 +37,7 @@ from bertillery.system.records import read_json
 from experiments.jobs import Job, command_of, job, print_changes, read_rows, run_jobs
 from finetune.config import FinetuneConfig
 from finetune.stage import Finetuning
-from finetune.task_types.base import task_type_of
+from finetune.task import task_type_of
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 """The benchmark's tasks, by the names of their configurations: the published mean is over exactly these."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from bertillery.run.command import command
 from finetune.config import FinetuneConfig, load_config
 from finetune.stage import Finetuning
+from finetune.task import describe_task_types
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         schema=FinetuneConfig,
         load=load_config,
         run=lambda config: Finetuning(config, arguments).run(),
+        more=describe_task_types,
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from bertillery.config.section import (
     CONFIGS,
@@ -23,7 +23,6 @@ from bertillery.config.section import (
 from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
-from bertillery.models.encoders import reads_token_types
 from bertillery.models.load import read_config
 from bertillery.run.stage import StageConfig
 from finetune.task import TaskSection
@@ -92,7 +91,7 @@ class FinetuneTrainSection(TrainSection):
 class FinetuneConfig(StageConfig):
     """Everything a fine-tuning run is made from. Defaults are BERT's."""
 
-    task: TaskSection
+    task: SerializeAsAny[TaskSection]
     model: EncoderSection
     recipe: str = "auto"
     """Settings that a paper gives for the task: a file in ``configs/finetune/recipes``. ``auto`` takes the one of the
@@ -102,15 +101,14 @@ class FinetuneConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> FinetuneConfig:
-        pairs = len(self.task.text) == 2 and self.task.type in ("classification", "multilabel", "regression")
-        if self.train.both_orders and not pairs:
+        if self.train.both_orders and not self.task.is_pair:
             raise ValueError(f"train.both_orders is for pairs of texts, and {self.task.name} has none")
         if self.train.best_by not in (None, *self.task.metrics):
             raise ValueError(
                 f"train.best_by: given {self.train.best_by!r}; {self.task.name} is scored by "
                 f"{', '.join(self.task.metrics)} (task.metrics); give one of these"
             )
-        if self.model.score_bias == "mean" and self.task.type != "regression":
+        if self.model.score_bias == "mean" and not self.task.is_score:
             raise ValueError(f"model.score_bias is for a score, and {self.task.name} is of type {self.task.type}")
         return self
 
@@ -124,41 +122,24 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     values, sources = merge_layers(layers)
     check_task(values, sources)
     check_sections(FinetuneConfig, values, sources)
-    start = values.get("model", {}).get("from")
-    section = values.get("task", {})
-    task = section.get("name")
+    start, section = values.get("model", {}).get("from"), values.get("task", {})
     if start is None or not section:
         raise ConfigError(
             "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
             "MODEL=<directory or Hub id>"
         )
     name = recipe_for(start, values.get("recipe", "auto"))
-    under = recipe_values(name, str(task), section.get("type"), spans=section.get("spans"))
-    values, sources = merge_layers([Layer(under, f"recipe {name}"), *layers])
+    values, sources = merge_layers([Layer(recipe_values(name, section), f"recipe {name}"), *layers])
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
-    _check_head(config)
+    config.task.check_model(start)
     random = "-random" * (config.model.weights == "random")
     return config.named(f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}")
 
 
-def _check_head(config: FinetuneConfig) -> None:
-    """``ConfigError`` where the head that finds answers is not one for the model."""
-    head, start = config.task.spans.head if config.task.spans else "independent", config.model.from_
-    if head == "independent":
-        return
-    found = read_config(start)
-    if found.model_type != head or not reads_token_types(found):
-        blind = " without token types, by which that head knows the context" * (found.model_type == head)
-        raise ConfigError(
-            f"task.spans.head: given {head!r}, the head of {head} models; {start} is a model of type "
-            f"{found.model_type}{blind}; give independent"
-        )
-
-
 def check_task(values: dict[str, Any], sources: dict[str, str]) -> None:
     """``ConfigError`` where the keys of a task stand beside the sections, as in a YAML without ``task:`` above them."""
-    loose = [key for key in TaskSection.model_fields if key in values]
+    loose = [key for key in TaskSection.variant(values).model_fields if key in values]
     if loose and "task" not in values:
         raise ConfigError(
             f"{sources[loose[0]]}: {', '.join(loose)} describe a task and belong into the section task: write `task:` "
@@ -210,27 +191,18 @@ def describe_recipe(start: str, name: str) -> str:
     return f"{name}: {model} (for {', '.join(map(str, widths))})"
 
 
-def recipe_values(name: str, task: str, kind: str | None = None, *, spans: Any = None) -> dict[str, Any]:
-    """What a recipe sets for a task: its ``all``, over it what it has for tasks of this ``kind`` (``task.type``), for
-    ``unanswerable`` questions, and for the task alone.
-
-    ``spans`` is the task's own section: where it names another head than the recipe, what the recipe says of answers
-    goes with the head.
-    """
+def recipe_values(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe for a task with these values: its ``all``, over it those for the task's ``kinds``, and
+    over them those for the task of this name."""
     if name == "none":
         return {}
-    recipe = _read(configurations(RECIPES) / f"{name}.yaml")
+    recipe, schema = _read(configurations(RECIPES) / f"{name}.yaml"), TaskSection.variant(task)
     merged: dict[str, Any] = {}
-    given = spans if isinstance(spans, dict) else {}
-    kinds = [kind, *(["unanswerable"] if kind == "spans" and given.get("unanswerable") else [])]
-    layers = [recipe.get("kinds", {}).get(each, {}) for each in kinds]
-    for layer in (recipe.get("all", {}), *layers, recipe.get("tasks", {}).get(task, {})):
+    layers = [recipe.get("kinds", {}).get(kind, {}) for kind in schema.recipe_kinds(task)]
+    for layer in (recipe.get("all", {}), *layers, recipe.get("tasks", {}).get(str(task.get("name")), {})):
         for section, settings in layer.items():
             merged[section] = {**merged.get(section, {}), **settings}
-    head = merged.get("task", {}).get("spans", {}).get("head")
-    if given.get("head", head) != head:
-        merged.pop("task", None)
-    return merged
+    return schema.fit_recipe(merged, task)
 
 
 def _recipes() -> dict[str, dict[str, Any]]:

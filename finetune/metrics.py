@@ -1,8 +1,8 @@
-"""Metrics by name, as ``evaluate`` metrics that need no network, and a word about predictions that only look like some.
+"""Metrics by name, as ``evaluate`` metrics that need no network, and warnings about predictions that are all alike.
 
 Definitions are those of the published scores: scikit-learn's accuracy, F1 and Matthews correlation, scipy's Pearson and
 Spearman correlation. A correlation that is not defined, because one side is constant or not a number, is reported as 0;
-``degenerate`` then says so.
+the warnings then say so.
 """
 
 from __future__ import annotations
@@ -19,15 +19,8 @@ from bertillery.config.section import InputError
 if TYPE_CHECKING:
     import evaluate
 
-METRICS_OF = {
-    "classification": ("accuracy", "f1", "macro_f1", "matthews_correlation"),
-    "multilabel": ("macro_f1", "accuracy"),
-    "regression": ("pearson", "spearman"),
-    "choice": ("accuracy",),
-}
-"""What can be asked of each type of task whose predictions are numbers."""
 _NARROW = 1e-3
-"""Scores that span less than this share of what the labels span are taken for one score."""
+"""Scores that span less than this share of the labels' span count as one score."""
 
 
 def scores(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -53,27 +46,19 @@ def metric(name: str) -> evaluate.Metric:
     return _metric_class()(config_name=name, keep_in_memory=True)
 
 
-def degenerate(type: str, predictions: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> str | None:
-    """What is wrong with predictions that do not depend on the example, or None.
-
-    Shapes as for ``scores``; ``label_names`` in the order of ids, empty for regression.
-    """
-    if not np.isfinite(predictions).all():
-        bad = int((~np.isfinite(predictions)).sum())
-        return f"{bad:,} of {predictions.size:,} predictions are not a number: the training diverged"
-    if type == "regression":
-        return _one_score(predictions, labels)
-    if len(predictions) < 2 or (labels == labels[0]).all() or (predictions != predictions[0]).any():
-        return None
-    if type == "multilabel":
-        chosen = [repr(name) for name, on in zip(label_names, predictions[0], strict=True) if on]
-        return f"predicts {' and '.join(chosen) or 'no label'} for every example"
-    majority = np.bincount(labels.astype(np.int64)).argmax()
-    kind = "the majority class" if predictions[0] == majority else "the class"
-    return f"predicts {kind} {label_names[int(predictions[0])]!r} for every example"
+def diverged(predictions: np.ndarray) -> str | None:
+    """A warning about predictions that are not numbers, or None."""
+    bad = int((~np.isfinite(predictions)).sum())
+    return f"{bad:,} of {predictions.size:,} predictions are not a number: the training diverged" if bad else None
 
 
-def _one_score(predictions: np.ndarray, labels: np.ndarray) -> str | None:
+def all_alike(predictions: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the prediction is the same for every example though the labels are not."""
+    return len(predictions) > 1 and bool((labels != labels[0]).any() and (predictions == predictions[0]).all())
+
+
+def one_score(predictions: np.ndarray, labels: np.ndarray) -> str | None:
+    """A warning about scores (N,) that are all alike, or nearly so beside the span of the labels, or None."""
     span, wanted = float(np.ptp(predictions)), float(np.ptp(labels))
     if len(predictions) < 2 or wanted == 0 or span >= _NARROW * wanted:
         return None
@@ -110,7 +95,7 @@ def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a single class, which degenerate() reports
+        warnings.simplefilter("ignore")  # a single class, which a warning reports
         return float(matthews_corrcoef(labels, predictions))
 
 
@@ -132,7 +117,7 @@ def _correlation(function: Callable[..., Any], predictions: np.ndarray, labels: 
     if any(not np.isfinite(side).all() or np.ptp(side) == 0 for side in sides):
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly constant, which degenerate() reports
+        warnings.simplefilter("ignore")  # nearly constant, which a warning reports
         return float(np.nan_to_num(function(*sides).statistic))
 
 
@@ -156,8 +141,8 @@ def _metric_class() -> type[evaluate.Metric]:
         """One of ``_FUNCTIONS``, named by the configuration's name."""
 
         def _info(self) -> evaluate.MetricInfo:
-            value = datasets.Value("float64" if self.config_name in METRICS_OF["regression"] else "int64")
-            kinds = [value, datasets.Sequence(value)] if self.config_name in METRICS_OF["multilabel"] else [value]
+            value = datasets.Value("float64" if self.config_name in ("pearson", "spearman") else "int64")
+            kinds = [value, datasets.Sequence(value)] if self.config_name in ("macro_f1", "accuracy") else [value]
             return evaluate.MetricInfo(
                 description=_FUNCTIONS[self.config_name].__doc__ or f"{self.config_name} correlation",
                 citation="",

@@ -1,23 +1,78 @@
-"""Predictions for whole splits, gathered from all processes, and the task's metrics over them.
+"""A model that predicts, its predictions for whole splits, gathered from all processes, and the task's metrics.
 
 F1, Matthews' and the other correlations of a set are not means over its batches, so nothing is averaged: every example
 is predicted once, by one process, and the metrics see all of them.
+
+Legend: M rows of outputs of some examples, K outputs of a row.
 """
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from bertillery.engine.batch import ranges
+from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.evaluate import HeldOut, Sums
 from bertillery.engine.loader import shares
+from bertillery.engine.objective import Objective, Term
+from bertillery.models.encoders import sequence_logits
+from bertillery.models.flops import encoder_flops
 from finetune.examples import Examples
-from finetune.predictor import Predictor
-from finetune.task_types.base import TaskType
+
+if TYPE_CHECKING:
+    from finetune.task_types.base import TaskType
+
+
+class Predictor(Objective):
+    """The objective of a task: a stock model whose head sees the rows that it needs, and what its logits mean."""
+
+    entries: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def logits(self, batch: PackedBatch) -> Tensor:
+        """(M, K), or (M,), in float32; by default a row for each sequence, from its [CLS]."""
+        return sequence_logits(self.model, batch.input).float()
+
+    @abstractmethod
+    def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
+        """Sums of the batch by name; the first one is the task's loss."""
+
+    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor | None:
+        """Logarithms of the probabilities (M, K) or (M,) of the logits, which sum to 1 over whatever excludes one
+        another; None for a score. For logits divided by a temperature these are the softened ones."""
+        return None
+
+    def distributions(self, logits: Tensor) -> int:
+        """How many distributions each row of ``logits`` stands for; the task's loss is the mean over them."""
+        return 1
+
+    @abstractmethod
+    def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """(M, K) numbers that may be averaged over models: probabilities, or scores. The rows of an example follow
+        those of the example before it."""
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """The terms of the batch."""
+        return self.terms(self.logits(batch), batch)
+
+    def exported(self) -> PreTrainedModel:
+        """The fine-tuned model."""
+        return self.model
+
+    @torch.no_grad()
+    def flops(self, batch: PackedBatch) -> float:
+        """Three times the forward pass of the encoder; the head's few rows are not counted."""
+        return 3 * encoder_flops(self.model.config, batch.input)
 
 
 @torch.no_grad()
@@ -60,7 +115,7 @@ class Scored(HeldOut):
     def __init__(
         self,
         splits: dict[str, Examples],
-        kind: TaskType,
+        task_type: TaskType,
         *,
         num_examples: int | None,
         best_by: str | None = None,
@@ -70,7 +125,7 @@ class Scored(HeldOut):
         super().__init__(first, num_examples=num_examples)
         drawn = [self.rows, *(HeldOut(source, num_examples=num_examples).rows for _, source in others)]
         self._splits = [(name, source, rows) for (name, source), rows in zip(splits.items(), drawn, strict=True)]
-        self._kind, self._best_by = kind, best_by or kind.section.metrics[0]
+        self._task_type, self._best_by = task_type, best_by or task_type.section.metrics[0]
 
     def score(self, values: dict[str, float]) -> float:
         """The deciding metric on the first validation split."""
@@ -82,7 +137,7 @@ class Scored(HeldOut):
         for name, examples, rows in self._splits:
             assert examples.labels is not None
             outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=self.micro_batch_tokens)
-            predictions = self._kind.decide(outputs, examples, rows["index"])
-            values = means | self._kind.scores(predictions, examples.labels[rows["index"]])
+            predictions = self._task_type.decide(outputs, examples, rows["index"])
+            values = means | self._task_type.scores(predictions, examples.labels[rows["index"]])
             found |= {key if examples is self._source else f"{name}/{key}": value for key, value in values.items()}
         return found

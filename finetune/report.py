@@ -17,7 +17,7 @@ from bertillery.system.files import publish, remove, writing
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig
 from finetune.examples import Examples
-from finetune.splits import Split, rows_of
+from finetune.splits import Split
 from finetune.task_types.base import Predicted, TaskType
 
 
@@ -82,10 +82,10 @@ def panels(metrics: Sequence[str], baselines: Mapping[str, Mapping[str, float]])
 
 def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: int = 3) -> str:
     """Write all examples to ``path``, the largest errors first; returns the first few as text."""
-    split, rows, distances = predicted.split, rows_of(kind.section), kind.distances(predicted)
-    lines, told = [["index", "distance", "label", "prediction", *rows.names]], []
+    split, distances = predicted.split, kind.distances(predicted)
+    lines, told = [["index", "distance", "label", "prediction", *kind.text_names()]], []
     for i in np.argsort(-distances, kind="stable"):
-        texts = [rows.format_prediction(column[i]) for column in split.texts]
+        texts = [kind.format_text(column[i]) for column in split.texts]
         label, given = kind.format_label(predicted.labels[i]), kind.format_prediction(predicted.predictions[i])
         lines.append([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts])
         if len(told) < shown:

@@ -14,25 +14,13 @@ from bertillery.config.section import InputError
 from bertillery.data import pydocs
 from bertillery.data.tables import Table
 from bertillery.run.inputs import Fingerprint, digest
-from finetune.rows import ChoiceRows, Rows, ScoreRows, SeveralRows, SpanRows, TokenRows, as_id, objects, unlabelled
+from finetune.rows import as_id, objects, unlabelled
 from finetune.sources import Source, find_source
-from finetune.task import TaskSection
+from finetune.task import TaskSection, task_type_of
 
 logger = logging.getLogger(__name__)
 _LISTED = 5
-_ROWS: dict[str, type[Rows]] = {
-    "classification": Rows,
-    "multilabel": SeveralRows,
-    "regression": ScoreRows,
-    "choice": ChoiceRows,
-    "tokens": TokenRows,
-    "spans": SpanRows,
-}
-
-
-def rows_of(section: TaskSection) -> Rows:
-    """How rows of the task are read."""
-    return _ROWS[section.type](section)
+"""Rows that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class Split:
 
     name: str
     texts: tuple[list[Any], ...]
-    """One list of texts, or two of a pair; what a text is depends on the kind of task (:mod:`finetune.rows`)."""
+    """One list of texts, or two of a pair; what a text is depends on the task type."""
     labels: np.ndarray | None
     """Class ids int64 ``(N,)``, scores float32 ``(N,)``, 0/1 float32 ``(N, L)``, or objects ``(N,)``; None where there
     are none."""
@@ -136,13 +124,12 @@ def current_rows(section: TaskSection, *, data_dir: Path, glue_dir: Path | None)
 def report(task: Task) -> str:
     """What was read, a line each: sizes, shares of the labels, and how many examples training has as well."""
     section = task.section
-    pairs = len(section.text) == 2 and section.type in ("classification", "multilabel", "regression")
-    kind = f"{section.type}{' of pairs' * pairs}, scored by {', '.join(section.metrics)}"
+    kind = f"{section.type}{' of pairs' * section.is_pair}, scored by {', '.join(section.metrics)}"
     lines = {"task": f"{section.name}: {kind}", "data": task.where}
     train = set(_hashable(task.splits["train"])) if "train" in task.splits else set()
     for name, split in task.splits.items():
         shared = sum(texts in train for texts in _hashable(split)) if name != "train" else 0
-        described = "not labelled" if split.labels is None else rows_of(section).describe(split.labels)
+        described = "not labelled" if split.labels is None else task_type_of(section).describe_labels(split.labels)
         parts = [f"{split.num_examples:,} examples", described]
         parts += [f"{split.left_out:,} incomplete rows left out"] if split.left_out else []
         parts += [f"{shared:,} of them also in train"] if shared else []
@@ -167,7 +154,7 @@ class _SplitReader:
     """Gathers the rows of one split's tables."""
 
     def __init__(self, section: TaskSection, source: Source, name: str) -> None:
-        self.section, self.source, self.name, self.rows = section, source, name, rows_of(section)
+        self.section, self.source, self.name, self.task_type = section, source, name, task_type_of(section)
         self.is_test = name in section.test
         self.texts: list[tuple[Any, ...]] = []
         self.labels: list[Any] = []
@@ -179,26 +166,27 @@ class _SplitReader:
 
     def read(self, table: Table) -> None:
         """Add a table's rows; problems are gathered, wrong columns raise at once."""
-        section = self.section
-        texts = {name: self._column(table, name, setting) for name, setting in self.rows.columns.items()}
+        task_type, section = self.task_type, self.section
+        texts = {name: self._column(table, name, setting) for name, setting in task_type.text_columns().items()}
         label = self._called(section.label)
-        labels = self.rows.label_cells(self.source, table, label)
+        labels = task_type.label_cells(self.source, table, label)
         if labels is None and not self.is_test:
-            each = ", or in task.labels a column of 0 and 1 for each label" * isinstance(self.rows, SeveralRows)
-            self._column(table, section.label, f"task.label={section.label}{each}")
+            self._column(table, section.label, f"task.label={section.label}{task_type.label_hint}")
         if labels is not None and self.is_test and all(map(unlabelled, labels)):
             labels = None
-        convert = None if labels is None else self.rows.converter(self.source, table, label)
+        convert = None if labels is None else task_type.label_reader(self.source, table, label)
         ids = self._ids(table)
         for row in range(len(table.lines)):
             try:
                 if not self._complete(table, row, texts, labels):
                     continue
-                cells = tuple(self.rows.text("" if column[row] is None else column[row]) for column in texts.values())
+                cells = tuple(
+                    task_type.read_text("" if column[row] is None else column[row]) for column in texts.values()
+                )
                 given = None if labels is None or convert is None else convert(labels[row])
-                example, given = self.rows.example(cells, given)
+                example, given = task_type.example(cells, given)
                 index = self.num_rows + row if ids is None else as_id(self._called(section.index or ""), ids[row])
-                if self.rows.unique_ids and self.name != "train":
+                if task_type.unique_ids and self.name != "train":
                     self._note(index, self._place(table, row))
             except ValueError as error:
                 self.problems.append(f"{self._place(table, row)}: {error}")
@@ -237,7 +225,7 @@ class _SplitReader:
     def _complete(self, table: Table, row: int, texts: Mapping[str, list[Any]], labels: Sequence[Any] | None) -> bool:
         """Whether the row is used; ``ValueError`` for one that may neither be used nor left out."""
         cells = {name: column[row] for name, column in texts.items() if name in self.section.text}
-        if labels is not None and self.rows.label_needed:
+        if labels is not None and self.task_type.label_needed:
             cells[self.section.label] = labels[row]
         empty = [
             repr(self._called(name))
@@ -274,6 +262,6 @@ class _SplitReader:
                 f"{section.name} {self.name}: the column {section.index!r} does not count from 0; "
                 "a submission is in the official order"
             )
-        labels = None if self.num_unlabelled else self.rows.labels(self.labels)
+        labels = None if self.num_unlabelled else self.task_type.label_array(self.labels)
         left_out = 0 if self.is_test else len(self.left_out)
         return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, objects(self.index), left_out)

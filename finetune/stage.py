@@ -36,7 +36,8 @@ from finetune.report import (
 )
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import current_rows, documentation_input, read_task, report, row_inputs
-from finetune.task_types.base import Predicted, task_type_of
+from finetune.task import task_type_of
+from finetune.task_types.base import Predicted
 
 
 class TaskResults(Results):
@@ -118,7 +119,8 @@ class Finetuning(Stage):
             self.tokenizer,
             max_length=config.train.phases[0].sequence_length,
             seed=config.run.seed,
-            training=config.train if training else None,
+            training=training,
+            both_orders=config.train.both_orders,
         )
 
     def _objective(self) -> Any:
@@ -212,7 +214,7 @@ class Finetuning(Stage):
             card=card,
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
-            spaced=self.config.task.type == "tokens",  # as SentenceExamples reads words
+            spaced=self.task_type.spaced,
         )
         write_predictions(self.path / "predictions", predicted, self.task_type)
         return results

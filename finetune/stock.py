@@ -18,7 +18,7 @@ from bertillery.models.folder import check_size, reading, safely
 from bertillery.models.joint_spans import joint_head
 from bertillery.models.load import read_config
 from finetune.config import model_name
-from finetune.task_types.sequences import problem_of
+from finetune.task_types.base import problem_of
 
 
 def open_stock(folder: Path) -> PreTrainedModel:

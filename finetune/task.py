@@ -1,19 +1,53 @@
-"""What one task is: the section ``task`` of a configuration."""
+"""One task: the section ``task`` of a configuration. ``task.type`` names the module that adds the type's own keys."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 
-from bertillery.config.section import Section
-from bertillery.config.types import Name, Tokens, check_name
+from bertillery.config.section import Section, describe
+from bertillery.config.types import Name, check_name
 from bertillery.system.printable import printable
-from finetune.metrics import METRICS_OF
-from finetune.task_types import answers, entities
 
-_METRICS = {**METRICS_OF, "tokens": entities.METRICS, "spans": answers.METRICS}
+if TYPE_CHECKING:
+    from finetune.task_types.base import TaskType
+
+_TYPES = "finetune.task_types"
+
+
+def task_types() -> dict[str, Any]:
+    """The modules of ``finetune/task_types`` that define a task type, by the type's name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(_TYPES).__path__))
+    modules = {name: importlib.import_module(f"{_TYPES}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "Type")}
+
+
+def task_type_of(section: TaskSection) -> TaskType:
+    """The type of a task."""
+    return task_types()[section.type].Type(section)
+
+
+def describe_task_types() -> str:
+    """The keys that each task type adds to the section ``task``, for ``--help``."""
+    lines = []
+    for name, module in task_types().items():
+        keys = describe(module.Config, "task.").split("\n")
+        pairs = zip(keys[::2], keys[1::2], strict=True)  # a key, and below it what it means
+        shared = {field.alias or key for key, field in TaskSection.model_fields.items()}
+        own = [f"{key}\n{meaning}" for key, meaning in pairs if key.split(" ")[0].split(".")[1] not in shared]
+        lines += [f"with task.type={name}:", *own] if own else []
+    return "\n".join(lines)
+
+
+def _known_type(name: str) -> str:
+    if name not in task_types():
+        raise ValueError(f"there are: {', '.join(task_types())} (one file each in finetune/task_types)")
+    return name
 
 
 def _word(value: Any) -> Any:
@@ -26,7 +60,7 @@ Words = Annotated[list[Annotated[str, BeforeValidator(_word)]], BeforeValidator(
 )]  # fmt: skip
 """A list of strings; one alone stands for a list of one."""
 Splits = Annotated[Words, AfterValidator(lambda names: [check_name(name) for name in names])]
-"""Names of splits, of which files are called."""
+"""Names of splits, after which files are named."""
 Files = Annotated[dict[str, Words], BeforeValidator(
     lambda value: {split: names for split, names in value.items() if names} if isinstance(value, dict) else value or {}
 )]  # fmt: skip
@@ -39,9 +73,9 @@ class FolderSection(Section):
     name: str
     """The folder."""
     files: dict[str, str] = Field(default={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"})
-    """The file of each split; one that is not named here is called as by default, or after the split."""
+    """The file of each split; a split that is missing here has its default file, or the one named after the split."""
     columns: dict[str, str] = Field(default={})
-    """What the files call our columns, where they call them otherwise."""
+    """The files' names for our columns, where they differ."""
     header: Words = Field(default=[])
     """Columns of a file whose first line does not name them."""
     values: Words = Field(default=[])
@@ -63,60 +97,49 @@ class HubSection(Section):
     revision: str | None = None
     """Branch, tag or commit; the newest where not given."""
     splits: dict[str, str] = Field(default={})
-    """What the Hub calls a split, where it calls it otherwise; `subset/split` for one of another subset."""
+    """The Hub's names of the splits, where they differ; `subset/split` for a split of another subset."""
     columns: dict[str, str] = Field(default={})
-    """What the Hub calls our columns, where it calls them otherwise."""
+    """The Hub's names for our columns, where they differ."""
     values: Words = Field(default=[])
     """How the labels are written where the Hub does not name them, in the order of `labels`."""
 
 
-class SpansSection(Section):
-    """How answers are looked for in a text; the defaults are those of BERT's ``run_squad.py``."""
-
-    unanswerable: bool = False
-    """Whether some questions have no answer in their text, as in SQuAD 2.0."""
-    stride: Tokens = 128
-    """Tokens from one window on a long text to the next."""
-    question_length: Tokens = 64
-    """Tokens of a question, at most; the rest is cut off."""
-    answer_length: Tokens = 30
-    """Tokens of an answer, at most."""
-    n_best: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Of a window's tokens, so many are tried as the start of an answer and so many as its end; with
-    a head other than `independent`, as its end for each start."""
-    head: Literal["independent", "electra", "albert"] = "independent"
-    """``independent``: first and last token each by itself, as BERT finds them, and the score of [CLS] for no answer.
-    ``electra``, ``albert``: the last token given the first, and a classifier for no answer, as in the released code of
-    these models, for whom alone they are; their recipes set them. ``albert`` goes with `unanswerable` only."""
-
-
 class TaskSection(Section):
-    """One task: its columns, its labels, where its data is and what it is scored by."""
+    """One task: its columns, its labels, where its data is and its metrics.
+
+    Each task type derives its ``Config`` from this class. Values are validated as the ``Config`` of their ``type``.
+    """
+
+    available_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics of the task type."""
+    num_texts: ClassVar[tuple[int, ...]] = (1, 2)
+    """How many columns ``text`` may name."""
+    pairs_of_texts: ClassVar[bool] = True
+    """Whether two columns of text are a pair whose order can be exchanged."""
+    is_score: ClassVar[bool] = False
+    """Whether the label is a score."""
+    unlabelled: ClassVar[str] = ""
+    """The name of an example's target where the task type has no names of labels, such as "a regression"."""
 
     name: Name
-    """What it is called in reports, and the folder of its runs."""
-    type: Literal["classification", "multilabel", "regression", "choice", "tokens", "spans"]
-    """One label, several labels, or a score for each example; one of several texts (``choice``); a label for each word
-    (``tokens``); or an answer within a text (``spans``)."""
+    """The name in reports, and the folder of the runs."""
+    type: Annotated[str, AfterValidator(_known_type)]
+    """The task type, a file in ``finetune/task_types``: one label (``classification``), several labels
+    (``multilabel``), or a score (``regression``) for each example; one of several texts (``choice``); a label for each
+    word (``tokens``); or an answer within a text (``spans``)."""
     text: Words = Field(default=["text"], min_length=1, max_length=2)
     """Column of the text, or the two columns of a pair. For ``choice``, what is to be continued, and where there is a
     second column what every choice begins with; for ``tokens`` lists of words; for ``spans`` question and text."""
-    choices: Words = Field(default=[])
-    """Columns of the choices, of which a row may leave some empty, or one column with a list of them."""
-    spans: SpansSection | None = None
-    """How answers are looked for; only with ``type=spans``, where it may be left out."""
     label: str = "label"
     """Column of the label. Of several labels: a list of names, or in csv and tsv names with commas between, or a vector
     with 0 or 1 for each of `labels`; without such a column, a column of 0 and 1 for each label, called as the label is
     written. For ``tokens`` a list of tags. For ``spans`` the answers as SQuAD has them, `answer_start` an integer, also
     as 21.0 or "21"; a question without an answer has an empty list."""
     labels: Words = Field(default=[])
-    """Names of the labels, in the order of their ids; none for a score or an answer. For ``choice`` what the column
-    calls the choices, in their order."""
-    range: tuple[float, float] | None = None
-    """Lowest and highest score there can be."""
+    """Names of the labels, in the order of their ids; empty for a score or an answer. For ``choice`` the column's names
+    for the choices, in their order."""
     metrics: Words = Field(min_length=1)
-    """What it is scored by; the first decides which checkpoint is the best, unless ``train.best_by`` names another."""
+    """Metrics; the first decides which checkpoint is the best, unless ``train.best_by`` names another."""
     validation: Splits = Field(default=["validation"], min_length=1)
     """Labelled splits to evaluate on; the first decides."""
     test: Splits = Field(default=["test"])
@@ -147,73 +170,92 @@ class TaskSection(Section):
     submission: dict[str, str] = Field(default={})
     """File in a submission to GLUE for each test split that belongs there."""
 
+    @classmethod
+    def variant(cls, values: Any) -> type[TaskSection]:
+        """The ``Config`` of the task type that the values name."""
+        name = values.get("type") if isinstance(values, Mapping) else None
+        found = task_types() if cls is TaskSection and isinstance(name, str) else {}
+        return found[name].Config if name in found else cls
+
+    @classmethod
+    def unknown_key(cls, key: str) -> str:
+        """A key of another task type is named as such."""
+        modules = task_types()
+        owners = [name for name, module in modules.items() if key in module.Config.model_fields]
+        own = [f", and this task is of type {name}" for name, module in modules.items() if module.Config is cls]
+        belongs = f"it belongs to task.type={' or '.join(owners)}{''.join(own)}; leave it out"
+        return belongs if owners else super().unknown_key(key)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_its_type(cls, values: Any, handler: ModelWrapValidatorHandler[TaskSection]) -> TaskSection:
+        """Validate as the ``Config`` of the task type. Empty keys of other types pass: earlier versions wrote them."""
+        chosen = cls.variant(values)
+        if isinstance(values, Mapping) and (unknown := values.keys() - chosen.model_fields.keys()):
+            others = {key for module in task_types().values() for key in module.Config.model_fields}
+            empty = {key for key in unknown & others if values[key] in (None, [])}
+            values = {key: value for key, value in values.items() if key not in empty}
+        return handler(values) if chosen is cls else chosen.model_validate(values)
+
     @property
     def splits(self) -> list[str]:
         """All splits there may be, ``train`` first."""
         return ["train", *self.validation, *self.test]
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether an example is two texts whose order can be exchanged."""
+        return self.pairs_of_texts and len(self.text) == 2
+
+    @classmethod
+    def recipe_kinds(cls, values: Mapping[str, Any]) -> list[str]:
+        """Names of the parts of a recipe's ``kinds`` that hold for a task with these values, later ones over earlier
+        ones."""
+        return [values.get("type", "")]
+
+    @classmethod
+    def fit_recipe(cls, recipe: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a recipe without those that contradict the task's own values."""
+        return recipe
+
+    def check_model(self, start: str) -> None:
+        """``ConfigError`` where the task cannot be put to the model at ``start``, a directory or Hub id."""
+
     @model_validator(mode="after")
     def _fits(self) -> TaskSection:
-        problems = [*self._label_problems(), *self._kind_problems(), *self._source_problems()]
+        problems = [*self.problems(), *self._source_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    def _label_problems(self) -> list[str]:
+    def problems(self) -> list[str]:
+        """What does not fit together; a task type adds its own."""
         problems = []
-        allowed = _METRICS[self.type]
-        wrong = [name for name in self.metrics if name not in allowed]
+        wrong = [name for name in self.metrics if name not in self.available_metrics]
         if wrong:
-            problems.append(f"metrics {', '.join(wrong)}: for {self.type} there are {', '.join(allowed)}")
-        if self.type == "classification" and "f1" in self.metrics and len(self.labels) not in (0, 2):
-            problems.append(f"f1 is that of the second of two labels, and there are {len(self.labels)}; use macro_f1")
-        if self.type in ("regression", "spans") and (self.labels or self.values):
-            what = "a regression" if self.type == "regression" else "an answer"
-            problems.append(f"{what} has no labels and no values; leave them out, or set type=classification")
-        if self.range and (self.type != "regression" or self.range[0] >= self.range[1]):
-            problems.append("range is the lowest and the highest score of a regression, in this order")
+            there = ", ".join(self.available_metrics)
+            problems.append(f"metrics {', '.join(wrong)}: for {self.type} there are {there}")
+        if len(self.text) not in self.num_texts:
+            problems.append(f"text names {len(self.text)} columns; {self.type} takes {self.num_texts[0]}")
+        if self.unlabelled and (self.labels or self.values):
+            problems.append(
+                f"{self.unlabelled} has no labels and no values; leave them out, or set type=classification"
+            )
         if unsafe := [label for label in self.labels if label != printable(label)]:
-            problems.append(f"labels {unsafe} hold control characters or ends of lines; name them without")
+            problems.append(f"labels {unsafe} hold tabs, line breaks or control characters; name them without")
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             problems.append("labels are two or more different names")
-        broken = [name for name in self.labels if "\t" in name or len(name.splitlines()) > 1]
-        if broken:
-            problems.append(f"labels have no tabs and no line breaks: {', '.join(map(repr, broken))}")
         for where in (self, self.folder, self.hub):
             if where and where.values and len(set(where.values)) != len(self.labels):
                 problems.append(
                     f"values {where.values} do not give one way of writing for each of labels {self.labels}"
                 )
-        if self.embedded and (self.type, len(self.text)) != ("classification", 1 + (self.embedded == "pairs")):
-            problems.append("embedded tasks are classifications, of one text (package) or of two (pairs)")
-        return problems
-
-    def _kind_problems(self) -> list[str]:
-        problems, spans = [], self.spans or SpansSection()
-        if (self.type == "choice") != bool(self.choices):
-            problems.append("choices names the columns of the choices of a task of type choice, and of no other")
-        if len(self.choices) > 1 and len(self.labels) not in (0, len(self.choices)):
-            problems.append(f"there are {len(self.choices)} choices and {len(self.labels)} labels, which name them")
-        if self.spans and self.type != "spans":
-            problems.append(f"spans says how answers are found, and this task is of type {self.type}")
-        texts = {"tokens": 1, "spans": 2}.get(self.type, len(self.text))
-        if len(self.text) != texts:
-            problems.append("text is the column of the words" if texts == 1 else "text is [question, context]")
-        best = [name for name in self.metrics if name.startswith("best_")]
-        if best and not spans.unanswerable:
-            problems.append(f"metrics {', '.join(best)}: there is a threshold to choose with spans.unanswerable only")
-        if spans.head == "albert" and not spans.unanswerable:
-            problems.append(
-                "spans.head: albert tells unanswerable questions from others, and there are none here; give "
-                "independent, or spans.unanswerable=true"
-            )
-        tags = [name for name in self.labels if name != "O" and not name.startswith(("B-", "I-"))]
-        if self.type == "tokens" and self.labels and (tags or "O" not in self.labels):
-            problems.append(f"labels of words are O, B-<kind> and I-<kind>, not {', '.join(tags) or 'without O'}")
         return problems
 
     def _source_problems(self) -> list[str]:
         problems = []
+        if self.embedded and (self.type, len(self.text)) != ("classification", 1 + (self.embedded == "pairs")):
+            problems.append("embedded tasks are classifications, of one text (package) or of two (pairs)")
         if len(set(self.splits)) < len(self.splits):
             problems.append("validation and test name different splits, none of them train")
         named = {"files": self.files, "submission": self.submission}

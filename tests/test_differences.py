@@ -98,7 +98,7 @@ def test_what_the_summary_names_is_in_the_list() -> None:
 def settings_of(name: str) -> dict[str, Any]:
     """What a recipe or a student's configuration sets, defaults included."""
     if (ROOT / f"configs/finetune/recipes/{name}.yaml").exists():
-        values = recipe_values(name, "rte")
+        values = recipe_values(name, {"name": "rte"})
         sections: Any = {key: FinetuneConfig.model_fields[key].annotation for key in ("optim", "train")}
         optim, train = (section(**values[key]) for key, section in sections.items())
     else:

@@ -20,7 +20,7 @@ from experiments.rates import RangeSection
 from experiments.search import SearchSection
 from experiments.seeds import SeedsSection
 from finetune.config import FinetuneConfig
-from finetune.task import FolderSection
+from finetune.task import FolderSection, task_types
 from pretrain.config import PretrainConfig
 
 TASK = {"name": "mood", "type": "classification", "labels": ["bad", "good"], "metrics": ["accuracy"]}
@@ -35,8 +35,24 @@ def with_objective(base: type[Any], kind: str, section: str) -> type[Any]:
     return create_model(base.__name__, __base__=base, objective=(getattr(module, section), getattr(module, section)()))
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "classification": {},
+    "regression": {"type": "regression", "labels": [], "metrics": ["pearson"], "range": [0, 5]},
+    "choice": {"type": "choice", "choices": ["one", "two"]},
+    "spans": {"type": "spans", "labels": [], "metrics": ["f1"], "text": ["question", "context"], "spans": {}},
+}
+"""What a task of each type with keys of its own has otherwise than ``TASK``."""
+
+
+def with_task(kind: str) -> type[Any]:
+    return create_model("FinetuneConfig", __base__=FinetuneConfig, task=(task_types()[kind].Config, ...))
+
+
 SCHEMAS: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "finetune": (FinetuneConfig, {"task": TASK, "model": {"from": "a"}}),
+    **{
+        f"finetune {kind}": (with_task(kind), {"task": TASK | task, "model": {"from": "a"}})
+        for kind, task in KINDS.items()
+    },
     **{
         f"pretrain {kind}": (with_objective(PretrainConfig, kind, "Config"), {})
         for kind in ("bert", "mlm", "albert", "electra")

@@ -51,6 +51,21 @@ class Section(BaseModel):
         serialize_by_alias=True,  # a key that is a Python keyword, such as "from", is an alias
     )
 
+    @classmethod
+    def variant(cls, values: Any) -> type[Section]:
+        """The class that these values belong to: a subclass, where one of the keys decides which other keys there are.
+
+        A class that returns another one here validates through it, too.
+        """
+        return cls
+
+    @classmethod
+    def unknown_key(cls, key: str) -> str:
+        """What to write instead of a key that the section does not have."""
+        keys = [field.alias or name for name, field in cls.model_fields.items()]
+        near = difflib.get_close_matches(key, keys, n=1)
+        return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys)}"
+
 
 _MOST_VALUES = 10_000
 """Values that the aliases of a YAML document may stand for."""
@@ -238,7 +253,7 @@ def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | 
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(schema, problem, sources or {}) for problem in error.errors()]
+        lines = [_describe(schema, values, problem, sources or {}) for problem in error.errors()]
         head = f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:"
         raise ConfigError("\n".join([head, *(f"  - {line}" for line in lines)])) from None
 
@@ -255,7 +270,7 @@ def check_sections(schema: type[Section], values: dict[str, Any], sources: dict[
         path = f"{prefix}{key}"
         if not isinstance(values[key], dict):
             raise ConfigError(_no_section(path, values[key], section, _where(sources, path.split("."))))
-        check_sections(section, values[key], sources, f"{path}.")
+        check_sections(section.variant(values[key]), values[key], sources, f"{path}.")
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
@@ -284,15 +299,12 @@ def take(schema: type[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
     return validate(schema, *read_values(own)), [given for given in arguments if given not in own]
 
 
-def _describe(schema: type[Section], problem: Any, sources: dict[str, str]) -> str:
+def _describe(schema: type[Section], values: Any, problem: Any, sources: dict[str, str]) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path) or "the configuration"
     where = _where(sources, path)
     if problem["type"] == "extra_forbidden":
-        fields = _fields_at(schema, path[:-1])
-        near = difflib.get_close_matches(path[-1], fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-        return f"{name}: unknown key{where}; {hint}"
+        return f"{name}: unknown key{where}; {_section_at(schema, values, problem['loc'][:-1]).unknown_key(path[-1])}"
     if problem["type"] == "missing":
         return f"{name}: required, but not given"
     message = problem["msg"].removeprefix("Value error, ")
@@ -306,12 +318,19 @@ def _where(sources: dict[str, str], path: Sequence[str]) -> str:
     return f" (from {source})" if source else ""
 
 
-def _fields_at(schema: type[Section], path: Sequence[str]) -> list[str]:
-    current: Any = schema
+def _section_at(schema: type[Section], values: Any, path: Sequence[str | int]) -> type[Section]:
+    """The class of the section that ``path`` leads to."""
+    current = schema.variant(values)
     for part in path:
-        annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else current
-        current = _section_of(annotation) or current
-    return [field.alias or name for name, field in current.model_fields.items()]
+        fields = {field.alias or name: field for name, field in current.model_fields.items()}
+        if isinstance(part, str) and part in fields:
+            current = _section_of(fields[part].annotation) or current
+        if isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+        else:
+            values = values.get(part) if isinstance(values, dict) else None
+        current = current.variant(values)
+    return current
 
 
 def dump(section: Section, encoding: str = "utf-8") -> str:

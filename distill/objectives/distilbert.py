@@ -31,7 +31,7 @@ from bertillery.models.load import vocabulary_size
 from distill.corpus import Part, unmasked
 from distill.soft_targets import Imitation
 from distill.teacher import Taught, Teacher
-from finetune.predictor import Predictor
+from finetune.predict import Predictor
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.masking import corrupt
 from pretrain.pairs import ROW, Tokens, full_segments

@@ -33,7 +33,7 @@ from distill.corpus import Part, unmasked
 from distill.soft_targets import Imitation
 from distill.student import checked, uniform
 from distill.teacher import Taught, Teacher
-from finetune.predictor import Predictor
+from finetune.predict import Predictor
 from pretrain.examples import DocumentSource
 from pretrain.model import initialize
 from pretrain.objectives import bert

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-METRICS = ("f1", "exact_match", "best_f1", "best_exact_match")
-"""What can be asked of a task of answers; those named ``best`` at the best threshold for having no answer."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 
@@ -117,7 +115,7 @@ def scores(
     *,
     unanswerable: bool,
 ) -> dict[str, float]:
-    """The named metrics of ``METRICS``, from 0 to 1.
+    """The named metrics of a task of spans, from 0 to 1.
 
     With ``unanswerable``, ``f1`` and ``exact_match`` are those at the threshold 0, and the ones named ``best`` each at
     its own best threshold; otherwise every question is answered.

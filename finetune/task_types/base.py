@@ -1,24 +1,36 @@
-"""What differs between the kinds of task: one ``Objective`` and one ``Kind`` in each file of ``finetune/task_types``.
+"""What a task type is: a class ``Config`` with its keys of the section ``task``, and a class ``Type`` with everything
+else that differs between task types. Each type is one file in this folder.
 
-Legend: N examples of a split, M rows of outputs of some examples, K outputs of a row.
+Legend: N examples of a split, M rows of outputs of some examples, K outputs of a row, L labels.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from bertillery.engine.objective import objective_module
+from bertillery.config.section import InputError
+from bertillery.data.tables import Table
 from bertillery.models.encoders import labels_of
-from finetune.config import FinetuneTrainSection
-from finetune.examples import Examples
-from finetune.predictor import Predictor
+from bertillery.report.table import read_tsv
+from finetune.baselines import bag_of_words
+from finetune.examples import Examples, TextExamples
+from finetune.metrics import all_alike, diverged, scores
+from finetune.predict import Predictor
+from finetune.rows import as_text, class_id_reader
+from finetune.sources import Source
 from finetune.splits import Split, Task
 from finetune.task import TaskSection
 
@@ -35,43 +47,71 @@ class Predicted:
 
     @property
     def labels(self) -> np.ndarray:
-        """Those of the split, which has some."""
+        """Labels of the split, which has some."""
         assert self.split.labels is not None
         return self.split.labels
 
 
 class TaskType(ABC):
-    """How a task is put to a model, and what is made of the model's outputs."""
+    """How rows become examples, how a model is trained on them, and how its outputs are scored and shown."""
 
     model_class: ClassVar[Any]
     """The stock class that is trained and exported."""
     pipeline: ClassVar[str | None]
-    """What the Hub calls such a model."""
-
+    """The Hub's name for such a model."""
+    objective_class: ClassVar[Callable[[PreTrainedModel], Predictor]]
+    """The objective to train with."""
+    label_needed: ClassVar[bool] = True
+    """Whether a row with an empty label is incomplete."""
+    label_hint: ClassVar[str] = ""
+    """Where labels may stand beside the column ``task.label``, for messages."""
+    unique_ids: ClassVar[bool] = False
+    """Whether predictions are written by id, so that two examples of a split cannot share one."""
+    spaced: ClassVar[bool] = False
+    """Whether words are tokenized with a space before each."""
     usage: str = ""
-    """What a model card says of how the model is opened, where that is not the stock way (Markdown)."""
+    """How a model card says to open the model, where that is not the stock way (Markdown)."""
 
-    def __init__(self, section: TaskSection) -> None:
-        self.section = section
+    def __init__(self, section: Any) -> None:
+        self.section: TaskSection = section
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What the model's configuration says of the task."""
+    # From rows to examples.
 
-    def head_fits(self, config: PreTrainedConfig) -> bool:
-        """Whether the head that comes with a model of this configuration is for the task: of the task's kind, and for
-        its labels. A configuration that names no class is taken for one of the right kind."""
-        ending = self.model_class.__name__.removeprefix("AutoModel")
-        made_for = config.architectures or [ending]
-        return any(name.endswith(ending) for name in made_for) and self.labels_fit(config)
+    def text_columns(self) -> dict[str, str]:
+        """Columns of the texts, and the setting that names each."""
+        return dict.fromkeys(self.section.text, f"task.text=[{', '.join(self.section.text)}]")
 
-    def labels_fit(self, config: PreTrainedConfig) -> bool:
-        """Whether a head of the task's kind is for its labels."""
-        return labels_of(config) == dict(enumerate(self.section.labels))
+    def text_names(self) -> list[str]:
+        """Names of the texts of an example."""
+        return self.section.text
 
-    @abstractmethod
-    def objective(self, model: PreTrainedModel) -> Predictor:
-        """What is trained."""
+    def read_text(self, cell: Any) -> Any:
+        """A text as the split holds it; ``ValueError`` for what is no text."""
+        return as_text(cell)
+
+    def label_cells(self, source: Source, table: Table, column: str) -> list[Any] | None:
+        """The cells of the labels, one for each row; None where the table has no such column."""
+        return table.columns.get(column)
+
+    def label_reader(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
+        """A function from a label's cell to the label, which raises ``ValueError`` for what is no label."""
+        return class_id_reader(self.section, source, table, column)
+
+    def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
+        """Texts and label (None without one) as the split holds them; ``ValueError`` where they do not match."""
+        return texts, label
+
+    def label_array(self, labels: list[Any]) -> np.ndarray:
+        """The labels of a split as an array of N entries."""
+        return np.array(labels, dtype=np.int64)
+
+    def describe_labels(self, labels: np.ndarray) -> str:
+        """A summary of the labels of a split."""
+        return self.format_shares(np.bincount(labels, minlength=len(self.section.labels)) / len(labels))
+
+    def format_shares(self, shares: np.ndarray) -> str:
+        """Shares of the labels, in the order of their ids."""
+        return ", ".join(f"{name} {share:.1%}" for name, share in zip(self.section.labels, shares, strict=True))
 
     @abstractmethod
     def examples(
@@ -81,14 +121,38 @@ class TaskType(ABC):
         *,
         max_length: int,
         seed: int,
-        training: FinetuneTrainSection | None = None,
+        training: bool = False,
+        both_orders: bool = False,
     ) -> Examples:
-        """The split as sequences of at most ``max_length`` tokens, to be predicted: an example for each of the split's,
-        in its order. With ``training``, the examples to be trained on as that says."""
+        """The split as sequences of at most ``max_length`` tokens. To be predicted: an example for each of the split's,
+        in its order. With ``training``, the examples to train on, with ``both_orders`` every pair in both orders."""
+
+    # The model.
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Entries of the model's configuration that follow from the task."""
+
+    def head_fits(self, config: PreTrainedConfig) -> bool:
+        """Whether the head that comes with a model of this configuration is for this task type and its labels. A
+        configuration that names no class counts as one of the right type."""
+        ending = self.model_class.__name__.removeprefix("AutoModel")
+        made_for = config.architectures or [ending]
+        return any(name.endswith(ending) for name in made_for) and self.labels_fit(config)
+
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
+        """Whether a head of this task type is for its labels."""
+        return labels_of(config) == dict(enumerate(self.section.labels))
+
+    def objective(self, model: PreTrainedModel) -> Predictor:
+        """The objective to train the model with."""
+        return type(self).objective_class(model)
+
+    # Predictions and their scores.
 
     @abstractmethod
     def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
-        """What is predicted for some examples, from their outputs (M, K), end to end."""
+        """Predictions (N,) or (N, L) for the examples ``index`` (N,), from their outputs (M, K), end to end."""
 
     @abstractmethod
     def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -98,9 +162,29 @@ class TaskType(ABC):
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """What is wrong with predictions that do not depend on the example, or None."""
 
-    @abstractmethod
+    def choose(self, predicted: Predicted) -> dict[str, float]:
+        """Choose on the first validation split what then holds for all, such as a threshold."""
+        return {}
+
     def baselines(self, task: Task, split: str) -> dict[str, dict[str, float]]:
-        """The metrics on a labelled split that are reached without an encoder, by the name of what reaches them."""
+        """The metrics on a labelled split that are reached without an encoder, by the name of the baseline.
+
+        Deterministic. Raises ``InputError`` where training split or labels are missing.
+        """
+        train, held_out = task.split("train"), task.split(split)
+        if train.labels is None or held_out.labels is None:
+            raise InputError(f"{self.section.name} {split}: a baseline needs labels, and this split has none")
+        return {name: self.scores(found, held_out.labels) for name, found in self.guesses(train, held_out).items()}
+
+    @abstractmethod
+    def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
+        """Predictions for ``held_out`` without an encoder, by the name of the baseline."""
+
+    @abstractmethod
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """The error of each prediction (N,): 0 for a perfect one."""
+
+    # What is written and shown.
 
     @abstractmethod
     def format_prediction(self, prediction: Any) -> str:
@@ -110,16 +194,12 @@ class TaskType(ABC):
         """A label as a person would write it."""
         return self.format_prediction(label)
 
-    @abstractmethod
-    def distances(self, predicted: Predicted) -> np.ndarray:
-        """How far off each prediction is (N,): 0 for a perfect one."""
-
-    def choose(self, predicted: Predicted) -> dict[str, float]:
-        """Settle what is chosen on the first validation split and then holds for all, such as a threshold."""
-        return {}
+    def format_text(self, text: Any) -> str:
+        """A text of the split on one line."""
+        return " ".join(text.split())
 
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
-        """Names, and numbers (N, number of names) of each example that are written beside its prediction."""
+        """Names, and numbers (N, number of names) to write beside the prediction of each example."""
         return (), np.empty((predicted.split.num_examples, 0))
 
     def write(self, folder: Path, predicted: Predicted) -> list[Path]:
@@ -127,7 +207,7 @@ class TaskType(ABC):
         return []
 
     def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
-        """The metrics of the mean of what several models wrote for one split; none where that is not defined."""
+        """The metrics of the mean of the outputs that several models wrote for one split, where a mean is defined."""
         return {}
 
     def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
@@ -135,6 +215,119 @@ class TaskType(ABC):
         return []
 
 
-def task_type_of(section: TaskSection) -> TaskType:
-    """The kind of a task: that of the file in ``finetune/task_types`` which ``task.type`` names."""
-    return objective_module("finetune.task_types", {"type": section.type}).Type(section)
+class VectorType(TaskType):
+    """One vector of outputs (K,) for each example, and numbers for labels: by default for a text or a pair of texts.
+
+    Predictions can be written as a table, and outputs averaged over models.
+    """
+
+    model_class = AutoModelForSequenceClassification
+    pipeline = "text-classification"
+    problem: ClassVar[str]
+    """The ``problem_type`` of transformers."""
+
+    @abstractmethod
+    def best(self, outputs: np.ndarray) -> np.ndarray:
+        """Predictions from outputs (N, K), as the labels of the task are."""
+
+    @abstractmethod
+    def parse_prediction(self, text: str) -> Any:
+        """The number, or row of numbers, that ``format_prediction`` wrote."""
+
+    @abstractmethod
+    def constant(self, labels: np.ndarray) -> Any:
+        """The best prediction for every example that knows only the labels of the training split."""
+
+    def told_alike(self, prediction: Any, labels: np.ndarray) -> str:
+        """What a warning calls a prediction that every example got."""
+        return self.format_prediction(prediction)
+
+    def settings(self) -> dict[str, Any]:
+        """Names of the labels, and the problem type."""
+        names = self.section.labels
+        return {"num_labels": max(1, len(names)), "problem_type": self.problem} | label_names(names)
+
+    def labels_fit(self, config: PreTrainedConfig) -> bool:
+        """Where the labels are the same, and as many of them hold at once."""
+        return super().labels_fit(config) and problem_of(config) == self.problem
+
+    def examples(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        seed: int,
+        training: bool = False,
+        both_orders: bool = False,
+    ) -> Examples:
+        """One sequence each; where it is too long, the texts are cut as BERT's ``run_classifier.py`` does."""
+        texts, both = split.texts, training and both_orders
+        return TextExamples(texts, split.labels, tokenizer, max_length=max_length, seed=seed, both_orders=both)
+
+    def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
+        """From the outputs alone."""
+        return self.best(outputs)
+
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Those of :mod:`finetune.metrics`."""
+        return scores(self.section.metrics, predictions, labels)
+
+    def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
+        """Predictions that are not numbers, or all alike."""
+        if found := diverged(predictions):
+            return found
+        alike = all_alike(predictions, labels)
+        return f"predicts {self.told_alike(predictions[0], labels)} for every example" if alike else None
+
+    def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
+        """``majority`` (of scores ``mean``), the same prediction for every example; ``bag of words``; and for pairs
+        ``overlap`` (:mod:`finetune.baselines`)."""
+        assert train.labels is not None
+        constant = np.repeat(np.asarray(self.constant(train.labels))[None], held_out.num_examples, axis=0)
+        found = {"mean" if self.section.is_score else "majority": constant}
+        return found | bag_of_words(train, held_out, scores=self.section.is_score)
+
+    def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
+        """The outputs: probabilities of the labels, or the score."""
+        return [f"p({name})" for name in self.section.labels] or ["score"], predicted.outputs
+
+    def ensemble(self, files: Sequence[Path]) -> dict[str, float]:
+        """The metrics of the mean of the outputs."""
+        outputs = mean_outputs(files)
+        with _reading(files):
+            labels = np.array([self.parse_prediction(row[2]) for row in read_tsv(files[0])[1:]])
+            return self.scores(self.best(outputs), labels)
+
+
+def label_names(names: Sequence[str]) -> dict[str, Any]:
+    """The names of labels as a model's configuration holds them."""
+    both = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return both if names else {}
+
+
+def problem_of(config: PreTrainedConfig) -> str:
+    """The ``problem_type`` of a sequence classifier; where its configuration has none, that which transformers'
+    pipeline assumes: one label of several, or a score where there is one output."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+@contextmanager
+def _reading(files: Sequence[Path]) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, IndexError, KeyError) as error:  # such as half a line, or runs with other numbers of labels
+        listing = ", ".join(map(str, files))
+        raise InputError(
+            f"{listing}: not predictions of one split that can be averaged ({error}); delete the folder of the run "
+            "whose file is damaged, and run it again"
+        ) from None
+
+
+def mean_outputs(files: Sequence[Path]) -> np.ndarray:
+    """The mean (N, K) of the outputs that several models wrote for one split; ``InputError`` if one is damaged."""
+    with _reading(files):
+        found = [np.array([row[3:] for row in read_tsv(file)[1:]], dtype=np.float32) for file in files]
+        if not all(outputs.ndim == 2 and outputs.size for outputs in found):
+            raise ValueError("no numbers")
+        return np.mean(found, axis=0)

@@ -8,25 +8,38 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from finetune.predict import Predictor
 from finetune.report import plot_confusion
-from finetune.task_types.base import Predicted
-from finetune.task_types.sequences import SequencePredictor, SequenceType
+from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, VectorType
 
 
-class Objective(SequencePredictor):
+class Config(TaskSection):
+    """One label for each text or pair of texts."""
+
+    available_metrics = ("accuracy", "f1", "macro_f1", "matthews_correlation")
+
+    def problems(self) -> list[str]:
+        """F1 of a class needs two classes."""
+        found = super().problems()
+        if "f1" in self.metrics and len(self.labels) not in (0, 2):
+            found.append(f"f1 is that of the second of two labels, and there are {len(self.labels)}; use macro_f1")
+        return found
+
+
+class Objective(Predictor):
     """Labels are class ids (B,)."""
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
-        """``cross_entropy`` in nats, and the share of right answers."""
+        """``cross_entropy`` in nats, and the accuracy."""
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
             "cross_entropy": Term(F.cross_entropy(logits, labels, reduction="sum"), "examples"),
-            "right": Term(right, "examples", weight=0.0),
+            "accuracy": Term(right, "examples", weight=0.0),
         }
 
     def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
@@ -38,18 +51,24 @@ class Objective(SequencePredictor):
         return logits.softmax(-1)
 
 
-class Type(SequenceType):
+class Type(VectorType):
     """Labels and predictions are class ids (N,)."""
 
+    objective_class = Objective
     problem = "single_label_classification"
-
-    def objective(self, model: PreTrainedModel) -> Objective:
-        """With cross-entropy."""
-        return Objective(model)
 
     def best(self, outputs: np.ndarray) -> np.ndarray:
         """The most probable label, int64 (N,)."""
         return outputs.argmax(-1)
+
+    def constant(self, labels: np.ndarray) -> Any:
+        """The most frequent label."""
+        return np.bincount(labels).argmax()
+
+    def told_alike(self, prediction: Any, labels: np.ndarray) -> str:
+        """The label, and whether it is the most frequent one."""
+        is_majority = prediction == self.constant(labels.astype(np.int64))
+        return f"{'the majority class' if is_majority else 'the class'} {self.format_prediction(prediction)!r}"
 
     def format_prediction(self, prediction: Any) -> str:
         """The label's name."""
@@ -61,10 +80,11 @@ class Type(SequenceType):
 
     def distances(self, predicted: Predicted) -> np.ndarray:
         """1 less the probability of the label."""
-        return 1 - predicted.outputs[np.arange(len(predicted.labels)), predicted.labels]
+        _, probabilities = self.columns(predicted)
+        return 1 - probabilities[np.arange(len(probabilities)), predicted.labels]
 
     def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
-        """Which label was taken for which."""
+        """The confusion matrix."""
         picture, title = folder / "confusion.png", f"{self.section.name}, {predicted.split.name}"
         plot_confusion(predicted.predictions, predicted.labels, self.section.labels, picture, title)
         return [picture]

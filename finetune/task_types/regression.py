@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
+from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
-from finetune.task_types.base import Predicted
-from finetune.task_types.sequences import SequencePredictor, SequenceType, problem_of
+from finetune.metrics import diverged, one_score
+from finetune.predict import Predictor
+from finetune.sources import Source
+from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, VectorType, problem_of
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-class Objective(SequencePredictor):
+class Config(TaskSection):
+    """A score for each text or pair of texts."""
+
+    available_metrics = ("pearson", "spearman")
+    is_score = True
+    unlabelled = "a regression"
+
+    range: tuple[float, float] | None = None
+    """Lowest and highest score there can be."""
+
+    def problems(self) -> list[str]:
+        """The range is in order."""
+        wrong = self.range is not None and self.range[0] >= self.range[1]
+        return super().problems() + ["range is the lowest and the highest score, in this order"] * wrong
+
+
+class Objective(Predictor):
     """Labels are scores (B,)."""
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
@@ -28,22 +51,52 @@ class Objective(SequencePredictor):
         return logits
 
 
-class Type(SequenceType):
+class Type(VectorType):
     """Labels and predictions are scores (N,)."""
 
+    objective_class = Objective
     problem = "regression"
+    section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def label_reader(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
+        """From a number, or text that reads as one, to a number within ``task.range``."""
+        return self._read_score
+
+    def _read_score(self, cell: Any) -> float:
+        try:
+            if isinstance(cell, bool) or "_" in str(cell):  # float() takes both
+                raise ValueError
+            value = float(cell)
+        except (TypeError, ValueError):
+            raise ValueError(f"{cell!r} is no number") from None
+        low, high = self.section.range or (-np.inf, np.inf)
+        if not (abs(value) <= _LARGEST and low <= value <= high):
+            raise ValueError(f"{cell!r} is no score from {low:g} to {high:g}")
+        return value
+
+    def label_array(self, labels: list[Any]) -> np.ndarray:
+        """(N,) float32."""
+        return np.array(labels, dtype=np.float32)
+
+    def describe_labels(self, labels: np.ndarray) -> str:
+        """Range and mean."""
+        return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
 
     def labels_fit(self, config: PreTrainedConfig) -> bool:
         """Where it is one score; there are no labels to compare."""
         return config.num_labels == 1 and problem_of(config) == self.problem
 
-    def objective(self, model: PreTrainedModel) -> Objective:
-        """With squared error."""
-        return Objective(model)
-
     def best(self, outputs: np.ndarray) -> np.ndarray:
         """The score, (N,)."""
         return outputs[:, 0]
+
+    def constant(self, labels: np.ndarray) -> Any:
+        """The mean score."""
+        return labels.mean(axis=0, dtype=np.float64)
+
+    def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
+        """Predictions that are not numbers, or nearly all alike."""
+        return diverged(predictions) or one_score(predictions, labels)
 
     def format_prediction(self, prediction: Any) -> str:
         """Nine digits, which give every float32 back."""

@@ -1,11 +1,16 @@
 """A label for each word: cross-entropy at its first token, as BERT does named entities.
 
-Legend: N sentences of a split, W words of a batch, T its tokens, L labels.
+Predictions are scored by entities, counted as ``conlleval`` does (Tjong Kim Sang and Buchholz 2000).
+
+Legend: N sentences of a split, W words of a batch or of all sentences end to end, T tokens, L labels.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,25 +18,41 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from bertillery.config.section import InputError
+from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Term
 from bertillery.models.encoders import token_logits
 from bertillery.models.frame import template
-from finetune.baselines import token_baselines
-from finetune.config import FinetuneTrainSection
 from finetune.examples import Examples, Sequences, tokenize
-from finetune.predictor import Predictor
+from finetune.predict import Predictor
 from finetune.report import plot_bars
-from finetune.rows import objects
-from finetune.splits import Split, Task
-from finetune.task_types import entities
-from finetune.task_types.base import Predicted, TaskType
-from finetune.task_types.sequences import label_names
+from finetune.rows import as_text, class_id_reader, objects
+from finetune.sources import Source
+from finetune.splits import Split
+from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, TaskType, label_names
 
 logger = logging.getLogger(__name__)
+
+
+class Config(TaskSection):
+    """Words with a tag each, in the notation IOB1 or IOB2."""
+
+    available_metrics = ("f1", "precision", "recall", "accuracy")
+    """Of entities, but ``accuracy``, which is the share of words with the right tag."""
+    num_texts = (1,)
+    pairs_of_texts = False
+
+    def problems(self) -> list[str]:
+        """Labels are tags."""
+        found = super().problems()
+        wrong = [name for name in self.labels if name != "O" and not name.startswith(("B-", "I-"))]
+        if self.labels and (wrong or "O" not in self.labels):
+            found.append(f"labels of words are O, B-<kind> and I-<kind>, not {', '.join(wrong) or 'without O'}")
+        return found
 
 
 class Objective(Predictor):
@@ -42,12 +63,12 @@ class Objective(Predictor):
         return token_logits(self.model, batch.input)[batch.targets["rows"]]
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
-        """``cross_entropy`` in nats, and the share of words with the right label."""
+        """``cross_entropy`` in nats, and the accuracy."""
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
             "cross_entropy": Term(F.cross_entropy(logits, labels, reduction="sum"), "words"),
-            "right": Term(right, "words", weight=0.0),
+            "accuracy": Term(right, "words", weight=0.0),
         }
 
     def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
@@ -131,18 +152,50 @@ def _word_tokens(sentences: list[list[str]], tokenizer: PreTrainedTokenizerBase)
 
 
 class Type(TaskType):
-    """Labels and predictions are arrays of tag ids, one for each word (N,)."""
+    """Texts are words ``[word, ...]``; labels and predictions are arrays of tag ids, one for each word (N,)."""
 
     model_class = AutoModelForTokenClassification
     pipeline = "token-classification"
+    objective_class = Objective
+    spaced = True
+
+    def read_text(self, cell: Any) -> Any:
+        """A list of words."""
+        if not isinstance(cell, list) or any(not isinstance(word, str) or not word.strip() for word in cell):
+            raise ValueError(f"no list of words, none of them empty: {cell!r:.200}")
+        return [as_text(word) for word in cell]
+
+    def label_reader(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
+        """From a list of tags to their ids, int64 (number of words,)."""
+        one = class_id_reader(self.section, source, table, column)
+
+        def tags(cell: Any) -> np.ndarray:
+            if not isinstance(cell, list):
+                raise ValueError(f"{column!r} holds {cell!r:.200}; a sentence has a list of tags")
+            return np.array([one(tag) for tag in cell], dtype=np.int64)
+
+        return tags
+
+    def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
+        """As many tags as words."""
+        if label is not None and len(label) != len(texts[0]):
+            raise ValueError(f"{len(texts[0])} words and {len(label)} tags")
+        return texts, label
+
+    def label_array(self, labels: list[Any]) -> np.ndarray:
+        """(N,) arrays."""
+        return objects(labels)
+
+    def describe_labels(self, labels: np.ndarray) -> str:
+        """Numbers of words and entities."""
+        found, names = entities(labels, self.section.labels)[:, 2], kinds(self.section.labels)
+        numbers = np.bincount(found, minlength=len(names))
+        listed = ", ".join(f"{name} {number:,}" for name, number in zip(names, numbers, strict=True))
+        return f"{sum(map(len, labels)):,} words, {len(found):,} entities ({listed})"
 
     def settings(self) -> dict[str, Any]:
         """Names of the tags."""
         return {"num_labels": len(self.section.labels)} | label_names(self.section.labels)
-
-    def objective(self, model: PreTrainedModel) -> Predictor:
-        """With cross-entropy at the first token of each word."""
-        return Objective(model)
 
     def examples(
         self,
@@ -151,7 +204,8 @@ class Type(TaskType):
         *,
         max_length: int,
         seed: int,
-        training: FinetuneTrainSection | None = None,
+        training: bool = False,
+        both_orders: bool = False,
     ) -> Examples:
         """A sequence for each sentence; words that do not fit are counted in a warning, and predicted as O."""
         examples = SentenceExamples(split, tokenizer, max_length=max_length, seed=seed)
@@ -174,20 +228,30 @@ class Type(TaskType):
         ])  # fmt: skip
 
     def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Those of :mod:`finetune.task_types.entities`."""
-        return entities.scores(self.section.metrics, predictions, labels, self.section.labels)
+        """Metrics of entities, and the accuracy of tags."""
+        return entity_scores(self.section.metrics, predictions, labels, self.section.labels)
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """No entity, where there are some."""
-        counted = entities.count(predictions, labels, self.section.labels)[None]
+        counted = count(predictions, labels, self.section.labels)[None]
         return "finds no entity at all" if counted.there and not counted.predicted else None
 
-    def baselines(self, task: Task, split: str) -> dict[str, dict[str, float]]:
-        """No entities at all, and for each word its most frequent tag."""
-        found = token_baselines(task.split("train"), task.split(split), self.section.labels.index("O"))
-        labels = task.split(split).labels
-        assert labels is not None
-        return {name: self.scores(guessed, labels) for name, guessed in found.items()}
+    def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
+        """``majority``, the tag O everywhere, and ``bag of words``: each word's most frequent tag in training."""
+        assert train.labels is not None
+        outside, seen = self.section.labels.index("O"), defaultdict[str, Counter[int]](Counter)
+        for words, tags in zip(train.texts[0], train.labels, strict=True):
+            for word, tag in zip(words, tags.tolist(), strict=True):
+                seen[word][tag] += 1
+        tag_of = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
+        return {
+            "majority": objects([np.full(len(words), outside) for words in held_out.texts[0]]),
+            "bag of words": objects([np.array([tag_of.get(w, outside) for w in words]) for words in held_out.texts[0]]),
+        }
+
+    def format_text(self, text: Any) -> str:
+        """The words with spaces between."""
+        return " ".join(text)
 
     def format_prediction(self, prediction: Any) -> str:
         """The tags with spaces between."""
@@ -212,9 +276,92 @@ class Type(TaskType):
 
     def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
         """Precision, recall and F1 of each kind of entity."""
-        counted = entities.count(predicted.predictions, predicted.labels, self.section.labels)
+        counted = count(predicted.predictions, predicted.labels, self.section.labels)
         groups = {f"{kind or 'all'} ({each.there:,})": each for kind, each in counted.items()}
         bars = {name: [getattr(each, name) for each in groups.values()] for name in ("precision", "recall", "f1")}
         picture = folder / "entities.png"
         plot_bars(list(groups), bars, picture, f"{self.section.name}, {predicted.split.name}")
         return [picture]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Entities of one kind, or of all."""
+
+    right: int
+    """Predicted where they are, with the same words and kind."""
+    predicted: int
+    there: int
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted ones that are right; 0 where there are none."""
+        return self.right / max(1, self.predicted)
+
+    @property
+    def recall(self) -> float:
+        """Share of those there that are found; 0 where there are none."""
+        return self.right / max(1, self.there)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both; 0 where both are."""
+        return 2 * self.right / max(1, self.predicted + self.there)
+
+
+def entities(tags: Collection[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """The entities (E, 3) of sentences of tag ids: first word, word behind the last, and kind.
+
+    Words are counted over all sentences; kinds are numbers in ``kinds(names)``. An entity begins at ``B-``, and, as in
+    ``conlleval``, at an ``I-`` that follows no tag of the same kind, so that IOB1 is read as well as IOB2. It ends with
+    the sentence at the latest.
+    """
+    flat = np.concatenate([np.asarray(sentence, np.int64) for sentence in tags]) if len(tags) else np.empty(0, np.int64)
+    order = kinds(names)
+    kind_of_tag = np.array([order.index(name[2:]) if name != "O" else -1 for name in names])
+    kind = kind_of_tag[flat]
+    begins = np.array([name.startswith("B-") for name in names])[flat]
+    first = np.zeros(len(flat), bool)
+    first[np.cumsum([0, *map(len, tags)])[:-1][[len(sentence) > 0 for sentence in tags]]] = True
+    before = np.where(first, -1, np.concatenate(([-1], kind[:-1])))
+    starts = (kind >= 0) & (begins | (before != kind))
+    # What goes on is neither a start nor outside; an entity ends where that stops.
+    stops = np.append(np.flatnonzero(starts | (kind < 0)), len(flat))
+    (at,) = np.nonzero(starts)
+    ends = stops[np.searchsorted(stops, at, side="right")]
+    return np.stack([at, ends, kind[at]], axis=1)
+
+
+def kinds(names: Sequence[str]) -> list[str]:
+    """The kinds of entity that tags name, in the order of their first tag."""
+    return list(dict.fromkeys(name[2:] for name in names if name != "O"))
+
+
+def count(
+    predictions: Collection[np.ndarray], labels: Collection[np.ndarray], names: Sequence[str]
+) -> dict[str | None, Counts]:
+    """The entities of each kind, and under None of all."""
+    found, there = ({*map(tuple, entities(tags, names).tolist())} for tags in (predictions, labels))
+    counted: dict[str | None, Counts] = {}
+    for number, name in enumerate([*kinds(names), None]):
+        a, b = ({entity for entity in every if name is None or entity[2] == number} for every in (found, there))
+        counted[name] = Counts(len(a & b), len(a), len(b))
+    return counted
+
+
+def entity_scores(
+    metrics: Sequence[str], predictions: Collection[np.ndarray], labels: Collection[np.ndarray], names: Sequence[str]
+) -> dict[str, float]:
+    """The named metrics of ``Config.available_metrics``.
+
+    Sentences are arrays of ids of the tags ``names``.
+    """
+    overall = count(predictions, labels, names)[None]
+    right = sum(int((np.asarray(a) == np.asarray(b)).sum()) for a, b in zip(predictions, labels, strict=True))
+    found = {
+        "f1": overall.f1,
+        "precision": overall.precision,
+        "recall": overall.recall,
+        "accuracy": right / max(1, sum(map(len, labels))),
+    }
+    return {name: found[name] for name in metrics}

@@ -24,7 +24,7 @@ from bertillery.models.attention import NAME
 from distill.objectives import distilbert, tinybert
 from distill.soft_targets import Imitation, soft_cross_entropy
 from distill.teacher import Teacher
-from finetune.predictor import Predictor
+from finetune.predict import Predictor
 from tests.models.families import batch_of, tiny_config
 
 LENGTHS = [7, 12, 3, 9, 5, 8]

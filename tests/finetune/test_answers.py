@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from finetune.task_types.answers import (
-    METRICS,
     Answer,
     Prediction,
     at_threshold,
@@ -16,6 +15,7 @@ from finetune.task_types.answers import (
     scores,
     table,
 )
+from finetune.task_types.spans import Config
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_best_threshold_is_the_best_of_all(seed: int) -> None:
 def test_scores_at_zero_and_at_the_best() -> None:
     predictions = [Prediction("fox", 1.0), Prediction("hen", -1.0), Prediction("owl", 3.0)]
     labels = [(Answer("fox", 0),), (Answer("hen", 0),), ()]
-    got = scores(METRICS, predictions, labels, unanswerable=True)
+    got = scores(Config.available_metrics, predictions, labels, unanswerable=True)
     assert got == {"f1": pytest.approx(2 / 3), "exact_match": pytest.approx(2 / 3), "best_f1": 1, "best_exact_match": 1}
     assert scores(["exact_match"], predictions[:2], labels[:2], unanswerable=False) == {"exact_match": 1}
 

@@ -9,9 +9,8 @@ import pytest
 
 from bertillery.config.section import InputError, read_values, validate
 from finetune import baselines as module
-from finetune.baselines import baselines
 from finetune.splits import Split, Task, read_task
-from finetune.task import TaskSection
+from finetune.task import TaskSection, task_type_of
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("BERTILLERY_DATA", ROOT / "../shared/data"))
@@ -38,6 +37,10 @@ def made_task(kind: str, metrics: list[str], *, pair: bool = False, seed: int = 
     names = {"classification": ["no", "yes"], "regression": [], "multilabel": ["a", "b", "c", "never"]}[kind]
     section = {"name": "made", "type": kind, "labels": names, "metrics": metrics, "files": {"train": "-"}}
     return Task(validate(TaskSection, section | {"text": ["one", "two"][: 1 + pair]}), splits, {}, "")
+
+
+def baselines(task: Task, split: str) -> dict[str, dict[str, float]]:
+    return task_type_of(task.section).baselines(task, split)
 
 
 @pytest.mark.parametrize("pair", [False, True])

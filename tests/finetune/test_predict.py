@@ -62,7 +62,7 @@ def test_three_processes_give_the_f1_of_one(objective: Objective, monkeypatch: p
         np.testing.assert_allclose(outputs, whole, atol=1e-6)
         found = [scores(["f1", "accuracy"], each.argmax(-1), labels) for each in (whole, outputs)]
         assert found[0] == found[1]
-        assert means["right"] == pytest.approx(found[0]["accuracy"])
+        assert means["accuracy"] == pytest.approx(found[0]["accuracy"])
 
 
 def test_fewer_examples_than_processes(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from bertillery.config.section import ConfigError, validate
 from bertillery.report.card import fact_list, model_card
 from finetune.report import hardest_examples, results_table, write_predictions
 from finetune.splits import Split
-from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, task_type_of
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import Predicted
 
 FORMULA, TURNED = '=HYPERLINK("http://x","y")', "\x1b[2J\u202eabc\x00"
 
@@ -54,5 +54,5 @@ def test_names_in_cards_are_no_markup() -> None:
 
 
 def test_labels_are_one_line() -> None:
-    with pytest.raises(ConfigError, match="control characters or ends of lines"):
+    with pytest.raises(ConfigError, match="line breaks or control characters"):
         section(["good", "bad\nworse"])

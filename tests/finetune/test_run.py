@@ -99,8 +99,8 @@ def test_the_exported_tokenizer_makes_the_sequences_of_training(whole: Path) -> 
         ours = examples.collate(examples.examples(0, 0))
         theirs = tokenizer(*columns, truncation=True)
         assert [len(ids) for ids in theirs["input_ids"]] == ours.input.offsets.diff().tolist()
-        assert [*chain(*theirs["input_ids"])] == ours.input_ids.tolist()
-        assert [*chain(*theirs["token_type_ids"])] == ours.token_type_ids.tolist()
+        assert [*chain(*theirs["input_ids"])] == ours.input.ids.tolist()
+        assert [*chain(*theirs["token_type_ids"])] == ours.input.token_type_ids.tolist()
 
 
 @pytest.mark.parametrize(("accuracy", "then"), [(0.5, "search"), (0.6, "search"), (0.61, "finetune")])

@@ -15,10 +15,9 @@ from transformers import AutoModelForQuestionAnswering, BertTokenizer, PreTraine
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
 from finetune.splits import Task, read_task
-from finetune.task import SpansSection, TaskSection
+from finetune.task import TaskSection, task_type_of
 from finetune.task_types.answers import Answer, exact_match
-from finetune.task_types.base import task_type_of
-from finetune.task_types.questions import QuestionExamples
+from finetune.task_types.spans import QuestionExamples, SpansSection
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))

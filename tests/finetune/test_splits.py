@@ -25,8 +25,8 @@ from bertillery.data import reader
 from finetune import sources
 from finetune.report import write_predictions
 from finetune.splits import Task, read_task, report
-from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, task_type_of
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import Predicted
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("BERTILLERY_DATA", ROOT / "../shared/data"))
@@ -468,10 +468,10 @@ def test_a_split_to_submit_is_in_the_official_order(glue: Path) -> None:
         ({"metrics": "f1", "labels": ["a", "b", "c"]}, "f1 is that of the second of two labels, and there are 3"),
         ({"labels": ["a", "a"]}, "labels are two or more different names"),
         ({"labels": ["a"]}, "labels are two or more different names"),
-        ({"labels": ["a\tb", "c"]}, r"labels have no tabs and no line breaks: 'a\\tb'"),
+        ({"labels": ["a\tb", "c"]}, r"labels \['a\\tb'\] hold tabs, line breaks"),
         ({"values": ["0"]}, "do not give one way of writing for each"),
         ({"type": "regression", "metrics": "pearson"}, "a regression has no labels"),
-        ({"range": [0, 1]}, "range is the lowest and the highest score of a regression"),
+        ({"range": [0, 1]}, "range: unknown key; it belongs to task.type=regression, and this task is of type class"),
         ({"files": {"dev": "a.csv"}}, "files: unknown split dev; there are train, validation, test"),
         ({"files": {}}, "no data: give files.train"),
         ({"validation": ["train"]}, "validation and test name different splits, none of them train"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,15 +22,16 @@ from transformers import (
     pipeline,
 )
 
-from bertillery.config.section import validate
+import finetune.task_types
+from bertillery.config.section import ConfigError, completed, validate
 from bertillery.models.load import load, read_config
 from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config, recipe_values
 from finetune.splits import read_task
 from finetune.stock import head_in_words
-from finetune.task import TaskSection
-from finetune.task_types.base import TaskType, task_type_of
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import TaskType
 from tests.finetune.test_choice import asked
 from tests.finetune.test_spans import questions
 from tests.finetune.test_tokens import columns, tagged
@@ -213,12 +216,16 @@ def test_recipes_know_the_papers_questions() -> None:
         ("albert", "squad2"): (48, 512), ("electra_base", "squad"): (32, 512), ("bert_mini", "own"): (32, 384),
     }  # fmt: skip
     for (name, task), (batch_size, sequence_length) in phases.items():
-        (phase,) = recipe_values(name, task, "spans")["train"]["phases"]
+        (phase,) = recipe_values(name, {"name": task, "type": "spans"})["train"]["phases"]
         assert (phase["batch_size"], phase["sequence_length"]) == (batch_size, sequence_length)
-    assert recipe_values("bert", "squad", "spans")["train"]["steps"] == "3 epochs"
-    assert recipe_values("bert", "squad2", "spans")["train"]["steps"] == "2 epochs"
-    assert recipe_values("bert", "swag", "choice")["optim"]["learning_rate"] == 2e-5
-    assert recipe_values("bert", "mrpc", "classification")["train"]["phases"][0]["sequence_length"] == 128
+    squad, squad2, swag, mrpc = (
+        recipe_values("bert", {"name": task, "type": kind})
+        for task, kind in (("squad", "spans"), ("squad2", "spans"), ("swag", "choice"), ("mrpc", "classification"))
+    )
+    assert squad["train"]["steps"] == "3 epochs"
+    assert squad2["train"]["steps"] == "2 epochs"
+    assert swag["optim"]["learning_rate"] == 2e-5
+    assert mrpc["train"]["phases"][0]["sequence_length"] == 128
 
 
 HEADS = {
@@ -283,3 +290,129 @@ def test_labels_go_by_their_numbers_in_whatever_order_a_file_lists_them(
         assert task_type_of(section).head_fits(config) is fits
         heads.append(head_in_words(config))
     assert heads[0] == heads[1] != heads[2] == heads[3]
+
+
+COUNTING = """
+from __future__ import annotations
+
+import numpy as np
+from torch.nn import functional as F
+
+from bertillery.engine.objective import Term
+from finetune.predict import Predictor
+from finetune.task import TaskSection
+from finetune.task_types.base import VectorType
+
+
+class Config(TaskSection):
+    available_metrics = ("accuracy",)
+    unlabelled = "a count"
+
+    highest: int = 9
+
+
+class Objective(Predictor):
+    def terms(self, logits, batch):
+        wanted = batch.targets["labels"].float()
+        return {"poisson": Term(F.poisson_nll_loss(logits[:, 0], wanted, reduction="sum"), "examples")}
+
+    def outputs(self, logits, batch):
+        return logits.exp()
+
+
+class Type(VectorType):
+    problem = "regression"
+    objective_class = Objective
+
+    def label_reader(self, source, table, column):
+        def read(cell):
+            if not 0 <= int(cell) <= self.section.highest:
+                raise ValueError(f"{cell} is above task.highest={self.section.highest}")
+            return int(cell)
+
+        return read
+
+    def describe_labels(self, labels):
+        return f"counts to {labels.max()}"
+
+    def best(self, outputs):
+        return outputs[:, 0].clip(0, self.section.highest).round().astype(np.int64)
+
+    def constant(self, labels):
+        return np.median(labels).astype(np.int64)
+
+    def format_prediction(self, prediction):
+        return str(int(prediction))
+
+    def parse_prediction(self, text):
+        return int(text)
+
+    def distances(self, predicted):
+        return np.abs(predicted.predictions - predicted.labels)
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A task type that is one more file on the path of the package."""
+    folder = tmp_path / "types"
+    folder.mkdir()
+    (folder / "counting.py").write_text(COUNTING)
+    monkeypatch.setattr(finetune.task_types, "__path__", [*finetune.task_types.__path__, str(folder)])
+    yield
+    sys.modules.pop("finetune.task_types.counting", None)
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_task_type_is_one_file(tmp_path: Path, encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is found by its name, has keys of its own, trains, predicts, is scored beside baselines and reports."""
+    rows = [{"text": "river " * number + "garden", "label": number} for number in (0, 1, 2, 3, 4, 1, 2, 0)]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = dict.fromkeys(("train", "validation", "test"), "all.jsonl")
+    task = {"name": "rivers", "type": "counting", "root": str(tmp_path), "files": files, "metrics": "accuracy"}
+    (tmp_path / "task.yaml").write_text(json.dumps({"task": {**task, "highest": 5}}))
+    arguments = [
+        str(tmp_path / "task.yaml"), f"model.from={encoder}", "recipe=none", f"run.dir={tmp_path}/runs", "run.name=all",
+        "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"', "train.steps=4",
+        "train.phases=[{batch_size: 8, sequence_length: 16}]",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "counting, scored by accuracy" in printed
+    assert "counts to 4" in printed
+    path = tmp_path / "runs" / "finetune" / "all"
+    results = json.loads((path / "finished.json").read_text())
+    assert {*results["baselines"]["validation"]} == {"majority", "bag of words"}
+    assert len((path / "predictions" / "test.tsv").read_text().splitlines()) == 9
+    assert (path / "hardest.tsv").exists()
+    assert (path / "curves.png").exists()
+    assert "name: rivers" in (path / "export" / "README.md").read_text()
+    assert main([*arguments, "run.name=other", "task.highest=3"]) == 2
+    assert "4 is above task.highest=3" in capsys.readouterr().err
+    assert main([*arguments, "run.name=other", "task.higest=3"]) == 2
+    assert (
+        "task.higest: unknown key (from argument 'task.higest=3'); did you mean 'highest'?" in capsys.readouterr().err
+    )
+    assert main([*arguments, "run.name=other", "task.labels=[a, b]"]) == 2
+    assert "a count has no labels" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "with task.type=counting:\ntask.highest (int, default 9)" in capsys.readouterr().out
+
+
+def test_a_type_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    task = {"name": "own", "type": "spam", "metrics": "accuracy", "files": {"train": "a.csv"}}
+    with pytest.raises(ConfigError, match="type: given 'spam': there are: choice, classification, multilabel, reg"):
+        validate(TaskSection, task)
+
+
+def test_empty_keys_of_other_types_are_read_as_earlier_versions_wrote_them() -> None:
+    task = {"name": "own", "type": "classification", "labels": ["no", "yes"], "metrics": ["accuracy"]}
+    task |= {"files": {"train": ["a.csv"]}}
+    plain = validate(TaskSection, task)
+    assert validate(TaskSection, {**task, "choices": [], "spans": None, "range": None}) == plain
+    assert completed({**plain.model_dump(mode="json"), "choices": [], "spans": None}, TaskSection) == plain.model_dump(
+        mode="json"
+    )
+    for key, value in {"choices": ["a"], "spans": {}, "range": [0, 1]}.items():
+        with pytest.raises(ConfigError, match=f"{key}: unknown key; it belongs to task.type="):
+            validate(TaskSection, {**task, key: value})

@@ -13,8 +13,8 @@ from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
 from finetune.rows import objects
 from finetune.splits import Split, Task, read_task
-from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, task_type_of
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import Predicted
 from finetune.task_types.tokens import SentenceExamples
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 

@@ -30,7 +30,7 @@ from bertillery.models.export import export_model
 from bertillery.models.load import load_tokenizer
 from finetune.examples import TextExamples
 from finetune.splits import Split
-from finetune.task_types.questions import read_contexts
+from finetune.task_types.spans import read_contexts
 from finetune.task_types.tokens import SentenceExamples
 from pretrain.objectives import bert, mlm
 from tests.corpora import random_tokens, tiny_tokenizer

@@ -39,10 +39,8 @@ from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.stock import open_stock
-from finetune.task import SpansSection, TaskSection
-from finetune.task_types.base import task_type_of
-from finetune.task_types.questions import BeamExamples
-from finetune.task_types.spans import JointObjective
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.spans import JointObjective, QuestionExamples, SpansSection
 from tests.finetune.test_spans import questions, squad
 from tests.finetune.texts import wordpiece
 
@@ -82,10 +80,10 @@ def stock_of(model: JointSpans) -> Any:
     return stock
 
 
-def examples_of(folder: Path, family: str, training: bool = True, n_best: int = 20, **more: Any) -> BeamExamples:
+def examples_of(folder: Path, family: str, training: bool = True, n_best: int = 20, **more: Any) -> QuestionExamples:
     split = squad(folder, questions(20, unanswerable=True), spans={"unanswerable": True}).split("train")
     section = SpansSection(head=family, n_best=n_best, stride=9, unanswerable=True, **more)  # pyright: ignore
-    return BeamExamples(split, wordpiece(), section, max_length=40, seed=0, training=training)
+    return QuestionExamples(split, wordpiece(), section, max_length=40, seed=0, training=training)
 
 
 def windows_of(batch: PackedBatch) -> list[dict[str, Tensor]]:

@@ -20,8 +20,8 @@ from bertillery.system.files import write_text
 from experiments.glue import FILES, write_submission
 from finetune.report import write_predictions
 from finetune.splits import Split
-from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, task_type_of
+from finetune.task import TaskSection, task_type_of
+from finetune.task_types.base import Predicted
 from tests.corpora import tiny_tokenizer
 
 
