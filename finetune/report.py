@@ -10,8 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from bertillery.report import card
 from bertillery.report.plot import Panel
-from bertillery.report.plot import plot_bars as plot_bars
-from bertillery.report.plot import plot_confusion as plot_confusion
 from bertillery.report.table import escaped, markdown_table, write_tsv
 from bertillery.system.files import publish, remove, writing
 from bertillery.system.printable import printable

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from bertillery.report.plot import plot_confusion
 from finetune.predict import Predictor
-from finetune.report import plot_confusion
 from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, VectorType
 

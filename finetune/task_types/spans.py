@@ -42,9 +42,9 @@ from bertillery.models.joint_spans import (
     joint_head,
 )
 from bertillery.models.load import read_config
+from bertillery.report.plot import plot_bars
 from finetune.examples import Examples, Sequences, Tokens, tokenize
 from finetune.predict import Predictor
-from finetune.report import plot_bars
 from finetune.rows import as_text, objects
 from finetune.sources import Source
 from finetune.splits import Split

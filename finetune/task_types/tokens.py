@@ -26,9 +26,9 @@ from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Term
 from bertillery.models.encoders import token_logits
 from bertillery.models.frame import template
+from bertillery.report.plot import plot_bars
 from finetune.examples import Examples, Sequences, tokenize
 from finetune.predict import Predictor
-from finetune.report import plot_bars
 from finetune.rows import as_text, class_id_reader, objects
 from finetune.sources import Source
 from finetune.splits import Split

@@ -364,7 +364,7 @@ def test_a_run_by_the_recipe_learns_and_what_it_exports_answers_the_same(
     name = HEADS[family].__name__
     assert json.loads((run / "export" / "config.json").read_text())["architectures"] == [name]
     assert set(json.loads((run / "finished.json").read_text())["scores"]["validation"].values()) == {1.0}
-    assert "import bertillery.models.joint_spans" in (run / "export" / "README.md").read_text()
+    assert "import bertillery`" in (run / "export" / "README.md").read_text()
     texts = [
         (each["qas"][0]["question"], each["context"], each["qas"][0]["id"])
         for each in questions(6, seed=4, unanswerable=True)["data"][0]["paragraphs"]
