@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import read_values
+from bertillery.config.section import read_values, validate
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection
@@ -80,7 +80,7 @@ def random_material(vocab_size: int, num_documents: int = 2000, glue: Path | Non
 
 
 def _section(task: str) -> TaskSection:
-    return TaskSection(**read_values([str(ROOT / f"configs/finetune/{task}.yaml")])[0]["task"])
+    return validate(TaskSection, read_values([str(ROOT / f"configs/finetune/{task}.yaml")])[0]["task"])
 
 
 def _made_up(task: str, name: str, tokenizer: PreTrainedTokenizerBase) -> Split:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from bertillery.config.section import InputError, read_values
+from bertillery.config.section import InputError, read_values, validate
 from bertillery.data.corpus import resolve
 from bertillery.models.load import FIRST
 from bertillery.system import gpus
@@ -84,7 +84,7 @@ def test_readme_says_where_the_data_of_glue_is() -> None:
 
 def test_readme_task_is_a_task() -> None:
     (text,) = re.findall(r"```yaml\n(task:.*?)```", (ROOT / "docs/finetuning.md").read_text(), flags=re.S)
-    task = TaskSection(**yaml.safe_load(text)["task"])
+    task = validate(TaskSection, yaml.safe_load(text)["task"])
     assert {"train", *task.validation} == task.files.keys()
 
 
