@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from bertillery.config.section import (
-    CONFIGS,
     ConfigError,
     Layer,
     Section,
     check_sections,
-    configurations,
     merge_layers,
     read_layers,
-    read_values,
     validate,
 )
 from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
-from bertillery.models.load import read_config
 from bertillery.run.stage import StageConfig
+from finetune.recipe import choose_recipe, recipe_values
 from finetune.task import TaskSection
-
-RECIPES = CONFIGS / "finetune" / "recipes"
 
 
 class EncoderSection(Section):
@@ -94,8 +89,8 @@ class FinetuneConfig(StageConfig):
     task: SerializeAsAny[TaskSection]
     model: EncoderSection
     recipe: str = "auto"
-    """Settings that a paper gives for the task: a file in ``configs/finetune/recipes``. ``auto`` takes the one of the
-    model's family and width, ``none`` leaves the defaults. What is given beside it wins."""
+    """Published settings: a file in ``configs/finetune/recipes``. ``auto`` chooses by the model's family, hidden size
+    and tokens of pretraining; ``none`` leaves the defaults. Keys given beside it win."""
     optim: FinetuneOptimSection = FinetuneOptimSection()  # pyright: ignore[reportIncompatibleVariableOverride]
     train: FinetuneTrainSection = FinetuneTrainSection()  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -128,7 +123,7 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
             "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
             "MODEL=<directory or Hub id>"
         )
-    name = recipe_for(start, values.get("recipe", "auto"))
+    name = choose_recipe(start, values.get("recipe", "auto"))
     values, sources = merge_layers([Layer(recipe_values(name, section), f"recipe {name}"), *layers])
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
@@ -154,60 +149,3 @@ def model_name(start: str) -> str:
     if len(parts) > 2 and parts[-1].startswith("seed-"):
         return f"{parts[-2]}+{parts[-3]}"
     return parts[-1] if parts else "model"
-
-
-def recipe_for(start: str, name: str) -> str:
-    """The recipe to use: the one named, if it is meant for the model's family, or, for ``auto``, the family's for the
-    model's width.
-
-    Of a family's recipes each names the ``widths`` it is for, but for one, the general recipe, which is for all others.
-    Raises ``ConfigError`` that lists the recipes there are for the family.
-    """
-    if name == "none":
-        return name
-    found, recipes = read_config(start), _recipes()
-    family, width = found.model_type, found.hidden_size
-    fitting = {stem: recipe for stem, recipe in recipes.items() if family in recipe["families"]}
-    if name == "auto":
-        special = [stem for stem, recipe in fitting.items() if width in recipe.get("widths", ())]
-        general = [stem for stem, recipe in fitting.items() if "widths" not in recipe]
-        return next(iter([*special, *general]), "none")
-    if name not in fitting:
-        there = "; ".join(f"{stem} for {', '.join(recipe['families'])}" for stem, recipe in recipes.items())
-        what = f"is not meant for the {family} model" if name in recipes else "does not exist; it was asked for with"
-        raise ConfigError(f"recipe: {name!r} {what} {start}; there are: {there}; or recipe=none")
-    return name
-
-
-def describe_recipe(start: str, name: str) -> str:
-    """A recipe and what it has to do with the model, as in ``bert_mini: a bert of width 256 (for 128, 256, 512)``."""
-    found = read_config(start)
-    model = f"{found.model_type} of width {found.hidden_size}"
-    if name == "none":
-        return f"none, the defaults: {model}"
-    widths = _recipes()[name].get("widths")
-    if widths is None:
-        return f"{name}: {model} (general, for every width that no other recipe names)"
-    return f"{name}: {model} (for {', '.join(map(str, widths))})"
-
-
-def recipe_values(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe for a task with these values: its ``all``, over it those for the task's ``kinds``, and
-    over them those for the task of this name."""
-    if name == "none":
-        return {}
-    recipe, schema = _read(configurations(RECIPES) / f"{name}.yaml"), TaskSection.variant(task)
-    merged: dict[str, Any] = {}
-    layers = [recipe.get("kinds", {}).get(kind, {}) for kind in schema.recipe_kinds(task)]
-    for layer in (recipe.get("all", {}), *layers, recipe.get("tasks", {}).get(str(task.get("name")), {})):
-        for section, settings in layer.items():
-            merged[section] = {**merged.get(section, {}), **settings}
-    return schema.fit_recipe(merged, task)
-
-
-def _recipes() -> dict[str, dict[str, Any]]:
-    return {path.stem: _read(path) for path in sorted(configurations(RECIPES).glob("*.yaml"))}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_values([str(path)])[0]

@@ -23,9 +23,10 @@ from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
 from bertillery.system.files import write_text
-from finetune.config import FinetuneConfig, describe_recipe
+from finetune.config import FinetuneConfig
 from finetune.examples import Examples
 from finetune.predict import Scored, predict
+from finetune.recipe import describe_recipe
 from finetune.report import (
     hardest_examples,
     model_card,
@@ -170,6 +171,7 @@ class Finetuning(Stage):
     def banner(self, trainer: Trainer) -> str:
         """Model, recipe and one example."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
+        rate, length = config.optim.learning_rate, config.train.steps
         size, phase = sum(parameter.numel() for parameter in model.parameters()), config.train.phases[0]
         cut = self.validation[config.task.validation[0]].num_cut
         cuts = f"; {cut:,} validation examples are cut" if cut else ""
@@ -177,7 +179,8 @@ class Finetuning(Stage):
             f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
             f"            {self.loaded}\n"
             f"recipe      {describe_recipe(config.model.from_, config.recipe)}\n"
-            f"            a batch of {phase} tokens, learning rate {config.optim.learning_rate:g}{cuts}\n\n"
+            f"            learning rate {rate:g}, a batch of {phase} tokens, {length}{cuts}\n"
+            f"            to compare others: {self._search()}\n\n"
             "first example\n"
             f"{show_example(trainer.sources[0], self.task.split('train'), self.task_type, self.tokenizer)}"
         )
@@ -281,12 +284,18 @@ class Finetuning(Stage):
         split, metric, start = self.config.task.validation[0], self.config.task.metrics[0], self.config.model.from_
         beside = [found[metric] for found in results["baselines"][split].values() if metric in found]
         if results["scores"][split][metric] <= max(beside, default=-math.inf):
-            # A search refuses keys that its space has.
-            searched, _ = read_values([str(configurations(CONFIGS / "finetune" / "spaces") / "default.yaml")])
-            command = make_command("search", self.given, model=start, run=self.path, without=searched)
-            return f"{command}      (a baseline does as well; most often it is the learning rate)"
+            return f"{self._search()}      (a baseline does as well; most often it is the learning rate)"
         command = make_command("finetune", self.given, model=start, run=self.path, seeds=5)
         return f"{command}      (one seed says little)"
+
+    def _search(self) -> str:
+        """The command that searches the published grid for the encoder's size."""
+        start = self.config.model.from_
+        space = "bert_grid" if read_config(start).hidden_size >= 768 else "bert_mini_grid"
+        # A search refuses keys that its space has.
+        searched, _ = read_values([str(configurations(CONFIGS / "finetune" / "spaces") / f"{space}.yaml")])
+        more = f"space={space}"
+        return make_command("search", self.given, more, model=start, run=self.path, without=searched)
 
 
 def _table(results: dict[str, Any]) -> str:

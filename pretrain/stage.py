@@ -14,6 +14,7 @@ from bertillery.data.prepared import corpus_report, of_held_out_text
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
 from bertillery.models.export import export_model, warnings_of_transformers
+from bertillery.models.load import read_config
 from bertillery.report.card import fact_list, model_card
 from bertillery.report.plot import plot_curves, term_panels
 from bertillery.report.table import terms_table
@@ -105,12 +106,22 @@ class Pretraining(Stage):
             return {}
         auxiliary = objective.auxiliary_models()
         self.models = {".": objective.exported(), **auxiliary}
+        self._record_tokens(ended)
         table, card = terms_table(ended.held_out, trainer.held_out.shown, {}), ""
         with beside("the card of the export"):
             card = self._card(ended, table)
         export = self.directory.export
         export_model(self.models["."], self.tokenizer, export, card=card, auxiliary_models=auxiliary)
         return {**ended.results(), "table": table}
+
+    def _record_tokens(self, ended: Fit) -> None:
+        """Write to the exported configurations on how many tokens the weights were pretrained, earlier runs included,
+        where all of them are known."""
+        start = self.config.model.from_
+        before = getattr(read_config(start), "pretraining_tokens", None) if start else 0
+        if before is not None and ended.tokens is not None:
+            for model in self.models.values():
+                model.config.pretraining_tokens = before + ended.tokens
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Held-out numbers with their baselines, curves, and guesses for masked tokens."""
@@ -143,7 +154,7 @@ class Pretraining(Stage):
     def _card(self, ended: Fit, table: str) -> str:
         train, processes = self.corpus.train, self.accelerator.num_processes
         facts = {
-            "training": f"{ended.step:,} steps",
+            "training": f"{ended.step:,} steps" + (f", {ended.tokens:,} tokens" if ended.tokens else ""),
             "weights at the start": "; ".join(self.weights),
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",

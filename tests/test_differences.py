@@ -15,8 +15,9 @@ from transformers import AutoModelForSequenceClassification, ElectraConfig, Elec
 from bertillery.models.heads import draw_head, head_parameters
 from bertillery.models.load import load
 from distill.config import load_config as distillation
-from finetune.config import FinetuneConfig, recipe_values
+from finetune.config import FinetuneConfig
 from finetune.examples import TextExamples
+from finetune.recipe import recipe_values
 from finetune.task_types.regression import Objective
 from pretrain.objectives import electra, mlm
 from tests.corpora import tiny_tokenizer
@@ -42,7 +43,8 @@ DISTILBERT = BERT | {"optim.algorithm": "adamw", "optim.schedule": "linear", "op
 DISTILBERT |= {"optim.weight_decay": 0.0, "optim.max_gradient_norm": 5.0}
 RELEASED = {
     "bert": BERT,
-    "bert_mini": BERT,
+    "briefly_pretrained": BERT,
+    "compact": BERT,
     "albert": BERT,
     "electra_small": ELECTRA,
     "electra_base": ELECTRA,
@@ -115,7 +117,8 @@ def test_every_setting_that_differs_is_in_the_list(name: str) -> None:
     found, listed = settings_of(name), "".join(entries().values())
     differing = [key for key, value in RELEASED[name].items() if found[key] != value]
     assert [key for key in differing if f"(`{key}`)" not in listed] == []
-    known = {"bert_mini": ["optim.algorithm"], **{key: ["optim.weight_decay"] for key in _ELECTRAS}}
+    corrected = {key: ["optim.algorithm"] for key in ("briefly_pretrained", "compact")}
+    known = {**corrected, **{key: ["optim.weight_decay"] for key in _ELECTRAS}}
     assert differing == known.get(name, [])
 
 

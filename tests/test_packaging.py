@@ -14,7 +14,7 @@ from transformers import BertConfig
 
 from bertillery.config.section import ConfigError
 from experiments.space import read_space
-from finetune import config as finetuning
+from finetune import recipe as recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,10 +44,10 @@ def test_a_wheel_has_every_configuration(tmp_path: Path) -> None:
 
 def test_a_missing_folder_of_configurations_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     BertConfig(hidden_size=256, num_attention_heads=4).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(finetuning, "RECIPES", tmp_path / "recipes")
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path / "recipes")
     for name in ("auto", "bert"):
         with pytest.raises(ConfigError, match=f"{tmp_path}/recipes: no such folder"):
-            finetuning.recipe_for(str(tmp_path / "model"), name)
+            recipes.choose_recipe(str(tmp_path / "model"), name)
     monkeypatch.setattr("experiments.space.SPACES", tmp_path / "spaces")
     with pytest.raises(ConfigError, match=f"{tmp_path}/spaces: no such folder"):
         read_space("default")

@@ -31,6 +31,8 @@ class Meter:
         """``earlier`` is a saved :meth:`state`, added to the current interval's means; speeds are of this process."""
         self._accelerator, self._objective = accelerator, objective
         self._all_tokens, self._all_seconds = (earlier["tokens"], earlier["seconds"]) if earlier else (0, 0.0)
+        self.trained_tokens: int | None = earlier.get("trained_tokens") if earlier else 0
+        """Tokens of all steps; ``None`` in a run that was begun by a version that did not count them."""
         # Each rank's own sums; those of additional ranks are distributed over the present ones.
         self._start(earlier["sums"][accelerator.process_index :: accelerator.num_processes] if earlier else ())
 
@@ -41,7 +43,8 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """Sums for the checkpoint, so that an interval's means do not depend on a resume. All processes call it."""
         sums = gather_object([self._sums.state()])
-        return {"sums": sums, "tokens": self._all_tokens, "seconds": self._all_seconds}
+        speed = {"tokens": self._all_tokens, "seconds": self._all_seconds}  # of whole intervals
+        return {"sums": sums, **speed, "trained_tokens": self.trained_tokens}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -57,6 +60,8 @@ class Meter:
         for terms, counts in info.terms:
             self._sums.add(terms, counts)
         self._tokens += info.num_tokens
+        if self.trained_tokens is not None:
+            self.trained_tokens += info.num_tokens
         self._examples += info.num_examples
         self._flops += info.flops
         self._steps += 1

@@ -51,12 +51,20 @@ class Fit:
     held_out: dict[str, float]
     """Evaluation of the weights to export."""
     tokens_per_second: float
+    tokens: int | None = None
+    """Tokens trained on, up to the last step; ``None`` if a part of the run did not count them."""
     note: str = ""
     """Why the weights are not those of the best evaluation, if these were asked for and are lost."""
 
     def results(self) -> dict[str, Any]:
         """What every stage writes to ``finished.json``."""
-        return {"steps": self.step, "held_out": self.held_out, "tokens_per_second": self.tokens_per_second}
+        counted = {} if self.tokens is None else {"tokens": self.tokens}
+        return {
+            "steps": self.step,
+            **counted,
+            "held_out": self.held_out,
+            "tokens_per_second": self.tokens_per_second,
+        }
 
 
 class Trainer:
@@ -137,12 +145,12 @@ class Trainer:
                 if stopped or (evaluation_due and self._out_of_patience):
                     break
             if stopped:
-                return Fit(self.step, signal.requested or "signal", {}, meter.overall)
+                return Fit(self.step, signal.requested or "signal", {}, meter.overall, meter.trained_tokens)
             self._prune(checkpoint_name(self.step))  # a kill may have come between the last save and its pruning
             step, note = self._choose(progress)
             if not self.held_out.shown:
                 self.held_out.look_at(self.accelerator, self.objective)
-            return Fit(step, None, self.evaluations[step], meter.overall, note)
+            return Fit(step, None, self.evaluations[step], meter.overall, meter.trained_tokens, note)
 
     def _naming_checkpoint(self, steps: Iterator[StepInfo]) -> Iterator[StepInfo]:
         """The steps; ``DivergedError`` also names the newest checkpoint."""

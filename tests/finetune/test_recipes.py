@@ -12,7 +12,8 @@ from bertillery.config.section import ConfigError, dump, validate
 from bertillery.engine.optim import learning_rate
 from bertillery.engine.schedule import EpochSize, Schedule, steps_per_epoch
 from bertillery.run.device import start_accelerator
-from finetune.config import RECIPES, FinetuneConfig, describe_recipe, load_config, model_name, recipe_for
+from finetune.config import FinetuneConfig, load_config, model_name
+from finetune.recipe import RECIPES, choose_recipe, describe_recipe
 from finetune.stage import Finetuning
 from tests.finetune.tasks import write_encoder, write_task
 
@@ -20,10 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 MODELS = {
     "bert": BertConfig(hidden_size=768),
-    "bert_mini": BertConfig(hidden_size=256, num_attention_heads=4),
-    "bert_small": BertConfig(hidden_size=512, num_attention_heads=8),
-    "bert_384": BertConfig(hidden_size=384, num_attention_heads=12),
-    "bert_640": BertConfig(hidden_size=640, num_attention_heads=10),
+    "briefly_pretrained": BertConfig(hidden_size=256, num_attention_heads=4, pretraining_tokens=13_600_000),
+    "bert_mini_at_length": BertConfig(hidden_size=256, num_attention_heads=4, pretraining_tokens=130_000_000_000),
+    "compact": BertConfig(hidden_size=384, num_attention_heads=12),
+    "bert_briefly": BertConfig(hidden_size=768, pretraining_tokens=13_600_000),
+    "albert_briefly": AlbertConfig(hidden_size=256, num_attention_heads=4, pretraining_tokens=13_600_000),
+    "electra_briefly": ElectraConfig(hidden_size=256, pretraining_tokens=13_600_000),
+    "albert_narrow": AlbertConfig(hidden_size=256, num_attention_heads=4),
     "albert": AlbertConfig(hidden_size=768, num_attention_heads=12),
     "electra_small": ElectraConfig(hidden_size=256),
     "electra_base": ElectraConfig(hidden_size=768, num_attention_heads=12),
@@ -48,31 +52,35 @@ def config_of(models: dict[str, str], model: str, task: str, *more: str) -> Fine
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_recipe_follows_from_the_model(models: dict[str, str], model: str) -> None:
-    """A width that is not in the published grid of small BERTs, or in any other recipe, has the general one."""
+    """A narrow encoder has the high rate only if its export says that it was pretrained briefly."""
     wanted = {
         "distilbert": "bert",
         "roberta": "bert",
-        "bert_small": "bert_mini",
-        "bert_384": "bert",
-        "bert_640": "bert",
+        "bert_mini_at_length": "compact",
+        "bert_briefly": "bert",
+        "albert_briefly": "briefly_pretrained",
+        "electra_briefly": "electra_small",
+        "albert_narrow": "albert",
     }
-    assert recipe_for(models[model], "auto") == wanted.get(model, model)
+    assert choose_recipe(models[model], "auto") == wanted.get(model, model)
 
 
-def test_no_two_recipes_are_for_one_model() -> None:
-    """Of a family one is general; the others name their widths, each once."""
+def test_every_family_has_one_recipe_without_conditions() -> None:
     recipes = [yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")]
+    conditions = {"hidden_sizes", "hidden_size_below", "pretraining_tokens_below"}
     for family in {family for recipe in recipes for family in recipe["families"]}:
-        widths = [recipe.get("widths", ["general"]) for recipe in recipes if family in recipe["families"]]
-        named = [width for each in widths for width in each]
-        assert len(set(named)) == len(named), family
-        assert "general" in named, family
+        assert sum(family in recipe["families"] and not conditions & recipe.keys() for recipe in recipes) == 1, family
 
 
-def test_the_recipe_is_said_with_its_reason(models: dict[str, str]) -> None:
-    assert describe_recipe(models["bert_small"], "bert_mini") == "bert_mini: bert of width 512 (for 128, 256, 512)"
-    general = "bert: bert of width 384 (general, for every width that no other recipe names)"
-    assert describe_recipe(models["bert_384"], "bert") == general
+def test_the_banner_gives_the_reason_for_the_recipe(models: dict[str, str]) -> None:
+    assert describe_recipe(models["compact"], "compact") == "compact: a bert model, hidden size 384, below 768"
+    briefly = (
+        "briefly_pretrained: a bert model, hidden size 256, below 768, pretrained on 13,600,000 tokens, fewer than"
+    )
+    assert describe_recipe(models["briefly_pretrained"], "briefly_pretrained").startswith(briefly)
+    assert describe_recipe(models["bert"], "bert") == "bert: a bert model, for which no recipe is more specific"
+    assert describe_recipe(models["compact"], "bert") == "bert: given; for this bert model recipe=auto takes compact"
+    assert describe_recipe(models["compact"], "none") == "none: given; for this bert model recipe=auto takes compact"
 
 
 @pytest.mark.parametrize("model", ["albert", "bert"])
@@ -213,9 +221,11 @@ def again(config: FinetuneConfig) -> list[str]:
 
 
 def test_small_encoders_are_fine_tuned_with_the_bias_corrected(models: dict[str, str]) -> None:
-    """At six times the rate of Base the first steps of BERT's optimizer would be six times that again."""
-    small, base = (config_of(models, name, "stsb").optim for name in ("bert_mini", "bert"))
-    assert (small.algorithm, small.learning_rate, small.schedule) == ("adamw", 3e-4, "bert")
+    """At a high rate the first steps of BERT's optimizer would be six times that again."""
+    small, base = (config_of(models, name, "stsb").optim for name in ("compact", "bert"))
+    brief = config_of(models, "briefly_pretrained", "stsb").optim
+    assert (small.algorithm, small.learning_rate, small.schedule) == ("adamw", 5e-5, "bert")
+    assert (brief.algorithm, brief.learning_rate, brief.schedule) == ("adamw", 3e-4, "bert")
     assert (base.algorithm, base.learning_rate) == ("bert_adam", 5e-5)
 
 

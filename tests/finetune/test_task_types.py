@@ -27,7 +27,8 @@ from bertillery.config.section import ConfigError, completed, validate
 from bertillery.models.load import load, read_config
 from finetune import predict as evaluate
 from finetune.__main__ import main
-from finetune.config import load_config, recipe_values
+from finetune.config import load_config
+from finetune.recipe import recipe_values
 from finetune.splits import read_task
 from finetune.stock import head_in_words
 from finetune.task import TaskSection, task_type_of
@@ -213,7 +214,7 @@ def test_recipes_know_the_papers_questions() -> None:
     """BERT sections 4.2 to 4.4; ALBERT Table 14; ELECTRA Table 7."""
     phases = {
         ("bert", "squad"): (32, 384), ("bert", "squad2"): (48, 384), ("albert", "squad"): (48, 384),
-        ("albert", "squad2"): (48, 512), ("electra_base", "squad"): (32, 512), ("bert_mini", "own"): (32, 384),
+        ("albert", "squad2"): (48, 512), ("electra_base", "squad"): (32, 512), ("compact", "own"): (32, 384),
     }  # fmt: skip
     for (name, task), (batch_size, sequence_length) in phases.items():
         (phase,) = recipe_values(name, {"name": task, "type": "spans"})["train"]["phases"]

@@ -87,6 +87,13 @@ def exported(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "runs/pretrain" / name / "export" / "model.safetensors")
 
 
+def tokens(folder: Path, name: str) -> tuple[int, int]:
+    """Tokens that a run trained on, and those that its export records."""
+    path = folder / "runs/pretrain" / name
+    recorded = json.loads((path / "export/config.json").read_text())["pretraining_tokens"]
+    return json.loads((path / "finished.json").read_text())["tokens"], recorded
+
+
 def losses(folder: Path, name: str, terms: tuple[str, ...] = ("mlm", "nsp")) -> list[float]:
     return [row[f"train/{term}"] for _, row in sorted(rows(folder, name).items()) for term in terms]
 
@@ -134,6 +141,10 @@ def test_the_export_is_a_stock_directory(folder: Path, whole: str) -> None:
     assert tokenizer("The old river opens.")["input_ids"][0] == tokenizer.cls_token_id
     assert len(pipeline("fill-mask", model=str(path))("The old [MASK] opens.")) == 5
     assert "| MLM accuracy" in (path / "README.md").read_text()
+    trained, recorded = tokens(folder, "whole")
+    per_second = [(row["tokens_per_second"], row["seconds_per_step"]) for row in rows(folder, "whole").values()]
+    steps = 12 / len(per_second)
+    assert trained == recorded == round(sum(speed * seconds * steps for speed, seconds in per_second))
 
 
 def test_a_finished_run_is_left_alone(folder: Path, whole: str) -> None:
@@ -171,6 +182,7 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_exact(folder: Path, whole: str
     assert not (folder / "runs/pretrain/stopped/export").exists()
     assert "resuming at step" in run(folder, "stopped", "train.workers=2")
     assert losses(folder, "stopped") == losses(folder, "whole")
+    assert tokens(folder, "stopped") == tokens(folder, "whole")
     expected = exported(folder, "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, "stopped").items())
 
@@ -192,6 +204,7 @@ def test_a_killed_run_resumes_from_the_newest_whole_checkpoint(folder: Path, who
     assert "is not whole" in said
     assert "resuming at step" in said
     assert losses(folder, "killed") == losses(folder, "whole")
+    assert tokens(folder, "killed") == tokens(folder, "whole")
     expected = exported(folder, "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(folder, "killed").items())
 
@@ -293,6 +306,8 @@ def test_it_goes_on_from_an_export_on_another_text(
     assert "LOAD REPORT" not in said
     first, fresh = losses(folder, "further", ("mlm",)), losses(folder, "whole", ("mlm",))
     assert first[0] < fresh[0] - 1
+    (trained, recorded), (before, _) = tokens(folder, "further"), tokens(folder, "general")
+    assert recorded == before + trained
     path = folder / "runs/pretrain/further"
     card = (path / "export/README.md").read_text()
     assert "weights at the start: general/export: 46 tensors" in card
