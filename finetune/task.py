@@ -154,9 +154,9 @@ class TaskSection(Section):
     """Columns of a file of yours whose first line does not name them."""
     values: Words = Field(default=[])
     """How your files write the labels, in the order of `labels`; without it as in `labels`."""
-    embedded: Literal["package", "pairs"] | None = None
-    """A task made of the documentation that is installed: which of the packages in `labels` a docstring is of, or
-    whether two paragraphs belong together."""
+    embedded: Literal["package", "pairs", "proofreading"] | None = None
+    """A task made of the documentation that is installed: which of the packages in `labels` a docstring is of, whether
+    two paragraphs belong together, or which words of a sentence are wrong."""
     folder: FolderSection | None = None
     """Where it lies below the folder `GLUE_DIR`."""
     hub: HubSection | None = None
@@ -254,8 +254,10 @@ class TaskSection(Section):
 
     def _source_problems(self) -> list[str]:
         problems = []
-        if self.embedded and (self.type, len(self.text)) != ("classification", 1 + (self.embedded == "pairs")):
-            problems.append("embedded tasks are classifications, of one text (package) or of two (pairs)")
+        wanted = {"package": ("classification", 1), "pairs": ("classification", 2), "proofreading": ("tokens", 1)}
+        if self.embedded and (self.type, len(self.text)) != wanted[self.embedded]:
+            type_, number = wanted[self.embedded]
+            problems.append(f"embedded={self.embedded} is a task of type {type_} with {number} in text")
         if len(set(self.splits)) < len(self.splits):
             problems.append("validation and test name different splits, none of them train")
         named = {"files": self.files, "submission": self.submission}

@@ -3,6 +3,8 @@
 ``package``: which package does a docstring document? The packages' names are masked, because they would tell.
 ``pairs``: do two paragraphs follow each other in one docstring, or are they from two docstrings of the same package
 that lie close together? Both columns hold the same kind of paragraph under either label, so neither tells alone.
+``proofreading``: which words of a sentence are wrong? In four of five sentences one error was made: of agreement, of
+the article, of the preposition, or of word order. A word alone hardly tells; its neighbours do.
 
 All docstrings of a module go to one split. Texts that occur twice are left out, and so are held-out texts that mostly
 repeat an earlier split. The same installed packages give the same tasks.
@@ -16,10 +18,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bertillery.config.section import InputError
 from bertillery.data import pydocs
+from bertillery.data.encode import sentences
 from bertillery.system.files import make_once, remove
 
 SPLITS = ("train", "validation", "test")
@@ -27,8 +30,21 @@ _HELD_OUT = 8
 """One module in eight goes to validation, and one to test."""
 _MOST = {"train": 1000, "validation": 100, "test": 100}
 """Docstrings of a package in each split."""
-_MIN_WORDS = {"package": 12, "pairs": 8}
+_MIN_WORDS = {"package": 12, "pairs": 8, "proofreading": 8}
 """A shorter text hardly says what it is about."""
+_MAX_WORDS = 40
+"""Of a sentence to proofread."""
+_MOST_SENTENCES = {"train": 16000, "validation": 2000, "test": 2000}
+"""Sentences to proofread in each split."""
+_PROSE = 0.85
+"""A sentence is prose if this share of its words are words in lower case or marks."""
+_CORRECT = 5
+"""One sentence in so many has no error."""
+_PREPOSITIONS = ("as", "at", "by", "for", "from", "in", "into", "of", "on", "to", "with")
+_ARTICLES = {"a": "an", "an": "a"}
+_AGREEMENT = {"is": "are", "has": "have", "was": "were", "does": "do", "this": "these"}
+_AGREEMENT |= {plural: singular for singular, plural in _AGREEMENT.items()}
+_TAGS = ("O", "B-AGREEMENT", "B-ARTICLE", "B-ORDER", "I-ORDER", "B-PREPOSITION")
 _MAX_PAIRS = 3
 """Pairs of one docstring."""
 _SHINGLE, _REPEATED = 5, 0.25
@@ -64,23 +80,25 @@ class Example(NamedTuple):
 def embedded_files(kind: str, columns: Sequence[str], labels: Sequence[str], data_dir: Path) -> dict[str, Path]:
     """The files of a task, one jsonl for each split; made in ``data_dir`` unless they are there.
 
-    ``kind`` is ``package`` or ``pairs``, ``columns`` are the names of the texts. ``labels`` are the packages to tell
-    apart, or, for pairs, the names for apart and together, in this order. Raises ``InputError`` for a package without
-    docstrings. One process makes the files; others wait for it.
+    ``kind`` is ``package``, ``pairs`` or ``proofreading``, ``columns`` are the names of the texts. ``labels`` are the
+    packages to tell apart; for pairs, the names for apart and together, in this order; or the tags of errors. Raises
+    ``InputError`` for a package without docstrings. One process makes the files; others wait for it.
     """
     made_from = [pydocs.fingerprint(), _VERSION, kind, *columns, *labels]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     folder = data_dir / f"docs_{kind}-{digest[:12]}"
 
     def make(partial: Path) -> Path:
-        splits = (_packages if kind == "package" else _pairs)(labels)
+        splits = {"package": _packages, "pairs": _pairs, "proofreading": _proofreading}[kind](labels)
         files = partial / "files"
         remove(files)
         files.mkdir()
         for name, examples in splits.items():
             with (files / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
                 for example in examples:
-                    row = dict(zip(columns, example.texts, strict=True)) | {"label": example.label}
+                    row: dict[str, Any] = dict(zip(columns, example.texts, strict=True)) | {"label": example.label}
+                    if kind == "proofreading":
+                        row = {name: value.split() for name, value in row.items()}
                     row |= {"module": example.module, "definition": example.definition}
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         return files
@@ -125,6 +143,56 @@ def _pairs(labels: Sequence[str]) -> dict[str, list[Example]]:
         pairs = [pair for pair in zip(long[::2], long[1::2], strict=False) if all(pair)]
         examples += [Example(pair, labels[1], package, module, definition) for pair in pairs[:_MAX_PAIRS]]
     return _in_splits(_unique(examples), lambda _, found: _half_apart(found, labels[0]))
+
+
+def _proofreading(labels: Sequence[str]) -> dict[str, list[Example]]:
+    if sorted(labels) != sorted(_TAGS):
+        raise InputError(f"task.labels: given {list(labels)}; the tags of proofreading are {', '.join(_TAGS)}")
+    examples = []
+    for package, module, definition, paragraphs in _definitions():
+        for sentence in (sentence for text in paragraphs for sentence in sentences("en", text)):
+            words = re.findall(r"[\w'-]+|[^\w\s]", sentence)
+            prose = sum(bool(re.fullmatch(r"[A-Za-z][a-z'-]*|[,.;:]", word)) for word in words)
+            if _MIN_WORDS["proofreading"] <= len(words) <= _MAX_WORDS and prose >= _PROSE * len(words):
+                words, tags = _with_an_error(words, f"{module} {definition} {sentence}")
+                examples.append(Example((" ".join(words),), " ".join(tags), package, module, definition))
+
+    def choose(split: str, found: list[Example]) -> list[Example]:
+        return sorted(found, key=lambda example: example.draw)[: _MOST_SENTENCES[split]]
+
+    return _in_splits(_unique(examples), choose)
+
+
+def _with_an_error(words: list[str], name: str) -> tuple[list[str], list[str]]:
+    """The words of a sentence with at most one error of a random type that it can have, and a tag for each word.
+
+    Pseudo-random numbers depend on ``name`` alone.
+    """
+    before_last = range(1, len(words) - 1)
+    neighbours = [i for i in before_last[:-1] if words[i].isalpha() and words[i + 1].isalpha()]
+    places = {
+        "AGREEMENT": [i for i in before_last if words[i] in _AGREEMENT],
+        "ARTICLE": [i for i in before_last if words[i] in _ARTICLES],
+        "ORDER": [i for i in neighbours if words[i].lower() != words[i + 1].lower()],
+        "PREPOSITION": [i for i in before_last if words[i] in _PREPOSITIONS],
+    }
+    possible = [error for error, found in places.items() if found]
+    tags = ["O"] * len(words)
+    if not possible or _draw(f"correct {name}") % _CORRECT == 0:
+        return words, tags
+    error = possible[_draw(f"error {name}") % len(possible)]
+    at = places[error][_draw(f"place {name}") % len(places[error])]
+    changed = list(words)
+    tags[at] = f"B-{error}"
+    if error == "ORDER":
+        changed[at], changed[at + 1] = words[at + 1], words[at]
+        tags[at + 1] = "I-ORDER"
+    elif error == "PREPOSITION":
+        others = [word for word in _PREPOSITIONS if word != words[at]]
+        changed[at] = others[_draw(f"word {name}") % len(others)]
+    else:
+        changed[at] = {**_AGREEMENT, **_ARTICLES}[words[at]]
+    return changed, tags
 
 
 def _draw(text: str) -> int:

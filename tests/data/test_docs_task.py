@@ -151,6 +151,71 @@ def test_files_are_made_once_and_are_the_same_elsewhere(tmp_path: Path, reads: l
     assert embedded_files("package", ["text"], PACKAGES[:2], tmp_path / "a") != files
 
 
+WORDS = ["array", "axis", "value", "file", "name", "list", "index", "module", "return", "result", "shape", "string"]
+    "array",
+    "axis",
+    "value",
+    "file",
+    "name",
+    "list",
+    "index",
+    "module",
+    "return",
+    "result",
+    "shape",
+    "object",
+    "string",
+    "number",
+]
+TAGS = ["O", "B-AGREEMENT", "B-ARTICLE", "B-ORDER", "I-ORDER", "B-PREPOSITION"]
+
+
+@pytest.fixture
+def proofread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, list[str]]]]:
+    """The task, made of sentences of simple grammar."""
+    rng = random.Random(0)
+
+    def sentence() -> str:
+        a, b, c, d = (rng.choice(WORDS) + "".join(rng.choices("bcdfg", k=4)) for _ in range(4))
+        return f"This {a} has {'an' if b[0] in 'aeiou' else 'a'} {b} of the {c}, which is in {d} for now."
+
+    modules = [
+        (f"1/numpy/m{number}.py", [(f"f{i}", [" ".join(sentence() for _ in range(3))]) for i in range(8)])
+        for number in range(60)
+    ]
+    monkeypatch.setattr(pydocs, "read_modules", lambda: iter(modules))
+    found = rows(embedded_files("proofreading", ["tokens"], TAGS, tmp_path))
+    return {name: [dict(row) for row in part] for name, part in found.items()}  # pyright: ignore
+
+
+def test_a_sentence_to_proofread_has_at_most_one_error(proofread: dict[str, list[dict[str, list[str]]]]) -> None:
+    errors = Counter()
+    for row in (row for part in proofread.values() for row in part):
+        words, tags = row["tokens"], row["label"]
+        assert len(words) == len(tags)
+        wrong = [(at, tag) for at, tag in enumerate(tags) if tag != "O"]
+        errors["none" if not wrong else wrong[0][1]] += 1
+        match wrong:
+            case [(at, "B-ORDER"), (after, "I-ORDER")]:
+                assert after == at + 1
+            case [(at, "B-ARTICLE")]:
+                assert (words[at] == "an") == (words[at + 1][0] not in "aeiou")
+            case [(at, "B-AGREEMENT")]:
+                assert words[at] in ("have", "are")
+            case [(at, "B-PREPOSITION")]:
+                assert words[at] != {5: "of", 11: "in", 13: "for"}[at]
+            case _:
+                assert wrong == []
+                assert [words[at] for at in (0, 2, 5, 10, 11, 13)] == ["This", "has", "of", "is", "in", "for"]
+    assert set(errors) == {"none", "B-AGREEMENT", "B-ARTICLE", "B-ORDER", "B-PREPOSITION"}
+    assert 0.1 < errors["none"] / sum(errors.values()) < 0.3
+
+
+def test_the_tags_of_proofreading_are_fixed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the tags of proofreading are O, B-AGREEMENT"):
+        embedded_files("proofreading", ["tokens"], ["O", "B-ERROR"], tmp_path)
+
+
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"no docstrings of pytorch are installed; task.labels names installed packages"
@@ -160,7 +225,7 @@ def test_labels_that_do_not_fit(tmp_path: Path) -> None:
         embedded_files("pairs", ["a", "b"], ["apart"], tmp_path)
     assert not list(tmp_path.iterdir())
     plain = {"name": "a", "type": "classification", "metrics": "accuracy", "labels": ["a", "b"]}
-    with pytest.raises(ConfigError, match="embedded tasks are classifications, of one text"):
+    with pytest.raises(ConfigError, match="embedded=pairs is a task of type classification with 2 in text"):
         validate(TaskSection, {**plain, "embedded": "pairs"})
 
 
