@@ -152,21 +152,6 @@ def test_files_are_made_once_and_are_the_same_elsewhere(tmp_path: Path, reads: l
 
 
 WORDS = ["array", "axis", "value", "file", "name", "list", "index", "module", "return", "result", "shape", "string"]
-    "array",
-    "axis",
-    "value",
-    "file",
-    "name",
-    "list",
-    "index",
-    "module",
-    "return",
-    "result",
-    "shape",
-    "object",
-    "string",
-    "number",
-]
 TAGS = ["O", "B-AGREEMENT", "B-ARTICLE", "B-ORDER", "I-ORDER", "B-PREPOSITION"]
 
 
