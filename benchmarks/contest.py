@@ -12,13 +12,13 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 import torch
 
-Step = Callable[[Any], Callable[[], int]]
+Step = Callable[[Any], Callable[[], Any]]
 """Takes an item, such as rows of examples, and returns the timed function, which returns the amount of work. Work
 before that is not timed: it makes what a data set on disk would hold."""
 Build = Callable[[], Step]
@@ -34,15 +34,14 @@ class Contest:
     name: str
     ours: Mapping[str, Build]
     theirs: Mapping[str, Build]
-    items: Iterator[Any]
+    items: Iterator[Any] = field(default_factory=itertools.count)
     """Endless."""
     steps: int = 1
     """Items in a round."""
     part: Callable[[Any], Any] = lambda item: item
     """The part of an item that suffices to warm up a baseline."""
     unit: Literal["tokens", "times"] = "tokens"
-    clock: Clock | None = None
-    """By default CPU-seconds with one thread and wall-clock seconds with more."""
+    """Work in tokens is measured in CPU-seconds on one thread, all else in wall-clock seconds."""
     threaded: bool = True
     """Whether it is also measured with more than one thread."""
 
@@ -74,7 +73,7 @@ class Ratio:
 
 def measure(contest: Contest, rounds: int, threads: int = 1) -> list[Ratio]:
     """Compare all of ours with all baselines. ``AssertionError`` if the sides report different amounts of work."""
-    clock: Clock = contest.clock or ("CPU" if threads == 1 else "wall")
+    clock: Clock = "CPU" if contest.unit == "tokens" and threads == 1 else "wall"
     ours = {label: _Side(build, clock, threads) for label, build in contest.ours.items()}
     theirs = {label: _Side(build, clock, threads) for label, build in contest.theirs.items()}
     sides = [*ours.values(), *theirs.values()]
@@ -88,7 +87,7 @@ def measure(contest: Contest, rounds: int, threads: int = 1) -> list[Ratio]:
     worked = []
     for _ in range(rounds):
         items = [next(contest.items) for _ in range(contest.steps)]
-        amounts = [side.work(items) for side in sides]
+        amounts = [sum(side.work(items)) for side in sides]
         assert len({*amounts}) == 1, f"{contest.name}: the sides worked on different amounts: {amounts}"
         worked.append(amounts[0])
     for side in sides:
@@ -110,14 +109,15 @@ class _Side:
         there.close()
         self.seconds: list[float] = []
 
-    def work(self, items: list[Any]) -> int:
+    def work(self, items: list[Any]) -> list[Any]:
+        """What the side's step returns for each item."""
         try:
             self._here.send(items)
-            seconds, amount = self._here.recv()
+            seconds, found = self._here.recv()
         except (EOFError, ConnectionError):
             raise RuntimeError("a side ended with the error above") from None
         self.seconds.append(seconds)
-        return amount
+        return found
 
     def rate(self, worked: list[int]) -> float:
         return statistics.median(amount / spent for amount, spent in zip(worked, self.seconds, strict=True))
@@ -133,26 +133,14 @@ def _serve(build: Build, clock: Clock, threads: int, connection: Connection) -> 
     while (items := connection.recv()) is not None:
         steps = [prepare(item) for item in items]
         started = now()
-        amount = sum(step() for step in steps)
-        connection.send((now() - started, amount))
+        found = [step() for step in steps]
+        connection.send((now() - started, found))
 
 
-def apart(function: Callable[[], T], threads: int = 1) -> T:
-    """Call a function in a process of its own and return its result: a process that has started threads cannot be
-    forked safely. ``RuntimeError`` if the function raises, after its traceback."""
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-
-    def run() -> None:
-        torch.set_num_threads(threads)
-        there.send(function())
-
-    process = context.Process(target=run)
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except (EOFError, ConnectionError):
-        raise RuntimeError("ended with the error above") from None
-    finally:
-        process.join()
+def apart(function: Callable[[], T]) -> T:
+    """Call a function in a process of its own, on one thread, and return its result: a process that has started threads
+    cannot be forked safely. ``RuntimeError`` if the function raises, after its traceback."""
+    side = _Side(lambda: lambda _: function, "CPU", 1)
+    (result,) = side.work([None])
+    side.end()
+    return result

@@ -72,12 +72,9 @@ def examples(material: Material, workload: Workload = WORKLOADS["nsp_4x256_s128"
     pairs that were drawn and padded before. An item is the number of an epoch."""
     source, collator = ours.source(workload, material), masking(material.tokenizer)
 
-    def mine(epoch: int) -> Callable[[], int]:
-        def build() -> int:
-            rows = source.examples(epoch, 0)
-            return sum(source.collate(rows[at : at + BATCH]).num_tokens for at in range(0, len(rows), BATCH))
-
-        return build
+    def mine(epoch: int) -> int:
+        rows = source.examples(epoch, 0)
+        return sum(source.collate(rows[at : at + BATCH]).num_tokens for at in range(0, len(rows), BATCH))
 
     def theirs(epoch: int) -> Callable[[], int]:
         flat = source.lay_out(source.examples(epoch, 0))
@@ -87,9 +84,8 @@ def examples(material: Material, workload: Workload = WORKLOADS["nsp_4x256_s128"
 
     return Contest(
         "examples",
-        ours={"pairs and masks": lambda: mine},
+        ours={"pairs and masks": lambda: lambda epoch: partial(mine, epoch)},
         theirs={"masks": lambda: theirs},
-        items=itertools.count(),
         threaded=False,
     )
 
@@ -125,7 +121,6 @@ def text_to_ids(material: Material) -> Contest:
         "text_to_ids",
         ours={"word by word": lambda: lambda _: mine},
         theirs={"datasets.map": lambda: lambda _: theirs},
-        items=itertools.count(),
         threaded=False,
     )
 
@@ -139,18 +134,13 @@ def evaluation(name: str, workload: Workload, material: Material) -> Contest:
         accelerator = start_accelerator(RunSection(threads=torch.get_num_threads(), device="cpu"))
         objective = ours.objective(workload, material, 0.0)
 
-        def prepare(rows: np.ndarray) -> Callable[[], int]:
-            def run() -> int:
-                outputs, means = predict(
-                    accelerator, objective, source, rows, micro_batch_tokens=ours.MICRO_BATCH_TOKENS
-                )
-                assert len(outputs) == len(rows)
-                assert np.isfinite(means["loss"])
-                return int(rows["length"].sum())
+        def run(rows: np.ndarray) -> int:
+            outputs, means = predict(accelerator, objective, source, rows, micro_batch_tokens=ours.MICRO_BATCH_TOKENS)
+            assert len(outputs) == len(rows)
+            assert np.isfinite(means["loss"])
+            return int(rows["length"].sum())
 
-            return run
-
-        return prepare
+        return lambda rows: partial(run, rows)
 
     return Contest(
         named(name, workload, material),
@@ -182,7 +172,8 @@ def checkpoint(name: str, workload: Workload, material: Material, folder: Path) 
             assert path is not None
             return load_checkpoint(path, model=model, optimizer=optimizer)["step"]
 
-        return _timed(save, None if saves else load)
+        save()
+        return lambda _: save if saves else load
 
     def theirs() -> Step:
         model = BertForMaskedLM(stock(bert_config(workload.model(DROPOUT), material.tokenizer)))
@@ -202,24 +193,16 @@ def checkpoint(name: str, workload: Workload, material: Material, folder: Path) 
             optimizer.load_state_dict(found["optimizer"])
             return found["step"]
 
-        return _timed(save, None if saves else load)
+        save()
+        return lambda _: save if saves else load
 
     return Contest(
         name,
         ours={"safetensors, checksums": mine},
         theirs={"torch." + name.removeprefix("checkpoint_"): theirs},
-        items=itertools.count(),
         unit="times",
-        clock="wall",
         threaded=False,
     )
-
-
-def _timed(save: Callable[[], int], load: Callable[[], int] | None) -> Step:
-    if load is None:
-        return lambda _: save
-    save()
-    return lambda _: load
 
 
 _SCRIPT = (
@@ -263,8 +246,6 @@ def start_up(folder: Path) -> Contest:
         "start_up",
         ours={"to the first step": lambda: lambda _: first_step},
         theirs={"imports of a script": lambda: lambda _: imports},
-        items=itertools.count(),
         unit="times",
-        clock="wall",
         threaded=False,
     )

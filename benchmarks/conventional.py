@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -63,23 +64,18 @@ def step(workload: Workload, material: Material, source: Any, *, bf16: bool) -> 
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
 
-    def prepare(rows: np.ndarray) -> Callable[[], int]:
-        examples = baseline.examples(rows)
+    def run(examples: list[Example]) -> int:
+        inputs = baseline.collate(examples)
+        tokens = int(inputs["attention_mask"].sum())
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = baseline.loss(inputs)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return tokens
 
-        def step() -> int:
-            inputs = baseline.collate(examples)
-            tokens = int(inputs["attention_mask"].sum())
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = baseline.loss(inputs)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return tokens
-
-        return step
-
-    return prepare
+    return lambda rows: partial(run, baseline.examples(rows))
 
 
 def baseline_of(workload: Workload) -> Callable[[Workload, Material, Any], Baseline]:
@@ -250,24 +246,19 @@ def evaluation(workload: Workload, material: Material, source: TextExamples, *, 
     baseline, size = classifier(workload, material, source), workload.batch_size
     model = baseline.trained.eval()
 
-    def prepare(rows: np.ndarray) -> Callable[[], int]:
-        examples = baseline.examples(rows)
+    def run(examples: list[Example]) -> int:
+        logits, losses, tokens = [], [], 0
+        for start in range(0, len(examples), size):
+            inputs = baseline.collate(examples[start : start + size])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                outputs: Any = model(**inputs)
+            logits.append(outputs.logits.float().numpy())
+            losses.append(outputs.loss.item())
+            tokens += int(inputs["attention_mask"].sum())
+        assert len(np.concatenate(logits)) == len(examples)
+        return tokens
 
-        def predict() -> int:
-            logits, losses, tokens = [], [], 0
-            for start in range(0, len(examples), size):
-                inputs = baseline.collate(examples[start : start + size])
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    outputs: Any = model(**inputs)
-                logits.append(outputs.logits.float().numpy())
-                losses.append(outputs.loss.item())
-                tokens += int(inputs["attention_mask"].sum())
-            assert len(np.concatenate(logits)) == len(rows)
-            return tokens
-
-        return predict
-
-    return prepare
+    return lambda rows: partial(run, baseline.examples(rows))
 
 
 def flat(source: TextExamples, rows: np.ndarray) -> FlatExamples:

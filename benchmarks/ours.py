@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,15 +93,12 @@ def step(workload: Workload, material: Material, examples: Any, variant: Variant
         seed=SEED,
     )
 
-    def prepare(rows: np.ndarray) -> Callable[[], int]:
-        def step() -> int:
-            waiting.append(rows)
-            next(steps)
-            return read[-1]
+    def run(rows: np.ndarray) -> int:
+        waiting.append(rows)
+        next(steps)
+        return read[-1]
 
-        return step
-
-    return prepare
+    return lambda rows: partial(run, rows)
 
 
 def _method(workload: Workload) -> tuple[Any, Any]:

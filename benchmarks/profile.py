@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,12 +21,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers.utils import logging
 
-from benchmarks import conventional, ours
 from benchmarks.__main__ import machine
-from benchmarks.contest import apart
-from benchmarks.contests import PRECISIONS
+from benchmarks.contest import Build, apart
+from benchmarks.contests import training
 from benchmarks.material import read_material
-from benchmarks.workload import WORKLOADS, rows
+from benchmarks.workload import WORKLOADS
 from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
 from bertillery.system.environment import environment
@@ -55,7 +53,7 @@ def kind_of(operation: str) -> str:
     return max(found)[1] if found else OTHER
 
 
-def spent(build: Callable[[], Any], batches: list[Any]) -> dict[str, float]:
+def spent(build: Build, batches: list[Any]) -> dict[str, float]:
     """Milliseconds of the CPU per thousand tokens, by kind."""
     step = build()
     steps = [step(rows) for rows in batches]
@@ -77,16 +75,11 @@ def spent(build: Callable[[], Any], batches: list[Any]) -> dict[str, float]:
 def main(name: str = "mlm_4x256_s128", picture: str | None = None) -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    workload = WORKLOADS[name]
     with tempfile.TemporaryDirectory() as folder:
-        material = read_material(Path(folder))
-        examples = ours.source(workload, material)
-        given = workload, material, examples
-        batches = list(islice(rows(workload, examples), _WARM + _STEPS))
-        sides = {
-            f"conventional, {label}": partial(conventional.step, *given, bf16=bf16)
-            for label, bf16 in PRECISIONS.items()
-        } | {f"ours, {variant.label}": partial(ours.step, *given, variant) for variant in workload.variants}
+        contest = training(name, WORKLOADS[name], read_material(Path(folder)))
+        batches = [*islice(contest.items, _WARM + _STEPS)]
+        sides = {f"conventional, {label}": build for label, build in contest.theirs.items()}
+        sides |= {f"ours, {label}": build for label, build in contest.ours.items()}
         found = {label: apart(partial(spent, build, batches)) for label, build in sides.items()}
     kinds = [*KINDS, OTHER, PYTHON]
     cells = [[kind, *(f"{side.get(kind, 0):.1f}" for side in found.values())] for kind in kinds]

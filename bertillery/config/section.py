@@ -254,7 +254,7 @@ def validate(schema: type[S], values: dict[str, Any], sources: dict[str, str] | 
         return schema.model_validate(values)
     except ValidationError as error:
         lines = [_describe(schema, values, problem, sources or {}) for problem in error.errors()]
-        head = f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:"
+        head = f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in the configuration:"
         raise ConfigError("\n".join([head, *(f"  - {line}" for line in lines)])) from None
 
 

@@ -98,7 +98,7 @@ class Phase(Section):
     def __str__(self) -> str:
         """Batch and sequence length, as in ``32 to 256 x 128`` or ``16,384 tokens x 128``."""
         sizes = " to ".join(f"{size:,}" for size in dict.fromkeys((self.first, self.last)))
-        return f"{sizes}{' tokens' * self.in_tokens} x {self.sequence_length}"
+        return f"{sizes}{' tokens' if self.in_tokens else ''} x {self.sequence_length}"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ Inputs = Mapping[str, Fingerprint]
 
 def describe_files(number: int, size: int) -> str:
     """``2 files of 1,234 bytes``."""
-    return f"{number:,} file{'s' * (number != 1)} of {size:,} bytes"
+    return f"{number:,} file{'' if number == 1 else 's'} of {size:,} bytes"
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -110,7 +110,7 @@ def differences(before: Inputs, now: Inputs, *, certain: bool) -> list[str]:
     pairs = {name: (before[name], found) for name, found in now.items() if name in before}
     return [
         f"{name}: was {old}, is now {new}"
-        + "; names or times of files differ, the content may be the same" * old.may_equal(new)
+        + ("; names or times of files differ, the content may be the same" if old.may_equal(new) else "")
         for name, (old, new) in pairs.items()
         if old.sha256 != new.sha256 and not (certain and old.may_equal(new))
     ]

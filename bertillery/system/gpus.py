@@ -18,8 +18,10 @@ def check_gpus(asked: int, *, by: str) -> str | None:
     found = torch.accelerator.device_count()
     if asked <= found:
         return None
-    there = f"this machine has {found}" if found else f"this machine has none that torch {torch.__version__} can use"
-    return f"{by}: given {asked} GPUs, but {there}; give {f'GPUS={found}, or ' * (found > 0)}PROCESSES=<n> for CPUs"
+    if found:
+        return f"{by}: given {asked} GPUs, but this machine has {found}; give GPUS={found}, or PROCESSES=<n> for CPUs"
+    there = f"this machine has none that torch {torch.__version__} can use"
+    return f"{by}: given {asked} GPUs, but {there}; give PROCESSES=<n> for CPUs"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -87,7 +87,7 @@ def _lock(descriptor: int, file: Path, doing: str, remedy: str | None) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         number = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-        other = f"{file.parent}: another process {doing}" + f" (process {number})" * bool(number)
+        other = f"{file.parent}: another process {doing}" + (f" (process {number})" if number else "")
         if remedy is not None:
             raise ConfigError(f"{other}; {remedy}") from None
         logger.warning("%s; waiting for it", other)

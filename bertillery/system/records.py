@@ -63,5 +63,6 @@ def checked(path: Path, values: Any, schema: type[T] | Any, *, remedy: str) -> T
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'the content'}: {each['msg']}" for each in error.errors()]
-        shown = "; ".join(problems[:4]) + f"; and {len(problems) - 4} more" * (len(problems) > 4)
+        more = [f"and {len(problems) - 4} more"] if len(problems) > 4 else []
+        shown = "; ".join(problems[:4] + more)
         raise InputError(f"{path}: {shown}; {remedy}") from None
