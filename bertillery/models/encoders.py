@@ -93,8 +93,10 @@ def check_model_type(model_type: str, *, decoder: bool = False) -> None:
     else:
         return
     allowed = f"give {'a decoder' if decoder else 'an encoder'} of one of these types"
+    registered = ((name, getattr(config, "family", None)) for name, config in CONFIG_MAPPING._extra_content.items())
+    ours = [name for name, described in registered if described is not None and described.causal == decoder]
     raise ConfigError(
-        f"a model of type {model_type!r} {why}; {allowed}: {', '.join(DECODERS if decoder else FAMILIES)}"
+        f"a model of type {model_type!r} {why}; {allowed}: {', '.join([*(DECODERS if decoder else FAMILIES), *ours])}"
     )
 
 

@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bertillery.config.section import ConfigError
-from bertillery.models.encoders import family
+from bertillery.models.encoders import Family, check_model_type, family
 from bertillery.models.export import export_model
 from bertillery.models.joint_spans import ElectraForJointQuestionAnswering
 from tests.corpora import tiny_tokenizer
@@ -91,6 +92,22 @@ def test_an_unknown_family_is_refused_before_a_batch_is_read() -> None:
 
     with pytest.raises(ConfigError, match=r"'nothing' cannot read packed batches; give an encoder .*: bert, albert"):
         family(NothingConfig())
+
+
+def test_a_message_names_our_own_families_beside_those_of_transformers() -> None:
+    class KnownConfig(PreTrainedConfig):
+        model_type = "bertillery-known"
+        family: ClassVar[Family] = Family(token_types=False)
+
+    AutoConfig.register("bertillery-known", KnownConfig, exist_ok=True)
+    try:
+        assert not family(KnownConfig()).token_types
+        with pytest.raises(ConfigError, match=r"one of these types: bert, .*, bertillery-known$"):
+            check_model_type("nothing")
+        with pytest.raises(ConfigError, match=r"'bertillery-known' is an encoder; give a decoder .*: gpt2$"):
+            check_model_type("bertillery-known", decoder=True)
+    finally:
+        del CONFIG_MAPPING._extra_content["bertillery-known"]
 
 
 def test_a_joint_head_opens_in_a_fresh_process_after_import_bertillery(tmp_path: Path) -> None:
