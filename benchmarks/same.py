@@ -41,7 +41,7 @@ def same_losses(material: Material, steps: int = 5) -> dict[str, Losses]:
 def check(name: str, losses: Losses, tolerance: float) -> None:
     """``AssertionError`` if a pair of losses differs by more than the relative tolerance."""
     worst = max(abs(ours / theirs - 1) for ours, theirs in losses)
-    assert worst <= tolerance, f"{name}: the losses part by {worst:.1e}, more than {tolerance:.0e}: {losses}"
+    assert worst <= tolerance, f"{name}: the losses differ by {worst:.1e}, more than {tolerance:.0e}: {losses}"
 
 
 def train_both(workload: Workload, material: Material, *, bf16: bool, steps: int) -> Losses:

@@ -30,11 +30,10 @@ from bertillery.config.section import ConfigError, Section, read_values, take
 from bertillery.config.types import Processes, Runs, Seed
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import escaped, markdown_table
-from bertillery.run.command import tool
+from bertillery.run.command import make_command, tool
 from bertillery.run.directory import RESUMABLE, RunDirectory
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
-from bertillery.run.suggestion import make_command
 from bertillery.system.files import remove, write_text
 from experiments.jobs import Job, job, print_changes, read_rows, run_jobs
 from experiments.space import Range, Space, read_space

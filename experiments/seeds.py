@@ -27,10 +27,9 @@ from bertillery.config import types as ranges
 from bertillery.config.section import ConfigError, InputError, Section, read_values, take
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import code, escaped, markdown_table
-from bertillery.run.command import tool
+from bertillery.run.command import TASKS, tool
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
-from bertillery.run.suggestion import TASKS
 from bertillery.system.files import tidy, write_text
 from bertillery.system.lock import locked
 from bertillery.system.records import read_json

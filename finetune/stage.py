@@ -15,10 +15,10 @@ from bertillery.models.export import export_model
 from bertillery.models.heads import begin_at, draw_head, head_parameters
 from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
 from bertillery.report.plot import plot_curves
+from bertillery.run.command import make_command
 from bertillery.run.directory import FINISHED_REMEDY
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts, Results, Stage, beside
-from bertillery.run.suggestion import make_command
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first

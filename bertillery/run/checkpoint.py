@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from bertillery.config.section import InputError
 from bertillery.engine.sharding import gathered, split_like
 from bertillery.run.tracking import read_rows
-from bertillery.system.files import publish, remove, sha256, tidy
+from bertillery.system.files import fingerprint, publish, remove, tidy
 from bertillery.system.records import read_json
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def save_checkpoint(
         save_file(moments, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (partial / "config.yaml").write_text(config, encoding="utf-8")
-        manifest = {name: _fingerprint(partial / name) for name in _CONTENT}
+        manifest = {name: fingerprint(partial / name) for name in _CONTENT}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         publish(partial, path)
     except (OSError, SafetensorError) as error:
@@ -88,7 +88,7 @@ def save_checkpoint(
         newest = latest_checkpoint(folder)
         raise CheckpointError(
             f"cannot write checkpoint {path}: {error}. It needs {needed / 1e6:,.1f} MB ({needed} bytes); "
-            + (f"the newest whole checkpoint is {newest}" if newest else "there is no other whole checkpoint")
+            + (f"the newest complete checkpoint is {newest}" if newest else "there is no other complete checkpoint")
             + ". Make room, then start the same command again to resume."
         ) from error
     return path
@@ -100,7 +100,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
         found = defect(path)
         if found is None:
             return path
-        logger.warning("checkpoint %s is not whole (%s); trying the one before", path, found)
+        logger.warning("checkpoint %s is damaged (%s); trying the previous one", path, found)
     return None
 
 
@@ -117,7 +117,7 @@ def check_everywhere(accelerator: Accelerator, path: Path) -> None:
     (manifest,) = broadcast_object_list([_read_manifest(path) if is_main else ""])
     own = None if is_main else defect(path)
     if not is_main and not own and _read_manifest(path) != manifest:
-        own = "it is another one"
+        own = "it differs from the main process's"
     found = gather_object([own])
     defects = [f"process {process}: {defect}" for process, defect in enumerate(found) if defect]
     if defects:
@@ -135,21 +135,17 @@ def _read_manifest(path: Path) -> str:
 def defect(path: Path, *, checksums: bool = True) -> str | None:
     """What is missing or damaged in a checkpoint, or None."""
     if not path.exists():
-        return "it is not there"
+        return "it does not exist"
     try:
         manifest = json.loads(_read_manifest(path))
         for name in _CONTENT:
             if (path / name).stat().st_size != manifest[name]["size"]:
                 return f"{name} has {(path / name).stat().st_size} bytes of {manifest[name]['size']}"
-            if checksums and _fingerprint(path / name) != manifest[name]:
+            if checksums and fingerprint(path / name) != manifest[name]:
                 return f"{name} has another checksum"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -1,17 +1,27 @@
-"""A command line: ``--help``, ``--print-config``, and errors as one message."""
+"""A command line: ``--help``, ``--print-config``, errors as one message, and the next command to suggest."""
 
 from __future__ import annotations
 
 import io
 import logging
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from bertillery.config.section import InputError, Section, describe, dump, names_file, read_values, validate
+from bertillery.config.section import (
+    CONFIGS,
+    InputError,
+    Section,
+    describe,
+    dump,
+    names_file,
+    read_values,
+    validate,
+)
 from bertillery.engine.loop import DivergedError
 from bertillery.run.stage import StageConfig
 from bertillery.system.entry import INTERRUPTED, StoppedError, interruptible
@@ -106,3 +116,33 @@ def guarded(action: Callable[[], int]) -> int:
 def run_name(arguments: Sequence[str], otherwise: str) -> str:
     """Default name of a run: its configuration files' names joined."""
     return "-".join(Path(argument).stem for argument in arguments if names_file(argument)) or otherwise
+
+
+TASKS = CONFIGS / "finetune"
+"""Shipped tasks, given to ``make`` by name."""
+_OF_ONE_RUN = ("run.seed", "run.name")
+
+
+def make_command(
+    target: str,
+    given: Sequence[str],
+    *more: str,
+    model: str,
+    run: Path,
+    seeds: int | None = None,
+    without: Collection[str] = (),
+) -> str:
+    """``make <target> TASK=... MODEL=...``, optionally ``SEEDS=``, and the other arguments in ``ARGS=``.
+
+    ``given`` are the arguments of ``python -m finetune``; if they name no task file, the configuration of ``run`` is
+    the task. Omits the run's seed and name and the keys ``without``; ``more`` replace arguments with the same key.
+    """
+    task = next(filter(names_file, given), str(run / "config.yaml"))
+    named = Path(task).stem if Path(task).resolve().parent == TASKS else task
+    replaced = {task, "model.from", *_OF_ONE_RUN, *without, *(each.split("=")[0] for each in more)}
+    arguments = [*(each for each in given if each.split("=")[0] not in replaced), *more]
+    quoted = " ".join(map(shlex.quote, arguments)).replace('"', '\\"')
+    parts = [f"make {target} TASK={shlex.quote(named)} MODEL={shlex.quote(model)}"]
+    parts += [f"SEEDS={seeds}"] if seeds else []
+    parts += [f'ARGS="{quoted}"'] if quoted else []
+    return " ".join(parts)

@@ -12,7 +12,7 @@ from typing import Any
 
 from bertillery.config.section import ConfigError, InputError, Section, completed, parse_yaml
 from bertillery.run.inputs import Pins
-from bertillery.system.files import sha256, tidy, write_text
+from bertillery.system.files import fingerprint, sha256, tidy, write_text
 from bertillery.system.lock import locked
 from bertillery.system.records import checked, read_json, read_yaml
 
@@ -132,10 +132,7 @@ class RunDirectory:
     def exported(self) -> dict[str, Any]:
         """Sizes and checksums of the files in ``export/`` except the card, for ``finished.json``."""
         files = sorted(file for file in self.export.rglob("*") if file.is_file() and file.suffix != ".md")
-        return {
-            file.relative_to(self.export).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
-            for file in files
-        }
+        return {file.relative_to(self.export).as_posix(): fingerprint(file) for file in files}
 
     def export_defect(self) -> str | None:
         """What is missing or damaged in a finished run's export, or None.
@@ -143,7 +140,7 @@ class RunDirectory:
         Weights must have their checksums. Other files must exist; a user may edit a configuration.
         """
         if not (self.export / "config.json").is_file():
-            return f"{self.export} has no config.json" if self.export.exists() else f"{self.export} is not there"
+            return f"{self.export} has no config.json" if self.export.exists() else f"{self.export} does not exist"
         results, found = self.path / "finished.json", self.results.get("exported", {})
         for name, saved in checked(results, found, dict[str, _ExportedFile], remedy=FINISHED_REMEDY).items():
             file = self.export / name

@@ -104,7 +104,7 @@ class Trainer:
         """Sums since metrics were last logged (:meth:`bertillery.engine.meter.Meter.state`)."""
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint, if there is one, and return its step, the same in all processes."""
+        """Load the newest complete checkpoint, if there is one, and return its step, the same in all processes."""
         path = newest_checkpoint(self.accelerator, self.run_directory.checkpoints)
         if path is not None:
             state = self._load(path)
@@ -158,7 +158,7 @@ class Trainer:
             yield from steps
         except DivergedError as error:
             newest = latest_checkpoint(self.run_directory.checkpoints)
-            known = f"The newest whole checkpoint is {newest}" if newest else "There is no checkpoint yet"
+            known = f"The newest complete checkpoint is {newest}" if newest else "There is no checkpoint yet"
             raise DivergedError(f"{error}. {known}.") from None
 
     @property
@@ -190,7 +190,7 @@ class Trainer:
             return chosen, ""
         note = (
             f"train.export=best: the best evaluation was that of step {self.best:,}, but its checkpoint in "
-            f"{self.run_directory.checkpoints} is not whole ({defect_of_best}); the weights are those of step "
+            f"{self.run_directory.checkpoints} is damaged ({defect_of_best}); the weights are those of step "
             f"{chosen:,}, the best available"
         )
         progress.note(f"WARNING: {note}")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from bertillery.config.section import InputError
 from bertillery.system.lock import locked
@@ -73,6 +74,11 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as JSON data."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def publish(partial: Path, folder: Path) -> None:

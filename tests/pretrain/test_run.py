@@ -398,7 +398,7 @@ sys.exit(main(sys.argv[1:]))
     arguments = [sys.executable, "-c", program, *command(folder, "full")[3:]]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "the newest whole checkpoint is" in done.stderr
+    assert "the newest complete checkpoint is" in done.stderr
     assert "step-0000000006" in done.stderr
     assert "resuming at step 6" in run(folder, "full")
     assert losses(folder, "full") == losses(folder, "whole")

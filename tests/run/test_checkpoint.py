@@ -167,7 +167,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, damage, caplog: pytest
     assert not caplog.records
     damage(newer)
     assert latest_checkpoint(tmp_path) == older
-    assert "step-0000000010 is not whole" in caplog.text
+    assert "step-0000000010 is damaged" in caplog.text
     damage(older)
     assert latest_checkpoint(tmp_path) is None
 
@@ -208,7 +208,7 @@ for folder in map(Path, sys.argv[1:]):
         os._exit(0)
     print(folder.name, os.waitstatus_to_exitcode(os.wait()[1]))
 """
-KILLED_IN = ["save_file", "_fingerprint", "publish"]
+KILLED_IN = ["save_file", "fingerprint", "publish"]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_the_last_one_whole(crashed: Path):
     older = crashed / "full_disk" / "step-0000000001"
     message = (crashed / "message").read_text()
     assert "cannot write checkpoint" in message
-    assert f"the newest whole checkpoint is {older}" in message
+    assert f"the newest complete checkpoint is {older}" in message
     assert [*older.parent.iterdir()] == [older]
     assert latest_checkpoint(older.parent) == older
 
@@ -254,7 +254,7 @@ def test_no_space_is_reported_with_what_was_needed(tmp_path: Path, monkeypatch: 
         save(tmp_path, 1)
     # 12 x 8 tied weights, 2 x 8 of the norm, 12 biases, an int64 buffer; the state is two moments and 4 counters
     assert f"({(96 + 16 + 12) * 4 * 3 + 8 + 4 * 4} bytes)" in str(caught.value)
-    assert "no other whole checkpoint" in str(caught.value)
+    assert "no other complete checkpoint" in str(caught.value)
     assert not [*tmp_path.iterdir()]
 
 

@@ -24,9 +24,9 @@ from tests.run.test_trainer import SCORES, train, trainer_of
 ROOT = Path(__file__).resolve().parents[2]
 LAST = "checkpoints/step-0000000012"
 REFUSED = {
-    "nothing": "it is not there",
+    "nothing": "it does not exist",
     "damaged": "model.safetensors has another checksum",
-    "another": "it is another one",
+    "another": "it differs from the main process's",
 }
 
 

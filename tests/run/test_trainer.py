@@ -222,7 +222,7 @@ def test_a_best_checkpoint_that_is_not_whole_is_not_exported(
     ended, trainer, _ = train(tmp_path / "a", [], export="best")
     assert (ended.step, ended.held_out["score"]) == (10, 0.3)
     assert trainer.objective.weight.item() == pytest.approx(ended.held_out["weight"])
-    said = "another checksum" if damage == "flipped" else "is not there"
+    said = "another checksum" if damage == "flipped" else "does not exist"
     assert "the best evaluation was that of step 4, but its checkpoint" in ended.note
     assert said in ended.note
     assert "WARNING" in capsys.readouterr().out
@@ -294,7 +294,7 @@ def test_a_training_that_diverges_says_which_checkpoint_there_is(
     monkeypatch.setattr(Weight, "forward", diverging)
     with pytest.raises(DivergedError) as caught:
         train(tmp_path / "a", SCORES, save_every=4, evaluate_every=12)
-    there = "There is no checkpoint yet" if steps == 1 else "The newest whole checkpoint is "
+    there = "There is no checkpoint yet" if steps == 1 else "The newest complete checkpoint is "
     assert there in str(caught.value)
     assert ("step-0000000004" in str(caught.value)) == (steps == 6)
 
