@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
-from bertillery.config.section import ConfigError, Section, check_sections, read_values, validate
+from bertillery.config.section import (
+    ConfigError,
+    Layer,
+    Section,
+    check_sections,
+    merge_layers,
+    read_layers,
+    validate,
+)
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.objective import objective_module
@@ -33,6 +41,13 @@ class ObjectiveSection(Section):
     """``model_type`` of the models that it trains, as in transformers' config.json."""
     num_texts: ClassVar[int] = 2
     """The most texts in an example."""
+    units: ClassVar[Literal["sentences", "documents"]] = "sentences"
+    """What it reads of a corpus (``data.units``): sentences with BERT's special tokens, or documents with an
+    end-of-text token."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Sections of the configuration that have other defaults with this objective, below all that is given."""
+    keys: ClassVar[Mapping[str, str]] = {}
+    """Names of the family's configuration for keys of ``model``, where they differ."""
 
     @classmethod
     def decided_by(cls, weights: Weights) -> dict[str, Any]:
@@ -62,6 +77,19 @@ class PretrainConfig(StageConfig):
                 f"train.phases: a sequence_length of {longest} is above model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}; shorten it, or enlarge the position table"
             )
+        reads = type(self.objective).units
+        if self.data.units != reads:
+            raise ValueError(
+                f"data.units: given {self.data.units}; objective.type={self.objective.model_dump()['type']} reads "
+                f"{reads}; leave the key out"
+            )
+        fitting = ("byte_bpe", "characters") if reads == "documents" else ("wordpiece", "unigram")
+        if self.tokenizer.path is None and self.tokenizer.type not in fitting:
+            needed = "an end-of-text token" if reads == "documents" else "a mask token"
+            raise ValueError(
+                f"tokenizer.type: given {self.tokenizer.type}, which has not {needed}, as "
+                f"objective.type={self.objective.model_dump()['type']} needs; give one of {', '.join(fitting)}"
+            )
         if min(phase.sequence_length for phase in self.train.phases) < 8:
             raise ValueError("train.phases: a sequence_length below 8 leaves no room for a pair; give at least 8")
         return self
@@ -73,10 +101,14 @@ def load_config(arguments: Sequence[str]) -> PretrainConfig:
     A run without a name is named after the configuration files. What the checkpoint of ``model.from`` decides is
     filled in.
     """
-    values, sources = read_values(arguments)
+    layers = read_layers(arguments)
+    values, sources = merge_layers(layers)
     check_sections(PretrainConfig, values, sources)
     values.setdefault("objective", {}).setdefault("type", "bert")
     module = objective_module("pretrain.objectives", values["objective"])
+    type_ = values["objective"]["type"]
+    below = Layer({**module.Config.defaults, "objective": {"type": type_}}, f"defaults of objective.type={type_}")
+    values, sources = merge_layers([below, *layers])
     adopt(values, sources, module.Config)
     schema = create_model("PretrainConfig", __base__=PretrainConfig, objective=(module.Config, ...))
     config = validate(cast(type[PretrainConfig], schema), values, sources)
@@ -98,13 +130,14 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
     path = model.get("from") if isinstance(model, dict) else None
     if not isinstance(path, str) or not isinstance(tokenizer, dict):  # validation comes next and reports it
         return
-    weights = Weights.find(path)
+    weights = Weights.find(path, decoder=section.units == "documents")
     if weights.config.model_type != section.family:
         raise ConfigError(
             f"model.from: {path!r} is of the family {weights.config.model_type}, but objective.type="
             f"{values['objective']['type']} trains {section.family}; give such weights, or another objective.type"
         )
-    found = {f"model.{key}": getattr(weights.config, key) for key in (*_FIXED, *_TAKEN)}
+    stored = {key: getattr(weights.config, section.keys.get(key, key)) for key in (*_FIXED, *_TAKEN)}
+    found = {f"model.{key}": value for key, value in stored.items() if value is not None}
     found |= {f"objective.{key}": value for key, value in section.decided_by(weights).items()}
     contradictions = []
     for name, stored in found.items():
@@ -122,10 +155,11 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
             + "\n".join(contradictions)
             + "\nGive a configuration that leaves these keys to the weights, or weights of that shape."
         )
-    values["tokenizer"] = {**tokenizer, "path": _fitting_tokenizer(weights, tokenizer.get("path"))}
+    decoder = section.units == "documents"
+    values["tokenizer"] = {**tokenizer, "path": _fitting_tokenizer(weights, tokenizer.get("path"), decoder=decoder)}
 
 
-def _fitting_tokenizer(weights: Weights, given: str | None) -> str:
+def _fitting_tokenizer(weights: Weights, given: str | None, *, decoder: bool) -> str:
     """Path of the tokenizer: the one given, which must number its pieces as the checkpoint does, or the checkpoint's.
 
     Embedding rows beyond the pieces of the checkpoint's own tokenizer are spare (tables are padded to a multiple of
@@ -133,8 +167,9 @@ def _fitting_tokenizer(weights: Weights, given: str | None) -> str:
     """
     rows, own = weights.config.vocab_size, None
     if not given or given == weights.path or has_tokenizer(weights.path):
-        own = load_tokenizer(weights.path, "model.from")
-    tokenizer = load_tokenizer(given, "tokenizer.path") if given and given != weights.path else own
+        own = load_tokenizer(weights.path, "model.from", decoder=decoder)
+    other = given is not None and given != weights.path
+    tokenizer = load_tokenizer(given, "tokenizer.path", decoder=decoder) if other else own
     assert tokenizer is not None
     size = vocabulary_size(tokenizer)
     comparable = own is not None and own is not tokenizer and vocabulary_size(own) <= rows
@@ -157,7 +192,7 @@ def _differences(own: Any, given: Any) -> list[str]:
     stored, here = ({number: piece for piece, number in each.get_vocab().items()} for each in (own, given))
     pieces = [number for number in sorted(stored.keys() | here.keys()) if stored.get(number) != here.get(number)]
     compared = [(f"piece {n}", stored.get(n), here.get(n)) for n in pieces[:_MOST_PIECES]]
-    special = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "eos_token")
     compared += [(name, getattr(own, name), getattr(given, name)) for name in special]
     lines = [f"{name}: the checkpoint has {a!r}, the tokenizer {b!r}" for name, a, b in compared if a != b]
     if len(pieces) > _MOST_PIECES:

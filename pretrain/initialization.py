@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from bertillery.config.section import ConfigError, InputError
 from bertillery.engine.objective import Objective
+from bertillery.models.encoders import family
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.folder import check_size, file_of, reading, safely
 from bertillery.models.load import check_finite, read_config
@@ -28,7 +29,7 @@ class Weights:
     """Its config.json, in transformers' class."""
 
     @classmethod
-    def find(cls, path: str) -> Weights:
+    def find(cls, path: str, *, decoder: bool = False) -> Weights:
         """Read the config.json; ``ConfigError`` where there is none.
 
         A resumed run comes here too, although its weights are its checkpoint's: sizes and tokenizer are read where they
@@ -36,7 +37,7 @@ class Weights:
         is refused before anything is computed.
         """
         try:
-            config = read_config(path)
+            config = read_config(path, decoder=decoder)
             check_size(path, config)
         except InputError as error:
             raise ConfigError(
@@ -83,7 +84,8 @@ def load_weights(objective: Objective, path: str) -> list[str]:
     dropped. Tied tensors stay tied. ``ConfigError`` where any other tensor is missing, has another shape, or is tied
     here but differs there.
     """
-    weights, models = Weights.find(path), networks(objective)
+    models = networks(objective)
+    weights = Weights.find(path, decoder=family(objective.exported().config).causal)
     copies: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     problems, dropped = [], []
     for folder, model in models.items():

@@ -118,7 +118,8 @@ class Pretraining(Stage):
         """Write to the exported configurations on how many tokens the weights were pretrained, earlier runs included,
         where all of them are known."""
         start = self.config.model.from_
-        before = getattr(read_config(start), "pretraining_tokens", None) if start else 0
+        decoder = self.config.objective.units == "documents"
+        before = getattr(read_config(start, decoder=decoder), "pretraining_tokens", None) if start else 0
         if before is not None and ended.tokens is not None:
             for model in self.models.values():
                 model.config.pretraining_tokens = before + ended.tokens

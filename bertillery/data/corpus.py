@@ -66,6 +66,9 @@ class CorpusSection(Section):
     """Share of the documents held out, chosen by their content."""
     documents: Literal["blank_line", "file"] = "blank_line"
     """What ends a document in a .txt file: a blank line, or the end of the file. A line is a paragraph."""
+    units: Literal["sentences", "documents"] = "sentences"
+    """Whether documents are split into sentences, whose white space is normalised, or kept as they are written, line
+    feeds included, which causal language models need."""
     text: str = "text"
     """Column that holds the text in jsonl, csv, tsv and parquet; a row is a document, a line in it a paragraph."""
     undecodable: Literal["fail", "replace"] = "fail"
@@ -74,6 +77,10 @@ class CorpusSection(Section):
     """Whose rules split sentences: am, ar, bg, bn, ca, da, de, el, en, es, fi, fr, gu, hi, hy, it, ja, kk, kn, ml, mr,
     my, nl, pa, pl, pt, ru, sk, ta, te or uk. For another language the one nearest to it; en's split at the full stops
     of every script."""
+
+    def lines(self, text: str) -> list[str]:
+        """The paragraphs of a row's text, or the text as it is written."""
+        return text.splitlines() if self.units == "sentences" else [text]
 
 
 @dataclass
@@ -103,13 +110,18 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
             documents, repeated = pydocs.read_documents()
             report.repeated += repeated
         elif isinstance(source, str):
-            documents = map(str.splitlines, _hub_texts(source, section.text))
+            documents = map(section.lines, _hub_texts(source, section.text))
         else:
             documents = read_file(source, section, report)
         for document in documents:
-            paragraphs = [text for text in map(str.strip, document) if text]
+            if section.units == "documents":
+                whole = "\n".join(line.removesuffix("\n").removesuffix("\r") for line in document).strip("\n")
+                paragraphs = [whole] if whole and not whole.isspace() else []
+            else:
+                paragraphs = [text for text in map(str.strip, document) if text]
             if paragraphs:
-                _check_length(f"{source}: document {report.documents + 1}", max(paragraphs, key=len))
+                if section.units == "sentences":
+                    _check_length(f"{source}: document {report.documents + 1}", max(paragraphs, key=len))
                 report.documents += 1
                 report.paragraphs += len(paragraphs)
                 report.characters += sum(map(len, paragraphs))
@@ -174,7 +186,7 @@ def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterato
         yield from _split_documents(path, section.documents, decoder)
     else:
         read = {".parquet": _parquet_texts, ".csv": _delimited_texts, ".tsv": _delimited_texts}.get(kind, _json_texts)
-        yield from map(str.splitlines, read(path, section.text, decoder))
+        yield from map(section.lines, read(path, section.text, decoder))
     report.undecodable += decoder.replaced
 
 
@@ -183,7 +195,7 @@ def _split_documents(path: Path, documents: str, decoder: Decoder) -> Iterator[l
     size = 0
     for number, line in enumerate(read_lines(path, decoder, what="paragraph"), 1):
         _check_length(f"{path}:{number}", line)
-        if not line.isspace():
+        if documents == "file" or not line.isspace():
             paragraphs.append(line)
             size += len(line)
             if size > MAX_ROW:
@@ -191,7 +203,7 @@ def _split_documents(path: Path, documents: str, decoder: Decoder) -> Iterator[l
                     f"{path}:{number}: a document of more than {MAX_ROW:,} characters; separate documents by "
                     "blank lines, or use a .jsonl file with one document a line"
                 )
-        elif documents == "blank_line":
+        else:
             yield paragraphs
             paragraphs, size = [], 0
     yield paragraphs

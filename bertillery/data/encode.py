@@ -87,14 +87,16 @@ def sentences(language: str, paragraph: str) -> list[str]:
 class Encoder:
     """Splits batches of documents into sentences and encodes them."""
 
-    def __init__(self, tokenizer: Path, language: str) -> None:
-        self._words = WordEncoder(load_tokenizer(str(tokenizer)))
+    def __init__(self, tokenizer: Path, language: str | None) -> None:
+        """Without a ``language`` each paragraph is one unit, as it is written."""
+        self._words = WordEncoder(load_tokenizer(str(tokenizer), decoder=None))
         self._language = language
 
     def __call__(self, documents: list[Document]) -> Encoded:
         """Encode one batch."""
         paragraphs = [paragraph for _, document in documents for paragraph in document]
-        split = [sentences(self._language, paragraph) for paragraph in paragraphs]
+        language = self._language
+        split = [[text] if language is None else sentences(language, text) for text in paragraphs]
         texts = [sentence for sentences in split for sentence in sentences]
         if self._words.space_matters:
             # Without a space the first word of a sentence would continue the sentence before.
@@ -121,7 +123,7 @@ class Encoder:
 
 
 def encode_batches(
-    batches: Iterable[list[Document]], tokenizer: Path, language: str, workers: int
+    batches: Iterable[list[Document]], tokenizer: Path, language: str | None, workers: int
 ) -> Iterator[Encoded]:
     """Encode batches in order; the result does not depend on the number of processes."""
     batches = iter(batches)
@@ -148,7 +150,7 @@ def encode_batches(
 _encoder: Encoder | None = None  # of a worker process
 
 
-def _start(tokenizer: Path, language: str) -> None:
+def _start(tokenizer: Path, language: str | None) -> None:
     global _encoder
     _encoder = Encoder(tokenizer, language)
 

@@ -13,7 +13,7 @@ import json
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bertillery.config.section import InputError
 from bertillery.data import pydocs
+from bertillery.data.causal_tokenizer import train_byte_bpe, train_characters
 from bertillery.data.corpus import CorpusSection, ReadReport, read_documents, resolve
 from bertillery.data.encode import Document, batched, document_key, encode_batches
 from bertillery.data.prepared import FORMAT, PreparedCorpus, write_manifest
@@ -57,7 +58,7 @@ def prepare(
     folder = cache / (name or corpus_files(data, tokenizer).sha256)
 
     def make(partial: Path) -> Path:
-        _build(partial, data, tokenizer, _existing(tokenizer), workers or num_cores())
+        _build(partial, data, tokenizer, _existing(tokenizer, data), workers or num_cores())
         return partial / "corpus"
 
     try:
@@ -78,8 +79,9 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
 
     Raises ``InputError`` for sources that do not exist, as :func:`prepare` does.
     """
-    parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), data.model_dump()]
-    existing = _existing(tokenizer)
+    settings = data.model_dump(exclude={"units"} if data.units == "sentences" else None)  # as before there were units
+    parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), settings]
+    existing = _existing(tokenizer, data)
     if existing is None:
         parts.append(tokenizer.model_dump())
     else:  # its content, not its place: the directory may later hold another one
@@ -100,8 +102,8 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
     return Fingerprint(digest, ", ".join([*described, *others]), exact=False)
 
 
-def _existing(section: TokenizerSection) -> PreTrainedTokenizerBase | None:
-    return load_tokenizer(section.path) if section.path else None
+def _existing(section: TokenizerSection, data: CorpusSection) -> PreTrainedTokenizerBase | None:
+    return load_tokenizer(section.path, decoder=data.units == "documents") if section.path else None
 
 
 def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, *, num_texts: int) -> PreparedCorpus:
@@ -113,8 +115,8 @@ def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, 
     was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is a ``ConfigError``
     before the preparation.
     """
-    existing = _existing(tokenizer)
-    if existing is not None:
+    existing = _existing(tokenizer, data)
+    if existing is not None and data.units == "sentences":
         check_pretraining_frame(existing, num_texts)
     cache, begun = stage.config.run.data_dir, stage.pinned.get("corpus files")
     kept = begun and cache / begun.sha256
@@ -147,13 +149,12 @@ def _build(
             _say("prepare: sampling text for the tokenizer")
             sample = _sample(_progress(_documents(data, ReadReport())), section.sample_bytes)
             _say(f"prepare: training {section.vocab_size} pieces on {len(sample)} documents")
-            train = train_unigram if section.type == "unigram" else train_wordpiece
-            tokenizer = train(sample, section)
+            tokenizer = _TRAIN[section.type](sample, section)
         shutil.rmtree(partial / "tokenizer", ignore_errors=True)
         tokenizer.save_pretrained(partial / "tokenizer")
         corpus.mkdir(exist_ok=True)
         (partial / "tokenizer").rename(corpus / "tokenizer")
-    tokenizer = load_tokenizer(str(corpus / "tokenizer"))
+    tokenizer = load_tokenizer(str(corpus / "tokenizer"), decoder=None)
     report = ReadReport()
     _say("prepare: encoding")
     progress = _encode_all(partial, data, report, workers)
@@ -203,7 +204,8 @@ def _encode_all(partial: Path, data: CorpusSection, report: ReadReport, workers:
     """Write all documents that are not written yet."""
     with CorpusWriter(partial) as writer:
         documents = islice(_progress(_documents(data, report)), writer.progress.consumed, None)
-        for encoded in encode_batches(batched(documents), partial / "corpus" / "tokenizer", data.language, workers):
+        language = data.language if data.units == "sentences" else None
+        for encoded in encode_batches(batched(documents), partial / "corpus" / "tokenizer", language, workers):
             writer.append(encoded)
         writer.commit()
         _check_parts(writer.progress, data)
@@ -230,6 +232,14 @@ def _count_tokens(ids: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
         while chunk := stream.read(1 << 24):
             counts += np.bincount(np.frombuffer(chunk, dtype), minlength=vocab_size)
     return counts
+
+
+_TRAIN: dict[str, Callable[[Sequence[str], TokenizerSection], PreTrainedTokenizerBase]] = {
+    "wordpiece": train_wordpiece,
+    "unigram": train_unigram,
+    "byte_bpe": train_byte_bpe,
+    "characters": train_characters,
+}
 
 
 def _progress(documents: Iterator[Document]) -> Iterable[Document]:

@@ -101,7 +101,7 @@ class PreparedCorpus:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the corpus was encoded with."""
-        return load_tokenizer(str(self.path / "tokenizer"))
+        return load_tokenizer(str(self.path / "tokenizer"), decoder=None)
 
 
 def write_manifest(path: Path, facts: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
@@ -31,14 +31,16 @@ _ALPHABET, _COVERAGE = 1000, 0.9995
 """An alphabet has so many characters, or, in Chinese and Japanese, those that make up this share of the text: what
 SentencePiece advises for scripts with thousands of characters. The rest, 1 in 2,000, become [UNK]."""
 _SMALLEST = 64
+_BYTES = 257
 _CACHED_WORDS = 400_000
 
 
 class TokenizerSection(Section):
     """Which tokenizer: an existing one, or one trained on the corpus."""
 
-    type: Literal["wordpiece", "unigram"] = "wordpiece"
-    """What is trained: BERT's kind, or ALBERT's (SentencePiece's Unigram)."""
+    type: Literal["wordpiece", "unigram", "byte_bpe", "characters"] = "wordpiece"
+    """What is trained: BERT's WordPiece, ALBERT's Unigram (SentencePiece), GPT-2's byte-level BPE, or a vocabulary of
+    the characters of the text. The first two are for masked models, the last two for causal ones."""
     path: str | None = None
     """Directory or Hub name of an existing tokenizer; none is trained then."""
     vocab_size: int = Field(default=30522, ge=_SMALLEST, le=10**7)
@@ -49,6 +51,12 @@ class TokenizerSection(Section):
     """How often two pieces must meet before they are merged (wordpiece), or a piece must occur (unigram)."""
     sample_bytes: Count = 64_000_000
     """Text to train on; of a larger corpus, a sample of its documents."""
+
+    @model_validator(mode="after")
+    def _holds_all_bytes(self) -> TokenizerSection:
+        if self.type == "byte_bpe" and self.path is None and self.vocab_size < _BYTES:
+            raise ValueError(f"vocab_size {self.vocab_size}: byte_bpe has 256 bytes and an end-of-text token at least")
+        return self
 
 
 def is_unigram(tokenizer: PreTrainedTokenizerBase) -> bool:

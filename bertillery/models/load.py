@@ -201,8 +201,9 @@ def load_carried(modules: Mapping[str, nn.Module], name: str) -> list[str]:
     return said
 
 
-def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or not BERT-like.
+def load_tokenizer(path: str, key: str = "tokenizer.path", *, decoder: bool | None = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or lacks special tokens: those
+    of BERT, or, for a ``decoder``, an end-of-text token; ``None`` asks for neither.
 
     ``key`` is the configuration's that names the path.
     """
@@ -215,11 +216,13 @@ def load_tokenizer(path: str, key: str = "tokenizer.path") -> PreTrainedTokenize
             raise ConfigError(f"{given} ({reason}); {remedy}")
         check_tokenizer_files(path)
         tokenizer = AutoTokenizer.from_pretrained(path, **safely(path))
-    missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
+    needed = () if decoder is None else ("eos",) if decoder else ("cls", "sep", "mask", "pad")
+    missing = [name for name in needed if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
+        wanted = "one of a causal model, with an end-of-text token (eos_token)" if decoder else ""
         raise ConfigError(
-            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give a BERT-like tokenizer, "
-            "with cls, sep, mask and pad"
+            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give "
+            f"{wanted or 'a BERT-like tokenizer, with cls, sep, mask and pad'}"
         )
     if not tokenizer.is_fast:
         raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
