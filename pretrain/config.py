@@ -168,8 +168,9 @@ def _fitting_tokenizer(weights: Weights, given: str | None, *, decoder: bool) ->
     rows, own = weights.config.vocab_size, None
     if not given or given == weights.path or has_tokenizer(weights.path):
         own = load_tokenizer(weights.path, "model.from", decoder=decoder)
-    other = given is not None and given != weights.path
-    tokenizer = load_tokenizer(given, "tokenizer.path", decoder=decoder) if other else own
+    tokenizer = own
+    if given and given != weights.path:
+        tokenizer = load_tokenizer(given, "tokenizer.path", decoder=decoder)
     assert tokenizer is not None
     size = vocabulary_size(tokenizer)
     comparable = own is not None and own is not tokenizer and vocabulary_size(own) <= rows

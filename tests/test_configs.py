@@ -33,7 +33,7 @@ def test_configuration_is_valid_and_round_trips(path: Path) -> None:
     config = load_config([str(path)])
     assert config.run.name == path.stem
     assert validate(type(config), yaml.safe_load(dump(config))) == config
-    learning_rate(config.optim, config.train.steps.to_steps())
+    learning_rate(config.optim, config.train.steps.to_steps(steps_per_epoch=10_000))
     assert hasattr(objective_of(config), "build")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, Section
-from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Weight
+from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Probability, Weight
 from bertillery.engine.sharding import whole
 
 
@@ -40,12 +40,16 @@ class OptimSection(Section):
     loss_reduction: Literal["mean", "sum"] = "mean"
     """Loss whose gradients are clipped: the mean over a step's examples (or tokens), or, as ELECTRA is fine-tuned,
     their sum, whose gradients nearly always exceed the norm."""
-    schedule: Literal["bert", "electra", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"] = "bert"
+    schedule: Literal[
+        "bert", "electra", "gpt1", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"
+    ] = "bert"
     """Shape of the learning rate after warm-up; see :func:`learning_rate`."""
     warmup: Duration = Duration("1%")
     """Linear warm-up from 0."""
     cooldown: Duration = Duration("10%")
     """Length of the decay in ``warmup_stable_decay``."""
+    final_share: Probability = 0.0
+    """What is left of the peak at the end of ``cosine``."""
 
 
 class BertAdam(torch.optim.AdamW):
@@ -217,6 +221,11 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: st
     return torch.stack([whole(clip(parameter)) for parameter in parameters if parameter.grad is not None]).norm()
 
 
+def _half_cosine(share: float) -> float:
+    """From 1 to 0 as ``share`` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
 def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], float]:
     """The learning rate of each update, counted from 0, as a pure function.
 
@@ -225,7 +234,9 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
     - ``bert``: t/W, then 1 - t/T; it jumps down where warm-up ends (optimization.py of the BERT repository).
     - ``electra``: (1 - t/T) * min(1, t/W).
     - ``linear``: t/W, then (T - t) / (T - W), what transformers calls linear.
-    - ``cosine``: t/W, then half a cosine to 0.
+    - ``gpt1``: t/W, then (1 + cos(pi t/T)) / 2: its cosine counts from update 0 (opt.py of the finetune-transformer-lm
+      repository).
+    - ``cosine``: t/W, then half a cosine to ``final_share`` of the peak.
     - ``inverse_sqrt``: t/W, then sqrt(W/t), "noam" (Vaswani et al. 2017, 5.3).
     - ``constant``: t/W, then 1.
     - ``warmup_stable_decay``: t/W, then 1, then linear to 0 over the last C steps.
@@ -239,12 +250,13 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
         "bert": lambda t: 1 - t / total,
         "electra": lambda t: 1 - t / total,
         "linear": lambda t: (total - t) / max(1, total - warmup),
-        "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * (t - warmup) / max(1, total - warmup))),
+        "gpt1": lambda t: _half_cosine(t / total),
+        "cosine": lambda t: final + (1 - final) * _half_cosine((t - warmup) / max(1, total - warmup)),
         "inverse_sqrt": lambda t: math.sqrt(max(1, warmup) / max(1, t)),
         "constant": lambda t: 1.0,
         "warmup_stable_decay": lambda t: min(1.0, (total - t) / cooldown),
     }
-    shape = after[section.schedule]
+    shape, final = after[section.schedule], section.final_share
 
     def rate(step: int) -> float:
         rise = min(1.0, step / warmup) if warmup else 1.0

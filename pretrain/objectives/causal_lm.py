@@ -231,7 +231,8 @@ def gpt2_config(sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> GPT2
         "initializer_range": sizes.initializer_range,
         **{name: getattr(sizes, key) for key, name in Config.keys.items()},
     }
-    return GPT2Config(**settings, bos_token_id=end, eos_token_id=end, attn_implementation=NAME)
+    settings |= {"bos_token_id": end, "eos_token_id": end, "attn_implementation": NAME}
+    return GPT2Config(**settings)
 
 
 def initialize(model: GPT2LMHeadModel, std: float, positions_std: float) -> None:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 import pretrain.objectives
 from bertillery.engine.batch import PackedBatch
@@ -57,10 +57,18 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
+def tokenizer_for(module: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer with the special tokens that an objective needs."""
+    tokenizer = tiny_tokenizer()
+    if module.Config.units == "documents":
+        tokenizer.eos_token = "[SEP]"
+    return tokenizer
+
+
 def make(
     module: Any, sizes: ModelSection = STILL, *, num_documents: int = 64, length: int = 32
 ) -> tuple[Objective, Any]:
-    tokenizer, config = tiny_tokenizer(), module.Config()
+    tokenizer, config = tokenizer_for(module), module.Config()
     torch.manual_seed(0)
     tokens = learnable_tokens(num_documents)
     return module.build(config, sizes, tokenizer), module.source(
@@ -222,7 +230,7 @@ def test_flops_equal_torchs_count(module: Any) -> None:
 def test_export_reloads_with_equal_outputs(module: Any, tmp_path: Any) -> None:
     objective, source = make(module)
     objective.eval()
-    folder = export_model(objective.exported(), tiny_tokenizer(), tmp_path / "export", card="# test\n")
+    folder = export_model(objective.exported(), tokenizer_for(module), tmp_path / "export", card="# test\n")
     assert AutoModel.from_pretrained(folder).config.model_type == module.Config.family
     reloaded = type(objective.exported()).from_pretrained(folder).eval()
     assert reloaded.config._attn_implementation in ("sdpa", "eager")  # not ours, which other programs lack
@@ -241,7 +249,7 @@ def test_it_goes_on_from_its_export_and_from_the_bare_encoder(module: Any, tmp_p
 
     The directory alone decides sizes and the keys of the objective that are sizes.
     """
-    name, tokenizer = module.Config().type, tiny_tokenizer()
+    name, tokenizer = module.Config().type, tokenizer_for(module)
     before, _ = make(module)
     with torch.no_grad():
         for parameter in before.parameters():
@@ -388,7 +396,7 @@ def test_reports_need_nothing_but_the_terms(module: Any, accelerator: Accelerato
 
 def test_the_first_example_is_shown(module: Any) -> None:
     _, source = make(module)
-    assert "tokens" in source.show(batch_of(source, 1), tiny_tokenizer())
+    assert "tokens" in source.show(batch_of(source, 1), tokenizer_for(module))
 
 
 HOLDS_FOR = "float32 on a CPU, whatever its instructions and the number of threads"

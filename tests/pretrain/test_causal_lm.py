@@ -1,0 +1,188 @@
+"""Causal language modelling: windows, targets, GPT-2's sizes and initialisation, and what no token sees."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from bertillery.config.section import ConfigError
+from bertillery.data.causal_tokenizer import train_byte_bpe
+from bertillery.data.tokenizer import TokenizerSection
+from bertillery.models.encoders import model_inputs
+from pretrain.config import load_config
+from pretrain.model import ModelSection
+from pretrain.objectives import causal_lm
+from pretrain.objectives.causal_lm import CausalLm, Config, Source, gpt2_config
+from tests.corpora import Tokens, random_tokens
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = ModelSection(
+    num_hidden_layers=2, hidden_size=32, num_attention_heads=2, max_position_embeddings=64, layer_norm_eps=1e-5,
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
+TEXT = ["The cat sat on the mat, and the dog sat on the cat. " * 4, "A mat is a mat; the mat's cat is not the dog's."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_byte_bpe(TEXT, TokenizerSection(type="byte_bpe", vocab_size=280))
+
+
+def documents(number: int = 30) -> Tokens:
+    tokens = random_tokens(number, sentences=(1, 1), length=(1, 70), vocab_size=280)
+    return Tokens(np.maximum(tokens.ids, 1), tokens.sentences, tokens.documents)
+
+
+def windows(source: Source, epoch: int) -> np.ndarray:
+    return np.concatenate([source.examples(epoch, block) for block in range(source.num_blocks)])
+
+
+@pytest.mark.parametrize("block_tokens", [1 << 24, 300])
+@pytest.mark.parametrize("length", [8, 32, 1000])
+@pytest.mark.parametrize("cross", [False, True])
+def test_an_epoch_predicts_every_token_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, cross: bool, length: int, block_tokens: int
+) -> None:
+    """The targets are each document and an EOT behind it; the inputs are the targets, moved by one, after an EOT."""
+    monkeypatch.setattr(causal_lm, "_BLOCK_TOKENS", block_tokens)
+    tokens = documents()
+    source = Source(Config(cross_document=cross), tokens, tokenizer, sequence_length=length, seed=3)
+    assert (source.num_blocks > 1) == (block_tokens == 300)
+    for epoch in (0, 1):
+        rows = windows(source, epoch)
+        batch = source.collate(rows)
+        inputs, targets = batch.input.ids.numpy(), batch.targets["next_ids"].numpy()
+        assert np.array_equal(inputs[1:][targets[:-1] == inputs[1:]], inputs[1:])
+        assert inputs[0] == 0
+        found = sorted(part.tobytes() for part in np.split(targets, np.flatnonzero(targets == 0) + 1) if len(part))
+        starts = tokens.sentences[tokens.documents]
+        wanted = [np.append(tokens.ids[a:b], 0) for a, b in itertools.pairwise(starts)]
+        assert found == sorted(part.astype(np.int64).tobytes() for part in wanted)
+        assert rows["length"].max() <= length
+        if cross:
+            assert (rows["length"] < length).sum() <= source.num_blocks
+    assert not np.array_equal(windows(source, 0)["key"], windows(source, 1)["key"])
+
+
+def test_a_window_does_not_depend_on_the_others(tokenizer: Any) -> None:
+    source = Source(Config(cross_document=True), documents(), tokenizer, sequence_length=16, seed=3)
+    rows = source.examples(0, 0)
+    whole = source.collate(rows)
+    for number in (0, 7, len(rows) - 1):
+        alone = source.collate(rows[number : number + 1])
+        cut = slice(*whole.input.offsets[number : number + 2].tolist())
+        assert torch.equal(alone.input.ids, whole.input.ids[cut])
+        assert torch.equal(alone.targets["next_ids"], whole.targets["next_ids"][cut])
+
+
+def test_packed_windows_are_separate_and_causal(tokenizer: Any) -> None:
+    """Logits of packed windows are those of the stock model on each alone; a later token changes none before it."""
+    torch.manual_seed(0)
+    objective = CausalLm(Config(), SIZES, tokenizer).eval()
+    source = Source(Config(), documents(), tokenizer, sequence_length=32, seed=3)
+    batch = source.collate(source.examples(0, 0)[:6])
+    stock = GPT2LMHeadModel(gpt2_config(SIZES, tokenizer))
+    stock.load_state_dict(objective.model.state_dict())
+    stock.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        logits = objective.model(**model_inputs(objective.model.config, batch.input)).logits[0]
+        for start, end in itertools.pairwise(batch.input.offsets.tolist()):
+            alone = stock.eval()(input_ids=batch.input.ids[None, start:end]).logits[0]
+            torch.testing.assert_close(logits[start:end], alone, atol=1e-5, rtol=0)
+        at = int(batch.input.offsets[1]) - 1
+        changed = batch.input.ids.clone()
+        changed[at] = 200
+        inputs = model_inputs(objective.model.config, batch.input) | {"input_ids": changed[None]}
+        after = objective.model(**inputs).logits[0]
+    assert torch.equal(after[:at], logits[:at])
+    assert torch.equal(after[at + 1 :], logits[at + 1 :])
+    assert not torch.equal(after[at], logits[at])
+
+
+def test_bits_per_byte_are_those_of_the_text(tokenizer: Any) -> None:
+    """The nats of all targets, EOT among them, over the bytes of the text, whatever the pieces."""
+    ids = [np.array(tokenizer(text)["input_ids"]) for text in TEXT]
+    ends = np.append(0, np.cumsum([len(part) for part in ids]))
+    source = Source(
+        Config(), Tokens(np.concatenate(ids), ends, np.arange(len(TEXT) + 1)), tokenizer, sequence_length=8, seed=1
+    )
+    batch = source.collate(windows(source, 0))
+    assert batch.counts["bytes"] == sum(len(text.encode()) for text in TEXT)
+    terms = CausalLm(Config(), SIZES, tokenizer).eval()(batch)
+    assert terms["bits_per_byte"].total.item() == pytest.approx(terms["lm"].total.item() / math.log(2))
+    assert (terms["bits_per_byte"].count, terms["lm"].count) == ("bytes", "tokens")
+
+
+@pytest.mark.parametrize("width", [128, 256])
+def test_the_first_loss_is_that_of_a_uniform_guess(tokenizer: Any, width: int) -> None:
+    torch.manual_seed(width)
+    sizes = SIZES.model_copy(update={"hidden_size": width, "num_hidden_layers": 4})
+    source = Source(Config(), documents(100), tokenizer, sequence_length=64, seed=1)
+    batch = source.collate(windows(source, 0))
+    loss = CausalLm(Config(), sizes, tokenizer).eval()(batch)["lm"].total.item() / batch.counts["tokens"]
+    assert 0 < loss - math.log(280) < 0.1
+
+
+def test_weights_begin_as_in_gpt2(tokenizer: Any) -> None:
+    """Residual projections have .02 / sqrt(2 L): .00408 with 12 layers."""
+    torch.manual_seed(0)
+    sizes = SIZES.model_copy(update={"num_hidden_layers": 12, "hidden_size": 128})
+    model = CausalLm(Config(positions_range=0.01), sizes, tokenizer).model
+    for name, parameter in model.named_parameters():
+        wanted = 0.02 / math.sqrt(24) if name.endswith("c_proj.weight") else 0.01 if "wpe" in name else 0.02
+        if parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(wanted, rel=0.05), name
+        else:
+            assert torch.equal(parameter, torch.full_like(parameter, float("ln_" in name and name.endswith("weight"))))
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("gpt2_small", 124_439_808),
+        ("gpt2_medium", 354_823_168),
+        ("gpt2_large", 774_030_080),
+        ("gpt2_xl", 1_557_611_200),
+        ("gpt2_mini", 5_322_240),
+        ("gpt3_small", 125_226_240),
+    ],
+)
+def test_sizes_have_their_number_of_parameters(name: str, count: int) -> None:
+    """GPT-3's 125M is GPT-2 small with 2,048 positions instead of 1,024."""
+    config = load_config([str(ROOT / f"configs/pretrain/{name}.yaml")])
+    vocabulary = {str(number): number for number in range(config.tokenizer.vocab_size)}
+    tokenizer: Any = SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=0)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(gpt2_config(config.model, tokenizer))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize(("name", "printed"), [("xl", "num_attention_heads=24"), ("13b", "hidden_size=5140")])
+def test_misprinted_sizes_of_gpt3_are_refused(name: str, printed: str) -> None:
+    with pytest.raises(ConfigError, match="is not a multiple of num_attention_heads"):
+        load_config([str(ROOT / f"configs/pretrain/gpt3_{name}.yaml"), f"model.{printed}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("objective.type=causal_lm data.units=sentences", "objective.type=causal_lm reads documents"),
+        ("objective.type=causal_lm tokenizer.type=wordpiece", "has not an end-of-text token"),
+        ("objective.type=causal_lm tokenizer.vocab_size=256", "byte_bpe has 256 bytes and an end-of-text token"),
+        ("objective.type=bert data.units=documents", "objective.type=bert reads sentences"),
+        ("objective.type=mlm tokenizer.type=byte_bpe", "has not a mask token"),
+        ("objective.type=causal_lm train.phases=[{sequence_length: 1024}]", "above model.max_position_embeddings"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(given.split(" ", 1))
