@@ -17,7 +17,6 @@ from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from bertillery.data.unigram import train_unigram
 from bertillery.engine.objective import objective_module
-from pretrain.examples import show_example
 from tests.corpora import korean_text
 from tests.data.test_tokenizer import reference
 from tests.pretrain.test_objectives import OBJECTIVES, STILL
@@ -82,8 +81,10 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def corpus(kind: Any, lowercase: bool) -> Any:
         if (kind, lowercase) not in made:
-            section = TokenizerSection(type=kind, vocab_size=200, lowercase=lowercase)
-            made[kind, lowercase] = prepare(data, section, folder / "cache", 1)
+            causal = kind == "byte_bpe"
+            section = TokenizerSection(type=kind, vocab_size=300 if causal else 200, lowercase=lowercase)
+            read = data.model_copy(update={"units": "documents"}) if causal else data
+            made[kind, lowercase] = prepare(read, section, folder / "cache", 1)
         return made[kind, lowercase]
 
     return corpus
@@ -94,11 +95,11 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_every_objective_reads_korean(name: str, lowercase: bool, corpora: Any) -> None:
     """From the text to the terms of a batch; the example that is shown is in syllables."""
     kind = objective_module("pretrain.objectives", {"type": name})
-    corpus = corpora("unigram" if name == "albert" else "wordpiece", lowercase)
+    corpus = corpora({"albert": "unigram", "causal_lm": "byte_bpe"}.get(name, "wordpiece"), lowercase)
     tokenizer = corpus.tokenizer()
     source = kind.source(kind.Config(), corpus.train, tokenizer, sequence_length=64, seed=1)
     batch = source.collate(source.examples(0, 0)[:8])
-    shown = show_example(batch, tokenizer)
+    shown = source.show(batch, tokenizer)
     words = {word.strip(".") for text in korean_text(60) for sentence in text for word in sentence.split()}
     assert len(words & set(shown.replace(".", "").split())) > 3
     terms = kind.build(kind.Config(), STILL, tokenizer)(batch)
