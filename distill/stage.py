@@ -125,14 +125,13 @@ class TaskAgnostic(Stage):
     def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
         """Export, with the held-out terms on the card."""
         config, objective = self.config, trainer.assembled()
-        assert isinstance(config, TaskAgnosticConfig)
         if not self.accelerator.is_main_process:
             return {}
         student = objective.exported()
         self.shown = {"loss": Shown("loss, all terms weighted", "lower", ""), **trainer.held_out.shown}
         self.baselines = objective.baselines([], np.empty(0), ended.held_out)
         table = terms_table(ended.held_out, self.shown, self.baselines, ("student", "teacher"))
-        if config.model.start == "random" and ended.tokens is not None:
+        if isinstance(config, TaskAgnosticConfig) and config.model.start == "random" and ended.tokens is not None:
             student.config.pretraining_tokens = ended.tokens
         processes, device = self.accelerator.num_processes, self.accelerator.device.type
         facts = {

@@ -15,13 +15,14 @@ from bertillery.config.section import (
     check_sections,
     merge_layers,
     read_layers,
+    read_values,
     validate,
 )
 from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
 from bertillery.run.stage import StageConfig
-from finetune.recipe import choose_recipe, recipe_values
+from finetune.recipe import choose_recipe, known_recipe, recipe_values
 from finetune.task import TaskSection
 
 
@@ -123,11 +124,21 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
             "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
             "MODEL=<directory or Hub id>"
         )
-    name = choose_recipe(start, values.get("recipe", "auto"))
-    values, sources = merge_layers([Layer(recipe_values(name, section), f"recipe {name}"), *layers])
+    given = values.get("recipe", "auto")
+    config = _with_recipe(choose_recipe(start, given), section, layers)
+    begun = config.run.dir / "finetune" / str(config.run.name) / "config.yaml"
+    if given == "auto" and begun.is_file():  # a run keeps its recipe, also if auto would choose another one by now
+        saved = read_values([str(begun)])[0].get("recipe")
+        if saved != config.recipe and known_recipe(saved):
+            config = _with_recipe(saved, section, layers)
+    config.task.check_model(start)
+    return config
+
+
+def _with_recipe(name: str, task: dict[str, Any], layers: list[Layer]) -> FinetuneConfig:
+    values, sources = merge_layers([Layer(recipe_values(name, task), f"recipe {name}"), *layers])
     values["recipe"] = name
     config = validate(FinetuneConfig, values, sources)
-    config.task.check_model(start)
     random = "-random" * (config.model.weights == "random")
     return config.named(f"{config.task.name}/{model_name(config.model.from_)}{random}/seed-{config.run.seed}")
 

@@ -13,6 +13,8 @@ from bertillery.models.load import read_config
 from finetune.task import TaskSection
 
 RECIPES = CONFIGS / "finetune" / "recipes"
+_EARLIER_NAMES = {"bert_mini": "briefly_pretrained"}
+"""Recipes of runs from before, by the names in their config.yaml."""
 
 
 class Recipe(Section):
@@ -50,6 +52,11 @@ class Recipe(Section):
         return [reason for _, reason in found] if all(met for met, _ in found) else None
 
 
+def known_recipe(name: Any) -> bool:
+    """Whether there is such a recipe, also under its earlier name, or ``none``."""
+    return name == "none" or _EARLIER_NAMES.get(name, name) in _recipes()
+
+
 def choose_recipe(start: str, name: str) -> str:
     """The recipe for the model at ``start``: the one named, if it is meant for the family; for ``auto``, of those meant
     for the model the one with the most conditions.
@@ -62,9 +69,10 @@ def choose_recipe(start: str, name: str) -> str:
     if name == "auto":
         fitting = {stem: reasons for stem, each in recipes.items() if (reasons := each.reasons(encoder)) is not None}
         return max(fitting, key=lambda stem: len(fitting[stem]), default="none")
-    if name not in recipes or encoder.model_type not in recipes[name].families:
+    known = _EARLIER_NAMES.get(name, name)
+    if known not in recipes or encoder.model_type not in recipes[known].families:
         listing = "; ".join(f"{stem} for {', '.join(each.families)}" for stem, each in recipes.items())
-        problem = f"is not meant for the {encoder.model_type} model" if name in recipes else "does not exist; model:"
+        problem = f"is not meant for the {encoder.model_type} model" if known in recipes else "does not exist; model:"
         raise ConfigError(f"recipe: {name!r} {problem} {start}; recipes: {listing}; or recipe=none")
     return name
 
@@ -84,7 +92,7 @@ def recipe_values(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
     over them those for the task of this name."""
     if name == "none":
         return {}
-    recipe, schema = _recipes()[name], TaskSection.variant(task)
+    recipe, schema = _recipes()[_EARLIER_NAMES.get(name, name)], TaskSection.variant(task)
     merged: dict[str, Any] = {}
     layers = [recipe.kinds.get(kind, {}) for kind in schema.recipe_kinds(task)]
     for layer in (recipe.all, *layers, recipe.tasks.get(str(task.get("name")), {})):

@@ -291,7 +291,10 @@ class Finetuning(Stage):
     def _search(self) -> str:
         """The command that searches the published grid for the encoder's size."""
         start = self.config.model.from_
-        space = "bert_grid" if read_config(start).hidden_size >= 768 else "bert_mini_grid"
+        try:
+            space = "bert_grid" if read_config(start).hidden_size >= 768 else "bert_mini_grid"
+        except InputError:  # the encoder of a finished run is gone
+            space = "default"
         # A search refuses keys that its space has.
         searched, _ = read_values([str(configurations(CONFIGS / "finetune" / "spaces") / f"{space}.yaml")])
         more = f"space={space}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bertillery.config.section import dump
+from bertillery.config.section import dump, take
 from distill.config import load_config as distillation
 from experiments.search import Search, SearchSection
 from experiments.seeds import Runs
@@ -72,7 +72,8 @@ def test_every_way_to_give_a_run_has_a_next_command(name: str, source: str, tmp_
             ]
             assert [config.run.seed for config in settings] == [1, 2, 3, 4, 5]
         else:
-            settings = [stage.config for stage in Search(SearchSection(trials=2), again).stages]
+            section, rest = take(SearchSection, [*again, "trials=2"])
+            settings = [stage.config for stage in Search(section, rest).stages]
         names = [config.run.name for config in settings]
         assert len({*names}) == len(names)
         assert all(name and name.startswith(f"{first.task.name}/model/se") for name in names)
