@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import pipeline
 
 from bertillery.data.prepare import corpus_files, prepare_for
 from bertillery.data.prepared import corpus_report, of_held_out_text
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
-from bertillery.models.export import export_model, warnings_of_transformers
+from bertillery.models.encoders import family
+from bertillery.models.export import export_model
 from bertillery.models.load import read_config
 from bertillery.report.card import fact_list, model_card
 from bertillery.report.plot import plot_curves, term_panels
@@ -23,16 +20,9 @@ from bertillery.run.stage import Parts, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.system.files import write_text
-from bertillery.system.printable import printable
 from pretrain.config import PretrainConfig, objective_of
 from pretrain.initialization import load_weights
-
-_SENTENCES = [
-    "The function returns a [MASK] of strings.",
-    "If the file does not [MASK], an error is raised.",
-    "The default [MASK] is None.",
-    "This method must be [MASK] before training.",
-]
+from pretrain.samples import continue_texts, fill_masks, show_samples
 
 
 class Pretraining(Stage):
@@ -138,7 +128,12 @@ class Pretraining(Stage):
         with beside("guesses for masked tokens"):
             if self._fills is not None:
                 fills = export / self._fills
-                results["fill_mask"] = f"fill-mask with {fills}\n{fill_masks(fills, _SENTENCES)}"
+                results["fill_mask"] = f"fill-mask with {fills}\n{fill_masks(fills)}"
+        with beside("continuations of held-out text"):
+            if family(self.models["."].config).causal:
+                samples = continue_texts(export, self.corpus.valid, seed=self.config.run.seed)
+                results["samples"] = f"continuations with {export}\n{show_samples(samples)}"
+                tracker.table("samples", samples, ended.step)
         tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baselines.items()}})
         with beside(f"the picture {picture}"):
             panels = term_panels(held_out.shown, baselines)
@@ -167,24 +162,13 @@ class Pretraining(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Numbers, guesses, files, and the next command."""
-        path = self.path
-        shown = "\n\n".join(results[name] for name in ("table", "fill_mask") if name in results)
+        path, causal = self.path, self.config.objective.units == "documents"
+        command = f"make {'generate' if causal else 'finetune'} MODEL={path / 'export'}"
+        more = 'PROMPT="..."' if causal else "     (GLUE: TASK=sst2 HUB=1; all tasks: make help)"
+        shown = "\n\n".join(results[name] for name in ("table", "fill_mask", "samples") if name in results)
         return (
             f"\n{shown}\n\n"
             f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\n"
             f"metrics     {path / 'metrics.jsonl'}\n\n"
-            f"next        make finetune MODEL={path / 'export'}      (GLUE: TASK=sst2 HUB=1; all tasks: make help)"
+            f"next        {command} {more}"
         )
-
-
-def fill_masks(export: Path, sentences: list[str]) -> str:
-    """The exported model's three best guesses for [MASK] in each sentence, through transformers' own pipeline."""
-    with warnings_of_transformers():  # the pipeline's model does not use the pooler and says so
-        fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
-    lines = []
-    with torch.no_grad():
-        for sentence in sentences:
-            guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
-            shown = ", ".join(f"{printable(guess['token_str'])} ({guess['score']:.0%})" for guess in guesses)
-            lines.append(f"  {sentence}\n    {shown}")
-    return "\n".join(lines)

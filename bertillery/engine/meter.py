@@ -28,10 +28,11 @@ class Meter:
     def __init__(
         self, accelerator: Accelerator, objective: Objective, earlier: Mapping[str, Any] | None = None
     ) -> None:
-        """``earlier`` is a saved :meth:`state`, added to the current interval's means; speeds are of this process."""
+        """``earlier`` is a saved :meth:`state`, empty if a resumed run has none. It is added to the current interval's
+        means; speeds are of this process."""
         self._accelerator, self._objective = accelerator, objective
         self._all_tokens, self._all_seconds = (earlier["tokens"], earlier["seconds"]) if earlier else (0, 0.0)
-        self.trained_tokens: int | None = earlier.get("trained_tokens") if earlier else 0
+        self.trained_tokens: int | None = 0 if earlier is None else earlier.get("trained_tokens")
         """Tokens of all steps; ``None`` in a run that was begun by a version that did not count them."""
         # Each rank's own sums; those of additional ranks are distributed over the present ones.
         self._start(earlier["sums"][accelerator.process_index :: accelerator.num_processes] if earlier else ())

@@ -17,7 +17,7 @@ import netrc
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
@@ -127,6 +127,17 @@ class Tracker:
             self._run.log({name: wandb.Image(str(path))}, step=step)
 
         self._guard(lambda: self._run and log_image())
+
+    def table(self, name: str, rows: Sequence[Mapping[str, str]], step: int) -> None:
+        """Show rows with the same keys as a W&B table."""
+
+        def log_table() -> None:
+            import wandb
+
+            cells: Any = [[*row.values()] for row in rows]
+            self._run.log({name: wandb.Table(columns=[*rows[0]], data=cells)}, step=step)
+
+        self._guard(lambda: self._run and rows and log_table())
 
     def close(self, exit_code: int = 0, preempted: bool = False) -> None:
         """Close the record; ``preempted`` tells W&B that the run will be resumed."""

@@ -121,7 +121,8 @@ class Trainer:
             StopSignal() as signal,
             Progress(self.schedule.total, self.step, self.accelerator.is_main_process) as progress,
         ):
-            meter, stopped = Meter(self.accelerator, self._plain, self.interval), False
+            earlier = self.interval or ({} if self.step else None)  # older checkpoints have none
+            meter, stopped = Meter(self.accelerator, self._plain, earlier), False
             if self.step and self.schedule.due(self.step, self.schedule.evaluate) and self.step not in self.evaluations:
                 with meter.paused():
                     self._evaluate(tracker, progress)  # older versions saved before they evaluated

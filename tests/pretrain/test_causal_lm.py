@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from bertillery.config.section import ConfigError
 from bertillery.data.causal_tokenizer import train_byte_bpe
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.models.encoders import model_inputs
+from pretrain.__main__ import main
 from pretrain.config import load_config
 from pretrain.model import ModelSection
 from pretrain.objectives import causal_lm
 from pretrain.objectives.causal_lm import CausalLm, Config, Source, gpt2_config
-from tests.corpora import Tokens, random_tokens
+from tests.corpora import Tokens, random_tokens, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ModelSection(
@@ -186,3 +188,46 @@ def test_misprinted_sizes_of_gpt3_are_refused(name: str, printed: str) -> None:
 def test_what_does_not_fit_is_refused(given: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(given.split(" ", 1))
+
+
+TINY = """
+model: {num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 2, max_position_embeddings: 64}
+tokenizer: {vocab_size: 300}
+objective: {type: causal_lm}
+optim: {learning_rate: 3.0e-3, warmup: 2 steps}
+train:
+  steps: 6
+  phases: [{batch_size: 8, sequence_length: 32}]
+  log_every: 2
+  save_every: 3
+  evaluate_every: 3
+  evaluate_examples: 20
+data: {holdout: 0.2}
+"""
+
+
+def test_a_run_ends_with_samples_and_a_stock_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which another run goes on from, with its tokenizer and sizes."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    write_text(tmp_path / "text.txt")
+    places = [f"run.dir={tmp_path}/runs", f"run.data_dir={tmp_path}/data", f"data.path={tmp_path}/text.txt"]
+    places += ["run.precision=fp32", "run.threads=1"]
+    assert main([str(tmp_path / "tiny.yaml"), *places]) == 0
+    run = tmp_path / "runs/pretrain/tiny"
+    said = capsys.readouterr()
+    assert "failed" not in said.err
+    assert f"make generate MODEL={run / 'export'}" in said.out
+    results = json.loads((run / "finished.json").read_text())
+    for part in ("LM loss (nats per token)", "bits per byte", "unigrams"):
+        assert part in results["table"]
+    assert results["samples"].count("greedy") == results["samples"].count("sampled") == 3
+    loaded: Any = AutoModelForCausalLM.from_pretrained(run / "export", output_loading_info=True)
+    model, report = loaded
+    assert not any(report.values())
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert AutoTokenizer.from_pretrained(run / "export").eos_token == "<|endoftext|>"
+    assert main([*places, "objective.type=causal_lm", f"model.from={run}/export", "run.name=further", "train.steps=1",
+                 "train.phases=[{batch_size: 8, sequence_length: 32}]", "data.holdout=0.2"]) == 0  # fmt: skip
+    assert "new: nothing; dropped: nothing" in capsys.readouterr().out
+    assert main([*places, "objective.type=mlm", f"model.from={run}/export"]) == 2
+    assert "is a decoder" in capsys.readouterr().err
