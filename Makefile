@@ -13,6 +13,7 @@ STUDENT ?=
 STUDENTS ?=
 SEEDS ?= 1
 TRIALS ?= 20
+SHOTS ?= 0,1,4
 DATA ?=
 ARGS ?=
 PROCESSES ?= 1
@@ -45,6 +46,8 @@ TAKES_rates := CONFIG TASK MODEL DATA ARGS
 TAKES_glue := TASKS MODEL SEEDS ARGS
 TAKES_submission := MODEL ARGS
 TAKES_distill := CONFIG TASK TEACHER STUDENT SEEDS DATA ARGS $(SPREAD)
+TAKES_generate := MODEL PROMPT ARGS
+TAKES_fewshot := TASK MODEL SHOTS ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
 TAKES_bench := ARGS
@@ -93,10 +96,12 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
+	@echo "PROMPT='a text to continue'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
+	@echo "tasks of make fewshot: $(basename $(notdir $(wildcard configs/prompting/*.yaml)))"
 	@echo "students: $(basename $(notdir $(wildcard configs/distill/*.yaml)))"
 	@echo "tasks: $(basename $(notdir $(wildcard configs/finetune/*.yaml)))"
 
@@ -124,6 +129,18 @@ ifeq ($(SEEDS),1)
 else
 	@$(THERE) $(BIN)/python -m experiments.seeds tasks=[$(TASK)] seeds=$(SEEDS) $(START) $(ARGS)
 endif
+
+.PHONY: generate
+generate: export PROMPT := $(value PROMPT)
+generate: .venv/.installed ## continue a text with a causal model: MODEL, PROMPT
+	@$(BIN)/python -m prompting.generate $(call quoted,model=$(MODEL)) $(ARGS)
+
+# A fine-tuning task with a prompt of its own is both files.
+PROMPTED := $(wildcard configs/finetune/$(TASK).yaml) $(call yaml,prompting,$(TASK))
+
+.PHONY: fewshot
+fewshot: .venv/.installed ## evaluate a causal model in context: TASK, MODEL, SHOTS
+	@$(BIN)/python -m prompting.fewshot $(PROMPTED) $(call quoted,model=$(MODEL)) 'shots=[$(SHOTS)]' $(ARGS)
 
 .PHONY: search
 search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'

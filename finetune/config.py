@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -114,7 +115,11 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
 
     A run without a name is called ``<task>/<model>/seed-<seed>``.
     """
-    layers = read_layers(arguments)
+    # A task's section `prompt` is for evaluation in context (make fewshot).
+    layers = [
+        replace(layer, values={key: value for key, value in layer.values.items() if key != "prompt"})
+        for layer in read_layers(arguments)
+    ]
     values, sources = merge_layers(layers)
     check_task(values, sources)
     check_sections(FinetuneConfig, values, sources)
@@ -128,7 +133,7 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     config = _with_recipe(choose_recipe(start, given), section, layers)
     begun = config.run.dir / "finetune" / str(config.run.name) / "config.yaml"
     if given == "auto" and begun.is_file():  # a run keeps its recipe, also if auto would choose another one by now
-        saved = read_values([str(begun)])[0].get("recipe")
+        saved = str(read_values([str(begun)])[0].get("recipe"))
         if saved != config.recipe and known_recipe(saved):
             config = _with_recipe(saved, section, layers)
     config.task.check_model(start)

@@ -1,0 +1,141 @@
+"""``python -m prompting.generate model=<directory> prompt="Once upon a time"``: continues texts with a causal model.
+
+By default it samples from the 40 most probable tokens at temperature 0.8; ``temperature=0`` is greedy. Prompts are
+batched, with padding on the left, and each continuation is what the prompt alone would give, up to the random draws.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from bertillery.system.entry import begin
+
+    begin()
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.types import Count, Probability, Runs, Seed
+from bertillery.run.command import tool
+from bertillery.system.files import write_text
+from bertillery.system.printable import printable
+from prompting.model import CausalModel
+
+Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+class GenerateSection(Section):
+    """Keys of generation."""
+
+    model: str
+    """Directory or Hub id of a causal language model."""
+    prompt: Texts = Field(default=[])
+    """Texts to continue; by default the environment variable PROMPT, which `make generate PROMPT=...` sets. An empty
+    text begins a document."""
+    file: Path | None = None
+    """Prompts from a file, one a line."""
+    max_new_tokens: Count = 64
+    """Tokens to add at most; the end-of-text token ends a continuation."""
+    temperature: float = Field(default=0.8, ge=0, le=100)
+    """Divides the logits; 0 takes the most probable token always."""
+    top_k: int = Field(default=40, ge=0, le=10**7)
+    """Sample from so many most probable tokens; 0 from all."""
+    top_p: Probability = 1.0
+    """Then from the fewest of these whose probabilities reach this sum. GPT-2's own code stops one token before."""
+    samples: Runs = 1
+    """Continuations of each prompt."""
+    seed: Seed = 12345
+    """Of the random draws."""
+    batch_size: Count = 16
+    """Prompts that run together."""
+    output: Path | None = None
+    """A jsonl file for prompts and continuations, which are printed in any case."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Generate and print; returns the exit status. A prompt is text, whatever YAML would make of it."""
+    start = "prompt="
+    texts = {each: each.removeprefix(start) for each in arguments if each.startswith(start) and each[7:8] != "["}
+    arguments = [f"{start}{json.dumps([texts[each]])}" if each in texts else each for each in arguments]
+    return tool(arguments, help=__doc__, schema=GenerateSection, action=lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section = validate(GenerateSection, *read_values(arguments))
+    prompts = _prompts(section)
+    causal, rows = CausalModel.open(section.model), []
+    causal.model.set_attn_implementation("sdpa")
+    causal.check_fits([len(causal.ids(prompt)) + 1 for prompt in prompts], section.max_new_tokens)
+    torch.manual_seed(section.seed)
+    for prompt, found in generate(causal, prompts, section):
+        rows.append({"prompt": prompt, "continuations": found})
+        for text in found:
+            print(f"{printable(prompt)}|{printable(text)}\n", flush=True)
+    if section.output is not None:
+        write_text(section.output, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+        print(f"continuations  {section.output}")
+    return 0
+
+
+def _prompts(section: GenerateSection) -> list[str]:
+    prompts = list(section.prompt)
+    if section.file is not None:
+        if not section.file.is_file():
+            raise InputError(f"file: {section.file}: no such file; it holds a prompt on each line")
+        prompts += section.file.read_text(encoding="utf-8").splitlines()
+    if not prompts and "PROMPT" in os.environ:
+        prompts = [os.environ["PROMPT"]]
+    if not prompts:
+        raise InputError('no prompt: give prompt="..." (with make PROMPT="..."), or file=<a prompt on each line>')
+    return prompts
+
+
+def generate(causal: CausalModel, prompts: Sequence[str], section: GenerateSection) -> Iterator[tuple[str, list[str]]]:
+    """Each prompt with its continuations, by transformers' own ``generate``; the model's attention is a stock one."""
+    how: dict[str, Any] = {"do_sample": section.temperature > 0}
+    if how["do_sample"]:
+        how |= {"temperature": section.temperature, "top_k": section.top_k or None, "top_p": section.top_p}
+    for start in range(0, len(prompts), section.batch_size):
+        batch = prompts[start : start + section.batch_size]
+        ids, mask = left_padded([[causal.end, *causal.ids(prompt)] for prompt in batch], causal.end)
+        with torch.inference_mode():
+            found = causal.model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=section.max_new_tokens,
+                num_return_sequences=section.samples,
+                eos_token_id=causal.end,
+                pad_token_id=causal.end,
+                **how,
+            )
+        texts = causal.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
+        for number, prompt in enumerate(batch):
+            yield prompt, texts[number * section.samples : (number + 1) * section.samples]
+
+
+def left_padded(sequences: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, longest) with padding before each sequence: the next token follows the last column of all.
+
+    ``generate`` counts positions from the mask; the plain forward pass of GPT-2 does not (:func:`positions`).
+    """
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[padding] * (longest - len(one)) + [*one] for one in sequences])
+    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in sequences])
+    return ids, mask
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token, from 0 at the first that the mask (B, T) shows."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

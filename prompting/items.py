@@ -1,0 +1,199 @@
+"""Items of an evaluation in context: a text with gaps for columns, answers to choose from, and worked examples.
+
+A task's YAML says with its section ``prompt`` how rows become text. The rows are the task's own (``task``), or those of
+files that only such an evaluation reads (``data``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from bertillery.config.section import InputError, Section
+from bertillery.data.tables import read_table
+from finetune.sources import glue_dir_from_environment
+from finetune.splits import Split, Task, read_task
+from finetune.task import TaskSection
+
+_GAP = re.compile(r"\{(\w+)\}")
+
+
+class PromptSection(Section):
+    """How a row becomes text."""
+
+    template: str
+    """The text of an item, with ``{column}`` for the columns of a row."""
+    labels: list[str] = Field(default=[])
+    """How each label reads, in the order of ``task.labels``; by default as it is written there."""
+    answer: str = " {answer}"
+    """The answer as it follows the template. It begins with a space: without one, the last word of the template and the
+    answer may be one token."""
+    order: Literal["answer_last", "answer_first"] = "answer_last"
+    """Whether answers are compared by their own probability, or, with ``answer_first``, by that of the template after
+    them (partial scoring of Winograd-like sets, Trinh and Le 2018)."""
+    description: str = ""
+    """A text before everything."""
+    separator: str = "\n\n"
+    """Between worked examples."""
+
+
+class DataSection(Section):
+    """Rows that only evaluations in context read."""
+
+    name: str
+    """Of the set."""
+    files: dict[str, str]
+    """The file of each split: ``test``, and ``train`` where there is one; without it examples are other test rows."""
+    root: Path = Path()
+    """Folder that ``files`` are relative to."""
+    options: str | None = None
+    """Column with the list of answers; without it the one answer is to be produced, token by token (cloze)."""
+    gold: str
+    """Column with the number of the right answer, from 0, or, of a cloze, with the answer."""
+
+
+class FewshotTask(Section):
+    """A YAML for `make fewshot`."""
+
+    prompt: PromptSection
+    task: dict[str, Any] | None = None
+    """A fine-tuning task; its validation split is evaluated, its training split has the worked examples."""
+    data: DataSection | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FewshotTask:
+        if (self.task is None) == (self.data is None):
+            raise ValueError("give the section task (rows of a fine-tuning task) or the section data, one of them")
+        return self
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row as text."""
+
+    text: str
+    """The filled template."""
+    answers: tuple[str, ...]
+    """As they follow the text, or, with ``answer_first``, as they precede it."""
+    gold: int
+
+
+@dataclass(frozen=True)
+class Items:
+    """A task's items with everything that makes prompts of them."""
+
+    name: str
+    items: list[Item]
+    pool: list[Item]
+    """Worked examples are drawn from these."""
+    pool_is_items: bool
+    prompt: PromptSection
+    is_cloze: bool
+
+    def pairs(self, item: Item, shots: Sequence[Item]) -> list[tuple[str, str]]:
+        """Context and continuation for each answer, with worked examples before."""
+        prompt, end = self.prompt, self.prompt.separator
+        worked = [self._joined(shot, shot.answers[shot.gold]) for shot in shots]
+        before = "".join(f"{part}{end}" for part in filter(None, [prompt.description, *worked]))
+        if prompt.order == "answer_first":
+            return [(f"{before}{answer}", item.text) for answer in item.answers]
+        return [(f"{before}{item.text}", answer) for answer in item.answers]
+
+    def _joined(self, item: Item, answer: str) -> str:
+        return f"{answer}{item.text}" if self.prompt.order == "answer_first" else f"{item.text}{answer}"
+
+
+def read_items(config: FewshotTask, data_dir: Path) -> Items:
+    """The items of a task; raises ``InputError`` for data that are not there and for a template that names a column
+    that is not there."""
+    if config.data is not None:
+        return _from_files(config.prompt, config.data)
+    assert config.task is not None
+    section = TaskSection.model_validate(config.task)
+    task = read_task(section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
+    return _from_task(config.prompt, task)
+
+
+def _from_task(prompt: PromptSection, task: Task) -> Items:
+    section: Any = task.section
+    if section.type not in ("classification", "choice"):
+        raise InputError(
+            f"task.type: {section.name} is of type {section.type}; tasks of type classification and choice can be "
+            "evaluated in context"
+        )
+    names = prompt.labels or [*map(str, section.labels)]
+    if section.type == "classification" and len(names) != len(section.labels):
+        raise InputError(f"prompt.labels: given {names}; one for each of task.labels is needed: {section.labels}")
+
+    def items(split: Split) -> list[Item]:
+        found = []
+        for number in range(split.num_examples):
+            texts = [texts[number] for texts in split.texts]
+            answers = names if section.type == "classification" else [choice for choice in texts[1] if choice]
+            row = dict(zip(section.text, texts, strict=False))
+            gold = int(split.labels[number]) if split.labels is not None else -1
+            found.append(_item(prompt, row, answers, gold, section.name))
+        return found
+
+    evaluated = task.split(section.validation[0])
+    if evaluated.labels is None:
+        raise InputError(f"{section.name}: the split {evaluated.name} has no labels")
+    return Items(section.name, items(evaluated), items(task.split("train")), False, prompt, is_cloze=False)
+
+
+def _from_files(prompt: PromptSection, data: DataSection) -> Items:
+    if "test" not in data.files:
+        given = ", ".join(data.files) or "none"
+        raise InputError(f"data.files: given {given}; {data.name} needs test, the split to evaluate")
+
+    def items(split: str) -> list[Item]:
+        path = data.root / data.files[split]
+        if not path.is_file():
+            raise InputError(f"data.files.{split}: {path}: no such file; set data.root to its folder")
+        found = []
+        table = read_table(path, header=(), needed=())
+        for column in filter(None, [data.options, data.gold]):
+            if column not in table.columns:
+                raise InputError(f"{path}: no column {column!r}; there are: {', '.join(table.columns)}")
+        for number in range(len(table.lines)):
+            row = {name: cells[number] for name, cells in table.columns.items()}
+            gold = row[data.gold]
+            answers, place = ([*row[data.options]], int(gold)) if data.options else ([str(gold)], 0)
+            found.append(_item(prompt, row, answers, place, str(path)))
+        return found
+
+    test = items("test")
+    if not test:
+        raise InputError(f"data.files.test: {data.root / data.files['test']} has no rows")
+    pool = items("train") if "train" in data.files else test
+    return Items(data.name, test, pool, "train" not in data.files, prompt, is_cloze=data.options is None)
+
+
+def _item(prompt: PromptSection, row: Mapping[str, Any], answers: Sequence[str], gold: int, where: str) -> Item:
+    def filled(match: re.Match[str]) -> str:
+        if match[1] not in row:
+            raise InputError(
+                f"prompt.template: {where} has no column {match[1]!r}; it has {', '.join(row)}; the template is "
+                f"{prompt.template!r}"
+            )
+        return str(row[match[1]])
+
+    text = _GAP.sub(filled, prompt.template)
+    return Item(text, tuple(prompt.answer.replace("{answer}", answer) for answer in answers), gold)
+
+
+def draw_shots(items: Items, number: int, count: int, seed: int) -> list[Item]:
+    """``count`` worked examples for item ``number``: a pure function of seed and item, never the item itself."""
+    rng = np.random.default_rng([seed, number])
+    size = len(items.pool)
+    if count > size - items.pool_is_items:
+        raise InputError(f"shots: given {count}; {items.name} has {size - items.pool_is_items} other rows to draw from")
+    drawn: list[int] = rng.permutation(size)[: count + 1].tolist()
+    kept = [place for place in drawn if not (items.pool_is_items and place == number)]
+    return [items.pool[place] for place in kept[:count]]

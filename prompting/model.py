@@ -1,0 +1,53 @@
+"""A causal language model and its tokenizer, opened for use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from bertillery.config.section import InputError
+from bertillery.models.encoders import longest_sequence
+from bertillery.models.load import check_vocabulary, load, load_tokenizer
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """A stock causal language model in evaluation mode, with the packed attention."""
+
+    start: str
+    """Directory or Hub id."""
+    model: Any
+    tokenizer: Any
+    positions: int
+    """The most tokens that it can read."""
+    end: int
+    """Id of the end-of-text token, which also begins a text."""
+
+    @classmethod
+    def open(cls, start: str) -> CausalModel:
+        """Load from a directory or the Hub; ``InputError`` for an encoder, for weights without a language model
+        head, and for a tokenizer without an end-of-text token or of another vocabulary."""
+        model, report = load(AutoModelForCausalLM, start, decoder=True)
+        if report.fresh:
+            raise InputError(f"model: {start} has no language model head ({report}); give a pretrained causal model")
+        tokenizer = load_tokenizer(start, "model", decoder=True)
+        check_vocabulary(tokenizer, model.config, start, "model")
+        end: Any = tokenizer.eos_token_id
+        return cls(start, model, tokenizer, longest_sequence(model.config), int(end))
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special tokens around it."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def check_fits(self, sizes: Sequence[int], new: int) -> None:
+        """``InputError`` that names the first of the prompts, of these numbers of tokens, that is too long for ``new``
+        more."""
+        for number, size in enumerate(sizes, 1):
+            if size + new > self.positions:
+                raise InputError(
+                    f"prompt {number} has {size} tokens, and with max_new_tokens={new} that is more than the "
+                    f"{self.positions} positions of {self.start}; shorten it, or give fewer new tokens"
+                )
