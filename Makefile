@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 CONFIG ?= bert_docs
-TASK ?= docs_package
+TASK ?= docs_proofreading
 TASKS ?=
 MODEL ?= runs/pretrain/bert_docs/export
 TEACHER ?= $(MODEL)
@@ -174,7 +174,7 @@ else
 	@$(THERE) $(BIN)/python -m experiments.seeds $(DISTILS) $(FOR_TASK) seeds=$(SEEDS) $(call quoted,teacher.from=$(TEACHER)) $(OVERRIDES)
 endif
 
-DEMO_TEACHER := runs/finetune/docs_package/bert_docs/seed-12345/export
+DEMO_TEACHER := runs/finetune/docs_proofreading/bert_docs/seed-12345/export
 DEMO_STUDENT := runs/distill/distilbert_docs/export
 
 .PHONY: demo
@@ -182,9 +182,9 @@ demo: ## all stages on the embedded text: pretrain, fine-tune, distil, compare
 	@$(MAKE) --no-print-directory pretrain
 	@$(MAKE) --no-print-directory finetune
 	@$(MAKE) --no-print-directory distill
-	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_package TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT) ARGS="optim.learning_rate=3e-4 train.steps='4 epochs'"
+	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_proofreading TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT) ARGS="optim.learning_rate=3e-4 train.steps='4 epochs'"
 	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
-	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_package/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_package/distilbert_docs-random/seed-12345/export"
+	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_proofreading/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_proofreading/distilbert_docs-random/seed-12345/export"
 
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
