@@ -30,6 +30,8 @@ from transformers import PreTrainedModel
 from bertillery.config.section import ConfigError, InputError, read_values, validate
 from bertillery.config.types import PathName
 from bertillery.models.encoders import longest_sequence
+from bertillery.models.heads import head_in_words
+from bertillery.models.load import open_stock
 from bertillery.report.card import page
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import code, escaped, fenced, markdown_table
@@ -39,7 +41,7 @@ from bertillery.system.environment import environment
 from bertillery.system.files import publish, remove, write_text
 from deploy.facts import Column, Facts, facts_of
 from deploy.timing import Speed, SpeedSection, forward, speed_rows
-from finetune.stock import head_in_words, names_of, open_stock
+from finetune.config import model_name
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,19 @@ def check_tasks(models: Mapping[str, PreTrainedModel]) -> None:
     if others:
         listing = "\n".join(f"  - {line}" for line in [f"teacher {teacher}: {heads[teacher]}", *others])
         raise InputError(f"not the same task and labels:\n{listing}\nGive students of the same task as the teacher.")
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What the models are called: by their runs, and by as much of their paths as tells them apart."""
+    names = [model_name(str(folder)) for folder in folders]
+    for depth in range(2, 9):
+        twice = {name for name in names if names.count(name) > 1}
+        if not twice:
+            return names
+        parts = [folder.resolve().parts for folder in folders]
+        parts = [part[:-1] if part[-1] == "export" else part for part in parts]
+        names = ["/".join(part[-depth:]) if name in twice else name for name, part in zip(names, parts, strict=True)]
+    return [str(folder) for folder in folders]
 
 
 if __name__ == "__main__":

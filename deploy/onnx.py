@@ -30,11 +30,11 @@ from transformers import PreTrainedModel
 
 from bertillery.config.section import InputError, read_values, validate
 from bertillery.models.encoders import longest_sequence
+from bertillery.models.load import open_stock
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.system.files import publish, remove
-from deploy.timing import SpeedSection, forward, speed_rows
-from finetune.stock import has_choices, open_stock, stock_inputs
+from deploy.timing import SpeedSection, forward, has_choices, speed_rows, stock_inputs
 
 _TOLERANCE = 1e-4
 """Largest difference that counts as rounding, as a share of the model's largest output."""

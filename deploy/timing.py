@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bertillery.config.section import Section
 from bertillery.config.types import Runs, Tokens
-from finetune.stock import stock_inputs
+from bertillery.models.encoders import reads_token_types
 
 _TURN = 0.2
 """Approximate seconds of a side's turn in a round; a call that takes longer is a turn by itself."""
@@ -141,3 +142,31 @@ def speed_rows(speeds: Sequence[Speed], base: str) -> list[list[str]]:
             times = [f"{1e3 * shown['median_seconds']:,.2f}", f"{shown['examples_per_second']:,.1f}"]
             rows.append([str(speed.length), str(speed.batch_size), side, *times, *ratios])
     return rows
+
+
+def has_choices(model: PreTrainedModel) -> bool:
+    """Whether its inputs are (batch, choices, length)."""
+    return type(model).__name__.endswith("ForMultipleChoice")
+
+
+def stock_inputs(model: PreTrainedModel, batch_size: int, length: int, *, padded: bool = False) -> dict[str, Tensor]:
+    """Random tokens of the vocabulary, none of them padding, as the model's tokenizer would hand them over.
+
+    Each is (batch_size, length), or (batch_size, 1, length) for a model that compares choices. With ``padded`` each
+    row but the first holds fewer tokens than the one before. The same arguments give the same tokens.
+    """
+    config: Any = model.config
+    pad = config.pad_token_id or 0
+    generator = torch.Generator().manual_seed(1000 * batch_size + length)
+    ids = torch.randint(config.vocab_size - 1, (batch_size, length), generator=generator)
+    ids += ids >= pad
+    tokens = torch.full((batch_size,), length)
+    if padded:
+        tokens = (length * (batch_size - torch.arange(batch_size)) / batch_size).ceil().long()
+    mask = torch.arange(length) < tokens[:, None]
+    inputs = {"input_ids": torch.where(mask, ids, pad), "attention_mask": mask.long()}
+    if reads_token_types(config):
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    if has_choices(model):
+        inputs = {key: value[:, None] for key, value in inputs.items()}
+    return {key: value.to(model.device) for key, value in inputs.items()}

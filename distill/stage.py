@@ -18,6 +18,7 @@ from bertillery.engine.loader import Cursor, Stream
 from bertillery.engine.objective import Objective, Shown, sampled
 from bertillery.models.encoders import labels_of, longest_sequence
 from bertillery.models.export import export_model
+from bertillery.models.heads import head_kind
 from bertillery.models.joint_spans import joint_head
 from bertillery.models.load import check_vocabulary, load, load_carried, load_tokenizer, read_config
 from bertillery.report.card import fact_list, model_card
@@ -39,7 +40,6 @@ from finetune.predict import Predictor
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.stage import Finetuning
-from finetune.stock import head_kind
 from finetune.task import task_type_of
 from pretrain.examples import DocumentSource, show_example
 

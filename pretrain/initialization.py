@@ -15,8 +15,8 @@ from bertillery.config.section import ConfigError, InputError
 from bertillery.engine.objective import Objective
 from bertillery.models.encoders import family
 from bertillery.models.export import warnings_of_transformers
-from bertillery.models.folder import check_size, file_of, reading, safely
-from bertillery.models.load import check_finite, read_config
+from bertillery.models.folder import check_size, file_of
+from bertillery.models.load import check_finite, read_config, read_weights
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,10 @@ class Weights:
 
     def read(self, kind: type[PreTrainedModel], config: PreTrainedConfig, folder: str = "") -> tuple[Any, Any]:
         """A model of this kind and configuration with these weights, in float32, and transformers' report of it."""
-        where = f"model.from: the weights in {Path(self.path) / folder} cannot be read"
-        with warnings_of_transformers(), reading(where, "save them again"):
-            read: Any = kind.from_pretrained(
-                self.path,
-                config=config,
-                subfolder=folder,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # the report lists them
-                output_loading_info=True,
-                **safely(self.path),
-            )
-        return read
+        what = f"model.from: the weights in {Path(self.path) / folder}"
+        options = {"dtype": torch.float32, "ignore_mismatched_sizes": True}  # the report lists them
+        with warnings_of_transformers():
+            return read_weights(kind, self.path, config, what=what, folder=folder, **options)
 
 
 def networks(objective: Objective) -> dict[str, PreTrainedModel]:

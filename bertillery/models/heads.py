@@ -1,4 +1,4 @@
-"""Heads on top of encoders: how fresh ones are drawn, and softmaxes over the rows that belong together."""
+"""Heads on top of encoders: what they answer, how fresh ones are drawn, softmaxes over rows that belong together."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from bertillery.models.encoders import labels_of
 from bertillery.models.init import truncated_normal_
 
 
@@ -58,3 +59,25 @@ def best_within(logits: Tensor, owner: Tensor, number: int) -> Tensor:
     rows = torch.arange(len(logits), device=logits.device)
     rows = rows.where(logits == highest[owner], len(logits))
     return rows.new_full((number,), len(logits)).scatter_reduce(0, owner, rows, "amin")
+
+
+def problem_of(config: PreTrainedConfig) -> str:
+    """The ``problem_type`` of a sequence classifier; where its configuration has none, that which transformers'
+    pipeline assumes: one label of several, or a score where there is one output."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def head_kind(config: PreTrainedConfig) -> str:
+    """What the model answers, in transformers' terms; ``no task`` for what is pretrained, whatever its heads are."""
+    kind = (config.architectures or [""])[0].partition("For")[2]
+    if kind == "SequenceClassification":
+        return f"{kind} ({problem_of(config)})"
+    return kind if kind in ("TokenClassification", "MultipleChoice", "QuestionAnswering") else "no task"
+
+
+def head_in_words(config: PreTrainedConfig) -> str:
+    """What the model answers with: its kind of head, and the labels by their numbers where it has any."""
+    kind = head_kind(config)
+    if kind in ("no task", "MultipleChoice", "QuestionAnswering"):
+        return kind
+    return f"{kind} with the labels {', '.join(f'{name}={number}' for number, name in labels_of(config).items())}"

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from bertillery.config.section import ConfigError
+from bertillery.config.section import ConfigError, InputError
 from bertillery.models.attention import NAME
 from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import family
@@ -28,6 +36,7 @@ from bertillery.models.folder import (
     reading,
     safely,
 )
+from bertillery.models.joint_spans import joint_head
 
 FIRST = Path("runs/pretrain/bert_docs/export")
 """What ``make pretrain`` leaves; other targets take it where no ``MODEL`` is given."""
@@ -95,9 +104,9 @@ def load(
         model = model_class.from_config(config, **options).eval()
         prepare_dropout(model)
         return model, LoadReport(fresh=tuple(name for name, _ in model.named_parameters()), unused=(), warnings=())
-    options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True} | safely(name)
-    with warnings_of_transformers() as warnings, reading(f"{name}: its weights cannot be read", "save the model again"):
-        model, info = model_class.from_pretrained(name, config=config, output_loading_info=True, **options)
+    options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+    with warnings_of_transformers() as warnings:
+        model, info = read_weights(model_class, name, config, what=f"{name}: its weights", **options)
     report = LoadReport(
         fresh=tuple(sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})),
         unused=tuple(sorted(info["unexpected_keys"])),
@@ -107,6 +116,48 @@ def load(
     check_finite(name, model)
     prepare_dropout(model)
     return model, report
+
+
+def read_weights(
+    model_class: Any, name: str, config: PreTrainedConfig, *, what: str, folder: str = "", **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model of this class and configuration with the weights that ``name`` names, and transformers' report of them:
+    the one place where weights of a model directory are read. Raises ``ConfigError`` that opens with ``what``."""
+    with reading(f"{what} cannot be read", "save the model again"):
+        model, info = model_class.from_pretrained(
+            name, config=config, subfolder=folder, output_loading_info=True, **options, **safely(name)
+        )
+    return model, info
+
+
+def open_stock(folder: Path) -> PreTrainedModel:
+    """The model of a directory that ``save_pretrained`` wrote, in evaluation mode, as ``from_pretrained`` gives it.
+
+    Raises ``InputError`` where there is none, it is of no known family, or its files lack a weight: a head drawn anew
+    would be measured, but scored by a card that speaks of another.
+    """
+    if not (folder / "config.json").is_file():
+        what = "no config.json in this folder" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; give a model directory, such as the export/ of a run")
+    config: Any = read_config(folder)
+    if joint_head(config):
+        raise InputError(
+            f"{folder}: its joint head for answers is none of transformers' own, and is neither compared nor exported "
+            "to ONNX; fine-tune with task.spans.head=independent"
+        )
+    name = (config.architectures or [""])[0]
+    found = getattr(transformers, name, None)
+    model_class: Any = found if isinstance(found, type) and issubclass(found, PreTrainedModel) else AutoModel
+    check_size(str(folder), config)
+    with warnings_of_transformers():
+        model, info = read_weights(model_class, str(folder), config, what=f"{folder}: its weights")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{folder}: config.json says {name or 'nothing of a head'}, but the weights lack {', '.join(missing[:4])}; "
+            "give a folder whose config.json and weights belong together"
+        )
+    return model.eval()
 
 
 def _check_there(name: str, key: str = "") -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from bertillery.config.section import InputError
 from bertillery.data.tables import Table
 from bertillery.models.encoders import labels_of
+from bertillery.models.heads import problem_of
 from bertillery.report.table import read_tsv
 from finetune.baselines import bag_of_words
 from finetune.examples import Examples, TextExamples
@@ -304,12 +305,6 @@ def label_names(names: Sequence[str]) -> dict[str, Any]:
     """The names of labels as a model's configuration holds them."""
     both = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     return both if names else {}
-
-
-def problem_of(config: PreTrainedConfig) -> str:
-    """The ``problem_type`` of a sequence classifier; where its configuration has none, that which transformers'
-    pipeline assumes: one label of several, or a score where there is one output."""
-    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
 @contextmanager

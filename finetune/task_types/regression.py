@@ -13,11 +13,12 @@ from transformers import PreTrainedConfig
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from bertillery.models.heads import problem_of
 from finetune.metrics import diverged, one_score
 from finetune.predict import Predictor
 from finetune.sources import Source
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, VectorType, problem_of
+from finetune.task_types.base import Predicted, VectorType
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -17,11 +17,11 @@ from transformers import AutoModel, BertForMaskedLM, BertForPreTraining
 
 from bertillery.config.section import InputError
 from bertillery.models.encoders import FAMILIES
+from bertillery.models.load import open_stock
 from deploy import timing as speed
-from deploy.compare import Comparison, draw, main, write_comparison
+from deploy.compare import Comparison, draw, main, names_of, write_comparison
 from deploy.facts import Card, Facts, facts_of
-from deploy.timing import Speed
-from finetune.stock import names_of, open_stock, stock_inputs
+from deploy.timing import Speed, stock_inputs
 from tests.deploy.models import classifier, labelled, saved
 from tests.models.families import tiny_config
 from tests.test_commands import would_run

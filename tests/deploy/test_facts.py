@@ -14,9 +14,9 @@ from transformers import AutoModel, BertForMaskedLM
 
 from bertillery.models.encoders import FAMILIES
 from deploy.facts import facts_of, read_card, seeds_of
+from deploy.timing import stock_inputs
 from finetune.config import load_config
 from finetune.report import model_card
-from finetune.stock import stock_inputs
 from tests.deploy.models import classifier, saved
 from tests.deploy.test_compare import comparison, facts
 from tests.models.families import tiny_config

@@ -24,13 +24,13 @@ from transformers import (
 
 import finetune.task_types
 from bertillery.config.section import ConfigError, completed, validate
+from bertillery.models.heads import head_in_words
 from bertillery.models.load import load, read_config
 from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.recipe import recipe_values
 from finetune.splits import read_task
-from finetune.stock import head_in_words
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import TaskType
 from tests.finetune.test_choice import asked

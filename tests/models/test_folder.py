@@ -23,9 +23,8 @@ import finetune.__main__
 import pretrain.__main__
 from bertillery.config.section import InputError
 from bertillery.models.encoders import FAMILIES
-from bertillery.models.load import load, read_config
+from bertillery.models.load import load, open_stock, read_config
 from bertillery.run.inputs import model_inputs
-from finetune.stock import open_stock
 from tests.deploy.models import classifier, saved
 from tests.pretrain.test_start import BERT, save
 

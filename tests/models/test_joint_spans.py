@@ -32,13 +32,12 @@ from bertillery.models.attention import NAME
 from bertillery.models.export import export_model
 from bertillery.models.heads import draw_head, head_parameters
 from bertillery.models.joint_spans import HEADS, JointSpans, best_of_beam, flattened, joint_head
-from bertillery.models.load import load, read_config
+from bertillery.models.load import load, open_stock, read_config
 from distill.config import load_config as distillation
 from distill.stage import open_task_teacher
 from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config
-from finetune.stock import open_stock
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.spans import JointObjective, QuestionExamples, SpansSection
 from tests.finetune.test_spans import questions, squad

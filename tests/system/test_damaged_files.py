@@ -27,7 +27,7 @@ from bertillery.data.prepare import prepare
 from bertillery.data.prepared import PreparedCorpus, corpus_report
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.data.writer import CorpusWriter
-from bertillery.models.load import load, load_tokenizer
+from bertillery.models.load import load, load_tokenizer, open_stock
 from bertillery.run.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from bertillery.run.directory import RunDirectory
 from bertillery.run.tracking import read_series
@@ -37,7 +37,6 @@ from experiments import search as trials
 from experiments import seeds as seeds_table
 from finetune.config import FinetuneConfig
 from finetune.stage import Finetuning
-from finetune.stock import open_stock
 from pretrain.config import load_config
 from tests.deploy.models import classifier, saved
 from tests.pretrain.test_start import BERT, save, tiny_tokenizer
