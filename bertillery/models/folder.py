@@ -6,6 +6,7 @@ whatever else a library cannot read becomes one ``ConfigError``.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -147,6 +148,22 @@ def _hub_answers() -> bool:
     except Exception:  # whatever the network or the library's offline mode has to say, it comes down to no
         return False
     return True
+
+
+def sentence_pooling(name: str) -> str:
+    """What a sentence-transformers model does behind its encoder, such as ``Pooling (mean_tokens), Normalize``; empty
+    for any other model. Only the encoder is read here."""
+    file = file_of(name, "modules.json")
+    if file is None:
+        return ""
+    with reading(f"{file}: cannot be read", "remove the file to use the encoder alone"):
+        steps = []
+        for module in json.loads(file.read_text(encoding="utf-8"))[1:]:
+            settings = file_of(name, f"{module['path']}/config.json")
+            values = json.loads(settings.read_text(encoding="utf-8")) if settings else {}
+            modes = [key.removeprefix("pooling_mode_") for key, value in values.items() if value is True]
+            steps.append(module["type"].rpartition(".")[2] + (f" ({', '.join(modes)})" if modes else ""))
+    return ", ".join(steps)
 
 
 def file_of(name: str, file: str) -> Path | None:

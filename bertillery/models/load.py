@@ -35,6 +35,7 @@ from bertillery.models.folder import (
     has_tokenizer,
     reading,
     safely,
+    sentence_pooling,
 )
 from bertillery.models.joint_spans import joint_head
 
@@ -52,11 +53,16 @@ class LoadReport:
     """Tensors of the checkpoint that the model has no place for, such as another head."""
     warnings: tuple[str, ...]
     """Whatever else transformers warned of."""
+    pooling: str = ""
+    """What a sentence-transformers model does behind its encoder, which is not used."""
 
     def __str__(self) -> str:
         parts = [f"drawn anew: {_some(self.fresh)}"] if self.fresh else []
         parts += [f"left behind: {_some(self.unused)}"] if self.unused else []
-        return "; ".join(parts) or "all weights are the checkpoint's"
+        parts = parts or ["all weights are the checkpoint's"]
+        if self.pooling:
+            parts.append(f"of this sentence-transformers model the encoder alone is used, without {self.pooling}")
+        return "; ".join(parts)
 
 
 def read_config(name: str | Path, folder: str = "", *, decoder: bool = False) -> PreTrainedConfig:
@@ -111,6 +117,7 @@ def load(
         fresh=tuple(sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})),
         unused=tuple(sorted(info["unexpected_keys"])),
         warnings=tuple(warning for warning in warnings if "LOAD REPORT" not in warning),
+        pooling=sentence_pooling(name),
     )
     _check(name, model, report, info["mismatched_keys"])
     check_finite(name, model)

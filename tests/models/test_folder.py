@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertForPreTraining
+from transformers import AutoModel, AutoModelForSequenceClassification, BertForPreTraining
 
 import deploy.compare
 import deploy.onnx
@@ -21,11 +21,12 @@ import experiments.search
 import experiments.seeds
 import finetune.__main__
 import pretrain.__main__
-from bertillery.config.section import InputError
+from bertillery.config.section import ConfigError, InputError
 from bertillery.models.encoders import FAMILIES
 from bertillery.models.load import load, open_stock, read_config
 from bertillery.run.inputs import model_inputs
 from tests.deploy.models import classifier, saved
+from tests.finetune.tasks import write_encoder
 from tests.pretrain.test_start import BERT, save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,3 +202,26 @@ def test_labels_are_counted_before_they_are_made(tmp_path: Path) -> None:
     edit(folder / "config.json", num_labels=10**9)
     with pytest.raises(InputError, match="num_labels: Input should be less than"):
         read_config(folder)
+
+
+def test_what_a_sentence_transformer_does_behind_its_encoder_is_told(tmp_path: Path) -> None:
+    """Its encoder is loaded as that of any folder; pooling and normalisation are named, since they are not used."""
+    export = Path(write_encoder(tmp_path, "bert"))
+    _, plain = load(AutoModel, export)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (export / "modules.json").write_text(json.dumps(modules))
+    (export / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (export / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    _, report = load(AutoModel, export)
+    assert report.pooling == "Pooling (mean_tokens), Normalize"
+    assert str(report) == (
+        f"{plain}; of this sentence-transformers model the encoder alone is used, without {report.pooling}"
+    )
+    (export / "modules.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"modules.json: cannot be read.*remove the file"):
+        load(AutoModel, export)
