@@ -28,7 +28,7 @@ from transformers import AutoModelForMaskedLM
 
 from bertillery.config.section import ConfigError, InputError, Section
 from bertillery.config.types import Runs
-from bertillery.data.reader import json_objects
+from bertillery.data.files import json_objects
 from bertillery.engine.rng import Keys, integers, key, uniform
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
 from bertillery.run.waiting import patient_barrier

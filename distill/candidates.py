@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError
-from bertillery.data.reader import Decoder, read_lines
+from bertillery.data.files import Decoder, read_lines
 from bertillery.data.tokenizer import is_unigram
 from bertillery.engine.batch import pack, ranges
 from bertillery.engine.loader import shares

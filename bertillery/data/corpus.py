@@ -17,30 +17,19 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from bertillery.config.section import InputError, Section
 from bertillery.config.types import Share
-from bertillery.data import pydocs
-from bertillery.data.files import MAX_ROW, distinct, expand, matching
-from bertillery.data.reader import (
-    Decoder,
-    delimited_rows,
-    format_of,
-    json_objects,
-    open_parquet,
-    parquet_batches,
-    read_lines,
-    suffixes,
-)  # fmt: skip
+from bertillery.data import files, pydocs
 
 MAX_PARAGRAPH = 1_000_000
 """Characters; a longer line is no paragraph, but a file without line breaks."""
-SUFFIXES = suffixes(".txt", ".jsonl", ".json", ".csv", ".tsv")
-"""What the name of a text file may end with."""
+SUFFIXES = files.suffixes(".txt", ".jsonl", ".json", ".csv", ".tsv")
+"""Suffixes of text files."""
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of strings; one string alone stands for a list of one."""
 LANGUAGES = (
     "am", "ar", "bg", "bn", "ca", "da", "de", "el", "en", "es", "fi", "fr", "gu", "hi", "hy", "it", "ja", "kk", "kn",
     "ml", "mr", "my", "nl", "pa", "pl", "pt", "ru", "sk", "ta", "te", "uk",
 )  # fmt: skip
-"""Those that sentencex has rules for. It takes any other string for English."""
+"""Languages for which sentencex has rules. It treats any other string as English."""
 
 
 def check_language(code: str) -> str:
@@ -48,10 +37,10 @@ def check_language(code: str) -> str:
     if code in LANGUAGES:
         return code
     base = re.split("[-_]", code.lower())[0]
-    near = f"did you mean {base!r}? " * (base in LANGUAGES)
+    near = f"did you mean {base!r}? " if base in LANGUAGES else ""
     raise ValueError(
-        f"{near}There are rules for {', '.join(LANGUAGES)}; for another language give the one nearest to it; en's "
-        "split at the full stops of every script"
+        f"{near}There are rules for {', '.join(LANGUAGES)}; for another language give the most similar one; those for "
+        "en split at the full stops of every script"
     )
 
 
@@ -74,9 +63,8 @@ class CorpusSection(Section):
     undecodable: Literal["fail", "replace"] = "fail"
     """What to do with bytes that are not UTF-8."""
     language: Annotated[str, AfterValidator(check_language)] = "en"
-    """Whose rules split sentences: am, ar, bg, bn, ca, da, de, el, en, es, fi, fr, gu, hi, hy, it, ja, kk, kn, ml, mr,
-    my, nl, pa, pl, pt, ru, sk, ta, te or uk. For another language the one nearest to it; en's split at the full stops
-    of every script."""
+    """Code of the language whose rules split sentences; the message for an unknown code lists those with rules. For
+    another language give the most similar one; the rules for en split at the full stops of every script."""
 
     def lines(self, text: str) -> list[str]:
         """The paragraphs of a row's text, or the text as it is written."""
@@ -96,7 +84,7 @@ class ReadReport:
     undecodable: int = 0
     """Lines (or rows) in which bytes were replaced."""
     passed_over: dict[str, int] = field(default_factory=dict)
-    """Number of files in folders and globs that are no text files, by suffix."""
+    """Number of files in folders and globs that are not text files, by suffix."""
 
 
 def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadReport) -> Iterator[list[str]]:
@@ -131,76 +119,72 @@ def read_documents(section: CorpusSection, paths: Iterable[str], report: ReadRep
 def resolve(paths: Iterable[str], passed_over: dict[str, int] | None = None) -> list[str | Path]:
     """Expand folders and globs, sorted, each file once; `hub:` entries and `python-docs` stay strings.
 
-    Linked folders are followed, and each real folder is read once. Files in a folder or glob that are no text files are
-    counted in ``passed_over`` by their suffix.
+    Linked folders are followed, and each real folder is read once. Other files of a folder or glob are counted in
+    ``passed_over`` by their suffix.
     """
     sources: dict[str | Path, None] = {}
+    counts = {} if passed_over is None else passed_over
     for entry in paths:
         path = Path(entry).expanduser()
         if entry == "python-docs" or entry.startswith("hub:"):
             sources[entry] = None
         elif path.is_file():
             if not path.name.lower().endswith(SUFFIXES):
-                raise InputError(f"{entry}: unknown kind of file; a text file ends with one of {', '.join(SUFFIXES)}")
+                raise InputError(f"{entry}: unsupported file type; text files end with one of {', '.join(SUFFIXES)}")
             sources[path] = None
         else:
             if path.is_dir():
-                found = {*expand(path, ["**", "*"], hidden=True)}
+                found = {*files.expand(path, ["**", "*"], hidden=True)}
             elif glob.has_magic(entry):
-                found = {*matching(path)}
+                found = {*files.matching(path)}
             else:
                 raise InputError(
                     f"{entry}: no such file or folder; give a file, folder, glob, hub:owner/name or python-docs"
-                    f"{_parted([*paths])}"
+                    f"{_split_path([*paths])}"
                 )
             usable = sorted(file for file in found if file.name.lower().endswith(SUFFIXES) and file.is_file())
             if not usable:
                 raise InputError(f"{entry}: no text found in {len(found)} files; looked for {', '.join(SUFFIXES)}")
             sources.update(dict.fromkeys(usable))
-            if passed_over is not None:
-                _count_kinds(found.difference(usable), passed_over)
-    once = {*distinct(source for source in sources if isinstance(source, Path))}
+            for file in sorted(found.difference(usable)):
+                suffix = (file.suffix.lower() or "without a suffix") if file.exists() else "broken links"
+                counts[suffix] = counts.get(suffix, 0) + 1
+    once = {*files.distinct(source for source in sources if isinstance(source, Path))}
     return [source for source in sources if isinstance(source, str) or source in once]
 
 
-def _count_kinds(files: Iterable[Path], counts: dict[str, int]) -> None:
-    for file in sorted(files):
-        kind = (file.suffix.lower() or "without a suffix") if file.exists() else "broken links"
-        counts[kind] = counts.get(kind, 0) + 1
-
-
-def _parted(paths: list[str]) -> str:
-    """What to give instead of a path that make parted at its spaces; empty if no path was."""
+def _split_path(paths: list[str]) -> str:
+    """The remedy where ``make`` split a path at its spaces; empty if no such path exists."""
     for start, end in combinations(range(len(paths) + 1), 2):
         whole = " ".join(paths[start:end])
         if end - start > 1 and glob.glob(str(Path(whole).expanduser()), recursive=True):
-            return f"; {whole!r} is there: to make, a path with spaces is given as ARGS=\"data.path='{whole}'\""
+            return f"; {whole!r} exists: quote a path with spaces for make as ARGS=\"data.path='{whole}'\""
     return ""
 
 
 def read_file(path: Path, section: CorpusSection, report: ReadReport) -> Iterator[list[str]]:
     """Yield the documents of one file, as lists of lines that may be blank."""
-    decoder = Decoder(section.undecodable == "replace", " or set data.undecodable=replace", nul=False)
-    kind = format_of(path)
-    if kind == ".txt":
+    decoder = files.Decoder(section.undecodable == "replace", " or set data.undecodable=replace", nul=False)
+    suffix = files.format_of(path)
+    if suffix == ".txt":
         yield from _split_documents(path, section.documents, decoder)
     else:
-        read = {".parquet": _parquet_texts, ".csv": _delimited_texts, ".tsv": _delimited_texts}.get(kind, _json_texts)
+        read = {".parquet": _parquet_texts, ".csv": _delimited_texts, ".tsv": _delimited_texts}.get(suffix, _json_texts)
         yield from map(section.lines, read(path, section.text, decoder))
     report.undecodable += decoder.replaced
 
 
-def _split_documents(path: Path, documents: str, decoder: Decoder) -> Iterator[list[str]]:
+def _split_documents(path: Path, documents: str, decoder: files.Decoder) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     size = 0
-    for number, line in enumerate(read_lines(path, decoder, what="paragraph"), 1):
+    for number, line in enumerate(files.read_lines(path, decoder, what="paragraph"), 1):
         _check_length(f"{path}:{number}", line)
         if documents == "file" or not line.isspace():
             paragraphs.append(line)
             size += len(line)
-            if size > MAX_ROW:
+            if size > files.MAX_ROW:
                 raise InputError(
-                    f"{path}:{number}: a document of more than {MAX_ROW:,} characters; separate documents by "
+                    f"{path}:{number}: a document of more than {files.MAX_ROW:,} characters; separate documents by "
                     "blank lines, or use a .jsonl file with one document a line"
                 )
         else:
@@ -217,8 +201,8 @@ def _check_length(where: str, paragraph: str) -> None:
         )
 
 
-def _json_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]:
-    for number, row in json_objects(path, read_lines(path, decoder)):
+def _json_texts(path: Path, column: str, decoder: files.Decoder) -> Iterator[str]:
+    for number, row in files.json_objects(path, files.read_lines(path, decoder)):
         text = _cell(f"{path}:{number}", row, column)
         try:
             text.encode()
@@ -248,8 +232,8 @@ def _check_column(where: str, column: str, columns: Iterable[str]) -> None:
         raise InputError(f"{where}: no column {column!r}; there are: {known}; set data.text to one of them")
 
 
-def _delimited_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]:
-    rows = delimited_rows(path, decoder)
+def _delimited_texts(path: Path, column: str, decoder: files.Decoder) -> Iterator[str]:
+    rows = files.delimited_rows(path, decoder)
     _, header = next(rows, (1, []))
     _check_column(str(path), column, header)
     for number, row in rows:
@@ -258,21 +242,22 @@ def _delimited_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]
         yield row[header.index(column)]
 
 
-def _parquet_texts(path: Path, column: str, decoder: Decoder) -> Iterator[str]:
+def _parquet_texts(path: Path, column: str, decoder: files.Decoder) -> Iterator[str]:
     """Texts are read as bytes: pyarrow does not tell which row is not UTF-8."""
     import pyarrow as pa
 
-    with open_parquet(path) as file:
+    with files.open_parquet(path) as file:
         _check_column(str(path), column, file.schema_arrow.names)
-        for first, batch in parquet_batches(path, file, [column]):
+        for first, batch in files.parquet_batches(path, file, [column]):
             values = batch.column(0)
             if pa.types.is_dictionary(values.type):
                 values = values.dictionary_decode()
             if values.null_count == len(values):
                 continue
             if values.type not in (pa.string(), pa.large_string(), pa.string_view()):
-                kind = f"{path}: {column!r} holds values of type {values.type}, not text"
-                raise InputError(f"{kind}; set data.text to a text column")
+                raise InputError(
+                    f"{path}: {column!r} holds values of type {values.type}, not text; set data.text to a text column"
+                )
             for number, value in enumerate(values.cast(pa.large_binary()).to_pylist(), first):
                 yield "" if value is None else decoder.decode(f"{path}: row {number}", value)
 

@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from bertillery.config.section import InputError
-from bertillery.data.reader import (
-    LIMITS,
-    Decoder,
-    delimited_rows,
-    format_of,
-    json_objects,
-    open_parquet,
-    parquet_batches,
-    read_lines,
-    suffixes,
-    too_large,
-)  # fmt: skip
+from bertillery.data import files
 from bertillery.system.records import checked
 
 if TYPE_CHECKING:
@@ -30,8 +19,8 @@ if TYPE_CHECKING:
 
 TOKENS, TAGS = "tokens", "tags"
 """Names of the first and the last column of a conll file without a header."""
-SUFFIXES = suffixes(".csv", ".tsv", ".jsonl", ".json", ".conll", ".txt")
-"""What the name of a table may end with."""
+SUFFIXES = files.suffixes(".csv", ".tsv", ".jsonl", ".json", ".conll", ".txt")
+"""Suffixes of tables."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +52,16 @@ def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> T
     the line where it cannot be read.
     """
     if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{path}: unknown kind of file; a table ends with one of {', '.join(SUFFIXES)}")
-    kind = format_of(path)
-    if kind == ".parquet":
+        raise InputError(f"{path}: unsupported file type; tables end with one of {', '.join(SUFFIXES)}")
+    suffix = files.format_of(path)
+    if suffix == ".parquet":
         return _read_parquet(path)
-    if kind in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv"):
         # Text in a tsv file may hold a carriage return.
-        return _from_rows(path, delimited_rows(path, Decoder(), cr=kind == ".csv"), header, needed)
-    if kind in (".conll", ".txt"):
+        return _from_rows(path, files.delimited_rows(path, files.Decoder(), cr=suffix == ".csv"), header, needed)
+    if suffix in (".conll", ".txt"):
         return _read_conll(path, header)
-    return (kind == ".json" and _read_squad(path)) or _read_json(path)
+    return (suffix == ".json" and _read_squad(path)) or _read_json(path)
 
 
 def _from_rows(
@@ -98,7 +87,7 @@ def _from_rows(
 
 
 def _read_json(path: Path) -> Table:
-    found = list(json_objects(path, read_lines(path, Decoder())))
+    found = list(files.json_objects(path, files.read_lines(path, files.Decoder())))
     return _from_objects(path, [row for _, row in found], [number for number, _ in found])
 
 
@@ -151,15 +140,15 @@ def _json_document(path: Path) -> Any:
     """The JSON that a file is as a whole; None for a file with a row on each line, or of something else."""
     parts: list[str] = []
     size, seen = 0, False
-    for line in read_lines(path, Decoder(), what="document"):
+    for line in files.read_lines(path, files.Decoder(), what="document"):
         if not seen and not line.isspace():
             seen, first = True, _parsed(line)
             if isinstance(first, dict) and not isinstance(first.get("data"), list):
                 return None
         parts.append(line)
         size += len(line)
-        if size > LIMITS["document"]:
-            raise too_large(str(path), "document")
+        if size > files.LIMITS["document"]:
+            raise files.too_large(str(path), "document")
     return _parsed("".join(parts))
 
 
@@ -204,7 +193,7 @@ def _read_conll(path: Path, header: Sequence[str]) -> Table:
 
 def _conll_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and fields of each line; no fields for a blank one."""
-    for number, line in enumerate(read_lines(path, Decoder()), 1):
+    for number, line in enumerate(files.read_lines(path, files.Decoder()), 1):
         fields = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
         yield number, fields if any(field.strip() for field in fields) else []
 
@@ -218,8 +207,8 @@ def _is_comment(fields: Sequence[str], columns: int) -> bool:
 def _read_parquet(path: Path) -> Table:
     import pyarrow as pa
 
-    with open_parquet(path) as file:
-        batches = (batch for _, batch in parquet_batches(path, file))
+    with files.open_parquet(path) as file:
+        batches = (batch for _, batch in files.parquet_batches(path, file))
         table = pa.Table.from_batches(batches, file.schema_arrow)
     return from_arrow(str(path), table, _features(path, (table.schema.metadata or {}).get(b"huggingface", b"{}")))
 

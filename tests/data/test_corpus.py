@@ -14,7 +14,7 @@ import sentencex
 import zstandard
 
 from bertillery.config.section import ConfigError, InputError, validate
-from bertillery.data import corpus, reader
+from bertillery.data import corpus, files
 from bertillery.data.corpus import LANGUAGES, CorpusSection, ReadReport, read_documents, resolve
 
 DOCUMENTS = [["One paragraph.", "Über “quotes” 東京."], ["Another document."]]
@@ -110,7 +110,7 @@ def test_every_line_end_gives_the_same_documents(
     assert read(write(tmp_path / f"a.{kind}", text)) == DOCUMENTS
     # However the file is cut into pieces, between CR and LF too.
     for limit in range(len(text.encode()) // 2, len(text.encode()) + 2) if kind == "txt" else ():
-        lines = [*reader.split_lines(io.BytesIO(text.encode()), limit)]
+        lines = [*files.split_lines(io.BytesIO(text.encode()), limit)]
         assert b"".join(lines).decode() == text
         assert lines == text.encode().splitlines(keepends=True)
 
@@ -165,7 +165,7 @@ def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
 
 def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    opened = reader.open_compressed
+    opened = files.open_compressed
 
     class Watched:
         def __init__(self, path: Path) -> None:
@@ -182,7 +182,7 @@ def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, mon
         def __exit__(self, *_: object) -> None:
             self.stream.close()
 
-    monkeypatch.setattr(reader, "open_compressed", Watched)
+    monkeypatch.setattr(files, "open_compressed", Watched)
     path = write(tmp_path / "a.txt", "fine\n" + "x" * 12_000_000)
     with pytest.raises(ValueError, match=r"a.txt:2: .*at most 1,000,000.*one paragraph on a line"):
         read(path)
@@ -211,7 +211,7 @@ def test_a_file_without_blank_lines_is_not_gathered_for_ever(tmp_path: Path, mon
         ("a.csv", "id,text\n1,a\n2\n", r"a.csv:3: 1 fields where the header has 2"),
         ("a.csv", 'id,text\n1,"open\n', r"quotation mark left open"),
         ("a.parquet", "PAR", r"not a readable parquet file"),
-        ("a.pdf", "", r"unknown kind of file; a text file ends with one of .txt"),
+        ("a.pdf", "", r"unsupported file type; text files end with one of .txt"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -281,7 +281,7 @@ def test_section_takes_one_path_or_several() -> None:
 @pytest.mark.parametrize("code", ["de-DE", "de_DE", "DE", "german", "xx", "sv", "", "en "])
 def test_a_language_without_rules_is_refused(code: str) -> None:
     """The splitter would take English's and say nothing."""
-    with pytest.raises(ConfigError, match=r"There are rules for am, ar, bg, .* give the one nearest") as caught:
+    with pytest.raises(ConfigError, match=r"There are rules for am, ar, bg, .* give the most similar one") as caught:
         validate(CorpusSection, {"language": code})
     assert ("did you mean 'de'?" in str(caught.value)) == (code.lower()[:2] == "de")
 

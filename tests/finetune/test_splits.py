@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from bertillery.config.section import ConfigError, InputError, read_values, validate
-from bertillery.data import reader
+from bertillery.data import files
 from finetune import sources
 from finetune.report import write_predictions
 from finetune.splits import Task, read_task, report
@@ -421,7 +421,7 @@ def test_a_split_without_rows(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a"}]\n', r"not a list; turn an array into lines with: jq"),
         ("a.parquet", b"PAR", "not a readable parquet file"),
         ("a.csv.gz", gzip.compress(b"text,label\n" * 999, mtime=0)[:-9], "damaged or cut short"),
-        ("a.xlsx", b"", r"unknown kind of file; a table ends with one of .csv"),
+        ("a.xlsx", b"", r"unsupported file type; tables end with one of .csv"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -743,8 +743,8 @@ SMALL = 2_000
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll", "a.parquet", "lines.csv"])
 def test_a_row_has_a_size_limit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the format, and whatever a file was compressed to."""
-    monkeypatch.setitem(reader.LIMITS, "row", SMALL)
-    monkeypatch.setitem(reader.LIMITS, "document", SMALL)
+    monkeypatch.setitem(files.LIMITS, "row", SMALL)
+    monkeypatch.setitem(files.LIMITS, "document", SMALL)
     rows = [{"text": "x" * length, "label": "no"} for length in (SMALL // 2, SMALL * 2, *[1] * 20)]
     if name == "a.parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
@@ -766,7 +766,7 @@ def test_a_row_has_a_size_limit(name: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_document_has_a_size_limit_and_rows_do_not_count_towards_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(reader.LIMITS, "document", SMALL)
+    monkeypatch.setitem(files.LIMITS, "document", SMALL)
     rows = [json.dumps({"text": "x", "label": "no"})] * SMALL
     (tmp_path / "a.json").write_text("\n".join(rows))
     assert own(tmp_path, files={"train": "a.json"}).split("train").num_examples == SMALL
