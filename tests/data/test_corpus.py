@@ -14,7 +14,7 @@ import sentencex
 import zstandard
 
 from bertillery.config.section import ConfigError, InputError, validate
-from bertillery.data import corpus, files
+from bertillery.data import files
 from bertillery.data.corpus import LANGUAGES, CorpusSection, ReadReport, read_documents, resolve
 
 DOCUMENTS = [["One paragraph.", "Über “quotes” 東京."], ["Another document."]]
@@ -194,7 +194,7 @@ def test_overlong_lines_are_refused_without_being_read_whole(tmp_path: Path, mon
 
 
 def test_a_file_without_blank_lines_is_not_gathered_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "MAX_ROW", 100)
+    monkeypatch.setattr(files, "MAX_ROW", 100)
     with pytest.raises(ValueError, match=r"a.txt:11: a document of more than 100 characters; .*blank lines"):
         read(write(tmp_path / "a.txt", "nine char\n" * 20))
 
