@@ -48,6 +48,7 @@ TAKES_submission := MODEL ARGS
 TAKES_distill := CONFIG TASK TEACHER STUDENT SEEDS DATA ARGS $(SPREAD)
 TAKES_generate := MODEL PROMPT ARGS
 TAKES_fewshot := TASK MODEL SHOTS ARGS
+TAKES_probes := MODEL ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
 TAKES_bench := ARGS
@@ -141,6 +142,10 @@ PROMPTED := $(wildcard configs/finetune/$(TASK).yaml) $(call yaml,prompting,$(TA
 .PHONY: fewshot
 fewshot: .venv/.installed ## evaluate a causal model in context: TASK, MODEL, SHOTS
 	@$(BIN)/python -m prompting.fewshot $(PROMPTED) $(call quoted,model=$(MODEL)) 'shots=[$(SHOTS)]' $(ARGS)
+
+.PHONY: probes
+probes: .venv/.installed ## does a causal model learn from its context? MODEL
+	@$(BIN)/python -m prompting.probes $(call quoted,model=$(MODEL)) $(ARGS)
 
 .PHONY: search
 search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'
