@@ -26,6 +26,8 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraForMaskedLM,
     ElectraForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerBase,
     default_data_collator,
 )
@@ -38,6 +40,7 @@ from finetune.examples import TextExamples
 from pretrain.examples import FlatExamples
 from pretrain.model import bert_config
 from pretrain.objectives import albert
+from pretrain.objectives.causal_lm import gpt2_config
 from pretrain.objectives.electra import Config, electra_config, generator_sizes
 
 DROPOUT = 0.1
@@ -82,7 +85,12 @@ def baseline_of(workload: Workload) -> Callable[[Workload, Material, Any], Basel
     """The function that makes the workload's baseline."""
     if workload.stage == "finetune":
         return classifier
-    return {"electra": electra, "distilbert": distilbert, "tinybert": tinybert}.get(workload.learns, language_model)
+    return {
+        "electra": electra,
+        "causal_lm": causal,
+        "distilbert": distilbert,
+        "tinybert": tinybert,
+    }.get(workload.learns, language_model)
 
 
 def stock(config: Any, attention: str = "sdpa") -> Any:
@@ -106,6 +114,21 @@ def language_model(workload: Workload, material: Material, source: Any) -> Basel
         masking(tokenizer),
         lambda inputs: model(**inputs).loss,
     )
+
+
+def causal(workload: Workload, material: Material, source: Any) -> Baseline:
+    """``run_clm``: the stock model on blocks of concatenated text, logits and loss at every position."""
+    config = gpt2_config(workload.model(DROPOUT), source.tokenizer)
+    model = GPT2LMHeadModel(
+        GPT2Config(**{**config.to_dict(), "attn_implementation": "sdpa", "activation_function": "gelu"})
+    )
+
+    def examples(rows: np.ndarray) -> list[Example]:
+        blocks = source.collate(rows).input.ids.view(-1, workload.sequence_length).tolist()
+        ones = [1] * workload.sequence_length
+        return [{"input_ids": block, "attention_mask": ones, "labels": block} for block in blocks]
+
+    return Baseline(model, examples, default_data_collator, lambda inputs: model(**inputs).loss)
 
 
 def masking(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModeling:

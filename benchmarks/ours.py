@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerBase
 
 from benchmarks.contest import Step
 from benchmarks.material import Material
@@ -29,7 +30,10 @@ from finetune.task_types import classification
 from pretrain.model import bert_config
 
 MICRO_BATCH_TOKENS = 8192
-_SETTINGS: dict[str, dict[str, Any]] = {"electra": {"embedding_size": 128, "generator_fraction": 0.25}}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "electra": {"embedding_size": 128, "generator_fraction": 0.25},
+    "causal_lm": {"cross_document": True},
+}
 """Settings of an objective that differ from its defaults."""
 
 
@@ -40,6 +44,8 @@ def source(workload: Workload, material: Material, split: str = "train") -> Any:
         found = material.split(workload.learns, split)
         return TextExamples(found.texts, found.labels, tokenizer, max_length=length, seed=SEED)
     module, config = _method(workload)
+    if workload.learns == "causal_lm":
+        tokenizer = ends_texts(tokenizer)
     text = material.tokens if workload.stage == "pretrain" else Part(material.tokens, material.unigrams)
     return module.source(config, text, tokenizer, sequence_length=length, seed=SEED)
 
@@ -53,6 +59,8 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
         prepare_dropout(classifier)
         return classification.Objective(classifier)
     module, config = _method(workload)
+    if workload.learns == "causal_lm":
+        tokenizer = ends_texts(tokenizer)
     if workload.stage == "pretrain":
         return module.build(config, model, tokenizer)
     words = module.MASKED_WORDS
@@ -99,6 +107,13 @@ def step(workload: Workload, material: Material, examples: Any, variant: Variant
         return read[-1]
 
     return lambda rows: partial(run, rows)
+
+
+def ends_texts(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer with an end-of-text token, which BERT's has not."""
+    made = copy.copy(tokenizer)
+    made.eos_token = made.sep_token
+    return made
 
 
 def _method(workload: Workload) -> tuple[Any, Any]:

@@ -71,6 +71,7 @@ WORKLOADS = {
     "nsp_4x256_s512": Workload("pretrain", "bert", sequence_length=512, batch_size=8),
     "albert_4x256_s128": Workload("pretrain", "albert"),
     "electra_4x256_s128": Workload("pretrain", "electra"),
+    "gpt_4x256_s128": Workload("pretrain", "causal_lm", variants=ALL),
     "distilbert_4x256_s128": Workload("distill", "distilbert", batch_size=8),
     "tinybert_4x256_s128": Workload("distill", "tinybert"),
     "glue_mrpc": Workload("finetune", "mrpc", batch_size=32, steps=2, variants=ALL),
@@ -82,10 +83,13 @@ WORKLOADS = {
 def rows(workload: Workload, source: Any) -> Iterator[np.ndarray]:
     """Endless batches of rows.
 
-    MLM alone reads full blocks, as ``run_mlm`` makes by concatenating: the baseline then computes no padding.
+    MLM alone and causal models read full blocks, as ``run_mlm`` and ``run_clm`` make by concatenating: the baseline
+    then computes no padding.
     DistilBERT's batches have similar lengths, as its script groups them. All others are in random order.
     """
     plan = _full_blocks(workload, source) if workload.learns == "mlm" else source.examples(0, 0)
+    if workload.learns == "causal_lm":
+        plan = plan[plan["length"] == workload.sequence_length]
     rng = np.random.default_rng(SEED)
     order = rng.permutation(len(plan))
     if workload.learns == "distilbert":

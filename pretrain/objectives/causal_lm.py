@@ -73,7 +73,7 @@ class Source:
     def __init__(
         self, config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
     ) -> None:
-        self.tokens, self.seed, self.length = tokens, seed, sequence_length
+        self.tokens, self.tokenizer, self.seed, self.length = tokens, tokenizer, seed, sequence_length
         self._cross, self._end = config.cross_document, cast(int, tokenizer.eos_token_id)
         bytes_of = piece_bytes(tokenizer)
         self._bytes = np.zeros(0, np.int64) if bytes_of is None else bytes_of
