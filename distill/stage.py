@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from bertillery.config.section import ConfigError
 from bertillery.data.prepare import corpus_files, prepare_for
-from bertillery.data.prepared import corpus_report, of_held_out_text
+from bertillery.data.prepared import corpus_report, held_out_remedy
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
@@ -66,7 +66,7 @@ class TaskAgnostic(Stage):
 
         lengths, train = [phase.sequence_length for phase in config.train.phases], cache(partial(source, corpus.train))
         sources = [train(length) for length in lengths]
-        with of_held_out_text():
+        with held_out_remedy():
             held_out = source(corpus.valid, lengths[-1])
         return Parts(
             sources,

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from bertillery.data.prepare import corpus_files, prepare_for
-from bertillery.data.prepared import corpus_report, of_held_out_text
+from bertillery.data.prepared import corpus_report, held_out_remedy
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
 from bertillery.models.encoders import family
@@ -42,7 +42,7 @@ class Pretraining(Stage):
         phases = config.train.phases
         source = cache(lambda length: self._source(self.corpus.train, length))
         sources = [source(phase.sequence_length) for phase in phases]
-        with of_held_out_text():
+        with held_out_remedy():
             valid = self._source(self.corpus.valid, phases[-1].sequence_length)
         return Parts(
             sources,

@@ -1,13 +1,13 @@
 """Labelled tasks made of the English that every Python installation carries, for a first run without any download.
 
-``package``: which package does a docstring document? The packages' names are masked, because they would tell.
+``package``: which package does a docstring document? The packages' names are masked.
 ``pairs``: do two paragraphs follow each other in one docstring, or are they from two docstrings of the same package
-that lie close together? Both columns hold the same kind of paragraph under either label, so neither tells alone.
-``proofreading``: which words of a sentence are wrong? In four of five sentences one error was made: of agreement, of
-the article, of the preposition, or of word order. A word alone hardly tells; its neighbours do.
+that lie close together? Neither paragraph alone predicts the label.
+``proofreading``: which words of a sentence are wrong? Four of five sentences get one error: of agreement, of the
+article, of the preposition, or of word order. It shows in a word's context, hardly in the word.
 
-All docstrings of a module go to one split. Texts that occur twice are left out, and so are held-out texts that mostly
-repeat an earlier split. The same installed packages give the same tasks.
+All docstrings of a module go to one split. Texts that occur twice are left out, and so are held-out texts that repeat
+much of an earlier split. The same installed packages give the same tasks.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _HELD_OUT = 8
 _MOST = {"train": 1000, "validation": 100, "test": 100}
 """Docstrings of a package in each split."""
 _MIN_WORDS = {"package": 12, "pairs": 8, "proofreading": 8}
-"""A shorter text hardly says what it is about."""
+"""Shorter texts hold too little to decide by."""
 _MAX_WORDS = 40
-"""Of a sentence to proofread."""
+"""Longest sentence to proofread."""
 _MOST_SENTENCES = {"train": 16000, "validation": 2000, "test": 2000}
 """Sentences to proofread in each split."""
 _PROSE = 0.85
 """A sentence is prose if this share of its words are words in lower case or marks."""
 _CORRECT = 5
-"""One sentence in so many has no error."""
+"""One in this many sentences has no error."""
 _PREPOSITIONS = ("as", "at", "by", "for", "from", "in", "into", "of", "on", "to", "with")
 _ARTICLES = {"a": "an", "an": "a"}
 _AGREEMENT = {"is": "are", "has": "have", "was": "were", "does": "do", "this": "these"}
@@ -50,7 +50,7 @@ _MAX_PAIRS = 3
 _SHINGLE, _REPEATED = 5, 0.25
 """A text repeats others if more than this share of its runs of so many words occurs in them."""
 _VERSION = 1
-"""Raise it where the rules below make other tasks of the same docstrings: it is part of the folder's name."""
+"""Part of the folder's name; raise it when a change below alters the tasks."""
 _NICKNAMES = {
     "huggingface_hub": ["huggingface", "Hugging Face"],
     "matplotlib": ["mpl", "pyplot", "plt"],
@@ -77,34 +77,34 @@ class Example(NamedTuple):
         return _draw(f"{self.module} {self.definition} {self.texts[0]}")
 
 
-def embedded_files(kind: str, columns: Sequence[str], labels: Sequence[str], data_dir: Path) -> dict[str, Path]:
-    """The files of a task, one jsonl for each split; made in ``data_dir`` unless they are there.
+def embedded_files(name: str, columns: Sequence[str], labels: Sequence[str], data_dir: Path) -> dict[str, Path]:
+    """The files of a task, one jsonl for each split; they are made in ``data_dir`` if it lacks them.
 
-    ``kind`` is ``package``, ``pairs`` or ``proofreading``, ``columns`` are the names of the texts. ``labels`` are the
+    ``name`` is ``package``, ``pairs`` or ``proofreading``, ``columns`` are the names of the texts. ``labels`` are the
     packages to tell apart; for pairs, the names for apart and together, in this order; or the tags of errors. Raises
     ``InputError`` for a package without docstrings. One process makes the files; others wait for it.
     """
-    made_from = [pydocs.fingerprint(), _VERSION, kind, *columns, *labels]
+    made_from = [pydocs.fingerprint(), _VERSION, name, *columns, *labels]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    folder = data_dir / f"docs_{kind}-{digest[:12]}"
+    folder = data_dir / f"docs_{name}-{digest[:12]}"
 
     def make(partial: Path) -> Path:
-        splits = {"package": _packages, "pairs": _pairs, "proofreading": _proofreading}[kind](labels)
+        splits = {"package": _packages, "pairs": _pairs, "proofreading": _proofreading}[name](labels)
         files = partial / "files"
         remove(files)
         files.mkdir()
-        for name, examples in splits.items():
-            with (files / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
+        for split, examples in splits.items():
+            with (files / f"{split}.jsonl").open("w", encoding="utf-8") as stream:
                 for example in examples:
                     row: dict[str, Any] = dict(zip(columns, example.texts, strict=True)) | {"label": example.label}
-                    if kind == "proofreading":
-                        row = {name: value.split() for name, value in row.items()}
+                    if name == "proofreading":
+                        row = {column: value.split() for column, value in row.items()}
                     row |= {"module": example.module, "definition": example.definition}
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         return files
 
     make_once(folder, make, doing="is making this task")
-    return {name: folder / f"{name}.jsonl" for name in SPLITS}
+    return {split: folder / f"{split}.jsonl" for split in SPLITS}
 
 
 def _definitions() -> Iterator[tuple[str, str, str, list[str]]]:

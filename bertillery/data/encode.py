@@ -1,4 +1,4 @@
-"""Documents to token ids, in worker processes: sentences, their tokens, and keys that tell repetitions."""
+"""Documents to token ids, in worker processes: sentences, their tokens, and keys that identify repetitions."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Encoded:
 
 
 def document_key(paragraphs: list[str]) -> bytes:
-    """128 bits that stand for a document."""
+    """A hash of 128 bits."""
     return hashlib.blake2b("\n".join(paragraphs).encode(), digest_size=16).digest()
 
 
 def _paragraph_key(text: str) -> bytes:
-    # Keys of another kind: otherwise a document of one paragraph would repeat itself.
+    # Personalised, so that the key of a document of one paragraph differs from that of its paragraph.
     return hashlib.blake2b(text.encode(), digest_size=16, person=b"paragraph").digest()
 
 
@@ -106,7 +106,7 @@ class Encoder:
         pieces = self._words.encode_bytes(texts)
         lengths = np.array([len(sentence) for sentence in pieces], np.int64) // self._words.dtype.itemsize
         ids = np.frombuffer(b"".join(pieces), self._words.dtype)
-        # A sentence of nothing but control characters has no tokens.
+        # A sentence of control characters only has no tokens.
         empty = np.concatenate([[0], np.cumsum(lengths == 0)])
         ends = np.cumsum([0, *map(len, split)])
         return Encoded(

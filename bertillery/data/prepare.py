@@ -1,8 +1,8 @@
 """Documents to a prepared corpus.
 
 First a tokenizer is trained on a sample, then all documents are split into sentences, encoded, and written without
-repetitions. The folder is named by a hash of everything it is made from. It is built beside its place, continues after
-a kill, and is moved into place when it is complete.
+repetitions. The folder is named by a hash of its sources and settings. It is built under a temporary name, continues
+after a kill, and is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def prepare(
     *,
     name: str | None = None,
 ) -> PreparedCorpus:
-    """Open the prepared corpus of these settings; ``workers`` processes make it first if ``cache`` does not hold it.
+    """Open the prepared corpus of these settings; if ``cache`` lacks it, ``workers`` processes make it first.
 
-    ``name`` is the name of its folder (:func:`corpus_files`), if it is already known.
+    ``name`` is the name of its folder (:func:`corpus_files`), where it is already known.
     """
     folder = cache / (name or corpus_files(data, tokenizer).sha256)
 
@@ -110,9 +110,9 @@ def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, 
     """Prepare the corpus of a run whose examples have up to ``num_texts`` texts, and pin it. The main process makes it,
     the others open it.
 
-    Raises what :meth:`Stage.pin` and :func:`prepare` do: before the preparation if number or size of the files have
-    changed, and after it if the text is another. A run that has only its export left to make reads the corpus that it
-    was trained on, whatever became of the files. An existing tokenizer that frames texts otherwise is a ``ConfigError``
+    Raises the errors of :meth:`Stage.pin` and :func:`prepare`: before the preparation if the number or size of the
+    files has changed, after it if their text has. A run that is trained but not exported reads the corpus that it was
+    trained on, even if the files have changed. An existing tokenizer with unfitting special tokens is a ``ConfigError``
     before the preparation.
     """
     existing = _existing(tokenizer, data)
@@ -142,13 +142,13 @@ def _build(
     tokenizer: PreTrainedTokenizerBase | None,
     workers: int,
 ) -> None:
-    """Fill ``partial/corpus``; steps that are already complete are kept."""
+    """Fill ``partial/corpus``; completed steps are kept."""
     corpus = partial / "corpus"
     if not (corpus / "tokenizer").exists():
         if tokenizer is None:
-            _say("prepare: sampling text for the tokenizer")
-            sample = _sample(_progress(_documents(data, ReadReport())), section.sample_bytes)
-            _say(f"prepare: training {section.vocab_size} pieces on {len(sample)} documents")
+            _say("sampling text for the tokenizer")
+            sample = _sample(_documents(data, ReadReport()), section.sample_bytes)
+            _say(f"training {section.vocab_size} pieces on {len(sample)} documents")
             tokenizer = _TRAIN[section.type](sample, section)
         shutil.rmtree(partial / "tokenizer", ignore_errors=True)
         tokenizer.save_pretrained(partial / "tokenizer")
@@ -156,7 +156,7 @@ def _build(
         (partial / "tokenizer").rename(corpus / "tokenizer")
     tokenizer = load_tokenizer(str(corpus / "tokenizer"), decoder=None)
     report = ReadReport()
-    _say("prepare: encoding")
+    _say("encoding")
     progress = _encode_all(partial, data, report, workers)
     dtype, vocab_size = WordEncoder(tokenizer).dtype, vocabulary_size(tokenizer)
     np.save(corpus / "unigrams.npy", _count_tokens(corpus / "train" / "ids.bin", dtype, vocab_size))
@@ -172,17 +172,22 @@ def _build(
     write_manifest(corpus, facts)
 
 
-def _documents(data: CorpusSection, report: ReadReport) -> Iterator[Document]:
-    """All documents, held-out files first: what they share with the training text is dropped from the latter."""
-    for document in read_documents(data, data.valid, report):
-        yield True, document
-    for document in read_documents(data, data.path, report):
-        rank = int.from_bytes(document_key(document)[:8], "little")
-        yield not data.valid and rank < data.holdout * 2**64, document
+def _documents(data: CorpusSection, report: ReadReport) -> Iterable[Document]:
+    """All documents, with a progress bar. Held-out files come first, so that text which they share with the training
+    files is dropped from the latter."""
+
+    def marked() -> Iterator[Document]:
+        for document in read_documents(data, data.valid, report):
+            yield True, document
+        for document in read_documents(data, data.path, report):
+            rank = int.from_bytes(document_key(document)[:8], "little")
+            yield not data.valid and rank < data.holdout * 2**64, document
+
+    return tqdm(marked(), unit=" documents", unit_scale=True, disable=None)
 
 
 def _sample(documents: Iterable[Document], limit: int) -> list[str]:
-    """Training documents of up to ``limit`` bytes: those with the smallest hashes, so their order does not matter."""
+    """Training documents of up to ``limit`` bytes: those with the smallest hashes, in whatever order they come."""
     kept: dict[int, str] = {}
     size, threshold = 0, 2**64
     for held_out, document in documents:
@@ -201,9 +206,9 @@ def _sample(documents: Iterable[Document], limit: int) -> list[str]:
 
 
 def _encode_all(partial: Path, data: CorpusSection, report: ReadReport, workers: int) -> Progress:
-    """Write all documents that are not written yet."""
+    """Write the documents that are not yet written."""
     with CorpusWriter(partial) as writer:
-        documents = islice(_progress(_documents(data, report)), writer.progress.consumed, None)
+        documents = islice(_documents(data, report), writer.progress.consumed, None)
         language = data.language if data.units == "sentences" else None
         for encoded in encode_batches(batched(documents), partial / "corpus" / "tokenizer", language, workers):
             writer.append(encoded)
@@ -242,9 +247,5 @@ _TRAIN: dict[str, Callable[[Sequence[str], TokenizerSection], PreTrainedTokenize
 }
 
 
-def _progress(documents: Iterator[Document]) -> Iterable[Document]:
-    return tqdm(documents, unit=" documents", unit_scale=True, disable=None)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _say(step: str) -> None:
+    print(f"prepare: {step}", file=sys.stderr, flush=True)

@@ -66,7 +66,7 @@ class TokenArrays:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A corpus that ``prepare`` has made."""
+    """A corpus made by :func:`bertillery.data.prepare.prepare`."""
 
     path: Path
     manifest: dict[str, Any]
@@ -78,19 +78,20 @@ class PreparedCorpus:
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedCorpus:
-        """Map the corpus in ``path``; ``InputError`` if it is no corpus, of another version, or damaged."""
+        """Map the corpus in ``path``; ``InputError`` if it is not a corpus, has another version, or is damaged."""
         path = Path(path)
         manifest = _read_manifest(path)
-        stamp = _stamp(path, manifest)
-        known = stamp == _read_stamp(path)
-        if not known:
+        stamp, known = _stamp(path, manifest), None
+        with suppress(InputError):
+            known = read_json(path / _CHECKED, Any, remedy="")
+        if known != stamp:
             _check_content(path, manifest)
-        parts = {part: _map_part(path / part, np.dtype(manifest["dtype"])) for part in ("train", "valid")}
-        if not known:
-            for part, arrays in parts.items():
-                _check_structure(path / part, arrays, manifest["vocab_size"])
+        train, valid = (_map_part(path / part, np.dtype(manifest["dtype"])) for part in ("train", "valid"))
+        if known != stamp:
+            _check_structure(path / "train", train, manifest["vocab_size"])
+            _check_structure(path / "valid", valid, manifest["vocab_size"])
             _write_stamp(path, stamp)
-        return cls(path, manifest, parts["train"], parts["valid"], np.load(path / "unigrams.npy"))
+        return cls(path, manifest, train, valid, np.load(path / "unigrams.npy"))
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -122,7 +123,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}; {_REMEDY}")
     if manifest.pop("checksum", None) != _hash(manifest):
-        raise InputError(f"{path / _MANIFEST}: damaged: it has another checksum; {_REMEDY}")
+        raise InputError(f"{path / _MANIFEST}: damaged: wrong checksum; {_REMEDY}")
     return manifest
 
 
@@ -131,27 +132,21 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def _stamp(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The times of the files, by which a later start knows that they are those that were checked.
+    """The times of the files, which tell a later start that they have not changed since they were checked.
 
-    The time of the last change of any kind (ctime) cannot be set back. Raises ``InputError`` for files that cannot be
-    those of the manifest.
+    The ctime cannot be set back. Raises ``InputError`` for files that differ in name or size from the manifest.
     """
     times = {}
     for name, file in manifest["files"].items():
         stat = (path / name).stat() if (path / name).is_file() else None
         if stat is None or stat.st_size != file["size"]:
             found = "is missing" if stat is None else f"has {stat.st_size} bytes instead of {file['size']}"
-            raise InputError(f"{path}: torn: {name} {found}; {_REMEDY}")
+            raise InputError(f"{path}: damaged: {name} {found}; {_REMEDY}")
         times[name] = [stat.st_mtime_ns, stat.st_ctime_ns]
     for file in (path / "tokenizer").iterdir():  # any file there may change the tokenizer
         if f"tokenizer/{file.name}" not in manifest["files"]:
             raise InputError(f"{path}: {file.relative_to(path)} is not part of the corpus; delete that file")
     return {"manifest": _hash(manifest), "times": times}
-
-
-def _read_stamp(path: Path) -> Any:
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads((path / _CHECKED).read_text(encoding="utf-8"))
 
 
 def _write_stamp(path: Path, stamp: dict[str, Any]) -> None:
@@ -165,12 +160,12 @@ def _check_content(path: Path, manifest: dict[str, Any]) -> None:
     logger.info("checking the prepared corpus %s (%s MB), once", path, f"{size / 1e6:,.1f}")
     for name, file in manifest["files"].items():
         if sha256(path / name) != file["sha256"]:
-            raise InputError(f"{path}: damaged: {name} has another checksum; {_REMEDY}")
+            raise InputError(f"{path}: damaged: {name} has a wrong checksum; {_REMEDY}")
     logger.info("checked in %.1f s", time.monotonic() - began)
 
 
 def _check_structure(path: Path, arrays: TokenArrays, vocab_size: int) -> None:
-    """Refuse what would let a run hang or fail, even if the checksums are right."""
+    """Refuse arrays with which a run would hang or fail, even if the checksums are correct."""
     for name, bounds in (("sentences", arrays.sentences), ("documents", arrays.documents)):
         steps = (bounds[at : at + _CHUNK + 1] for at in range(0, len(bounds) - 1, _CHUNK))
         if bounds[0] != 0 or any((np.diff(piece) <= 0).any() for piece in steps):
@@ -187,52 +182,50 @@ def _map_part(path: Path, dtype: np.dtype) -> TokenArrays:
         np.memmap(path / "documents.bin", np.int64, "r"),
     )
     if arrays.sentences[-1] != arrays.num_tokens or arrays.documents[-1] != arrays.num_sentences:
-        raise InputError(f"{path}: torn: the boundaries end elsewhere than the tokens; delete it and prepare again")
+        raise InputError(f"{path}: damaged: the last boundary is not the number of tokens or sentences; {_REMEDY}")
     return arrays
 
 
 def corpus_report(prepared: PreparedCorpus) -> str:
-    """The corpus in a few aligned lines."""
-    manifest = prepared.manifest
-    read, dropped = manifest["read"], manifest["duplicates"]
-    repeated = dropped["paragraphs"] + read["repeated"]
-    rows = [
-        ("read", f"{read['files']:,} files, {read['documents']:,} documents, {read['paragraphs']:,} paragraphs, "
-                 f"{read['characters']:,} characters"),
-        ("dropped", f"{dropped['documents']:,} repeated documents, {repeated:,} repeated paragraphs"),
-        ("undecodable", f"{read['undecodable']:,} lines with replaced bytes"),
-    ]  # fmt: skip
+    """The numbers of documents, sentences, tokens and repetitions, one aligned line each."""
+    manifest, unigrams = prepared.manifest, prepared.unigrams
+    read, dropped, lost = manifest["read"], manifest["duplicates"], manifest["unknown"]
+    unknown = cast(int | None, prepared.tokenizer().unk_token_id)
+    share = 0.0 if unknown is None else unigrams[unknown] / unigrams.sum()
+    rows = {
+        "read": f"{read['files']:,} files, {read['documents']:,} documents, {read['paragraphs']:,} paragraphs, "
+                f"{read['characters']:,} characters",
+        "dropped": f"{dropped['documents']:,} repeated documents, "
+                   f"{dropped['paragraphs'] + read['repeated']:,} repeated paragraphs",
+        "undecodable": f"{read['undecodable']:,} lines with replaced bytes",
+    }  # fmt: skip
     if read["passed_over"]:
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in read["passed_over"].items())
-        rows.append(("not read", f"{sum(read['passed_over'].values()):,} files of other kinds: {kinds}"))
+        suffixes = ", ".join(f"{number:,} {suffix}" for suffix, number in read["passed_over"].items())
+        rows["not read"] = f"{sum(read['passed_over'].values()):,} files of other types: {suffixes}"
     for name, part in (("train", prepared.train), ("held out", prepared.valid)):
-        single = float((np.diff(part.documents) == 1).mean())
-        rows.append((
-            name,
-            f"{part.num_documents:,} documents ({single:.1%} of one sentence), {part.num_sentences:,} sentences "
-            f"(mean {part.num_tokens / part.num_sentences:.1f} tokens), {part.num_tokens:,} tokens",
-        ))  # fmt: skip
-    used, unknown = int((prepared.unigrams > 0).sum()), prepared.tokenizer().unk_token_id
-    share = 0.0 if unknown is None else prepared.unigrams[cast(int, unknown)] / prepared.unigrams.sum()
-    lost = manifest["unknown"]
-    rows.append((
-        "vocabulary",
-        f"{manifest['vocab_size']:,} pieces, {used:,} in use; {share:.2%} of tokens unknown, with {lost:.2%} of the "
-        "characters",
-    ))  # fmt: skip
+        tokens, mean = f"{part.num_tokens:,} tokens", f"mean {part.num_tokens / part.num_sentences:.1f} tokens"
+        if manifest["settings"]["data"].get("units") == "documents":  # a manifest may be older than the key
+            rows[name] = f"{part.num_documents:,} documents ({mean}), {tokens}"
+        else:
+            single = float((np.diff(part.documents) == 1).mean())
+            documents = f"{part.num_documents:,} documents ({single:.1%} of one sentence)"
+            rows[name] = f"{documents}, {part.num_sentences:,} sentences ({mean}), {tokens}"
+    rows["vocabulary"] = (
+        f"{manifest['vocab_size']:,} pieces, {int((unigrams > 0).sum()):,} in use; {share:.2%} of tokens unknown, with "
+        f"{lost:.2%} of the characters"
+    )
     if lost > MOST_UNKNOWN:
-        rows.append((
-            "warning",
-            f"{lost:.0%} of the characters are lost in unknown tokens: words of over 100 letters, as where no spaces "
-            "are written, or letters that the tokenizer lacks; take tokenizer.type=unigram, or a tokenizer that was "
-            "made for this text (tokenizer.path)",
-        ))  # fmt: skip
-    return "\n".join(f"{name:<12} {text}" for name, text in rows)
+        rows["warning"] = (
+            f"{lost:.0%} of the characters are lost in unknown tokens: words of over 100 letters, as in text without "
+            "spaces, or letters that the tokenizer lacks; set tokenizer.type=unigram, or give a tokenizer made for "
+            "this text (tokenizer.path)"
+        )
+    return "\n".join(f"{name:<12} {text}" for name, text in rows.items())
 
 
 @contextmanager
-def of_held_out_text() -> Iterator[None]:
-    """Let a ``ConfigError`` say that the held-out part is too small, and how to enlarge it."""
+def held_out_remedy() -> Iterator[None]:
+    """Add to a ``ConfigError`` that the held-out part is too small, and how to enlarge it."""
     try:
         yield
     except ConfigError as error:

@@ -62,39 +62,39 @@ class TokenizerSection(Section):
 def is_unigram(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a mark opens a word ("▁", Unigram) instead of continuing it ("##", WordPiece).
 
-    The vocabulary alone does not tell: either may hold the other's mark as an ordinary character.
+    The vocabulary does not decide this: either may contain the other's mark as an ordinary character.
     """
     return isinstance(cast(Any, tokenizer).backend_tokenizer.model, models.Unigram)
 
 
 def starts_of_words(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Which tokens open a word, (V,) bool, by the marks of the tokenizer's kind.
+    """Which tokens open a word, (V,) bool, by the marks of the tokenizer's model.
 
     Byte-level BPE marks the space before a word, as RoBERTa's; what follows without one, such as a full stop, belongs
     to the word before. A Unigram vocabulary is treated as in ALBERT's code: a piece opens a word if it begins with "▁"
     or "<", is a punctuation mark, or has a character that is neither an English letter nor a mark (the apostrophe is
-    none), so digits and other scripts are words each. Raises ``ConfigError`` for a kind of vocabulary whose pieces do
-    not tell.
+    none), such as a digit or a letter of another script. Raises ``ConfigError`` for a tokenizer whose pieces do not
+    mark words.
     """
     parts = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
-    kind, continuing = parts["model"]["type"], parts["model"].get("continuing_subword_prefix")
+    type_, continuing = parts["model"]["type"], parts["model"].get("continuing_subword_prefix")
     splitter = json.dumps([parts["normalizer"], parts["pre_tokenizer"]], ensure_ascii=False)
     found = cast(list[str | None], tokenizer.convert_ids_to_tokens([*range(vocabulary_size(tokenizer))]))
     pieces = [piece or "" for piece in found]
-    if kind == "Unigram":
+    if type_ == "Unigram":
         opens = [p.startswith(("▁", "<")) or p in _MARKS or not _PLAIN.issuperset(p.lower()) for p in pieces]
-    elif kind == "WordLevel":
+    elif type_ == "WordLevel":
         opens = [True] * len(pieces)
-    elif kind in ("WordPiece", "BPE") and continuing:
+    elif type_ in ("WordPiece", "BPE") and continuing:
         opens = [not piece.startswith(continuing) for piece in pieces]
-    elif kind == "BPE" and '"ByteLevel"' in splitter:
+    elif type_ == "BPE" and '"ByteLevel"' in splitter:
         opens = [piece.startswith(("Ġ", "Ċ", "ĉ", "č")) for piece in pieces]  # space, line feed, tab, carriage return
-    elif kind == "BPE" and '"▁"' in splitter:
+    elif type_ == "BPE" and '"▁"' in splitter:
         opens = [piece.startswith("▁") for piece in pieces]
     else:
         raise ConfigError(
-            f"objective.masking.whole_words: the pieces of this {kind} tokenizer do not tell where a word begins; take "
-            "one of kind WordPiece, Unigram or byte-level BPE, or set objective.masking.whole_words=false"
+            f"objective.masking.whole_words: the pieces of this {type_} tokenizer do not mark where a word begins; "
+            "take a WordPiece, Unigram or byte-level BPE tokenizer, or set objective.masking.whole_words=false"
         )
     starts = np.array(opens)
     if tokenizer.unk_token_id is not None:
@@ -239,11 +239,11 @@ def _is_alberts(backend: Tokenizer) -> bool:
     """Whether text is split at white space first, by the steps of transformers' ``AlbertTokenizer``."""
     parts = json.loads(backend.to_str())
     steps = (parts["pre_tokenizer"] or {}).get("pretokenizers", [])
-    kinds = {step["type"] for step in (parts["normalizer"] or {}).get("normalizers", [])}
+    types = {step["type"] for step in (parts["normalizer"] or {}).get("normalizers", [])}
     return (
         [step["type"] for step in steps] == ["WhitespaceSplit", "Metaspace"]
         and steps[1]["prepend_scheme"] == "always"
-        and kinds <= {"Replace", "NFKD", "StripAccents", "Lowercase"}
+        and types <= {"Replace", "NFKD", "StripAccents", "Lowercase"}
     )
 
 

@@ -105,7 +105,7 @@ def _runs(word: str) -> list[str]:
     """
     if len(word) <= _LONGEST_WORD or word[1:].isascii():
         return [word]
-    first, *rest = ("".join(run) for _, run in groupby(word[1:], kind))
+    first, *rest = ("".join(run) for _, run in groupby(word[1:], script))
     runs = "▁" + first, *rest
     return [run[start : start + _LONGEST_WORD] for run in runs for start in range(0, len(run), _LONGEST_WORD)]
 
@@ -122,14 +122,14 @@ def _characters(words: list[str], counts: np.ndarray) -> list[str]:
 
 
 @cache
-def kind(character: str) -> str:
+def script(character: str) -> str:
     """The script of a letter, or ``digit`` or ``mark``."""
     if character.isdigit():
         return "digit"
     if not unicodedata.category(character).startswith(("L", "M")):
         return "mark"
-    script = unicodedata.name(character, "?").split()[0]
-    return "HAN" if script in ("CJK", "HIRAGANA", "KATAKANA") else script
+    name = unicodedata.name(character, "?").split()[0]
+    return "HAN" if name in ("CJK", "HIRAGANA", "KATAKANA") else name
 
 
 class Lattice:
@@ -205,15 +205,15 @@ class Lattice:
         that opens a word belongs to what follows.
         """
         characters, index = np.unique(self._points, return_inverse=True)
-        names = [kind(chr(point)) for point in characters.tolist()]
+        names = [script(chr(point)) for point in characters.tolist()]
         numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-        kinds = np.array([numbers[name] for name in names])[index]
+        scripts = np.array([numbers[name] for name in names])[index]
         opening = self._starts[self._lengths > 1]
-        kinds[opening] = kinds[opening + 1]
+        scripts[opening] = scripts[opening + 1]
         alone = ~np.isin(self._points, known) | np.isin(self._points, symbols)
-        last = np.append(np.diff(kinds) != 0, True) | alone | np.append(alone[1:], True)
+        last = np.append(np.diff(scripts) != 0, True) | alone | np.append(alone[1:], True)
         last[self._starts + self._lengths - 1] = True
-        ends, places = np.flatnonzero(last), np.arange(len(kinds))
+        ends, places = np.flatnonzero(last), np.arange(len(scripts))
         return ends[np.searchsorted(ends, places)] + 1 - places
 
     def _best_by(self, value: np.ndarray, number: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A prepared corpus that is being written: its files only grow, and a kill costs no more than the last few of them."""
+"""Writes a prepared corpus: its files only grow, and after a kill only documents since the last commit are repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bertillery.system.records import checked
 
 _CACHE_KB = 64_000
 _COMMIT_CHARACTERS = 16_000_000
-_KINDS = ("ids", "sentences", "documents")
+_ARRAYS = ("ids", "sentences", "documents")
 
 
 class Counts(BaseModel):
@@ -37,7 +37,7 @@ class Duplicates(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far the corpus is written."""
+    """The part of the corpus that is written."""
 
     consumed: NonNegativeInt = 0
     """Documents read."""
@@ -55,7 +55,7 @@ class _Record(BaseModel):
 
 
 class CorpusWriter:
-    """Appends encoded documents to the files in ``partial/corpus``, without what was seen before.
+    """Appends encoded documents to the files in ``partial/corpus``, without repetitions.
 
     The files, the keys of the texts seen and the progress advance together at ``commit``. Opening again after a kill
     cuts the files back to the last commit. Raises ``InputError`` where the record in ``partial/ledger.sqlite`` is
@@ -80,7 +80,7 @@ class CorpusWriter:
         self.progress = record.state
         self._uncommitted = 0
         self._files: dict[str, BinaryIO] = {}
-        for name in (f"corpus/{part}/{kind}.bin" for part in ("train", "valid") for kind in _KINDS):
+        for name in (f"corpus/{part}/{array}.bin" for part in ("train", "valid") for array in _ARRAYS):
             file, length = partial / name, record.lengths.get(name, 0)
             file.parent.mkdir(parents=True, exist_ok=True)
             stream = self._files[name] = file.open("r+b" if file.exists() else "w+b")
@@ -93,7 +93,7 @@ class CorpusWriter:
         self._database.execute("BEGIN")
 
     def append(self, encoded: Encoded) -> None:
-        """Write a batch without repetitions; commits from time to time."""
+        """Write a batch without repetitions; commits every 16 million characters."""
         progress = self.progress
         progress.consumed += len(encoded.paragraphs)
         progress.characters += encoded.characters
@@ -124,18 +124,18 @@ class CorpusWriter:
         ids = encoded.ids[np.repeat(sentences, encoded.lengths)]
         counts: Counts = getattr(self.progress, part)
         bounds = (ids, counts.tokens + np.cumsum(lengths), counts.sentences + np.cumsum(documents))
-        for kind, values in zip(_KINDS, bounds, strict=True):
-            self._files[f"corpus/{part}/{kind}.bin"].write(values.tobytes())
+        for array, values in zip(_ARRAYS, bounds, strict=True):
+            self._files[f"corpus/{part}/{array}.bin"].write(values.tobytes())
         counts.tokens += len(ids)
         counts.sentences += len(lengths)
         counts.documents += len(documents)
 
     def _is_new(self, key: bytes) -> bool:
-        """Add the key of a text; whether it was not there."""
+        """Add the key of a text; returns whether it is new."""
         return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
 
     def commit(self) -> None:
-        """Make everything so far durable: first the files, then the record of them."""
+        """Make the text so far durable: first the files, then the record of them."""
         for stream in self._files.values():
             stream.flush()
             os.fsync(stream.fileno())

@@ -134,7 +134,16 @@ def test_the_report_says_what_was_not_read(tmp_path: Path) -> None:
     for name in ("a.md", "b.md", "c.pdf"):
         (tmp_path / "text" / name).write_text("text")
     report = corpus_report(prepare(section(str(tmp_path / "text")), TOKENIZER, tmp_path / "cache"))
-    assert "3 files of other kinds: 2 .md, 1 .pdf" in report
+    assert "3 files of other types: 2 .md, 1 .pdf" in report
+
+
+def test_the_report_of_whole_documents_speaks_of_no_sentences(tmp_path: Path) -> None:
+    data = section(write(tmp_path / "a.txt", documents(60))).model_copy(update={"units": "documents"})
+    tokenizer = TokenizerSection(type="characters", vocab_size=100)
+    lines = corpus_report(prepare(data, tokenizer, tmp_path / "cache")).splitlines()
+    (train,) = (line for line in lines if line.startswith("train"))
+    assert "sentence" not in train
+    assert re.search(r"train +[\d,]+ documents \(mean [\d.]+ tokens\), [\d,]+ tokens", train)
 
 
 def test_repetitions_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -378,7 +387,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     prepared = prepare(section(write(tmp_path / "a.txt", documents(60))), TOKENIZER, tmp_path / "cache")
     ids = prepared.path / "train" / "ids.bin"
     os.truncate(ids, ids.stat().st_size - 2)
-    with pytest.raises(ValueError, match=r"torn: train/ids.bin has \d+ bytes instead of \d+; delete the folder"):
+    with pytest.raises(ValueError, match=r"damaged: train/ids.bin has \d+ bytes instead of \d+; delete the folder"):
         PreparedCorpus.open(prepared.path)
     ids.unlink()
     with pytest.raises(ValueError, match=r"train/ids.bin is missing"):
@@ -411,7 +420,7 @@ def test_a_changed_byte_of_any_file_is_found_and_named(sound: Path, tmp_path: Pa
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         name = re.escape(file.relative_to(corpus).as_posix())
-        with pytest.raises(ValueError, match=rf"damaged: {name} has another|{name}: damaged.*delete the folder"):
+        with pytest.raises(ValueError, match=rf"damaged: {name} has a wrong|{name}: damaged.*delete the folder"):
             PreparedCorpus.open(corpus)
         file.write_bytes(content)
         PreparedCorpus.open(corpus)

@@ -163,7 +163,7 @@ def test_a_vocabulary_that_marks_no_words_is_refused() -> None:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    with pytest.raises(ConfigError, match=r"whole_words: the pieces of this BPE tokenizer do not tell .*=false"):
+    with pytest.raises(ConfigError, match=r"whole_words: the pieces of this BPE tokenizer do not mark .*=false"):
         Masking(MaskingSection(whole_words=True), tokenizer, 128)
     Masking(MaskingSection(), tokenizer, 128)
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
