@@ -5,25 +5,29 @@ Context and continuation are encoded as one string, which is then split by the l
 that end the context belong to the continuation. The first token of the continuation is predicted by the last of the
 context. An empty context is the end-of-text token. What is too long is cut from the left.
 
-Requests are packed without padding, and only the rows that predict a continuation go through the vocabulary.
+Requests are packed without padding; what several share at their beginning is computed once, such as the context of the
+answers to one question. Only the rows that predict a continuation go through the vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from bertillery.config.section import InputError
-from bertillery.engine.batch import pack_stream
+from bertillery.engine.batch import pack_branches
 from bertillery.models.encoders import encode
+from prompting.branches import Join, join_prefixes
 from prompting.model import CausalModel
 
 _BATCH_TOKENS = 8192
+_HEAD_ROWS = 1024
+"""Rows of the logits that exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -91,32 +95,50 @@ class Scorer:
 
     def _of_tokens(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Score]:
         """Scores of continuations that are given as tokens, with their contexts; the order does not matter."""
-        lengths = np.array([len(before) + len(after) - 1 for before, after in pairs])
         scores: list[Score | None] = [None] * len(pairs)
-        for which in _batches(lengths):
-            inputs = np.concatenate([[*pairs[i][0], *pairs[i][1]][:-1] for i in which])
-            stream = pack_stream(inputs.astype(np.int64), lengths[which])
-            sizes = np.array([len(pairs[i][1]) for i in which])
-            ends = np.cumsum(lengths[which])
-            rows = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
-            targets = torch.tensor([token for i in which for token in pairs[i][1]])
+        for joins in _batches(join_prefixes([[*before, *after][:-1] for before, after in pairs])):
+            ids = np.fromiter((token for join in joins for token in join.ids), dtype=np.int64)
+            starts = np.cumsum([0, *(join.size for join in joins)])
+            which, rows = [], []
+            for join, start in zip(joins, starts.tolist(), strict=False):
+                for member, number in enumerate(join.members):
+                    which.append(number)
+                    rows.append(start + join.rows(member)[-len(pairs[number][1]) :])
+            targets = torch.tensor([token for number in which for token in pairs[number][1]])
             with torch.inference_mode():
-                hidden = encode(self._causal.model, stream)[torch.from_numpy(rows)]
-                logits = self._causal.model.lm_head(hidden).float()
-                nats = -F.cross_entropy(logits, targets, reduction="none").double()
-                greedy = logits.argmax(-1) == targets
-            parts = zip(nats.split(sizes.tolist()), greedy.split(sizes.tolist()), strict=True)
-            for i, size, (part, right) in zip(which, sizes, parts, strict=True):
-                scores[i] = Score(part.sum().item(), bool(right.all()), int(size))
+                hidden = encode(self._causal.model, pack_branches(ids, [join.parts for join in joins]))
+                nats, greedy = self._of_rows(hidden, np.concatenate(rows), targets)
+            sizes = [len(each) for each in rows]
+            parts = zip(nats.split(sizes), greedy.split(sizes), strict=True)
+            for number, size, (part, right) in zip(which, sizes, parts, strict=True):
+                scores[number] = Score(part.sum().item(), bool(right.all()), size)
         return [score for score in scores if score is not None]
 
+    def _of_rows(self, hidden: Tensor, rows: np.ndarray, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target (N,) after its row of the hidden states, and whether it is the most probable
+        token. Each row goes through the vocabulary once, so many at a time."""
+        kept, place = np.unique(rows, return_inverse=True)
+        places = torch.from_numpy(place)
+        nats, greedy = torch.empty(len(rows), dtype=torch.float64), torch.empty(len(rows), dtype=torch.bool)
+        for start in range(0, len(kept), _HEAD_ROWS):
+            logits = self._causal.model.lm_head(hidden[torch.from_numpy(kept[start : start + _HEAD_ROWS])]).float()
+            mine = ((places >= start) & (places < start + _HEAD_ROWS)).nonzero()[:, 0]
+            row, target = places[mine] - start, targets[mine]
+            nats[mine] = (logits[row, target] - logits.logsumexp(-1)[row]).double()
+            greedy[mine] = logits.argmax(-1)[row] == target
+        return nats, greedy
 
-def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Requests of similar length, longest first, up to so many tokens at a time."""
-    order = np.argsort(-lengths, kind="stable")
-    filled = np.cumsum(lengths[order])
-    parts = np.split(order, np.searchsorted(filled, np.arange(_BATCH_TOKENS, filled[-1], _BATCH_TOKENS)))
-    yield from (part for part in parts if len(part))
+
+def _batches(joins: Iterable[Join]) -> Iterator[list[Join]]:
+    """Joins of similar length, longest first, up to so many tokens at a time."""
+    batch: list[Join] = []
+    for join in sorted(joins, key=lambda join: -join.size):
+        if batch and sum(each.size for each in batch) + join.size > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(join)
+    if batch:
+        yield batch
 
 
 def perplexities(score: Score, text: str) -> dict[str, float]:

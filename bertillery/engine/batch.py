@@ -5,6 +5,7 @@ Legend: B sequences, T tokens of all of them together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertillery.engine.layout import PackingLayout, packing_layout
+from bertillery.engine.layout import PackingLayout, branching_layout, packing_layout
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,24 @@ def pack_stream(ids: np.ndarray, lengths: np.ndarray, token_type_ids: np.ndarray
         else torch.from_numpy(token_type_ids.astype(np.int64, copy=False)),
         squared_lengths=int((np.asarray(lengths, dtype=np.int64) ** 2).sum()),
     )
+
+
+def pack_branches(ids: np.ndarray, parts: Sequence[np.ndarray]) -> Stream:
+    """A decoder's stream of sequences that branch after a common prefix, which is computed once.
+
+    ``ids`` (T,) holds each prefix, followed by its branches; ``parts`` has, for each sequence, the lengths of its
+    prefix and of its branches, in this order. A token of a branch sees the prefix and its own branch, and its position
+    is that in the prefix and the branch alone. A prefix has at least one token.
+    """
+    sizes = np.concatenate(parts)
+    begins = np.concatenate([np.where(np.arange(len(part)) > 0, part[0], 0) for part in parts])
+    branch = np.repeat(np.concatenate([np.arange(len(part)) for part in parts]), sizes)
+    lengths = np.array([part.sum() for part in parts])
+    stream = pack_stream(ids, lengths)
+    if not branch.any():
+        return stream
+    positions = torch.from_numpy(ranges(sizes) + np.repeat(begins, sizes))
+    return replace(stream, positions=positions, layout=branching_layout(lengths, branch))
 
 
 def pack(

@@ -5,7 +5,7 @@ Legend: B sequences, T tokens of all of them together; b sequences of a bucket, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,9 @@ class PackingLayout:
     """Tokens of the longest sequence."""
     identity: bool
     """True if the flat batch already is one padded bucket."""
+    branches: tuple[Tensor, ...] | None = None
+    """Per bucket (b, 1, s, s): 0 where a query sees a key, -inf elsewhere, for sequences of a decoder that branch after
+    a common prefix (:func:`branching_layout`). It replaces ``biases`` and the causal mask."""
 
     @cached_property
     def sequence_mask(self) -> BlockMask:
@@ -63,6 +66,19 @@ class CrossLayout:
 def packing_layout(lengths: np.ndarray) -> PackingLayout:
     """Bucket the sequences of a batch, of ``lengths`` (B,), by length rounded up to a sixteenth of the longest."""
     return _bucketed(lengths, _rounded(lengths, 16))
+
+
+def branching_layout(lengths: np.ndarray, branch: np.ndarray) -> PackingLayout:
+    """The layout of sequences, of ``lengths`` (B,), that branch: a token sees the earlier tokens of its own ``branch``
+    (T,), which is counted from 1 in each sequence, and of the prefix, which is 0."""
+    layout, masks, start = packing_layout(lengths), [], 0
+    for b, s in layout.shapes:
+        of_cell = torch.from_numpy(branch)[layout.gather[start : start + b * s]].view(b, s)
+        queries, keys = of_cell[:, :, None], of_cell[:, None, :]
+        seen = ((queries == keys) | (keys == 0)).tril()
+        masks.append(torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None])
+        start += b * s
+    return replace(layout, branches=tuple(masks))
 
 
 def cross_layout(queries: np.ndarray, keys: np.ndarray) -> CrossLayout:

@@ -132,6 +132,10 @@ def packed_attention(
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
     if record is not None:
         record.append(Recorded(q, k, v, scale))
+    if queries.branches is not None:
+        if not causal:
+            raise ConfigError(f"{type(module).__name__} is not causal; sequences that branch are for decoders")
+        return _in_padded_buckets((q, k, v), queries, keys, scale, dropout, causal=False)[None], None
     kernel = gpu_attention.kernel_for(query, dropout)
     if kernel == "varlen":
         starts, longest = (queries.starts, keys.starts), (queries.longest, keys.longest)
@@ -176,7 +180,7 @@ def _in_padded_buckets(
     """Attention (T, H, D) from queries (T, H, D), keys and values (S, H, D)."""
     outputs = []
     buckets = padded_buckets(flat[0], queries), *(padded_buckets(rows, keys) for rows in flat[1:])
-    for q, k, v, bias in zip(*buckets, keys.biases, strict=True):
+    for q, k, v, bias in zip(*buckets, queries.branches or keys.biases, strict=True):
         # Padding is at the end: the causal mask hides it from all tokens.
         bias = None if causal else bias
         heads = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, scale, dropout, causal)

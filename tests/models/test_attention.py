@@ -13,7 +13,7 @@ from transformers import BartConfig, BertConfig, BertModel, GPT2Config, GPT2LMHe
 from transformers.models.bart.modeling_bart import BartDecoderLayer
 
 from bertillery.config.section import ConfigError
-from bertillery.engine.batch import pack_stream
+from bertillery.engine.batch import pack_branches, pack_stream
 from bertillery.engine.layout import CrossLayout, cross_layout, packing_layout
 from bertillery.models import gpu_attention
 from bertillery.models.attention import NAME, packed_attention
@@ -315,3 +315,32 @@ def test_arguments_that_mean_nothing_here_are_accepted() -> None:
     assert torch.equal(same, plain)
     causal, _ = packed_attention(Module(), *rows, None, layout=stream.layout, is_causal=True)
     assert not torch.equal(causal, plain)
+
+
+def test_branches_of_a_prefix_equal_whole_sequences() -> None:
+    """A prefix that several sequences share is computed once; the outputs are those of each sequence alone."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=90, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    model = GPT2LMHeadModel(config).eval()
+    parts = [np.array(each) for each in ([5, 3, 0, 7], [9], [1, 2, 2], [20, 4])]
+    ids = np.random.default_rng(0).integers(0, 90, sum(part.sum() for part in parts))
+    model.config._attn_implementation = NAME
+    with torch.no_grad():
+        stream = pack_branches(ids, parts)
+        together = model.transformer(**model_inputs(config, stream)).last_hidden_state[0]
+        start = 0
+        for prefix, *branches in parts:
+            after = start + prefix
+            for branch in branches or [0]:
+                rows = [*range(start, start + prefix), *range(after, after + branch)]
+                alone = model.transformer(**model_inputs(config, pack_stream(ids[rows], np.array([len(rows)]))))
+                torch.testing.assert_close(together[rows], alone.last_hidden_state[0], atol=1e-5, rtol=0)
+                after += branch
+            start = after
+    assert start == len(ids) == stream.num_tokens
+
+
+def test_branches_are_for_decoders(model: PreTrainedModel) -> None:
+    model.config._attn_implementation = NAME
+    with pytest.raises(ConfigError, match="is not causal; sequences that branch are for decoders"):
+        model(**model_inputs(model.config, pack_branches(np.arange(6), [np.array([2, 2, 2])])))
