@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str]) -> int:
     if section.limit is not None:
         items = Items(**{**vars(items), "items": items.items[: section.limit]})
     causal = CausalModel.open(section.model)
-    folder = section.output or Path("runs/prompting") / items.name / _name(section.model)
+    folder = section.output or Path("runs/prompting") / items.name / causal.name
     outcomes = [
         evaluate(causal, items, shots, seed)
         for shots in section.shots
@@ -102,11 +102,6 @@ def _run(arguments: Sequence[str]) -> int:
     _write(folder, config, section, items, outcomes, table)
     print(f"\n{table}\n\nresults     {folder / 'results.json'}\npicture     {folder / 'shots.png'}")
     return 0
-
-
-def _name(start: str) -> str:
-    parts = [part for part in Path(start).parts if part not in ("export", "/", ".", "..")]
-    return parts[-1] if parts else "model"
 
 
 def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcome:
@@ -220,12 +215,12 @@ def _write(
     }
     write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
     with beside(f"the picture {folder / 'shots.png'}"):
-        _draw(folder / "shots.png", items, outcomes, section.model)
+        _draw(folder / "shots.png", items, outcomes, folder.name)
 
 
 def _draw(picture: Path, items: Items, outcomes: Sequence[Outcome], model: str) -> None:
     """Accuracy over the number of worked examples, a point for each seed, with the floors."""
-    (axis,) = figure(1, f"{items.name}, {_name(model)}", panel=(5.2, 3.6))
+    (axis,) = figure(1, f"{items.name}, {model}", panel=(5.2, 3.6))
     for name in (name for name in outcomes[0].metrics if name != "perplexity"):
         by_shots = {o.shots: [100 * each.metrics[name] for each in outcomes if each.shots == o.shots] for o in outcomes}
         (line,) = axis.plot(

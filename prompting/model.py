@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM
@@ -37,6 +38,12 @@ class CausalModel:
         check_vocabulary(tokenizer, model.config, start, "model")
         end: Any = tokenizer.eos_token_id
         return cls(start, model, tokenizer, longest_sequence(model.config), int(end))
+
+    @property
+    def name(self) -> str:
+        """A short name for folders and pictures, from the path."""
+        parts = [part for part in Path(self.start).parts if part not in ("export", "/", ".", "..")]
+        return parts[-1] if parts else "model"
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, without special tokens around it."""

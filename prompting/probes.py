@@ -1,12 +1,9 @@
-"""``python -m prompting.probes model=<directory>``: does a causal model learn from its context?
+"""``python -m prompting.probes model=<directory>``: does a causal model learn from its context? On random tokens.
 
-Three probes on random tokens, in which nothing but the context tells the answer, so that a small model can show what on
-real sets it cannot:
-
-- ``repeated``: a random block twice. Where induction heads have formed, the loss of the second block falls by more than
-  a nat (Olsson et al. 2022, arXiv 2209.11895).
-- ``mapping``: pairs of tokens, each K times in random order; then the first token of one of them.
-- ``copy``: K strings with a copy behind each; then a string to copy.
+A small model answers no questions, but it may learn in context where the context holds all there is to know: a string
+is copied or reversed, tokens are mapped to tokens, or a block is repeated (induction, Olsson et al. 2022, arXiv
+2209.11895), after K examples. A causal model predicts every token from those before, so that one pass over a sequence
+gives the curve over K.
 """
 
 from __future__ import annotations
@@ -17,17 +14,19 @@ if __name__ == "__main__":
     begin()
 
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch.nn import functional as F
 
 from bertillery.config.section import InputError, Section, read_values, validate
-from bertillery.config.types import Count, Seed
+from bertillery.config.types import Seed
 from bertillery.engine.batch import pack_stream
 from bertillery.models.encoders import encode
 from bertillery.report.plot import figure, save
@@ -37,12 +36,17 @@ from bertillery.run.stage import beside
 from bertillery.system.files import write_text
 from prompting.model import CausalModel
 
-_BLOCK, _PAIRS, _STRING = 64, 4, 3
-"""Tokens of a repeated block, pairs of a mapping, tokens of a string to copy; a block is shorter where the model reads
-less."""
-_BATCH = 32
-Probe = Callable[[np.random.Generator, np.ndarray, int], tuple[np.ndarray, int]]
-"""Random tokens that end with an answer, and the length of the answer, for a number of examples."""
+_STRING, _PAIRS = 4, 4
+"""Tokens of a string, pairs of a mapping."""
+_EXAMPLE = 2 * _STRING + 2
+"""Tokens of a copy with its string and marks."""
+_MOST, _REPETITIONS = 32, 7
+"""Examples before the last, and repetitions of a block, at most."""
+_WORDS = 200
+"""Whole words that a vocabulary has at least, if sequences are drawn from them alone."""
+_SHOWN = (0, 1, 2, 4, 8, 16, 32)
+"""Numbers of examples in the table."""
+_BATCH_TOKENS = 8192
 
 
 class ProbesSection(Section):
@@ -50,127 +54,220 @@ class ProbesSection(Section):
 
     model: str
     """Directory or Hub id of a causal language model."""
-    shots: list[Count] = Field(default=[1, 2, 4, 8], min_length=1)
-    """Examples before the question, K; those that the model cannot read are left out."""
-    trials: int = Field(default=200, ge=10, le=100_000)
-    """Random sequences for each number."""
+    trials: Annotated[int, Field(ge=2, le=100_000)] = 200
+    """Random sequences of each probe."""
+    block: Annotated[int, Field(ge=2, le=10_000)] = 64
+    """Tokens of the repeated block; shorter where the model cannot read two of them."""
     seed: Seed = 12345
-    """Of the random tokens."""
+    """Of the sequences."""
     output: Path | None = None
     """Folder of the results; by default runs/prompting/probes/<model>."""
 
 
+@dataclass(frozen=True)
+class Episodes:
+    """Sequences of a probe: E of L tokens, of which N are to be predicted."""
+
+    ids: np.ndarray
+    """(E, L)."""
+    places: np.ndarray
+    """(N,) columns that are predicted from those before them; the same in all sequences."""
+    shown: np.ndarray
+    """(N,) examples that stand before."""
+    candidates: np.ndarray
+    """(E, N, C) tokens that the answer may be: knowing no more than these, one in C guesses is right."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Results of a probe after K = 0, 1, 2, ... examples."""
+
+    nats: list[float]
+    """Mean loss of the predicted tokens."""
+    accuracy: list[float]
+    """Share of them that are the most probable of the whole vocabulary."""
+    among: list[float]
+    """Share of them that are the most probable of their candidates."""
+    error: list[float]
+    """Standard error of ``among``, from its spread over episodes."""
+    chance: float
+    """Of ``among``."""
+    by_place: list[list[float]]
+    """``nats`` of each predicted token of an example."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Probe and print the table; returns the exit status."""
+    """Run the probes and print the table; returns the exit status."""
     return tool(arguments, help=__doc__, schema=ProbesSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
     section = validate(ProbesSection, *read_values(arguments))
     causal = CausalModel.open(section.model)
-    tokens = np.array(sorted({*range(causal.model.config.vocab_size)} - {*causal.tokenizer.all_special_ids}))
-    if len(tokens) < 2 * _PAIRS:
-        raise InputError(
-            f"model: {section.model} has {len(tokens)} tokens; the probes draw {2 * _PAIRS} different ones"
-        )
-    first, second = repeated(causal, tokens, section)
-    curves = {
-        "mapping": by_shots(causal, tokens, section, mapping),
-        "copy": by_shots(causal, tokens, section, copying),
-    }
-    name = next(part for part in (*reversed(Path(section.model).parts), "model") if part not in ("export", "/"))
-    folder = section.output or Path("runs/prompting/probes") / name
-    table = _table(first, second, curves, len(tokens))
+    curves = {name: measure(causal, episodes) for name, episodes in make_probes(causal, section).items()}
+    folder = section.output or Path("runs/prompting/probes") / causal.name
+    table = results_table(curves)
+    results: dict[str, Any] = {"model": section.model, "trials": section.trials, "seed": section.seed}
+    results |= {"curves": {name: vars(curve) for name, curve in curves.items()}, "table": table}
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"model": section.model, "first": first.tolist(), "second": second.tolist(), **curves, "table": table}
     write_text(folder / "results.json", json.dumps(results, indent=1))
     with beside(f"the picture {folder / 'probes.png'}"):
-        _draw(folder / "probes.png", first, second, curves, name)
+        _draw(folder / "probes.png", curves, causal.name)
     print(f"\n{table}\n\nresults     {folder / 'results.json'}\npicture     {folder / 'probes.png'}")
     return 0
 
 
-def next_token_nats(causal: CausalModel, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cross-entropy of each token after the first, and whether it is the most probable one: (N, L - 1) of (N, L)."""
-    nats, right = [], []
-    for batch in np.split(sequences, range(_BATCH, len(sequences), _BATCH)):
-        lengths = np.full(len(batch), batch.shape[1] - 1)
+def make_probes(causal: CausalModel, section: ProbesSection) -> dict[str, Episodes]:
+    """The episodes of each probe; ``InputError`` for a model that cannot read two examples of each."""
+    room = causal.positions - 1
+    block = min(section.block, room // 2)
+    if room < 2 * _EXAMPLE:
+        raise InputError(
+            f"model: {section.model} reads {causal.positions} tokens; the probes need {2 * _EXAMPLE + 1}, two examples"
+        )
+    tokens = drawable(causal)
+    if len(tokens) < _EXAMPLE:
+        raise InputError(f"model: {section.model} has {len(tokens)} tokens; the probes draw from {_EXAMPLE} at least")
+    rng, number = np.random.default_rng(section.seed), section.trials
+    examples = min(_MOST + 1, room // _EXAMPLE)
+    return {
+        "copy": copies(rng, tokens, number, examples, backwards=False),
+        "reversal": copies(rng, tokens, number, examples, backwards=True),
+        "token mapping": mappings(rng, tokens, number, min(_MOST + 1, room // (2 * _PAIRS))),
+        "repeated block": blocks(rng, tokens, number, min(_REPETITIONS + 1, room // block), block),
+    }
+
+
+def drawable(causal: CausalModel) -> np.ndarray:
+    """Tokens that sequences are drawn from: words with a space before them, or, where these are few, all tokens that
+    are not special."""
+    tokenizer = causal.tokenizer
+    pieces = {
+        piece: number for piece, number in tokenizer.get_vocab().items() if number not in tokenizer.all_special_ids
+    }
+    words = [number for piece, number in pieces.items() if piece[:1] == "\u0120" and piece[1:].isalpha()]
+    return np.array(sorted(words if len(words) >= _WORDS else pieces.values()))
+
+
+def _draw_tokens(rng: np.random.Generator, tokens: np.ndarray, shape: tuple[int, ...], size: int) -> np.ndarray:
+    """(*shape, size) tokens, of which each row's are different."""
+    rows = [rng.choice(len(tokens), min(size, len(tokens)), replace=False) for _ in range(math.prod(shape))]
+    rows = [row if len(row) == size else np.resize(row, size) for row in rows]
+    return tokens[np.stack(rows)].reshape(*shape, size)
+
+
+def copies(rng: np.random.Generator, tokens: np.ndarray, episodes: int, examples: int, *, backwards: bool) -> Episodes:
+    """``string mark copy end`` again and again, each with a new string; the two marks are random tokens, too, which no
+    string of the episode has."""
+    marks = _draw_tokens(rng, tokens, (episodes,), 2)
+    strings = np.stack(
+        [_draw_tokens(rng, np.setdiff1d(tokens, mine), (examples,), _STRING) for mine in marks]
+    )  # (E, examples, string)
+    middle, end = (np.broadcast_to(marks[:, None, [i]], (episodes, examples, 1)) for i in (0, 1))
+    copied = strings[:, :, ::-1] if backwards else strings
+    ids = np.concatenate([strings, middle, copied, end], axis=2).reshape(episodes, -1)
+    places = np.arange(examples)[:, None] * _EXAMPLE + _STRING + 1 + np.arange(_STRING)
+    return Episodes(ids, places.ravel(), np.repeat(np.arange(examples), _STRING), np.repeat(strings, _STRING, axis=1))
+
+
+def mappings(rng: np.random.Generator, tokens: np.ndarray, episodes: int, rounds: int) -> Episodes:
+    """A few pairs ``a b``, the same in all rounds of an episode but each time in another order; ``b`` is predicted."""
+    drawn = _draw_tokens(rng, tokens, (episodes,), 2 * _PAIRS).reshape(episodes, 2, _PAIRS)
+    order = rng.permuted(np.broadcast_to(np.arange(_PAIRS), (episodes, rounds, _PAIRS)), axis=2)
+    keys, values = (np.take_along_axis(drawn[:, [i]].repeat(rounds, 1), order, axis=2) for i in (0, 1))
+    ids = np.stack([keys, values], axis=-1).reshape(episodes, -1)
+    places = np.arange(1, ids.shape[1], 2)
+    candidates = np.broadcast_to(drawn[:, None, 1], (episodes, len(places), _PAIRS))
+    return Episodes(ids, places, np.repeat(np.arange(rounds), _PAIRS), candidates)
+
+
+def blocks(rng: np.random.Generator, tokens: np.ndarray, episodes: int, times: int, size: int) -> Episodes:
+    """A random block of tokens, so many times. The first token of each repetition is not predicted: before the
+    second one, nothing tells it."""
+    block = _draw_tokens(rng, tokens, (episodes,), size)
+    places = np.arange(times)[:, None] * size + np.arange(1, size)
+    candidates = np.broadcast_to(block[:, None], (episodes, times * (size - 1), size))
+    return Episodes(np.tile(block, times), places.ravel(), np.repeat(np.arange(times), size - 1), candidates)
+
+
+def measure(causal: CausalModel, episodes: Episodes) -> Curve:
+    """Run the model on all episodes, each after the end-of-text token."""
+    number, length = episodes.ids.shape
+    found = []
+    size = max(1, _BATCH_TOKENS // (length + 1))
+    for start in range(0, number, size):
+        ids = episodes.ids[start : start + size]
+        rows = np.concatenate([np.full((len(ids), 1), causal.end), ids], axis=1)
         with torch.inference_mode():
-            hidden = encode(causal.model, pack_stream(batch[:, :-1].ravel(), lengths))
-            logits = causal.model.lm_head(hidden).float()
-            targets = torch.from_numpy(batch[:, 1:].ravel())
-            nats.append(F.cross_entropy(logits, targets, reduction="none").view(len(batch), -1).numpy())
-            right.append((logits.argmax(-1) == targets).view(len(batch), -1).numpy())
-    return np.concatenate(nats), np.concatenate(right)
+            hidden = encode(causal.model, pack_stream(rows.ravel(), np.full(len(ids), length + 1)))
+            hidden = hidden.view(len(ids), length + 1, -1)
+            for one, sequence, candidates in zip(hidden, ids, episodes.candidates[start:], strict=False):
+                # Column p of the sequence stands at p + 1, and the state before it predicts it.
+                logits = causal.model.lm_head(one[torch.from_numpy(episodes.places)]).float()
+                found.append(_judged(logits, torch.from_numpy(sequence[episodes.places]), torch.tensor(candidates)))
+    values = np.stack(found)  # (E, measures, N)
+    by_shown = [values[:, :, episodes.shown == shown].mean(2) for shown in range(episodes.shown[-1] + 1)]
+    nats, accuracy, among = ([float(each[:, i].mean()) for each in by_shown] for i in range(3))
+    by_place = [values[:, 0, episodes.shown == shown].mean(0).tolist() for shown in range(episodes.shown[-1] + 1)]
+    error = [float(each[:, 2].std(ddof=1)) / math.sqrt(number) for each in by_shown]
+    return Curve(nats, accuracy, among, error, 1 / episodes.candidates.shape[2], by_place)
 
 
-def repeated(causal: CausalModel, tokens: np.ndarray, section: ProbesSection) -> tuple[np.ndarray, np.ndarray]:
-    """Mean nats of each place of a random block, the first time and the second."""
-    size = min(_BLOCK, (causal.positions - 1) // 2)
-    rng = np.random.default_rng([section.seed, 1])
-    blocks = rng.choice(tokens, (section.trials, size))
-    sequences = np.concatenate([np.full((section.trials, 1), causal.end), blocks, blocks], axis=1)
-    nats, _ = next_token_nats(causal, sequences)
-    return nats[:, :size].mean(0), nats[:, size:].mean(0)
+def _judged(logits: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> np.ndarray:
+    """Loss, whether the target is the most probable token, and whether it is that of its candidates: (3, N)."""
+    chosen = candidates.gather(1, logits.gather(1, candidates).argmax(-1, keepdim=True))[:, 0]
+    nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.stack([nats, (logits.argmax(-1) == targets).float(), (chosen == targets).float()]).double().numpy()
 
 
-def mapping(rng: np.random.Generator, tokens: np.ndarray, shots: int) -> tuple[np.ndarray, int]:
-    """Pairs, each ``shots`` times in random order, then one of them again: tokens, and how many the answer has."""
-    drawn = rng.choice(tokens, 2 * _PAIRS, replace=False).reshape(_PAIRS, 2)
-    order = np.concatenate([rng.permutation(_PAIRS) for _ in range(shots)])
-    return np.concatenate([drawn[order].ravel(), drawn[rng.integers(_PAIRS)]]), 1
-
-
-def copying(rng: np.random.Generator, tokens: np.ndarray, shots: int) -> tuple[np.ndarray, int]:
-    """Strings with a copy behind each, a separator after both: tokens, and how many the answer has."""
-    separators = rng.choice(tokens, 2, replace=False)
-    rest = np.setdiff1d(tokens, separators)
-    parts = []
-    for _ in range(shots + 1):
-        string = rng.choice(rest, _STRING)
-        parts += [string, separators[:1], string, separators[1:]]
-    return np.concatenate(parts[:-1]), _STRING
-
-
-def by_shots(causal: CausalModel, tokens: np.ndarray, section: ProbesSection, make: Probe) -> dict[int, float]:
-    """The share of answers that the model gives whole, by the number of examples."""
-    found = {}
-    for shots in section.shots:
-        rng = np.random.default_rng([section.seed, shots])
-        made = [make(rng, tokens, shots) for _ in range(section.trials)]
-        sequences = np.stack([np.append(causal.end, sequence) for sequence, _ in made])
-        if sequences.shape[1] - 1 > causal.positions:
-            break
-        _, right = next_token_nats(causal, sequences)
-        found[shots] = float(right[:, -made[0][1] :].all(1).mean())
-    return found
-
-
-def _table(first: np.ndarray, second: np.ndarray, curves: dict[str, dict[int, float]], number: int) -> str:
-    rows = [["probe", "examples", "result", "chance"]]
-    uniform = f"{np.log(number):.2f}"
-    rows.append(["repeated block, first time", "", f"{first.mean():.2f} nats", uniform])
-    rows.append(["repeated block, second time", "", f"{second.mean():.2f} nats", uniform])
+def results_table(curves: dict[str, Curve]) -> str:
+    """Loss and accuracies of each probe after 0, 1, 2, 4 ... examples, and chance."""
+    most = max(len(curve.nats) for curve in curves.values())
+    shown = [k for k in _SHOWN if k < most]
+    rows = [["probe", "", "chance", *(f"K={k}" for k in shown)]]
     for name, curve in curves.items():
-        rows += [[name, str(shots), f"{100 * value:.1f} %", "0.0 %"] for shots, value in curve.items()]
-    return markdown_table(rows)
+        for measure_name, values, chance in (
+            ("loss (nats)", [f"{value:.2f}" for value in curve.nats], ""),
+            ("accuracy", [f"{100 * value:.1f}" for value in curve.accuracy], ""),
+            (
+                "of candidates",
+                [
+                    f"{100 * value:.1f} +- {100 * error:.1f}"
+                    for value, error in zip(curve.among, curve.error, strict=True)
+                ],
+                f"{100 * curve.chance:.1f}",
+            ),
+        ):
+            cells = [values[k] if k < len(values) else "" for k in shown]
+            rows.append([name, measure_name, chance, *cells])
+    drop = curves["repeated block"].nats
+    return f"{markdown_table(rows)}\n\nloss of a block, second time less first time: {drop[1] - drop[0]:+.2f} nats"
 
 
-def _draw(picture: Path, first: np.ndarray, second: np.ndarray, curves: dict[str, dict[int, float]], name: str) -> None:
-    losses, answers = figure(2, f"in-context probes, {name}")
-    losses.plot(first, label="first time")
-    losses.plot(second, label="second time")
-    losses.set_xlabel("place in the block")
-    losses.set_ylabel("nats")
-    losses.set_ylim(bottom=0)
-    losses.legend(fontsize=8)
-    for label, curve in curves.items():
-        answers.plot([*curve], [100 * value for value in curve.values()], "o-", label=label)
-    answers.set_xlabel("examples before the question")
-    answers.set_ylabel("answers, %")
-    answers.set_ylim(-2, 102)
-    answers.legend(fontsize=8)
-    save([losses, answers], picture)
+def _draw(picture: Path, curves: dict[str, Curve], model: str) -> None:
+    """Accuracy among the candidates and loss over the number of examples, and loss over the places of the block."""
+    accuracy, loss, places = figure(3, f"learning in context, {model}", panel=(4.2, 3.4))
+    for name, curve in curves.items():
+        examples, error = [*range(len(curve.nats))], [100 * error for error in curve.error]
+        (line, *_) = accuracy.errorbar(examples, [100 * value for value in curve.among], error, label=name)
+        accuracy.axhline(100 * curve.chance, color=line.get_color(), linestyle=":", linewidth=0.8)
+        loss.plot(examples, curve.nats, ".-", color=line.get_color())
+    for time, name in enumerate(["first time", "second time"]):
+        places.plot(
+            range(2, len(curves["repeated block"].by_place[time]) + 2),
+            curves["repeated block"].by_place[time],
+            label=name,
+        )
+    for axis, title, along in (
+        (accuracy, "% right of the candidates (dotted: chance)", "examples before"),
+        (loss, "loss (nats)", "examples before"),
+        (places, "loss of a repeated block (nats)", "place in the block"),
+    ):
+        axis.set_xlabel(along)
+        axis.set_title(title, fontsize=9)
+    accuracy.legend(fontsize=7)
+    places.legend(fontsize=7)
+    save([accuracy, loss, places], picture)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
-"""Probes of learning in context: what they ask, and what a model that copies answers."""
+"""Probes of learning in context: their sequences, and models whose curves are known."""
 
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-import prompting.probes
+from prompting import probes
 from prompting.model import CausalModel
-from prompting.probes import ProbesSection, by_shots, copying, main, mapping, repeated
+from prompting.probes import ProbesSection, blocks, copies, main, make_probes, mappings, measure
+from tests.finetune.tasks import write_encoder
 from tests.prompting.exports import write_causal
 
-TOKENS = np.arange(1, 50)
+TOKENS = np.arange(10, 90)
 
 
 @pytest.fixture(scope="module")
@@ -21,49 +27,107 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> CausalModel:
     return CausalModel.open(str(write_causal(tmp_path_factory.mktemp("model"))))
 
 
-def test_the_answer_is_in_the_context() -> None:
-    rng = np.random.default_rng(0)
-    for shots in (1, 3):
-        sequence, size = mapping(rng, TOKENS, shots)
-        context = sequence[:-2].reshape(-1, 2).tolist()
-        assert (size, len(context)) == (1, 4 * shots)
-        assert context.count(sequence[-2:].tolist()) == shots
-        sequence, size = copying(rng, TOKENS, shots)
-        parts = np.append(sequence, sequence[7]).reshape(shots + 1, 8)
-        assert (parts[:, :3] == parts[:, 4:7]).all()
-        assert len({*parts[:, 3]} | {*parts[:, 7]}) == 2
-        assert (sequence[-size:] == parts[-1, :3]).all()
+@pytest.mark.parametrize("backwards", [False, True])
+def test_copies(backwards: bool) -> None:
+    made = copies(np.random.default_rng(0), TOKENS, 5, 4, backwards=backwards)
+    assert made.ids.shape == (5, 40)
+    for sequence, candidates in zip(made.ids, made.candidates, strict=True):
+        for number, example in enumerate(sequence.reshape(4, 10)):
+            string, copied = example[:4], example[5:9]
+            assert copied.tolist() == (string[::-1] if backwards else string).tolist()
+            assert len({*string, example[4], example[9]}) == 6
+            assert sorted(candidates[4 * number]) == sorted(string)
+        assert {*sequence[4::10]} == {sequence[4]}
+        targets = sequence[made.places]
+        assert all(target in among for target, among in zip(targets, candidates, strict=True))
+    assert made.shown.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert len({*map(tuple, made.ids)}) == 5
 
 
-def test_a_model_that_looks_back_answers_and_one_that_does_not_is_at_chance(
-    causal: CausalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Looking back: the next token is what followed the last time that this one was there."""
+def test_mappings_stay_in_an_episode() -> None:
+    made = mappings(np.random.default_rng(0), TOKENS, 5, 3)
+    for sequence, candidates in zip(made.ids, made.candidates, strict=True):
+        pairs = {(a, b) for a, b in sequence.reshape(-1, 2).tolist()}
+        assert len(pairs) == 4
+        assert {b for _, b in pairs} == {*candidates[0].tolist()}
+    assert made.places.tolist() == [*range(1, 24, 2)]
+    assert made.shown.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
-    def looks_back(_: CausalModel, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        nats = np.full((len(sequences), sequences.shape[1] - 1), np.log(len(TOKENS)))
-        for row, sequence in enumerate(sequences):
-            for at in range(1, len(sequence) - 1):
-                earlier = np.flatnonzero(sequence[:at] == sequence[at])
-                if len(earlier) and sequence[earlier[-1] + 1] == sequence[at + 1]:
-                    nats[row, at] = 0.0
-        return nats, nats == 0
 
-    section = ProbesSection(model=causal.start, trials=40, shots=[1, 2])
-    first, second = repeated(causal, TOKENS, section)
-    assert len(first) == len(second) == 31
-    assert abs(first.mean() - second.mean()) < 1
-    assert max(by_shots(causal, TOKENS, section, mapping).values()) < 0.2
-    monkeypatch.setattr(prompting.probes, "next_token_nats", looks_back)
-    first, second = repeated(causal, TOKENS, section)
-    assert first.mean() - second.mean() > 1
-    assert min(by_shots(causal, TOKENS, section, mapping).values()) == 1.0
+def test_blocks_repeat() -> None:
+    made = blocks(np.random.default_rng(0), TOKENS, 5, 3, 8)
+    assert (made.ids[:, :8] == made.ids[:, 16:]).all()
+    assert 8 not in made.places
+    assert made.shown.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+
+
+class Induction(nn.Module):
+    """Predicts what followed the last earlier place of the present token, and is sure of it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(ids), self.size)
+        for place, token in enumerate(ids.tolist()):
+            earlier = [at for at in range(place) if ids[at] == token]
+            if earlier:
+                logits[place, ids[earlier[-1] + 1]] = 30.0
+        return logits
+
+
+def test_a_model_that_repeats_is_seen_to(causal: CausalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Induction by hand: a block costs ln V the first time and nothing the second, and a mapping is known once seen.
+    The logits of a sequence are those of its own tokens."""
+    vocabulary = 100
+    network = Induction(vocabulary)
+
+    def encode(model: Any, stream: Any) -> torch.Tensor:
+        starts = stream.offsets.tolist()
+        return torch.cat([network(stream.ids[a:b]) for a, b in pairwise(starts)])
+
+    model = nn.Module()
+    model.lm_head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(probes, "encode", encode)
+    fake = CausalModel("fake", model, causal.tokenizer, 64, 0)
+    rng = np.random.default_rng(1)
+    curve = measure(fake, blocks(rng, TOKENS, 9, 3, 8))
+    assert curve.nats == [
+        pytest.approx(math.log(vocabulary), rel=1e-4),
+        pytest.approx(0, abs=1e-4),
+        pytest.approx(0, abs=1e-4),
+    ]
+    assert curve.accuracy[1:] == curve.among[1:] == [1, 1]
+    assert curve.error[1] == 0
+    assert curve.chance == 1 / 8
+    curve = measure(fake, mappings(rng, TOKENS, 9, 4))
+    assert (curve.accuracy[0], curve.accuracy[1:]) == (0, [1, 1, 1])
+
+
+def test_a_random_model_is_at_chance(causal: CausalModel) -> None:
+    """Within four standard errors, in a sum over all probes; and a batch does not change what an episode gives."""
+    made = make_probes(causal, ProbesSection(model=causal.start, trials=60))
+    assert [*made] == ["copy", "reversal", "token mapping", "repeated block"]
+    for episodes in made.values():
+        curve = measure(causal, episodes)
+        assert len(curve.nats) == episodes.shown[-1] + 1
+        assert episodes.ids.shape[1] < causal.positions
+        assert abs(curve.among[0] - curve.chance) < 0.15
 
 
 def test_the_command(causal: CausalModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Examples that the model cannot read are left out."""
-    assert main([f"model={causal.start}", "trials=10", f"output={tmp_path}"]) == 0
-    assert "repeated block, second time" in capsys.readouterr().out
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [*results["mapping"]] == ["1", "2", "4"]
-    assert (tmp_path / "probes.png").stat().st_size > 10_000
+    for name in "ab":
+        assert main([f"model={causal.start}", "trials=4", f"output={tmp_path / name}"]) == 0
+    assert (tmp_path / "a/results.json").read_bytes() == (tmp_path / "b/results.json").read_bytes()
+    found = json.loads((tmp_path / "a/results.json").read_text())
+    assert [*found["curves"]["copy"]] == ["nats", "accuracy", "among", "error", "chance", "by_place"]
+    assert (tmp_path / "a/probes.png").stat().st_size > 5000
+    assert "loss of a block, second time" in capsys.readouterr().out
+
+
+def test_bad_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"model={write_encoder(tmp_path, 'bert')}"]) == 2
+    assert "is an encoder" in capsys.readouterr().err
+    assert main([f"model={write_causal(tmp_path, positions=16)}"]) == 2
+    assert "reads 16 tokens; the probes need 21" in capsys.readouterr().err
