@@ -87,8 +87,8 @@ class PretrainConfig(StageConfig):
         if self.tokenizer.path is None and self.tokenizer.type not in fitting:
             needed = "an end-of-text token" if reads == "documents" else "a mask token"
             raise ValueError(
-                f"tokenizer.type: given {self.tokenizer.type}, which has not {needed}, as "
-                f"objective.type={self.objective.model_dump()['type']} needs; give one of {', '.join(fitting)}"
+                f"tokenizer.type: given {self.tokenizer.type}, which lacks {needed}; "
+                f"objective.type={self.objective.model_dump()['type']} needs one of {', '.join(fitting)}"
             )
         if min(phase.sequence_length for phase in self.train.phases) < 8:
             raise ValueError("train.phases: a sequence_length below 8 leaves no room for a pair; give at least 8")

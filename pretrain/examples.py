@@ -17,8 +17,7 @@ from bertillery.engine.rng import Permutation
 from bertillery.engine.schedule import EpochSize
 from bertillery.models.frame import check_pretraining_frame
 from bertillery.system.printable import printable
-from pretrain.pair_label import PairLabel
-from pretrain.pairs import Tokens
+from pretrain.pairs import PairLabel, Tokens
 
 _BLOCK_SENTENCES = 1 << 20
 

@@ -15,7 +15,7 @@ from bertillery.models.chunks import word_sums
 from bertillery.models.dropout import prepare_dropout
 from bertillery.models.flops import encoder_flops, head_flops
 from pretrain.model import ModelSection, initialize
-from pretrain.pair_label import PairLabel
+from pretrain.pairs import PairLabel
 
 
 class MaskedObjective(Objective):

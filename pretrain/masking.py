@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from bertillery.config.section import Section
 from bertillery.config.types import Count, Share
 from bertillery.data.tokenizer import starts_of_words
-from bertillery.engine.batch import PackedBatch, pack
+from bertillery.engine.batch import PackedBatch, pack, ranges
 from bertillery.engine.rng import integers, key, uniform
 from bertillery.models.load import vocabulary_size
 from pretrain.examples import FlatExamples
@@ -59,8 +59,8 @@ class Masking:
         self._mask_id, self._vocab_size = cast(int, tokenizer.mask_token_id), vocabulary_size(tokenizer)
 
     def __call__(self, examples: FlatExamples) -> PackedBatch:
-        """A batch with the targets ``masked_positions`` (M,) and ``masked_ids`` (M,), counted as ``masked``."""
-        masked = mask_tokens(
+        """The batch of the masked examples (:meth:`Masked.pack`)."""
+        return mask_tokens(
             examples.input_ids,
             examples.lengths,
             examples.keys,
@@ -71,14 +71,7 @@ class Masking:
             vocab_size=self._vocab_size,
             starts_word=None if self._starts_word is None else self._starts_word[examples.input_ids],
             longest_ngram=self._section.longest_ngram,
-        )
-        return pack(
-            masked.input_ids,
-            examples.token_type_ids,
-            examples.lengths,
-            targets={"masked_positions": masked.positions, "masked_ids": masked.labels},
-            counts={"masked": len(masked.positions)},
-        )
+        ).pack(examples)
 
 
 _ORDER, _ACTION, _WORD, _NGRAM = 101, 102, 103, 104
@@ -95,6 +88,13 @@ class Masked:
     """(M,) rows of the flat batch that are predicted, ascending."""
     labels: np.ndarray
     """(M,) the original ids there."""
+
+    def pack(self, examples: FlatExamples, **targets: np.ndarray) -> PackedBatch:
+        """A batch with the targets ``masked_positions`` (M,), ``masked_ids`` (M,) and ``targets``, counted as
+        ``masked``."""
+        targets = {"masked_positions": self.positions, "masked_ids": self.labels, **targets}
+        counts = {"masked": len(self.positions)}
+        return pack(self.input_ids, examples.token_type_ids, examples.lengths, targets=targets, counts=counts)
 
 
 def num_predictions(lengths: np.ndarray | int, rate: float, maximum: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def mask_tokens(
     that meets an earlier one is skipped. Special tokens are removed first, so a run may reach across [SEP].
     """
     examples = np.repeat(np.arange(len(lengths)), lengths)
-    offsets = np.arange(len(input_ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    offsets = ranges(lengths)
     wanted = num_predictions(lengths, rate, maximum)
     rows = np.flatnonzero(candidates)
     heads = rows if starts_word is None else rows[_opens_unit(rows, examples, starts_word)]
@@ -145,8 +145,8 @@ def mask_tokens(
 
 
 def corrupt(input_ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, *, mask_id: int, vocab_size: int) -> Masked:
-    """Put [MASK] (80 %), nothing (10 %) or a uniform row of the vocabulary (10 %) in the place of the tokens at
-    ``positions`` (M,), each by its own key (M,)."""
+    """Replace the tokens at ``positions`` (M,) by [MASK] (80 %) or a uniform row of the vocabulary (10 %), or keep them
+    (10 %), each by its own key (M,)."""
     labels = input_ids[positions].astype(np.int64)
     corrupted = input_ids.astype(np.int64)
     action = uniform(keys, _ACTION)
@@ -181,8 +181,7 @@ def _choose(
     number = np.diff(np.append(first, len(examples)))
     chosen = np.zeros(len(examples), dtype=bool)
     if (sizes == 1).all() and (spans == 1).all():
-        rank = np.arange(len(ranked)) - np.repeat(first, number)
-        chosen[ranked] = rank < wanted[examples[ranked]]
+        chosen[ranked] = ranges(number) < wanted[examples[ranked]]
         return chosen
     before = np.concatenate(([0], np.cumsum(sizes)))
     left = wanted.copy()

@@ -66,7 +66,7 @@ class ModelSection(Section):
         }
 
 
-def packed_config(kind: type[C], sizes: ModelSection, tokenizer: PreTrainedTokenizerBase, **more: Any) -> C:
+def packed_config(config_class: type[C], sizes: ModelSection, tokenizer: PreTrainedTokenizerBase, **more: Any) -> C:
     """A transformers configuration of these sizes, with two segments and the packed attention."""
     settings: dict[str, Any] = {
         "vocab_size": vocabulary_size(tokenizer),
@@ -74,7 +74,7 @@ def packed_config(kind: type[C], sizes: ModelSection, tokenizer: PreTrainedToken
         "pad_token_id": tokenizer.pad_token_id,
         "attn_implementation": NAME,
     }
-    return kind(**settings, **sizes.sizes(), **more)
+    return config_class(**settings, **sizes.sizes(), **more)
 
 
 def bert_config(sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> BertConfig:

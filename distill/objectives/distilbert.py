@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Factor, Share, Weight
-from bertillery.engine.batch import PackedBatch, pack, ranges
+from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Term
 from bertillery.engine.rng import key, uniform
 from bertillery.models.chunks import in_chunks, word_sums
@@ -176,20 +176,13 @@ class RareMaskedSource(DocumentSource):
         examples = self.lay_out(rows)
         chosen = self._times(examples) <= np.repeat(rows["threshold"], examples.lengths)
         positions = np.flatnonzero(chosen)
-        masked = corrupt(
+        return corrupt(
             examples.input_ids,
             positions,
             _token_keys(examples)[positions],
             mask_id=self._mask_id,
             vocab_size=self._vocab_size,
-        )
-        return pack(
-            masked.input_ids,
-            examples.token_type_ids,
-            examples.lengths,
-            targets={"masked_positions": positions, "masked_ids": masked.labels},
-            counts={"masked": len(positions)},
-        )
+        ).pack(examples)
 
     def _times(self, examples: FlatExamples) -> np.ndarray:
         """(T,) float64, infinite for special tokens."""

@@ -26,8 +26,7 @@ from pretrain.initialization import Weights
 from pretrain.masked_lm import MaskedObjective, masked_lm_terms
 from pretrain.masking import Masking, MaskingSection
 from pretrain.model import ModelSection, packed_config
-from pretrain.pair_label import PairLabel
-from pretrain.pairs import Tokens, sentence_order_pairs
+from pretrain.pairs import PairLabel, Tokens, sentence_order_pairs
 
 LABEL = PairLabel("sop", "order_labels", ("in order", "swapped (or random)"))
 Sharing = Literal["all", "attention", "ffn", "none"]

@@ -22,8 +22,7 @@ from pretrain.examples import DocumentSource
 from pretrain.masked_lm import MaskedObjective, masked_lm_terms
 from pretrain.masking import Masking, MaskingSection
 from pretrain.model import ModelSection, bert_config
-from pretrain.pair_label import PairLabel
-from pretrain.pairs import Tokens, next_sentence_pairs
+from pretrain.pairs import PairLabel, Tokens, next_sentence_pairs
 
 LABEL = PairLabel("nsp", "pair_labels", ("IsNext", "NotNext (random)"))
 

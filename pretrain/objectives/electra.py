@@ -25,7 +25,7 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 
 from bertillery.config.section import ConfigError
 from bertillery.config.types import Probability, Share, Weight, Width
-from bertillery.engine.batch import PackedBatch, pack, ranges
+from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Objective, Term, mean
 from bertillery.engine.rng import integers, uniform
 from bertillery.models.chunks import LOGITS, in_chunks
@@ -36,10 +36,9 @@ from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.initialization import Weights
 from pretrain.masked_lm import without_context
-from pretrain.masking import num_predictions
+from pretrain.masking import Masked, num_predictions
 from pretrain.model import ModelSection, initialize, packed_config
-from pretrain.pair_label import binary_entropy
-from pretrain.pairs import Tokens, segment_pairs
+from pretrain.pairs import Tokens, binary_entropy, segment_pairs
 
 _PLACE, _ORDER, _HIDE, _SAMPLE = range(205, 209)
 """What a draw is for; part of its key."""
@@ -119,25 +118,13 @@ def masked_batch(examples: FlatExamples, *, mask_id: int, **settings: Any) -> Pa
     """The examples as the generator sees them; ``settings`` are those of :func:`mask_slots`."""
     candidates = ~examples.special & (examples.input_ids != mask_id)
     slots = mask_slots(examples.input_ids, examples.lengths, examples.keys, candidates, mask_id=mask_id, **settings)
-    return pack(
-        slots.input_ids,
-        examples.token_type_ids,
-        examples.lengths,
-        targets={"masked_positions": slots.positions, "masked_ids": slots.labels, "uniforms": slots.uniforms},
-        counts={"masked": len(slots.positions)},
-    )
+    return slots.pack(examples, uniforms=slots.uniforms)
 
 
 @dataclass(frozen=True)
-class Slots:
-    """What the generator sees and predicts."""
+class Slots(Masked):
+    """The generator's input and predictions; with replacement ``positions`` can repeat a row."""
 
-    input_ids: np.ndarray
-    """(T,) with [MASK]."""
-    positions: np.ndarray
-    """(M,) rows of the flat batch; with replacement a row can come more than once."""
-    labels: np.ndarray
-    """(M,) the original ids there."""
     uniforms: np.ndarray
     """(M,) in [0, 1): the random number that samples the generator's distribution there; one to a row."""
 
@@ -214,15 +201,11 @@ class Electra(Objective):
         assert self.generator.generator_lm_head.weight is self.discriminator.get_input_embeddings().weight
         initialize(self, sizes.initializer_range)
         # The original leaves these to TensorFlow's default.
-        glorot = [net.electra.embeddings_project for net in self.networks if hasattr(net.electra, "embeddings_project")]
-        for layer in [*glorot, self.discriminator.discriminator_predictions.dense_prediction]:
-            nn.init.xavier_uniform_(layer.weight)
+        for encoder in (self.generator.electra, self.discriminator.electra):
+            if hasattr(encoder, "embeddings_project"):
+                nn.init.xavier_uniform_(encoder.embeddings_project.weight)
+        nn.init.xavier_uniform_(self.discriminator.discriminator_predictions.dense_prediction.weight)
         prepare_dropout(self)
-
-    @property
-    def networks(self) -> list[Any]:
-        """Generator and discriminator."""
-        return [self.generator, self.discriminator]
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``generator`` and ``discriminator``; the vocabulary projection sees the masked rows only."""
@@ -278,10 +261,11 @@ class Electra(Objective):
 
     def flops(self, batch: PackedBatch) -> float:
         """Three times the forward pass: both encoders with their projections, both heads."""
-        config, width = self.generator.config, self.discriminator.config.hidden_size
+        config, larger = self.generator.config, self.discriminator.config
         head = head_flops(config.hidden_size, config.vocab_size, batch.counts["masked"], config.embedding_size)
-        detection = 2.0 * batch.input.num_tokens * (width**2 + width)
-        return 3 * (sum(encoder_flops(net.config, batch.input) for net in self.networks) + head + detection)
+        detection = 2.0 * batch.input.num_tokens * (larger.hidden_size**2 + larger.hidden_size)
+        encoders = encoder_flops(config, batch.input) + encoder_flops(larger, batch.input)
+        return 3 * (encoders + head + detection)
 
 
 build = Electra
