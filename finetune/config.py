@@ -19,7 +19,7 @@ from bertillery.config.section import (
     read_values,
     validate,
 )
-from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs
+from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs, Weight
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
 from bertillery.run.stage import StageConfig
@@ -38,6 +38,8 @@ class EncoderSection(Section):
     """Dropout of attention probabilities; the model's own where not given."""
     classifier_dropout: Dropout | None = None
     """Dropout before the classifier; the model's own where not given."""
+    auxiliary_lm: Weight = 0.0
+    """Weight of the language model's loss beside the task's, for causal models; GPT-1's is 0.5."""
     score_bias: Literal["zero", "mean"] = "zero"
     """Where a fresh head for a score begins: at 0, as in the papers, or at the mean of the training scores. On the long
     way from 0 a small encoder at a high rate can lose what it knew."""

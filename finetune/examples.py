@@ -139,6 +139,7 @@ class Examples(ABC):
         which = self.members(rows["index"])
         ids, types = self.sequences.lay_out(which)
         targets, counts = self.targets(rows["index"])
+        counts = {"sequences": len(which), **counts}
         return pack(ids, types, self.sequences.lengths[which], targets=targets, counts=counts)
 
     @abstractmethod

@@ -9,19 +9,21 @@ Legend: M rows of outputs of some examples, K outputs of a row.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.evaluate import HeldOut, Sums
 from bertillery.engine.loader import shares
 from bertillery.engine.objective import Objective, Term
+from bertillery.models.chunks import LOGITS, in_chunks
 from bertillery.models.encoders import sequence_logits
 from bertillery.models.flops import encoder_flops
 from finetune.examples import Examples
@@ -38,6 +40,8 @@ class Predictor(Objective):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.auxiliary_lm = 0.0
+        """Weight of the language model's loss beside the task's, of a causal model (GPT-1's is 0.5)."""
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(M, K), or (M,), in float32; by default a row for each sequence, from its [CLS]."""
@@ -62,8 +66,15 @@ class Predictor(Objective):
         those of the example before it."""
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
-        """The terms of the batch."""
-        return self.terms(self.logits(batch), batch)
+        """The terms of the batch, and ``lm`` where the language model is trained, too."""
+        if not self.auxiliary_lm:
+            return self.terms(self.logits(batch), batch)
+        states: list[Tensor] = []
+        base: Any = self.model.base_model
+        with base.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state[0])):
+            terms = self.terms(self.logits(batch), batch)
+        table = base.get_input_embeddings().weight
+        return terms | {"lm": Term(next_token_means(states[0], table, batch), "sequences", self.auxiliary_lm)}
 
     def exported(self) -> PreTrainedModel:
         """The fine-tuned model."""
@@ -71,8 +82,31 @@ class Predictor(Objective):
 
     @torch.no_grad()
     def flops(self, batch: PackedBatch) -> float:
-        """Three times the forward pass of the encoder; the head's few rows are not counted."""
-        return 3 * encoder_flops(self.model.config, batch.input)
+        """Three times the forward pass of the encoder, and of the language model's head where it is trained; the task's
+        head, with its few rows, is not counted."""
+        config, total = self.model.config, encoder_flops(self.model.config, batch.input)
+        if self.auxiliary_lm:
+            total += 2.0 * (batch.num_tokens - batch.input.num_sequences) * config.hidden_size * config.vocab_size
+        return 3 * total
+
+
+def next_token_means(hidden: Tensor, table: Tensor, batch: PackedBatch) -> Tensor:
+    """The sum over sequences of the mean cross-entropy of their tokens after the first, from the states (T, H) under
+    the tied embeddings (V, H): GPT-1's code weighs long and short sequences alike."""
+    stream = batch.input
+    lengths = stream.offsets.diff()
+    rows = torch.ones(stream.num_tokens, dtype=torch.bool, device=hidden.device)
+    rows[stream.last_rows] = False
+    following = torch.ones_like(rows)
+    following[stream.first_rows] = False
+    shares = (1.0 / (lengths - 1)).repeat_interleave(lengths)[rows]
+
+    def sums(hidden: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
+        logits = F.linear(hidden, table.to(hidden.dtype)).float()
+        return ((F.cross_entropy(logits, targets, reduction="none") * shares).sum(),)
+
+    inputs = hidden[rows], stream.ids[following], shares
+    return in_chunks(sums, *inputs, parameters=[table], width=len(table), most=LOGITS)[0]
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
-from bertillery.models.encoders import longest_sequence
+from bertillery.models.encoders import family, longest_sequence
 from bertillery.models.export import export_model
-from bertillery.models.heads import begin_at, draw_head, head_parameters
-from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
+from bertillery.models.frame import with_transform_tokens
+from bertillery.models.heads import add_rows, begin_at, draw_head, head_parameters
+from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config, vocabulary_size
 from bertillery.report.plot import plot_curves
 from bertillery.run.command import make_command
 from bertillery.run.directory import FINISHED_REMEDY
@@ -69,8 +70,8 @@ class Finetuning(Stage):
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
         self.pin(self.models)
-        self.tokenizer = self._tokenizer()
         self.task_type = task_type_of(section)
+        self.tokenizer = self._tokenizer()
         with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
@@ -101,7 +102,10 @@ class Finetuning(Stage):
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         start, asked = self.config.model.from_, self.config.train.phases[0].sequence_length
-        config, tokenizer = read_config(start), load_tokenizer(start, "model.from")
+        config = read_config(start, decoder=None)
+        causal = family(config).causal
+        self._check_causal(causal)
+        tokenizer = load_tokenizer(start, "model.from", decoder=causal)
         longest = longest_sequence(config)
         if asked > longest:
             raise ConfigError(
@@ -109,7 +113,21 @@ class Finetuning(Stage):
                 f"give train.phases.0.sequence_length={longest}"
             )
         check_vocabulary(tokenizer, config, start, "model.from")
-        return tokenizer
+        return with_transform_tokens(tokenizer) if causal else tokenizer
+
+    def _check_causal(self, causal: bool) -> None:
+        """``ConfigError`` for a task type or a key that does not go with the model's direction."""
+        section, config = self.config.task, self.config
+        if causal and not self.task_type.reads_causal:
+            raise ConfigError(
+                f"model.from: {config.model.from_} is a decoder, which sees no later token; tasks of type "
+                f"{section.type} need an encoder"
+            )
+        if config.model.auxiliary_lm and not causal:
+            raise ConfigError(
+                f"model.auxiliary_lm: {config.model.from_} is an encoder, which has no language model of next tokens; "
+                "leave the key out"
+            )
 
     def _examples(self, name: str, training: bool = False) -> Examples:
         split, config = self.task.split(name), self.config
@@ -126,24 +144,34 @@ class Finetuning(Stage):
 
     def _objective(self) -> Any:
         section = self.config.model
+        causal = family(read_config(section.from_, decoder=None)).causal
+        settings = self.task_type.settings()
+        if causal:  # what stands in a padded batch of the stock class behind the token that its head reads
+            settings = {"num_labels": 1, "pad_token_id": self.tokenizer.pad_token_id, **settings}
         model, self.loaded = load(
-            self.task_type.model_class,
+            AutoModelForSequenceClassification if causal else self.task_type.model_class,
             section.from_,
+            decoder=causal,
             hidden_dropout=section.hidden_dropout,
             attention_dropout=section.attention_dropout,
             classifier_dropout=section.classifier_dropout,
             random=section.weights == "random",
-            **self.task_type.settings(),
+            **settings,
         )
+        if causal:
+            add_rows(model, vocabulary_size(self.tokenizer))
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
-        same = section.weights == "pretrained" and self.task_type.head_fits(read_config(section.from_))
+        found = read_config(section.from_, decoder=None)
+        same = section.weights == "pretrained" and self.task_type.head_fits(found)
         fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
         labels = self.task.split("train").labels
         if section.score_bias == "mean" and labels is not None and not same:
             begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
-        return self.task_type.objective(model)
+        objective = self.task_type.objective(model)
+        objective.auxiliary_lm = section.auxiliary_lm
+        return objective
 
     def results(self) -> dict[str, Any]:
         """The same; ``InputError``, too, where scores of the task's splits and metrics are missing."""
@@ -292,7 +320,7 @@ class Finetuning(Stage):
         """The command that searches the published grid for the encoder's size."""
         start = self.config.model.from_
         try:
-            space = "bert_grid" if read_config(start).hidden_size >= 768 else "bert_mini_grid"
+            space = "bert_grid" if read_config(start, decoder=None).hidden_size >= 768 else "bert_mini_grid"
         except InputError:  # the encoder of a finished run is gone
             space = "default"
         # A search refuses keys that its space has.

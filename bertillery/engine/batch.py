@@ -48,6 +48,11 @@ class Stream:
         """(B,) row of each sequence's first token, [CLS]."""
         return self.offsets[:-1]
 
+    @property
+    def last_rows(self) -> Tensor:
+        """(B,) row of each sequence's last token."""
+        return self.offsets[1:] - 1
+
 
 @dataclass(frozen=True)
 class PackedBatch:

@@ -41,7 +41,7 @@ class OptimSection(Section):
     """Loss whose gradients are clipped: the mean over a step's examples (or tokens), or, as ELECTRA is fine-tuned,
     their sum, whose gradients nearly always exceed the norm."""
     schedule: Literal[
-        "bert", "electra", "gpt1", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"
+        "bert", "electra", "gpt1", "gpt1_linear", "linear", "cosine", "inverse_sqrt", "constant", "warmup_stable_decay"
     ] = "bert"
     """Shape of the learning rate after warm-up; see :func:`learning_rate`."""
     warmup: Duration = Duration("1%")
@@ -236,6 +236,8 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
     - ``linear``: t/W, then (T - t) / (T - W), what transformers calls linear.
     - ``gpt1``: t/W, then (1 + cos(pi t/T)) / 2: its cosine counts from update 0 (opt.py of the finetune-transformer-lm
       repository).
+    - ``gpt1_linear``: t/W up to W, then 1 - t/T. W is not rounded to whole updates, so the first one has rate 0 (the
+      same file).
     - ``cosine``: t/W, then half a cosine to ``final_share`` of the peak.
     - ``inverse_sqrt``: t/W, then sqrt(W/t), "noam" (Vaswani et al. 2017, 5.3).
     - ``constant``: t/W, then 1.
@@ -250,6 +252,7 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
         "bert": lambda t: 1 - t / total,
         "electra": lambda t: 1 - t / total,
         "linear": lambda t: (total - t) / max(1, total - warmup),
+        "gpt1_linear": lambda t: 1 - t / total,
         "gpt1": lambda t: _half_cosine(t / total),
         "cosine": lambda t: final + (1 - final) * _half_cosine((t - warmup) / max(1, total - warmup)),
         "inverse_sqrt": lambda t: math.sqrt(max(1, warmup) / max(1, t)),
@@ -259,6 +262,9 @@ def learning_rate(section: OptimSection, total_steps: int) -> Callable[[int], fl
     shape, final = after[section.schedule], section.final_share
 
     def rate(step: int) -> float:
+        if section.schedule == "gpt1_linear":
+            share, rising = step / total, float(section.warmup.exactly(total_steps=total)) / total
+            return section.learning_rate * (share / rising if rising and share <= rising else 1 - share)
         rise = min(1.0, step / warmup) if warmup else 1.0
         if section.schedule == "electra":
             return section.learning_rate * shape(step) * rise

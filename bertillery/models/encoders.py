@@ -83,12 +83,13 @@ def _described(model_type: str) -> Family | None:
     return own or FAMILIES.get(model_type) or DECODERS.get(model_type)
 
 
-def check_model_type(model_type: str, *, decoder: bool = False) -> None:
-    """``ConfigError`` for a type of model that cannot read packed batches, and for a decoder unless one is wanted."""
+def check_model_type(model_type: str, *, decoder: bool | None = False) -> None:
+    """``ConfigError`` for a type of model that cannot read packed batches, and for a decoder unless one is wanted;
+    ``None`` allows both."""
     found = _described(model_type)
     if found is None:
         why = "cannot read packed batches"
-    elif found.causal != decoder:
+    elif decoder is not None and found.causal != decoder:
         why = "is a decoder" if found.causal else "is an encoder"
     else:
         return
@@ -193,15 +194,23 @@ class _Appending:
 
 
 def sequence_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
-    """Logits (B, number of labels), float32, of a stock ``*ForSequenceClassification``.
+    """Logits (B, number of labels), float32, of a stock ``*ForSequenceClassification``, from the first token of a
+    sequence, or, in a decoder, from the last one, which has seen the others.
 
     Here and below ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
     """
+    if family(model.config).causal:
+        hidden = encode(model, stream) if hidden is None else hidden
+        head: Any = model
+        return head.score(hidden[stream.last_rows]).float()
     return _head(model, stream, _first_states(model, stream, hidden)).logits.float()
 
 
 def choice_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
-    """Logits (B,), float32, of a stock ``*ForMultipleChoice``; each choice is a sequence."""
+    """Logits (B,), float32, of a stock ``*ForMultipleChoice``, or of a decoder with one label; each choice is a
+    sequence."""
+    if family(model.config).causal:
+        return sequence_logits(model, stream, hidden)[:, 0]
     return _head(model, stream, _first_states(model, stream, hidden)).logits[:, 0].float()
 
 

@@ -182,7 +182,7 @@ def file_of(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def check_config_file(path: Path, *, decoder: bool = False) -> None:
+def check_config_file(path: Path, *, decoder: bool | None = False) -> None:
     """``InputError`` for a ``config.json`` that is damaged, of no family that is known, or of absurd sizes."""
     remedy = "give a folder that save_pretrained wrote, as export/ is"
     found = read_json(path, ConfigFile, remedy=remedy)

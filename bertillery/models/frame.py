@@ -13,12 +13,15 @@ from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError, InputError
 from bertillery.models.encoders import longest_sequence, reads_token_types
 
+START, DELIMITER, EXTRACT = "<|start|>", "<|delimiter|>", "<|extract|>"
+"""Tokens of GPT-1's task transforms; the head reads the state at the last one."""
 _OF_THIS_MACHINE = ("cache_dir", "is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file")
 """What a loaded tokenizer remembers of how it was loaded."""
 
@@ -53,8 +56,9 @@ class Template:
 def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
     """Read off what the tokenizer puts around texts, whatever its family.
 
-    Raises ``ConfigError`` unless that is its cls token before them and its sep token, once or more, behind each: heads
-    read the first token, and nothing else tells two texts apart.
+    Raises ``ConfigError`` unless that is its cls token before them and its sep token, once or more, behind each, or
+    behind the last one the extract token of :func:`with_transform_tokens`: heads read the first token or the extract
+    token, and nothing else tells two texts apart.
     """
     texts: list[Any] = ["a"] * num_texts
     encoded = tokenizer(*texts, return_token_type_ids=True)
@@ -73,9 +77,27 @@ def template(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> Template:
     inside = [int(types[np.nonzero(owner == text)[0][0]]) for text in range(num_texts)]
     opening, *closings = (ids[a].tolist() for a in around)
     cls, sep = cast(int, tokenizer.cls_token_id), cast(int, tokenizer.sep_token_id)
-    if opening != [cls] or any({*part} != {sep} for part in closings):
+    extract = tokenizer.get_vocab().get(EXTRACT)
+    framed = all({*part} == {sep} for part in closings) if extract is None else closings[-1] == [extract]
+    if opening != [cls] or not framed or any({*part} != {sep} for part in closings[:-1]):
         raise _no_frame(tokenizer, encoded, f"{tokenizer.cls_token} before them and {tokenizer.sep_token} behind each")
     return Template(tuple(ids[a] for a in around), tuple(types[a] for a in around), tuple(inside))
+
+
+def with_transform_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A causal model's tokenizer that frames texts as GPT-1's task transforms do (Radford et al. 2018, section 3.3):
+    ``start A extract`` and ``start A delimiter B extract``, with three tokens of its own. One that has them already is
+    returned as it is."""
+    if EXTRACT in tokenizer.get_vocab():
+        return tokenizer
+    made: Any = copy.deepcopy(tokenizer)
+    made.add_special_tokens({"cls_token": START, "sep_token": DELIMITER})
+    made.add_tokens([AddedToken(EXTRACT, special=True, normalized=False)], special_tokens=True)
+    tokens = [(token, made.convert_tokens_to_ids(token)) for token in (START, DELIMITER, EXTRACT)]
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{START} $A {EXTRACT}", pair=f"{START} $A {DELIMITER} $B {EXTRACT}", special_tokens=tokens
+    )
+    return made
 
 
 def check_pretraining_frame(tokenizer: PreTrainedTokenizerBase, num_texts: int) -> None:
@@ -154,7 +176,7 @@ def text_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 def _text_backend(tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenizer:
     """By the tokenizer and its size, since tokens may be added to it."""
     parts = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
-    named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
+    named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)} | {EXTRACT}
     # Found in a text they would be cut out of it before anything else, and a Unigram model has them as pieces besides.
     # Under a name that no text holds they keep their ids.
     hidden = {token: f"\0\0{token}\0\0" for token in named}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,18 @@ def draw_head(model: PreTrainedModel, fresh: Sequence[str]) -> None:
                 nn.init.zeros_(parameters[name])
             else:
                 (draw if name in head else usual)(parameters[name])
+
+
+def add_rows(model: PreTrainedModel, number: int) -> None:
+    """Enlarge the table of embeddings to ``number`` rows, the new ones drawn from a normal distribution as in GPT-1's
+    code."""
+    table: Any = model.get_input_embeddings()
+    known = len(table.weight)
+    if number > known:
+        model.resize_token_embeddings(number, mean_resizing=False)
+        enlarged: Any = model.get_input_embeddings()
+        with torch.no_grad():
+            nn.init.normal_(enlarged.weight[known:], std=model.config.initializer_range)
 
 
 def begin_at(model: PreTrainedModel, score: float) -> None:

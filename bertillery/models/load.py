@@ -65,7 +65,7 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def read_config(name: str | Path, folder: str = "", *, decoder: bool = False) -> PreTrainedConfig:
+def read_config(name: str | Path, folder: str = "", *, decoder: bool | None = False) -> PreTrainedConfig:
     """The configuration of a model in a directory or on the Hub, or in a ``folder`` there; raises what :func:`load`
     does."""
     return _configuration(str(name), {}, folder, decoder=decoder)
@@ -79,7 +79,7 @@ def load(
     attention_dropout: float | None = None,
     classifier_dropout: float | None = None,
     random: bool = False,
-    decoder: bool = False,
+    decoder: bool | None = False,
     **settings: Any,
 ) -> tuple[PreTrainedModel, LoadReport]:
     """Load ``AutoModelFor...`` or a model class, in float32 and in evaluation mode, with the packed attention.
@@ -181,7 +181,7 @@ def _not_found() -> str:
     return f"no such folder, no model downloaded before, and the Hub {hub}"
 
 
-def _configuration(name: str, settings: dict[str, Any], folder: str = "", *, decoder: bool) -> PreTrainedConfig:
+def _configuration(name: str, settings: dict[str, Any], folder: str = "", *, decoder: bool | None) -> PreTrainedConfig:
     _check_there(name)
     remedy = "give a folder that save_pretrained wrote, as export/ is, or a name on the Hub (offline: a downloaded one)"
     with warnings_of_transformers(), reading(name, remedy):

@@ -68,6 +68,8 @@ class TaskType(ABC):
     """Where labels may stand beside the column ``task.label``, for messages."""
     unique_ids: ClassVar[bool] = False
     """Whether predictions are written by id, so that two examples of a split cannot share one."""
+    reads_causal: ClassVar[bool] = False
+    """Whether a causal model can learn it, from the state behind the whole text."""
     spaced: ClassVar[bool] = False
     """Whether words are tokenized with a space before each."""
     usage: str = ""
@@ -223,6 +225,7 @@ class VectorType(TaskType):
     """
 
     model_class = AutoModelForSequenceClassification
+    reads_causal = True
     pipeline = "text-classification"
     problem: ClassVar[str]
     """The ``problem_type`` of transformers."""

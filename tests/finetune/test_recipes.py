@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
+from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, GPT2Config, RobertaConfig
 
 from bertillery.config.section import ConfigError, dump, validate
 from bertillery.engine.optim import learning_rate
@@ -32,6 +32,7 @@ MODELS = {
     "electra_small": ElectraConfig(hidden_size=256),
     "electra_base": ElectraConfig(hidden_size=768, num_attention_heads=12),
     "electra_large": ElectraConfig(hidden_size=1024, num_attention_heads=16),
+    "gpt1": GPT2Config(n_layer=1),
     "distilbert": DistilBertConfig(),
     "roberta": RobertaConfig(),
 }
@@ -98,7 +99,8 @@ def test_one_key_beside_a_recipe_leaves_the_others(models: dict[str, str], model
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_every_task_has_a_valid_configuration_under_every_recipe(models: dict[str, str], path: Path) -> None:
-    for recipe in RECIPES.glob("*.yaml"):
+    causal = yaml.safe_load(path.read_text())["task"]["type"] not in ("tokens", "spans")
+    for recipe in (recipe for recipe in RECIPES.glob("*.yaml") if causal or recipe.stem != "gpt1"):
         config = config_of(models, recipe.stem, path.stem)
         assert config.recipe == recipe.stem
         assert validate(FinetuneConfig, load_dumped(config)) == config
