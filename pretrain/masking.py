@@ -136,8 +136,9 @@ def mask_tokens(
     rows = np.flatnonzero(candidates)
     heads = rows if starts_word is None else rows[_opens_unit(rows, examples, starts_word)]
     sizes = np.diff(np.append(np.searchsorted(rows, heads), len(rows)))
-    unit_keys = key(keys[examples[heads]], offsets[heads]) if longest_ngram > 1 else np.empty(0, np.uint64)
-    spans = draw_ngrams(unit_keys, longest_ngram) if longest_ngram > 1 else np.ones(len(heads), np.int64)
+    spans = np.ones(len(heads), np.int64)
+    if longest_ngram > 1:
+        spans = draw_ngrams(key(keys[examples[heads]], offsets[heads]), longest_ngram)
     chosen = _choose(examples[heads], sizes, spans, uniform(keys[examples[heads]], _ORDER, offsets[heads]), wanted)
     positions = rows[np.repeat(chosen, sizes)]
     token_keys = key(keys[examples[positions]], offsets[positions])

@@ -52,7 +52,7 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class PairLabel:
-    """A binary label of every example, counted as ``pairs``."""
+    """A binary label of each pair, counted as ``pairs``."""
 
     task: str
     """The name of its terms, such as ``nsp``."""
@@ -85,7 +85,7 @@ def binary_entropy(share: float) -> float:
 
 
 class _Walks:
-    """Walks through documents, one document each, that are under way; positions are sentences or tokens."""
+    """Walks that have not reached the end of their documents; positions are sentences or tokens."""
 
     def __init__(self, here: np.ndarray, last: np.ndarray, pass_key: np.ndarray) -> None:
         """Walks from ``here`` to ``last``, with a key for each document pass."""
@@ -94,7 +94,7 @@ class _Walks:
         self.here, self._last, self._pass_key = here[self.index], last, pass_key
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Turn by turn: where each walk is, where its document ends, and the key of its example (W,).
+        """Step by step: where each walk is, where its document ends, and the key of its example (W,).
 
         The body of the loop calls :meth:`advance`.
         """
@@ -239,7 +239,7 @@ _Chunks = tuple[_Walks, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarr
 def _chunks(
     tokens: Tokens, documents: np.ndarray, budget: int, short_probability: float, seed: int, epoch: int
 ) -> Iterator[_Chunks]:
-    """Turn by turn: the walks, and the first sentence, split and end of each one's chunk, its target length and key."""
+    """Step by step: the walks, and the first sentence, split and end of each one's chunk, its target length and key."""
     pass_key, walks = key(seed, epoch, documents), _walks(tokens, documents, seed, epoch)
     short = uniform(pass_key, _TARGET) < short_probability
     # The original draws the short target once per call, that is once per pass through a document.

@@ -1,4 +1,4 @@
-"""What a finished model makes of text: guesses for masked tokens, continuations of held-out text."""
+"""Samples of a trained model: guesses for masked tokens, continuations of held-out text."""
 
 from __future__ import annotations
 

@@ -131,10 +131,6 @@ def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, 
     return corpus
 
 
-def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
 def _build(
     partial: Path,
     data: CorpusSection,
@@ -167,7 +163,7 @@ def _build(
         **progress.model_dump(include={"duplicates", "train", "valid"}),
         "dtype": dtype.name,
         "vocab_size": vocab_size,
-        "tokenizer": _vocabulary_hash(tokenizer),
+        "tokenizer": hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(),
     }
     write_manifest(corpus, facts)
 
@@ -219,16 +215,17 @@ def _encode_all(partial: Path, data: CorpusSection, report: ReadReport, workers:
 
 def _check_parts(progress: Progress, data: CorpusSection) -> None:
     train, valid = progress.train.documents, progress.valid.documents
+    if train and valid:
+        return
     if not train and not valid:
         raise InputError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")
-    if not train or not valid:
-        name = "training" if not train else "held-out"
-        raise InputError(
-            f"no {name} text: of {train + valid} documents data.holdout={data.holdout} holds out {valid}; "
-            "set data.holdout so that both parts get some, or name held-out files in data.valid"
-            if not data.valid
-            else f"no {name} text: {'data.path' if not train else 'data.valid'} holds nothing new; give other files"
-        )
+    name, key = ("held-out", "data.valid") if train else ("training", "data.path")
+    if data.valid:
+        raise InputError(f"no {name} text: {key} holds nothing new; give other files")
+    raise InputError(
+        f"no {name} text: of {train + valid} documents data.holdout={data.holdout} holds out {valid}; set data.holdout "
+        "so that both parts get some, or name held-out files in data.valid"
+    )
 
 
 def _count_tokens(ids: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:

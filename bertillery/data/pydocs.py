@@ -26,11 +26,11 @@ from bertillery.system.workers import pool
 _SKIPPED_FOLDERS = {"test", "tests", "_vendor", "__pycache__", "site-packages", "dist-packages", "pydoc_data"}
 _MIN_PARAGRAPH, _ENDS = 40, ".!?:"
 _MIN_DOCUMENT = 200
-"""Characters; a shorter module says hardly more than its name."""
+"""Characters; shorter documents are left out."""
 _VERSION = 1
-"""Raise it where the rules below read another text from the same files: it is part of the fingerprint."""
+"""Part of the fingerprint; raise it when a change below alters the text."""
 DESCRIPTION = "the documentation that is installed"
-"""What messages call it."""
+"""Its name in messages."""
 Definition = tuple[str, list[str]]
 """Dotted name within its module, empty for the module itself, and the prose of its docstring, a paragraph or more."""
 

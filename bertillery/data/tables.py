@@ -33,7 +33,7 @@ class Table:
     lines: Sequence[int]
     """Line of each row in the file, or its number from 1 (:attr:`counted`)."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
-    """What the numbers of a column stand for, where the table says so."""
+    """Names of the classes that the numbers of a column stand for, where the table has them."""
     incomplete: dict[int, str] = field(default_factory=dict)
     """Rows with more or fewer fields than there are columns, and what is wrong with them; their cells are all None."""
     counted: str = ""
@@ -137,7 +137,7 @@ def _read_squad(path: Path) -> Table | None:
 
 
 def _json_document(path: Path) -> Any:
-    """The JSON that a file is as a whole; None for a file with a row on each line, or of something else."""
+    """The content of a file that is one JSON document; None for any other file."""
     parts: list[str] = []
     size, seen = 0, False
     for line in files.read_lines(path, files.Decoder(), what="document"):
@@ -162,8 +162,8 @@ def _parsed(text: str) -> Any:
 def _read_conll(path: Path, header: Sequence[str]) -> Table:
     """Columns of lists, a list a sentence, and the line on which each sentence begins.
 
-    A line holds a token and what is said of it, with tabs between, or where there is no tab with spaces; an empty line
-    ends a sentence. Without ``header`` the first column is called ``tokens`` and the last one, if there are several,
+    A line holds a token and its annotations, separated by tabs, or by spaces where it has no tab; an empty line ends a
+    sentence. Without ``header`` the first column is called ``tokens`` and the last one, if there are several,
     ``tags``. Lines that open a document (``-DOCSTART-``) are left out, and so are comments.
     """
     numbered = [(number, fields) for number, fields in _conll_fields(path) if fields[:1] != ["-DOCSTART-"]]
@@ -199,8 +199,7 @@ def _conll_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _is_comment(fields: Sequence[str], columns: int) -> bool:
-    """Whether a line before a sentence is no token: it begins with ``# ``, or with a ``#`` that has not the fields of a
-    token."""
+    """Whether a line before a sentence is a comment: it begins with ``# ``, or with ``#`` but lacks a token's fields."""
     return fields[0].startswith("# ") or (fields[0] == "#" and (len(fields) != columns or fields[2:3] == ["="]))
 
 
@@ -214,7 +213,7 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _features(path: Path, described: bytes) -> Mapping[str, Any]:
-    """What a file says of its columns as a data set of the Hub."""
+    """The description of the columns that a data set of the Hub stores in the file."""
     found = _parsed(described.decode(errors="replace"))
     for key in ("info", "features"):
         if not isinstance(found, dict):

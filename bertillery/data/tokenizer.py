@@ -1,4 +1,4 @@
-"""Tokenizers: deterministic WordPiece training, the marks of words, and fast exact encoding.
+"""Tokenizers: deterministic WordPiece training, which pieces open a word, and fast exact encoding.
 
 Unigram training is in :mod:`bertillery.data.unigram`.
 """
@@ -28,8 +28,8 @@ _PLAIN = _MARKS | frozenset("abcdefghijklmnopqrstuvwxyz")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """Special tokens of a trained vocabulary, at ids 0 to 4."""
 _ALPHABET, _COVERAGE = 1000, 0.9995
-"""An alphabet has so many characters, or, in Chinese and Japanese, those that make up this share of the text: what
-SentencePiece advises for scripts with thousands of characters. The rest, 1 in 2,000, become [UNK]."""
+"""An alphabet has this many characters, or more if they make up a smaller share of the text, as in Chinese and Japanese
+(SentencePiece advises the share for such scripts). The rest, 1 in 2,000, become [UNK]."""
 _SMALLEST = 64
 _BYTES = 257
 _CACHED_WORDS = 400_000
@@ -222,12 +222,8 @@ class WordEncoder:
             if token == self._unknown
         )
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
-        return [np.frombuffer(ids, self.dtype).tolist() for ids in self.encode_bytes(texts)]
-
     def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
-        """Ids of each text as the bytes of an array of ``dtype``."""
+        """Ids of each text, without special tokens, as the bytes of an array of ``dtype``."""
         if self._words is None:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
             return [array(self.dtype.char, encoding.ids).tobytes() for encoding in encodings]

@@ -18,7 +18,7 @@ from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordp
 from bertillery.data.unigram import train_unigram
 from bertillery.engine.objective import objective_module
 from tests.corpora import korean_text
-from tests.data.test_tokenizer import reference
+from tests.data.test_tokenizer import encoded, reference
 from tests.pretrain.test_objectives import OBJECTIVES, STILL
 
 TRAIN = {"wordpiece": train_wordpiece, "unigram": train_unigram}
@@ -41,7 +41,7 @@ def supported(kind: str, asked: int, lowercase: bool, texts: list[str] = TEXTS) 
 def test_text_comes_back(kind: str, lowercase: bool) -> None:
     """Cased, syllables are whole in text and vocabulary; uncased they are in parts, to Unicode the same text."""
     tokenizer = train(kind, supported(kind, 30_000, lowercase), lowercase)
-    assert WordEncoder(tokenizer).encode_batch(TEXTS) == reference(tokenizer, TEXTS)
+    assert encoded(WordEncoder(tokenizer), TEXTS) == reference(tokenizer, TEXTS)
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in ids

@@ -22,7 +22,7 @@ from bertillery.data.tokenizer import TokenizerSection, WordEncoder, starts_of_w
 from bertillery.data.unigram import SPECIALS, SYMBOLS, _runs, train_unigram
 from bertillery.models.load import load_tokenizer
 from tests.corpora import korean_text, unspaced_text, write_text
-from tests.data.test_tokenizer import TRICKY, random_texts, reference
+from tests.data.test_tokenizer import TRICKY, encoded, random_texts, reference
 
 KOREAN = [" ".join(document) for document in korean_text(5)]
 
@@ -108,8 +108,8 @@ def test_word_encoder_equals_the_tokenizer(texts: list[str], lowercase: bool) ->
     # Of a special token that is spelt out the library's Unigram model makes the token, whatever it is asked for.
     ordinary = [text for text in TRICKY if not any(special in text for special in SPECIALS)]
     for batch in (ordinary, KOREAN, random_texts(1000), texts, texts):
-        assert encoder.encode_batch(batch) == reference(tokenizer, batch)
-    spelt = encoder.encode_batch([f"a {special}" for special in SPECIALS] + TRICKY)
+        assert encoded(encoder, batch) == reference(tokenizer, batch)
+    spelt = encoded(encoder, [f"a {special}" for special in SPECIALS] + TRICKY)
     control = {*range(len(SPECIALS))} - {tokenizer.unk_token_id}
     assert not control & {number for ids in spelt for number in ids}
 
@@ -119,7 +119,7 @@ def test_word_encoder_hands_over_where_a_word_is_not_cut_alone(texts: list[str])
     tokenizer = AlbertTokenizer(vocab=vocabulary, add_prefix_space=False)
     encoder = WordEncoder(tokenizer)
     assert encoder._words is None
-    assert encoder.encode_batch(texts[:100]) == reference(tokenizer, texts[:100])
+    assert encoded(encoder, texts[:100]) == reference(tokenizer, texts[:100])
 
 
 def test_a_vocabulary_the_corpus_cannot_fill_is_an_error_that_says_how_large_it_may_be(texts: list[str]) -> None:
