@@ -199,7 +199,7 @@ def _conll_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _is_comment(fields: Sequence[str], columns: int) -> bool:
-    """Whether a line before a sentence is a comment: it begins with ``# ``, or with ``#`` but lacks a token's fields."""
+    """Whether a line is a comment before a sentence: it begins with ``# ``, or with ``#`` and differs from a token."""
     return fields[0].startswith("# ") or (fields[0] == "#" and (len(fields) != columns or fields[2:3] == ["="]))
 
 

@@ -190,9 +190,7 @@ class Lattice:
             # A string is never more frequent than what it begins with.
             positions = positions[often[piece] & (room[positions] > size)]
             hashes[positions] = key(hashes[positions], points[positions + size])
-        self._hash, self._first, self._length, self._value = (
-            np.concatenate(parts) for parts in zip(*found, strict=True)
-        )
+        self._hash, self._first, self._length, self._value = map(np.concatenate, zip(*found, strict=True))
         self._fixed = (self._length == 1) & np.isin(points[self._first], symbols)
         unknown = self._edges[0] < 0
         self._edges[self._edges < 0] = total
@@ -206,8 +204,7 @@ class Lattice:
         """
         characters, index = np.unique(self._points, return_inverse=True)
         names = [script(chr(point)) for point in characters.tolist()]
-        numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-        scripts = np.array([numbers[name] for name in names])[index]
+        scripts = np.unique(names, return_inverse=True)[1][index]
         opening = self._starts[self._lengths > 1]
         scripts[opening] = scripts[opening + 1]
         alone = ~np.isin(self._points, known) | np.isin(self._points, symbols)
