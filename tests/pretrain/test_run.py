@@ -201,7 +201,7 @@ def test_a_killed_run_resumes_from_the_newest_whole_checkpoint(folder: Path, who
     with (newest / "model.safetensors").open("r+b") as file:  # as if the disk had torn it
         file.truncate(100)
     said = run(folder, "killed")
-    assert "is not whole" in said
+    assert "is damaged" in said
     assert "resuming at step" in said
     assert losses(folder, "killed") == losses(folder, "whole")
     assert tokens(folder, "killed") == tokens(folder, "whole")
