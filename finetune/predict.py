@@ -36,12 +36,12 @@ class Predictor(Objective):
     """The objective of a task: a stock model whose head sees the rows that it needs, and what its logits mean."""
 
     entries: ClassVar[tuple[str, ...]] = ("logits",)
+    auxiliary_lm: float = 0.0
+    """Weight of the language model's loss beside the task's, of a causal model (GPT-1's is 0.5)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.auxiliary_lm = 0.0
-        """Weight of the language model's loss beside the task's, of a causal model (GPT-1's is 0.5)."""
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(M, K), or (M,), in float32; by default a row for each sequence, from its [CLS]."""
