@@ -19,7 +19,7 @@ from finetune.config import FinetuneConfig
 from finetune.examples import TextExamples
 from finetune.recipe import recipe_values
 from finetune.task_types.regression import Objective
-from pretrain.objectives import electra, mlm
+from pretrain.objectives import causal_lm, electra, mlm
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import sentences, write_encoder
 
@@ -70,7 +70,9 @@ def entries() -> dict[str, str]:
 
 def has_key(path: str) -> bool:
     """Whether a configuration has the key."""
-    schemas: list[Any] = [electra.Config, mlm.Config] if path.startswith("objective.") else [FinetuneConfig]
+    schemas: list[Any] = (
+        [causal_lm.Config, electra.Config, mlm.Config] if path.startswith("objective.") else [FinetuneConfig]
+    )
     for part in path.removeprefix("objective.").split("."):
         fields = [each.model_fields[part] for each in schemas if part in each.model_fields]
         schemas = [each.annotation for each in fields if isinstance(each.annotation, type)]
