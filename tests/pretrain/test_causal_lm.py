@@ -178,10 +178,10 @@ def test_misprinted_sizes_of_gpt3_are_refused(name: str, printed: str) -> None:
     ("given", "said"),
     [
         ("objective.type=causal_lm data.units=sentences", "objective.type=causal_lm reads documents"),
-        ("objective.type=causal_lm tokenizer.type=wordpiece", "has not an end-of-text token"),
+        ("objective.type=causal_lm tokenizer.type=wordpiece", "lacks an end-of-text token"),
         ("objective.type=causal_lm tokenizer.vocab_size=256", "byte_bpe has 256 bytes and an end-of-text token"),
         ("objective.type=bert data.units=documents", "objective.type=bert reads sentences"),
-        ("objective.type=mlm tokenizer.type=byte_bpe", "has not a mask token"),
+        ("objective.type=mlm tokenizer.type=byte_bpe", "lacks a mask token"),
         ("objective.type=causal_lm train.phases=[{sequence_length: 1024}]", "above model.max_position_embeddings"),
     ],
 )
