@@ -93,11 +93,14 @@ def check_model_type(model_type: str, *, decoder: bool | None = False) -> None:
         why = "is a decoder" if found.causal else "is an encoder"
     else:
         return
-    allowed = f"give {'a decoder' if decoder else 'an encoder'} of one of these types"
+    if decoder is None:
+        wanted, allowed = "a model", {**FAMILIES, **DECODERS}
+    else:
+        wanted, allowed = ("a decoder", DECODERS) if decoder else ("an encoder", FAMILIES)
     registered = ((name, getattr(config, "family", None)) for name, config in CONFIG_MAPPING._extra_content.items())
-    ours = [name for name, described in registered if described is not None and described.causal == decoder]
+    ours = [name for name, described in registered if described is not None and decoder in (None, described.causal)]
     raise ConfigError(
-        f"a model of type {model_type!r} {why}; {allowed}: {', '.join([*(DECODERS if decoder else FAMILIES), *ours])}"
+        f"a model of type {model_type!r} {why}; give {wanted} of one of these types: {', '.join([*allowed, *ours])}"
     )
 
 
