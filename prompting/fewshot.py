@@ -19,26 +19,26 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from bertillery.config.section import InputError, Section, merge_layers, names_file, read_layers, take, validate
 from bertillery.config.types import Count, Seed
-from bertillery.report.plot import figure, save
-from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.run.stage import beside
 from bertillery.system.files import write_text
-from prompting.items import FewshotTask, Item, Items, draw_shots, read_items
+from finetune.config import FinetuneConfig
+from prompting.items import FewshotTask, Item, Items, check_shots, draw_shots, read_items
 from prompting.model import CausalModel
-from prompting.scorer import Request, Score, Scorer
+from prompting.outcomes import Outcome, draw, results_table, standard_error
+from prompting.scorer import Request, Score, Scorer, perplexities
+from prompting.written import check_metric, compare, evaluate_written, first_sentences, signature
 
-Numbers = Annotated[list[int], BeforeValidator(lambda value: [value] if isinstance(value, int) else value)]
 _CHUNK = 64
 """Items whose prompts are encoded at a time."""
 
@@ -48,9 +48,9 @@ class FewshotSection(Section):
 
     model: str
     """Directory or Hub id of a causal language model."""
-    shots: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], BeforeValidator(lambda value: value)] = [0, 1, 4]  # noqa: RUF012
+    shots: list[Annotated[int, Field(ge=0, le=1000)]] = Field(default=[0, 1, 4], min_length=1)
     """Numbers of worked examples."""
-    seeds: list[Seed] = [1, 2, 3]  # noqa: RUF012
+    seeds: list[Seed] = Field(default=[1, 2, 3], min_length=1)
     """Of the draws; without worked examples there is one run."""
     limit: Count | None = None
     """Evaluate the first items only."""
@@ -58,20 +58,6 @@ class FewshotSection(Section):
     """Folder for what has to be made first."""
     output: Path | None = None
     """Folder of the results; by default runs/prompting/<task>/<model>."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One run over all items."""
-
-    shots: int
-    seed: int
-    num_items: int
-    metrics: dict[str, float]
-    ties: int
-    """Items whose best answers are equally likely; the first of them counts."""
-    fewer: int
-    """Items whose prompts had room for fewer worked examples."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,36 +73,52 @@ def _run(arguments: Sequence[str]) -> int:
             "evaluation in context needs a task with a section prompt: make fewshot TASK=<name in configs/prompting "
             "or a .yaml> MODEL=<directory or Hub id>"
         )
+    unknown = values.keys() - {"prompt", "task", "data"} - FinetuneConfig.model_fields.keys()
+    if unknown:
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: unknown; beside the keys of this command (--help) there are the sections "
+            "prompt, and task or data"
+        )
     config = validate(FewshotTask, {key: values[key] for key in ("prompt", "task", "data") if key in values}, sources)
+    if config.prompt.written is not None:
+        check_metric(config.prompt.written)
     items = read_items(config, section.data_dir)
+    shots = [0] if items.kind == "text" else section.shots
+    check_shots(items, max(shots))
     if section.limit is not None:
-        items = Items(**{**vars(items), "items": items.items[: section.limit]})
+        items = replace(items, items=items.items[: section.limit])
     causal = CausalModel.open(section.model)
     folder = section.output or Path("runs/prompting") / items.name / causal.name
     outcomes = [
-        evaluate(causal, items, shots, seed)
-        for shots in section.shots
-        for seed in section.seeds[: None if shots else 1]
+        evaluate(causal, items, number, seed) for number in shots for seed in section.seeds[: None if number else 1]
     ]
-    table = results_table(items, outcomes)
-    _write(folder, config, section, items, outcomes, table)
+    beside_it = floors(items)
+    table = results_table(items.name, outcomes, beside_it)
+    _write(folder, config, section.model, items, outcomes, table)
+    with beside(f"the picture {folder / 'shots.png'}"):
+        draw(folder / "shots.png", f"{items.name}, {causal.name}", outcomes, beside_it)
     print(f"\n{table}\n\nresults     {folder / 'results.json'}\npicture     {folder / 'shots.png'}")
     return 0
 
 
 def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcome:
-    """Score all items with so many worked examples each."""
-    scorer, fewer, ties = Scorer(causal), 0, 0
+    """Evaluate all items with so many worked examples each."""
+    if items.kind == "text":
+        return _evaluate_texts(causal, items, seed)
+    if items.kind == "written":
+        return evaluate_written(causal, items, shots, seed)
+    scorer, fewer, cut, ties = Scorer(causal), 0, 0, 0
     found: dict[str, list[float]] = {}
     progress = tqdm(range(0, len(items.items), _CHUNK), desc=f"{items.name}, {shots} shots", unit="chunk", disable=None)
     for start in progress:
+        chunk = range(start, min(start + _CHUNK, len(items.items)))
         requests: list[Request] = []
-        for number in range(start, min(start + _CHUNK, len(items.items))):
-            pairs, left_out = fitting(scorer, causal, items, number, draw_shots(items, number, shots, seed))
-            fewer += left_out > 0
+        for number in chunk:
+            pairs, left_out, fits = fitting(causal, items, number, draw_shots(items, number, shots, seed))
+            fewer, cut = fewer + (left_out > 0), cut + (not fits)
             requests += [Request(*pair) for pair in pairs]
         scores = scorer.scores(requests)
-        for number in range(start, min(start + _CHUNK, len(items.items))):
+        for number in chunk:
             item = items.items[number]
             mine, scores = scores[: len(item.answers)], scores[len(item.answers) :]
             values, tied = judge(item, mine, items)
@@ -124,29 +126,36 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
             for name, value in values.items():
                 found.setdefault(name, []).append(value)
     metrics = {name: mean(values) for name, values in found.items()}
-    if items.is_cloze:
+    errors = {name: standard_error(values) for name, values in found.items()}
+    if items.kind == "cloze":  # so far the nats of each answer
         metrics["perplexity"] = math.exp(min(700, metrics["perplexity"]))
-    return Outcome(shots, seed, len(items.items), metrics, ties, fewer)
+        errors["perplexity"] *= metrics["perplexity"]
+    return Outcome(shots, seed, len(items.items), metrics, errors, ties, fewer, cut)
+
+
+def _evaluate_texts(causal: CausalModel, items: Items, seed: int) -> Outcome:
+    """Perplexity of whole texts, read in windows."""
+    scorer = Scorer(causal)
+    scores = [scorer.rolling(item.text) for item in tqdm(items.items, desc=items.name, unit="text", disable=None)]
+    return Outcome(0, seed, len(scores), perplexities(scores, [item.text for item in items.items]), {})
 
 
 def fitting(
-    scorer: Scorer, causal: CausalModel, items: Items, number: int, shots: list[Item]
-) -> tuple[list[tuple[str, str]], int]:
-    """Contexts and continuations of an item with as many of the worked examples as fit the model, and how many do
-    not."""
+    causal: CausalModel, items: Items, number: int, shots: list[Item]
+) -> tuple[list[tuple[str, str]], int, bool]:
+    """Contexts and continuations of an item with as many of the worked examples as fit the model; how many do not, and
+    whether the item itself fits."""
     item = items.items[number]
-    left_out = 0
-    while True:
+    for left_out in range(len(shots) + 1):
         pairs = items.pairs(item, shots[left_out:])
-        size = max(len(causal.ids(f"{context}{continuation}")) for context, continuation in pairs)
-        if size <= causal.positions or left_out == len(shots):
-            return pairs, left_out
-        left_out += 1
+        if max(len(causal.ids(f"{context}{answer}")) for context, answer in pairs) <= causal.positions:
+            return pairs, left_out, True
+    return items.pairs(item, []), len(shots), False
 
 
 def judge(item: Item, scores: Sequence[Score], items: Items) -> tuple[dict[str, float], bool]:
     """Metrics of one item, and whether its best answers tie."""
-    if items.is_cloze:
+    if items.kind == "cloze":
         (only,) = scores
         return {"accuracy": float(only.is_greedy), "perplexity": -only.log_likelihood}, False
     sums = [score.log_likelihood for score in scores]
@@ -159,8 +168,13 @@ def judge(item: Item, scores: Sequence[Score], items: Items) -> tuple[dict[str, 
 
 def floors(items: Items) -> dict[str, float]:
     """Accuracy of what needs no model: a guess, the most frequent place of the answer, the longest and the shortest
-    answer."""
-    if items.is_cloze:
+    answer. For written answers, the metrics of the first sentences of the source."""
+    section = items.prompt.written
+    if section is not None:
+        copied = [first_sentences(item.source, section.sentences) for item in items.items]
+        means, _ = compare(section.metric, copied, [item.answers[0].strip() for item in items.items])
+        return {f"{name} of the source": value for name, value in means.items()}
+    if items.kind != "choice":
         return {}
     number, golds = len(items.items), [item.gold for item in items.items]
     lengths = [[len(answer) for answer in item.answers] for item in items.items]
@@ -172,68 +186,30 @@ def floors(items: Items) -> dict[str, float]:
     }
 
 
-def results_table(items: Items, outcomes: Sequence[Outcome]) -> str:
-    """A row for each number of worked examples, with mean and deviation over seeds, the standard error of the items,
-    and the floors."""
-    names, number = list(outcomes[0].metrics), outcomes[0].num_items
-    rows = [["shots", *names, "standard error", "ties", "fewer shots fit"]]
-    for shots in dict.fromkeys(outcome.shots for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.shots == shots]
-        cells = []
-        for name in names:
-            values = [outcome.metrics[name] for outcome in mine]
-            scale = 1 if name == "perplexity" else 100
-            spread = f" +- {scale * stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{scale * mean(values):.1f}{spread}")
-        share = mean(outcome.metrics["accuracy"] for outcome in mine)
-        error = 100 * math.sqrt(share * (1 - share) / number)
-        rows.append(
-            [str(shots), *cells, f"{error:.1f}", str(max(o.ties for o in mine)), str(max(o.fewer for o in mine))]
-        )
-    beside_it = ", ".join(f"{name} {100 * value:.1f}" for name, value in floors(items).items())
-    return f"{items.name}, {number:,} items\n\n{markdown_table(rows)}" + (f"\n\n{beside_it}" if beside_it else "")
-
-
 def _write(
-    folder: Path,
-    config: FewshotTask,
-    section: FewshotSection,
-    items: Items,
-    outcomes: Sequence[Outcome],
-    table: str,
+    folder: Path, config: FewshotTask, model: str, items: Items, outcomes: Sequence[Outcome], table: str
 ) -> None:
+    """``results.json``, and ``answers.jsonl`` where the model wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     prompt = config.prompt.model_dump()
     results: dict[str, Any] = {
         "task": items.name,
-        "model": section.model,
+        "model": model,
         "prompt": prompt,
         "prompt_sha256": hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest(),
         "floors": floors(items),
-        "outcomes": [vars(outcome) for outcome in outcomes],
+        "outcomes": [{key: value for key, value in vars(outcome).items() if key != "answers"} for outcome in outcomes],
         "table": table,
     }
+    if config.prompt.written is not None:
+        results["metric"] = signature(config.prompt.written.metric)
+        rows = [
+            {"shots": outcome.shots, "seed": outcome.seed, "answer": answer, "reference": item.answers[0].strip()}
+            for outcome in outcomes
+            for answer, item in zip(outcome.answers, items.items, strict=True)
+        ]
+        write_text(folder / "answers.jsonl", "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
     write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
-    with beside(f"the picture {folder / 'shots.png'}"):
-        _draw(folder / "shots.png", items, outcomes, folder.name)
-
-
-def _draw(picture: Path, items: Items, outcomes: Sequence[Outcome], model: str) -> None:
-    """Accuracy over the number of worked examples, a point for each seed, with the floors."""
-    (axis,) = figure(1, f"{items.name}, {model}", panel=(5.2, 3.6))
-    for name in (name for name in outcomes[0].metrics if name != "perplexity"):
-        by_shots = {o.shots: [100 * each.metrics[name] for each in outcomes if each.shots == o.shots] for o in outcomes}
-        (line,) = axis.plot(
-            [*by_shots], [mean(values) for values in by_shots.values()], "o-", label=name.replace("_", " ")
-        )
-        for shots, values in by_shots.items():
-            axis.plot([shots] * len(values), values, ".", color=line.get_color(), alpha=0.5)
-    for (name, value), style in zip(floors(items).items(), ("--", ":", "-.", (0, (1, 4))), strict=False):
-        axis.axhline(100 * value, color="gray", linestyle=style, linewidth=0.8, label=name)
-    axis.set_xlabel("worked examples")
-    axis.set_ylabel("%")
-    axis.legend(fontsize=7)
-    save([axis], picture)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,6 @@ def _run(arguments: Sequence[str]) -> int:
     section = validate(GenerateSection, *read_values(arguments))
     prompts = _prompts(section)
     causal, rows = CausalModel.open(section.model), []
-    causal.model.set_attn_implementation("sdpa")
     causal.check_fits([len(causal.ids(prompt)) + 1 for prompt in prompts], section.max_new_tokens)
     torch.manual_seed(section.seed)
     for prompt, found in generate(causal, prompts, section):
@@ -99,14 +98,22 @@ def _prompts(section: GenerateSection) -> list[str]:
 
 
 def generate(causal: CausalModel, prompts: Sequence[str], section: GenerateSection) -> Iterator[tuple[str, list[str]]]:
-    """Each prompt with its continuations, by transformers' own ``generate``; the model's attention is a stock one."""
+    """Each prompt with its continuations, by transformers' own ``generate``."""
+    sequences = [[causal.end, *causal.ids(prompt)] for prompt in prompts]
+    yield from zip(prompts, continuations(causal, sequences, section), strict=True)
+
+
+def continuations(
+    causal: CausalModel, sequences: Sequence[Sequence[int]], section: GenerateSection
+) -> Iterator[list[str]]:
+    """The continuations of each sequence of tokens, in batches of sequences that follow each other."""
     how: dict[str, Any] = {"do_sample": section.temperature > 0}
     if how["do_sample"]:
         how |= {"temperature": section.temperature, "top_k": section.top_k or None, "top_p": section.top_p}
-    for start in range(0, len(prompts), section.batch_size):
-        batch = prompts[start : start + section.batch_size]
-        ids, mask = left_padded([[causal.end, *causal.ids(prompt)] for prompt in batch], causal.end)
-        with torch.inference_mode():
+    for start in range(0, len(sequences), section.batch_size):
+        batch = sequences[start : start + section.batch_size]
+        ids, mask = left_padded(batch, causal.end)
+        with torch.inference_mode(), causal.stock_attention():
             found = causal.model.generate(
                 ids,
                 attention_mask=mask,
@@ -117,8 +124,8 @@ def generate(causal: CausalModel, prompts: Sequence[str], section: GenerateSecti
                 **how,
             )
         texts = causal.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
-        for number, prompt in enumerate(batch):
-            yield prompt, texts[number * section.samples : (number + 1) * section.samples]
+        for number in range(len(batch)):
+            yield texts[number * section.samples : (number + 1) * section.samples]
 
 
 def left_padded(sequences: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from bertillery.config.section import InputError
+from bertillery.models.attention import NAME as PACKED
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
 
@@ -48,6 +50,15 @@ class CausalModel:
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, without special tokens around it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @contextmanager
+    def stock_attention(self) -> Iterator[None]:
+        """Attention that keeps keys and values, as generation needs it, in place of the packed one."""
+        self.model.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(PACKED)
 
     def check_fits(self, sizes: Sequence[int], new: int) -> None:
         """``InputError`` that names the first of the prompts, of these numbers of tokens, that is too long for ``new``

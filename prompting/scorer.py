@@ -141,11 +141,13 @@ def _batches(joins: Iterable[Join]) -> Iterator[list[Join]]:
         yield batch
 
 
-def perplexities(score: Score, text: str) -> dict[str, float]:
-    """Word and byte perplexity and bits per byte of a text; words are what white space separates."""
-    nats, size = -score.log_likelihood, len(text.encode())
+def perplexities(scores: Sequence[Score], texts: Sequence[str]) -> dict[str, float]:
+    """Word and byte perplexity and bits per byte of whole texts together; words are what white space separates."""
+    nats = -math.fsum(score.log_likelihood for score in scores)
+    words = max(1, sum(len(text.split()) for text in texts))
+    size = max(1, sum(len(text.encode()) for text in texts))
     return {
-        "word_perplexity": math.exp(min(700, nats / max(1, len(text.split())))),
-        "byte_perplexity": math.exp(nats / max(1, size)),
-        "bits_per_byte": nats / max(1, size) / math.log(2),
+        "word_perplexity": math.exp(min(700, nats / words)),
+        "byte_perplexity": math.exp(nats / size),
+        "bits_per_byte": nats / size / math.log(2),
     }

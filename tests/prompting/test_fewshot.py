@@ -14,7 +14,7 @@ from finetune.config import load_config
 from prompting.fewshot import evaluate, floors, main
 from prompting.items import FewshotTask, draw_shots, read_items
 from prompting.model import CausalModel
-from prompting.scorer import Request, Scorer
+from prompting.scorer import Request, Scorer, perplexities
 from tests.finetune.tasks import write_encoder
 from tests.prompting.exports import write_causal
 
@@ -116,6 +116,30 @@ def test_a_cloze_wants_every_token(causal: CausalModel, tmp_path: Path) -> None:
     assert outcome.metrics["perplexity"] == pytest.approx(2.718281828**-score.log_likelihood, rel=1e-4)
 
 
+def test_whole_texts_are_read(causal: CausalModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is no table is one text; of a table, each row is one. They take no worked examples."""
+    text = "The cat sat on the mat.\n" * 9
+    (tmp_path / "a.raw").write_text(text)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"body": text}) for _ in range(2)))
+    expected = perplexities([Scorer(causal).rolling(text)], [text])
+    for name, template, number in (("a.raw", "{text}", 1), ("a.jsonl", "{body}", 2)):
+        values = {
+            "data": {"name": "texts", "root": str(tmp_path), "files": {"test": name}},
+            "prompt": {"template": template},
+        }
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+        assert main([str(tmp_path / "a.yaml"), f"model={causal.start}", "shots=[0,4]", f"output={tmp_path}/o"]) == 0
+        (outcome,) = json.loads((tmp_path / "o/results.json").read_text())["outcomes"]
+        assert outcome["metrics"] == pytest.approx(expected)
+        assert (outcome["shots"], outcome["num_items"]) == (0, number)
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_items_that_are_cut_are_counted(causal: CausalModel, tmp_path: Path) -> None:
+    outcome = evaluate(causal, items_of(write_rows(tmp_path, template="{query} " + "the mat " * 60 + "is")), 1, 1)
+    assert (outcome.cut, outcome.fewer) == (12, 12)
+
+
 def test_a_fine_tuning_task_with_a_prompt(causal: CausalModel, tmp_path: Path) -> None:
     """One YAML is both: fine-tuning passes over the prompt, and examples come from the training rows."""
     for name in ("train", "valid"):
@@ -164,6 +188,10 @@ def test_bad_input_is_told(causal: CausalModel, tmp_path: Path, capsys: pytest.C
         (values, ["data.files.test=none.jsonl"], "no such file"),
         (values, ["data.gold=label"], "no column 'label'"),
         (values, ["shots=[40]"], "other rows to draw from"),
+        (values, ["promt.template=a"], "promt: unknown"),
+        (values, ["data.gold=query"], "test.jsonl:1: query is 'the cat 0'; it is the number of one of 2 answers"),
+        (values, ["data.options=query"], "test.jsonl:1: query is 'the cat 0'; it is a list of answers"),
+        (values, ["prompt.written.metric=bleu", "prompt.written.source=query"], "prompt.written needs the references"),
     ]
     for number, (given, more, said) in enumerate(cases):
         file = tmp_path / f"{number}.yaml"

@@ -24,7 +24,6 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_padded_batch_gives_what_each_prompt_alone_gives(export: Path) -> None:
     causal = CausalModel.open(str(export))
-    causal.model.set_attn_implementation("sdpa")
     section = GenerateSection(model=str(export), temperature=0, max_new_tokens=12)
     together = list(generate(causal, PROMPTS, section))
     alone = [found for prompt in PROMPTS for found in generate(causal, [prompt], section)]

@@ -115,7 +115,7 @@ def test_a_text_is_read_in_windows(causal: CausalModel, stock: Any) -> None:
     score = Scorer(causal).rolling(text)
     assert score.num_tokens == len(ids) - 1 > causal.positions
     assert score.log_likelihood == pytest.approx(total, abs=1e-3)
-    found = perplexities(score, text)
+    found = perplexities([score], [text])
     assert found["byte_perplexity"] == pytest.approx(2 ** found["bits_per_byte"])
     assert found["word_perplexity"] == pytest.approx(math.exp(-total / len(text.split())), rel=1e-4)
 
