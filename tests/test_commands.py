@@ -292,7 +292,7 @@ def test_a_path_with_spaces_is_told_how_to_give_it(tmp_path: Path) -> None:
     (tmp_path / "my own corpus/a.txt").write_text("Text.\n")
     for name in ("my own corpus", "my own corpus/*.txt"):
         *_, given = shlex.split(would_run("data", f"DATA={tmp_path}/{name}"))
-        with pytest.raises(InputError, match="is there") as caught:
+        with pytest.raises(InputError, match="exists: quote") as caught:
             resolve(read_values([given])[0]["data"]["path"])
         (arguments,) = re.findall(r'ARGS="(.*)"$', str(caught.value))
         *_, given = shlex.split(would_run("data", f"ARGS={arguments}"))
