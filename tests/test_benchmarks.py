@@ -49,7 +49,7 @@ def worked(contest: Contest, items: list[Any] | None = None) -> dict[str, int]:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_all_sides_of_a_step_train_on_the_same_real_tokens(name: str, material: Material) -> None:
     contest = contests.training(name, small(name), material)
-    full = WORKLOADS[name].learns == "mlm"
+    full = WORKLOADS[name].learns in ("mlm", "causal_lm")
     chosen = next(each for each in contest.items if full or np.ptp(each["length"]))  # of unequal lengths: with padding
     found = worked(contest, [chosen])
     assert len(found) == len(WORKLOADS[name].variants) + 2

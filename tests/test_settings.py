@@ -126,7 +126,7 @@ def test_one_file_of_a_folder_leaves_the_others() -> None:
 
 MAY_BE_0 = {
     "run.seed", "search_seed", "train.workers", "optim.weight_decay", "optim.betas", "optim.warmup", "optim.cooldown",
-    "optim.final_share",
+    "optim.final_share", "model.auxiliary_lm",
     "model.hidden_dropout", "model.attention_dropout", "model.classifier_dropout", "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob", "model.layers", "objective.short_probability", "objective.single_probability",
     "objective.discriminator_weight", "objective.kl", "objective.mlm", "objective.cosine", "objective.smoothing",

@@ -49,7 +49,8 @@ def train_byte_bpe(texts: Sequence[str], section: TokenizerSection) -> PreTraine
 def train_characters(texts: Sequence[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
     """A vocabulary of the characters of the texts: the most frequent ``section.vocab_size`` - 2 of them."""
     counts = np.zeros(0x110000, np.int64)
-    for text in texts:
+    for start in range(0, len(texts), 1000):
+        text = "".join(texts[start : start + 1000])
         counts += np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32), minlength=len(counts))
     found = sorted(np.flatnonzero(counts).tolist(), key=lambda point: (-counts[point], point))
     kept = sorted(found[: section.vocab_size - 2])
