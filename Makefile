@@ -32,7 +32,8 @@ list = [$(subst $(space),$(comma) ,$(foreach item,$(1),"$(item)"))]
 yaml = $(if $(filter %.yaml,$(2)),$(2),configs/$(1)/$(2).yaml)
 CONFIGS := $(call yaml,pretrain,$(CONFIG))
 TASK_FILE := $(call yaml,finetune,$(TASK))
-START := $(call quoted,model.from=$(MODEL))
+# The model to start from, or a translation model by the name of its configuration, which is built anew.
+START := $(or $(wildcard configs/translation/$(MODEL).yaml),$(call quoted,model.from=$(MODEL)))
 OVERRIDES := $(if $(DATA),'data.path=$(call list,$(DATA))') $(ARGS)
 
 # The variables that each target takes. make would ignore all others, also misspelt ones, so they are refused. Names with an
@@ -49,6 +50,7 @@ TAKES_distill := CONFIG TASK TEACHER STUDENT SEEDS DATA ARGS $(SPREAD)
 TAKES_generate := MODEL PROMPT ARGS
 TAKES_fewshot := TASK MODEL SHOTS ARGS
 TAKES_probes := MODEL ARGS
+TAKES_translate := MODEL TEXT ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
 TAKES_bench := ARGS
@@ -97,12 +99,13 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
-	@echo "PROMPT='a text to continue'  SHOTS=<numbers of worked examples, with commas>"
+	@echo "PROMPT='a text to continue'  TEXT='a sentence to translate'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
 	@echo "tasks of make fewshot: $(basename $(notdir $(wildcard configs/prompting/*.yaml)))"
+	@echo "translation models: $(basename $(notdir $(wildcard configs/translation/*.yaml)))"
 	@echo "students: $(basename $(notdir $(wildcard configs/distill/*.yaml)))"
 	@echo "tasks: $(basename $(notdir $(wildcard configs/finetune/*.yaml)))"
 
@@ -146,6 +149,11 @@ fewshot: .venv/.installed ## evaluate a causal model in context: TASK, MODEL, SH
 .PHONY: probes
 probes: .venv/.installed ## does a causal model learn from its context? MODEL
 	@$(BIN)/python -m prompting.probes $(call quoted,model=$(MODEL)) $(ARGS)
+
+.PHONY: translate
+translate: export TEXT := $(value TEXT)
+translate: .venv/.installed ## translate a sentence: MODEL, TEXT
+	@$(BIN)/python -m translation $(call quoted,model=$(MODEL)) $(ARGS)
 
 .PHONY: search
 search: .venv/.installed ## random search of settings: TASK, MODEL, TRIALS; ARGS='space=bert_grid'

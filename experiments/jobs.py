@@ -26,7 +26,7 @@ from distill.stage import TaskAgnostic, TaskSpecific
 from finetune.config import FinetuneConfig
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import read_task, row_inputs
-from finetune.stage import Finetuning
+from finetune.stage import Finetuning, finetuning
 from finetune.task import TaskSection
 from pretrain.stage import Pretraining
 
@@ -52,7 +52,7 @@ def command_of(arguments: Sequence[str]) -> Command:
     if "teacher" in values:
         return Command("distill", distill.config.load_config, _distillation)
     if values.keys() & {"task", *TaskSection.model_fields}:  # fine-tuning says where keys of a task belong
-        return Command("finetune", finetune.config.load_config, Finetuning)
+        return Command("finetune", finetune.config.load_config, finetuning)
     return Command("pretrain", pretrain.config.load_config, Pretraining)
 
 

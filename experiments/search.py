@@ -38,7 +38,7 @@ from bertillery.system.files import remove, write_text
 from experiments.jobs import Job, job, print_changes, read_rows, run_jobs
 from experiments.space import Range, Space, read_space
 from finetune.config import FinetuneConfig, load_config
-from finetune.stage import Finetuning
+from finetune.stage import Finetuning, finetuning
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Search:
         self.rows: dict[str, Fingerprint] = {}
         """Of the task's splits, within :meth:`opened`."""
         try:
-            self.stages += [Finetuning(load_config(self.arguments(number))) for number in range(self.number)]
+            self.stages += [finetuning(load_config(self.arguments(number))) for number in range(self.number)]
         except ConfigError as error:  # a wrong key is wrong in all trials: the first one tells
             problems.append(str(error))
         if problems:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bertillery.run.command import command
 from finetune.config import FinetuneConfig, load_config
-from finetune.stage import Finetuning
+from finetune.stage import finetuning
 from finetune.task import describe_task_types
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         help=__doc__,
         schema=FinetuneConfig,
         load=load_config,
-        run=lambda config: Finetuning(config, arguments).run(),
+        run=lambda config: finetuning(config, arguments).run(),
         more=describe_task_types,
     )
 

@@ -24,7 +24,7 @@ from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
 from bertillery.run.stage import StageConfig
 from finetune.recipe import choose_recipe, known_recipe, recipe_values
-from finetune.task import TaskSection
+from finetune.task import TaskSection, run_of
 
 
 class EncoderSection(Section):
@@ -107,7 +107,7 @@ class FinetuneConfig(StageConfig):
                 f"train.best_by: given {self.train.best_by!r}; {self.task.name} is scored by "
                 f"{', '.join(self.task.metrics)} (task.metrics); give one of these"
             )
-        if self.model.score_bias == "mean" and not self.task.is_score:
+        if getattr(self.model, "score_bias", "zero") == "mean" and not self.task.is_score:
             raise ValueError(f"model.score_bias is for a score, and {self.task.name} is of type {self.task.type}")
         return self
 
@@ -124,7 +124,11 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     ]
     values, sources = merge_layers(layers)
     check_task(values, sources)
-    check_sections(FinetuneConfig, values, sources)
+    given = values.get("task")
+    own = run_of(given, "Config") if isinstance(given, dict) else None
+    check_sections(own or FinetuneConfig, values, sources)
+    if own is not None:
+        return own.load(values, sources)
     start, section = values.get("model", {}).get("from"), values.get("task", {})
     if start is None or not section:
         raise ConfigError(

@@ -9,6 +9,7 @@ Legend: M rows of outputs of some examples, K outputs of a row.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -59,6 +60,14 @@ class Predictor(Objective):
     def distributions(self, logits: Tensor) -> int:
         """How many distributions each row of ``logits`` stands for; the task's loss is the mean over them."""
         return 1
+
+    def predict(
+        self, batch: PackedBatch, autocast: Callable[[], Any], *, labelled: bool
+    ) -> tuple[dict[str, Term], Tensor]:
+        """The terms, where there are labels, and the outputs (M, K) of a batch."""
+        with autocast():
+            logits = self.logits(batch)
+        return self.terms(logits, batch) if labelled else {}, self.outputs(logits, batch)
 
     @abstractmethod
     def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
@@ -118,9 +127,8 @@ def predict(
     The outputs of a row, as many as ``examples.num_outputs`` says, follow those of the row before it. All processes
     call it with the same rows and get the same; each predicts its part, no example twice.
     """
-    plain, sums, parts = accelerator.unwrap_model(objective), Sums(), []
-    assert isinstance(plain, Predictor)
-    training = plain.training
+    plain: Any = accelerator.unwrap_model(objective)
+    sums, parts, training = Sums(), [], plain.training
     plain.eval()
     lengths = rows["length"].astype(np.int64)
     # Of fewer rows than processes, each predicts all: what is gathered is the same several times, and so are the means.
@@ -128,11 +136,9 @@ def predict(
     ranks, rank = (accelerator.num_processes, accelerator.process_index) if enough else (1, 0)
     for part in shares(lengths, micro_batch_tokens, ranks, rank):
         batch = examples.collate(rows[part]).to(accelerator.device)
-        with accelerator.autocast():
-            logits = plain.logits(batch)
-        if examples.labels is not None:
-            sums.add(plain.terms(logits, batch), batch.counts)
-        parts.append((part, plain.outputs(logits, batch).float().cpu().numpy()))
+        terms, outputs = plain.predict(batch, accelerator.autocast, labelled=examples.labels is not None)
+        sums.add(terms, batch.counts)
+        parts.append((part, outputs.float().cpu().numpy()))
     plain.train(training)
     gathered = gather_object(parts)
     sizes = examples.num_outputs(rows["index"])

@@ -80,9 +80,7 @@ def _own_files(task: TaskSection) -> Callable[[str], list[Table]]:
     def read(split: str) -> list[Table]:
         if split not in task.files:
             raise FileNotFoundError(f"task.files.{split} is not given")
-        return [
-            read_table(path, header=task.header, needed=task.text) for path in _resolve(task.root, task.files[split])
-        ]
+        return task.read_files(_resolve(task.root, task.files[split]))
 
     return read
 

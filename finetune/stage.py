@@ -38,7 +38,7 @@ from finetune.report import (
 )
 from finetune.sources import glue_dir_from_environment
 from finetune.splits import current_rows, documentation_input, read_task, report, row_inputs
-from finetune.task import task_type_of
+from finetune.task import run_of, task_type_of
 from finetune.task_types.base import Predicted
 
 
@@ -222,7 +222,7 @@ class Finetuning(Stage):
         section = self.config.task
         chosen = self.task_type.choose(predicted[section.validation[0]])
         values, warnings = {}, {}
-        for name in section.validation:
+        for name in self.scored():
             predictions, labels = predicted[name].predictions, predicted[name].labels
             values[name] = self.task_type.scores(predictions, labels)
             warning = self.task_type.warning(predictions, labels)
@@ -235,7 +235,7 @@ class Finetuning(Stage):
             "chosen": chosen,
             "tokens_per_second": ended.tokens_per_second,
         }
-        results["table"], card = _table(results), ""
+        results["table"], card = self.table(results), ""
         with beside("the card of the export"):
             card = self._card(results)
         export_model(
@@ -254,11 +254,11 @@ class Finetuning(Stage):
         """The metrics beside what guessing and counting words reach, the hardest examples, and pictures."""
         section, card = self.config.task, self.directory.export / "README.md"
         first = self.predicted[section.validation[0]]
-        for name in section.validation:
+        for name in results["scores"]:
             with beside(f"baselines of {name}"):
                 results["baselines"][name] = self.task_type.baselines(self.task, name)
         with beside(f"the card {card}"):
-            results["table"] = _table(results)
+            results["table"] = self.table(results)
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
             results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")
@@ -285,6 +285,10 @@ class Finetuning(Stage):
     def about(self) -> str:
         """What the model is, for its card."""
         return f"{self.config.model.from_} fine-tuned on {self.config.task.name}"
+
+    def scored(self) -> list[str]:
+        """Splits whose scores are results."""
+        return self.config.task.validation
 
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         """Every validation and test split that there is, with its predictions."""
@@ -328,6 +332,11 @@ class Finetuning(Stage):
         more = f"space={space}"
         return make_command("search", self.given, more, model=start, run=self.path, without=searched)
 
+    def table(self, results: dict[str, Any]) -> str:
+        """The scores beside the baselines, as Markdown."""
+        return results_table(results["scores"], results["baselines"], results["warnings"], results["chosen"])
 
-def _table(results: dict[str, Any]) -> str:
-    return results_table(results["scores"], results["baselines"], results["warnings"], results["chosen"])
+
+def finetuning(config: FinetuneConfig, given: Sequence[str] = ()) -> Finetuning:
+    """The stage of a configuration: that of its task type, where it has one of its own."""
+    return (run_of({"type": config.task.type}, "Stage") or Finetuning)(config, given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorH
 
 from bertillery.config.section import Section, describe
 from bertillery.config.types import Name, check_name
+from bertillery.data.tables import Table, read_table
 from bertillery.system.printable import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ def task_types() -> dict[str, Any]:
     names = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(_TYPES).__path__))
     modules = {name: importlib.import_module(f"{_TYPES}.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "Type")}
+
+
+def run_of(values: Mapping[str, Any], name: Literal["Config", "Stage"]) -> Any:
+    """What a run of a task type has of its own, its configuration or its stage: the class ``Run<name>`` of the type's
+    module; None where it has those of all."""
+    module = task_types().get(str(values.get("type")))
+    return getattr(module, f"Run{name}", None)
 
 
 def task_type_of(section: TaskSection) -> TaskType:
@@ -126,7 +134,7 @@ class TaskSection(Section):
     type: Annotated[str, AfterValidator(_known_type)]
     """The task type, a file in ``finetune/task_types``: one label (``classification``), several labels
     (``multilabel``), or a score (``regression``) for each example; one of several texts (``choice``); a label for each
-    word (``tokens``); or an answer within a text (``spans``)."""
+    word (``tokens``); an answer within a text (``spans``); or a text in another language (``translation``)."""
     text: Words = Field(default=["text"], min_length=1, max_length=2)
     """Column of the text, or the two columns of a pair. For ``choice``, what is to be continued, and where there is a
     second column what every choice begins with; for ``tokens`` lists of words; for ``spans`` question and text."""
@@ -217,6 +225,10 @@ class TaskSection(Section):
     def fit_recipe(cls, recipe: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a recipe without those that contradict the task's own values."""
         return recipe
+
+    def read_files(self, paths: Sequence[Path]) -> list[Table]:
+        """The tables of one split's files."""
+        return [read_table(path, header=self.header, needed=self.text) for path in paths]
 
     def check_model(self, start: str) -> None:
         """``ConfigError`` where the task cannot be put to the model at ``start``, a directory or Hub id."""

@@ -1,7 +1,7 @@
 """Answers that a model writes, compared with references: summaries after ``TL;DR:`` and translations after ``=``.
 
 Prompts and settings are those of GPT-2 (Radford et al. 2019, sections 3.6 and 3.7). ROUGE is computed by the package
-``rouge_score``, BLEU by ``sacrebleu``; both are in the extra ``evaluation``.
+``rouge_score``, which is in the extra ``evaluation``, BLEU by ``sacrebleu``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from prompting.items import Items, WrittenSection, draw_shots
 from prompting.model import CausalModel
 from prompting.outcomes import Outcome, standard_error
 
-_PACKAGES = {"rouge": "rouge_score", "bleu": "sacrebleu"}
+_PACKAGES = {"rouge": "rouge_score"}
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def check_metric(section: WrittenSection) -> None:
     """``InputError`` where the package of the metric is not installed."""
-    package = _PACKAGES[section.metric]
-    if find_spec(package) is None:
+    package = _PACKAGES.get(section.metric)
+    if package is not None and find_spec(package) is None:
         raise InputError(
             f"prompt.written.metric: {section.metric} is computed by {package}, which is not installed; "
             "type .venv/bin/python -m pip install -c constraints.txt -e '.[evaluation]'"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertillery.engine.layout import PackingLayout, branching_layout, packing_layout
+from bertillery.engine.layout import CrossLayout, PackingLayout, branching_layout, cross_layout, packing_layout
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class PackedBatch:
     """Labels and positions that the objective reads."""
     counts: dict[str, int] = field(default_factory=dict)
     """Divisors of the objective's sums, such as the number of masked tokens; known on the host."""
+    crossing: CrossLayout | None = None
+    """How the sequences of ``target`` attend to those of ``source``, where there are both."""
 
     @property
     def input(self) -> Stream:
@@ -157,6 +159,27 @@ def pack(
         {"input": stream},
         targets={name: torch.from_numpy(np.array(value)) for name, value in targets.items()},
         counts={"tokens": stream.num_tokens, "pairs_of_tokens": stream.squared_lengths, **counts},
+    )
+
+
+def pack_pairs(
+    source: np.ndarray,
+    source_lengths: np.ndarray,
+    target: np.ndarray,
+    target_lengths: np.ndarray,
+    *,
+    targets: dict[str, np.ndarray],
+    counts: dict[str, int],
+) -> PackedBatch:
+    """A batch of two streams, ``source`` and ``target``, from flat arrays (S,) and (T,) and lengths (B,) each.
+
+    Adds the count ``tokens``, of both.
+    """
+    return PackedBatch(
+        {"source": pack_stream(source, source_lengths), "target": pack_stream(target, target_lengths)},
+        targets={name: torch.from_numpy(np.array(value)) for name, value in targets.items()},
+        counts={"tokens": len(source) + len(target), **counts},
+        crossing=cross_layout(np.asarray(target_lengths), np.asarray(source_lengths)),
     )
 
 

@@ -173,7 +173,7 @@ class Steps(Dataset[StepData]):
             )
         self._place = (step + 1, cursor)
         source = self.streams[self.phase_at(step)].source
-        rows = sampled(source, rows)
+        rows = sampled(source, rows, step)
         split = shares(rows["length"].astype(np.int64), self.micro_batch_tokens, self.num_ranks, self.rank)
         return StepData(
             step, [source.collate(rows[part]) for part in split], len(rows), int(rows["length"].sum()), cursor

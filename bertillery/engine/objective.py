@@ -117,16 +117,18 @@ class Source(Protocol):
 
 @runtime_checkable
 class StepSampling(Protocol):
-    """A source that samples something over a whole step, such as which tokens are masked."""
+    """A source that samples something over a whole step, such as which tokens are masked, or by the step's number."""
 
-    def sample_step(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of a step with the sampled values written into them; ``collate`` sees only some of the rows."""
+    def sample_step(self, rows: np.ndarray, step: int | None) -> np.ndarray:
+        """The rows of a step with the sampled values written into them; ``collate`` sees only some of the rows.
+
+        ``step`` is counted from 0, and None for rows that are not trained on."""
         ...
 
 
-def sampled(source: Source, rows: np.ndarray) -> np.ndarray:
+def sampled(source: Source, rows: np.ndarray, step: int | None = None) -> np.ndarray:
     """The rows of a step after batch-level sampling, if their source has any."""
-    return source.sample_step(rows) if isinstance(source, StepSampling) else rows
+    return source.sample_step(rows, step) if isinstance(source, StepSampling) else rows
 
 
 def objective_module(package: str, section: Mapping[str, Any]) -> Any:

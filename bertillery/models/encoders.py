@@ -42,6 +42,8 @@ class Family:
     """Whether embeddings as wide as the model pass through a projection, too."""
     causal: bool = False
     """Whether it is a decoder: no token sees a later one."""
+    translates: bool = False
+    """Whether it is an encoder and a decoder, from a source to a target (:mod:`bertillery.models.seq2seq`)."""
 
 
 _ROBERTA = Family(token_types=False, positions_after_padding=True)
@@ -74,31 +76,46 @@ DECODERS = {
         causal=True,
     )
 }
-"""Decoders of transformers, by ``config.model_type``. No command trains one yet."""
+"""Decoders of transformers, by ``config.model_type``."""
+
+_TRANSFORMER = Family(
+    hidden_dropout=("dropout",), intermediate_size="encoder_ffn_dim", token_types=False, translates=True
+)
+TRANSLATORS = {"marian": _TRANSFORMER, "pegasus": _TRANSFORMER}
+"""Encoder-decoders of transformers, by ``config.model_type``: the Transformer with LayerNorms behind and before the
+residual connections."""
 
 
 def _described(model_type: str) -> Family | None:
     """The family of a type, also of a config class of ours that is registered with ``AutoConfig``."""
     own = getattr(CONFIG_MAPPING[model_type], "family", None) if model_type in CONFIG_MAPPING else None
-    return own or FAMILIES.get(model_type) or DECODERS.get(model_type)
+    return own or FAMILIES.get(model_type) or DECODERS.get(model_type) or TRANSLATORS.get(model_type)
 
 
-def check_model_type(model_type: str, *, decoder: bool | None = False) -> None:
-    """``ConfigError`` for a type of model that cannot read packed batches, and for a decoder unless one is wanted;
-    ``None`` allows both."""
+def check_model_type(model_type: str, *, decoder: bool | None = False, translator: bool = False) -> None:
+    """``ConfigError`` for a type of model that cannot read packed batches, for a decoder unless one is wanted (``None``
+    allows both), and for a ``translator``, an encoder and a decoder, unless one is wanted."""
     found = _described(model_type)
     if found is None:
         why = "cannot read packed batches"
-    elif decoder is not None and found.causal != decoder:
+    elif found.translates != translator:
+        why = "is a translation model" if found.translates else "does not translate"
+    elif not translator and decoder is not None and found.causal != decoder:
         why = "is a decoder" if found.causal else "is an encoder"
     else:
         return
-    if decoder is None:
+    if translator:
+        wanted, allowed = "a translation model", TRANSLATORS
+    elif decoder is None:
         wanted, allowed = "a model", {**FAMILIES, **DECODERS}
     else:
         wanted, allowed = ("a decoder", DECODERS) if decoder else ("an encoder", FAMILIES)
     registered = ((name, getattr(config, "family", None)) for name, config in CONFIG_MAPPING._extra_content.items())
-    ours = [name for name, described in registered if described is not None and decoder in (None, described.causal)]
+    ours = [
+        name
+        for name, of in registered
+        if of is not None and of.translates == translator and (translator or decoder in (None, of.causal))
+    ]
     raise ConfigError(
         f"a model of type {model_type!r} {why}; give {wanted} of one of these types: {', '.join([*allowed, *ours])}"
     )

@@ -182,11 +182,11 @@ def file_of(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def check_config_file(path: Path, *, decoder: bool | None = False) -> None:
+def check_config_file(path: Path, *, decoder: bool | None = False, translator: bool = False) -> None:
     """``InputError`` for a ``config.json`` that is damaged, of no family that is known, or of absurd sizes."""
     remedy = "give a folder that save_pretrained wrote, as export/ is"
     found = read_json(path, ConfigFile, remedy=remedy)
-    check_model_type(found.model_type, decoder=decoder)
+    check_model_type(found.model_type, decoder=decoder, translator=translator)
     for key in ("hidden_act", "activation", "summary_activation"):
         name = getattr(found, key)
         if name is not None and name not in ACT2FN:
@@ -207,10 +207,9 @@ def check_config(name: str, config: PreTrainedConfig) -> None:
     """``ConfigError`` where the sizes that a configuration ends up with contradict each other."""
     kind, problems = family(config), []
     sizes: Any = config
-    if sizes.hidden_size % sizes.num_attention_heads:
-        problems.append(
-            f"a hidden_size of {sizes.hidden_size} is not a multiple of num_attention_heads {sizes.num_attention_heads}"
-        )
+    heads = getattr(sizes, "num_attention_heads", 1)
+    if sizes.hidden_size % heads:
+        problems.append(f"a hidden_size of {sizes.hidden_size} is not a multiple of num_attention_heads {heads}")
     if sizes.pad_token_id is None and kind.positions_after_padding:
         problems.append("pad_token_id is missing, behind which positions are counted")
     elif not -1 < (sizes.pad_token_id or 0) < sizes.vocab_size:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -65,10 +66,12 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def read_config(name: str | Path, folder: str = "", *, decoder: bool | None = False) -> PreTrainedConfig:
+def read_config(
+    name: str | Path, folder: str = "", *, decoder: bool | None = False, translator: bool = False
+) -> PreTrainedConfig:
     """The configuration of a model in a directory or on the Hub, or in a ``folder`` there; raises what :func:`load`
     does."""
-    return _configuration(str(name), {}, folder, decoder=decoder)
+    return _configuration(str(name), {}, folder, decoder=decoder, translator=translator)
 
 
 def load(
@@ -137,6 +140,21 @@ def read_weights(
     return model, info
 
 
+def load_translator(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """An encoder-decoder, with entries of its configuration replaced, as :func:`load` opens an encoder; raises the
+    same. All of its weights are the checkpoint's."""
+    config = _configuration(name, dict(settings), decoder=None, translator=True)
+    with warnings_of_transformers():
+        model, info = read_weights(
+            AutoModelForSeq2SeqLM, name, config, what=f"{name}: its weights",
+            attn_implementation=NAME, dtype=torch.float32,
+        )  # fmt: skip
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(f"{name}: its weights lack {_some(missing)}; give a folder that save_pretrained wrote")
+    check_finite(name, model)
+    return model
+
+
 def open_stock(folder: Path) -> PreTrainedModel:
     """The model of a directory that ``save_pretrained`` wrote, in evaluation mode, as ``from_pretrained`` gives it.
 
@@ -181,7 +199,9 @@ def _not_found() -> str:
     return f"no such folder, no model downloaded before, and the Hub {hub}"
 
 
-def _configuration(name: str, settings: dict[str, Any], folder: str = "", *, decoder: bool | None) -> PreTrainedConfig:
+def _configuration(
+    name: str, settings: dict[str, Any], folder: str = "", *, decoder: bool | None, translator: bool = False
+) -> PreTrainedConfig:
     _check_there(name)
     remedy = "give a folder that save_pretrained wrote, as export/ is, or a name on the Hub (offline: a downloaded one)"
     with warnings_of_transformers(), reading(name, remedy):
@@ -190,7 +210,7 @@ def _configuration(name: str, settings: dict[str, Any], folder: str = "", *, dec
             reason = "no config.json in this folder" if Path(name).is_dir() else _not_found()
             reason += f" (did you mean {Path(name) / 'export'}?)" * (Path(name) / "export").is_dir()
             raise ConfigError(f"{Path(name, folder)}: {reason}; {remedy}")
-        check_config_file(file, decoder=decoder)
+        check_config_file(file, decoder=decoder, translator=translator)
         config: Any
         config, unknown = AutoConfig.from_pretrained(
             name, subfolder=folder, return_unused_kwargs=True, **safely(name), **settings

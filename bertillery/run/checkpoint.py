@@ -104,6 +104,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def newest_whole(folder: Path) -> list[Path]:
+    """All checkpoints with correct sizes and checksums, the newest first."""
+    return [path for path in _newest_first(folder) if defect(path) is None]
+
+
 def newest_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
     """The main process's :func:`latest_checkpoint`, as a path of this process."""
     found = latest_checkpoint(folder) if accelerator.is_main_process else None

@@ -88,7 +88,16 @@ def guarded(action: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # the terminal may lack characters
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for package in ("bertillery", "pretrain", "finetune", "prompting", "distill", "experiments", "deploy"):
+    for package in (
+        "bertillery",
+        "pretrain",
+        "finetune",
+        "translation",
+        "prompting",
+        "distill",
+        "experiments",
+        "deploy",
+    ):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         with interruptible():

@@ -162,7 +162,7 @@ class RareMaskedSource(DocumentSource):
             rows[name] = found[name]
         return rows
 
-    def sample_step(self, rows: np.ndarray) -> np.ndarray:
+    def sample_step(self, rows: np.ndarray, step: int | None) -> np.ndarray:
         """The rows of a step with the threshold that masks its share of tokens."""
         examples = self.lay_out(rows)
         times = self._times(examples)

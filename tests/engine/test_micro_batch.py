@@ -65,7 +65,7 @@ class Deciding(Lengths):
         rows["length"] = self.lengths * block
         return rows
 
-    def sample_step(self, rows: np.ndarray) -> np.ndarray:
+    def sample_step(self, rows: np.ndarray, step: int | None) -> np.ndarray:
         rows = rows.copy()
         rows["targets"] = 3
         return rows

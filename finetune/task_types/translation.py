@@ -1,0 +1,187 @@
+"""A text in another language for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+
+from bertillery.config.section import InputError
+from bertillery.data import files
+from bertillery.data.tables import Table
+from bertillery.report.plot import figure, save
+from finetune.rows import as_text, objects
+from finetune.sources import Source
+from finetune.splits import Split
+from finetune.task import TaskSection
+from finetune.task_types.base import Predicted, TaskType
+from finetune.translating import Translating, TranslationConfig
+from translation.examples import TranslationExamples
+from translation.scores import METRICS, Tokens, corpus_scores, floors, sentence_scores
+
+RunConfig, RunStage = TranslationConfig, Translating
+_GROUPS = 6
+"""Groups of equally many sentences, by length, in the picture of scores."""
+
+
+class Config(TaskSection):
+    """A translation for each text. ``text`` is the column of the source and ``label`` that of the target; where files
+    are named ``<any>.<text>`` and ``<any>.<label>``, such as train.en and train.de, line n of one is the translation of
+    line n of the other."""
+
+    available_metrics = METRICS
+    num_texts = (1,)
+    unlabelled = "a translation"
+
+    bleu_tokens: Tokens = "13a"
+    """How BLEU finds words: ``char`` for languages that do not separate them as English does, such as Korean."""
+    too_long: Literal["drop", "fail"] = "drop"
+    """A training pair with more tokens than the model has positions is left out and counted, or is an error. Elsewhere
+    its source is cut."""
+
+    def read_files(self, paths: Sequence[Path]) -> list[Table]:
+        """Tables, or pairs of parallel files."""
+        source, target = ([path for path in paths if _language(path) == name] for name in (self.text[0], self.label))
+        if not source and not target:
+            return super().read_files(paths)
+        others = [path for path in paths if path not in (*source, *target)]
+        if others or len(source) != len(target):
+            given = ", ".join(path.name for path in paths)
+            raise InputError(
+                f"task.files: given {given}; a split is pairs of files that end with .{self.text[0]} and "
+                f".{self.label}, or tables with these columns"
+            )
+        return [self._parallel(*pair) for pair in zip(source, target, strict=True)]
+
+    def _parallel(self, source: Path, target: Path) -> Table:
+        sides = [[line.rstrip("\r\n") for line in files.read_lines(path, files.Decoder())] for path in (source, target)]
+        lengths = [len(lines) for lines in sides]
+        if lengths[0] != lengths[1]:
+            raise InputError(_unequal(source, target, *sides))
+        where = f"{source} and {target.name}"
+        return Table(where, dict(zip((self.text[0], self.label), sides, strict=True)), range(1, lengths[0] + 1))
+
+
+def _language(path: Path) -> str:
+    name = path.name
+    for suffix in files.COMPRESSED[1:]:
+        name = name.removesuffix(suffix)
+    return name.rpartition(".")[2]
+
+
+def _unequal(source: Path, target: Path, first: Sequence[str], second: Sequence[str]) -> str:
+    """Both numbers of lines, and the line where they seem to part: empty on one side only, or the first without a
+    partner."""
+    pairs = enumerate(zip(first, second, strict=False))
+    odd = next((number for number, (a, b) in pairs if bool(a.strip()) != bool(b.strip())), None)
+    longer, lines = (source, first) if len(first) > len(second) else (target, second)
+    if odd is None:
+        number = min(len(first), len(second))
+        part = f"{longer.name} goes on alone with line {number + 1}: {lines[number]!r:.100}"
+    else:
+        part = f"line {odd + 1} is empty in {target.name if first[odd].strip() else source.name} alone"
+    return (
+        f"{source} has {len(first):,} lines and {target} {len(second):,}; line n of one translates line n of the other."
+        f" The first odd one: {part}. Mend the files, or give a table with both columns"
+    )
+
+
+class Type(TaskType):
+    """Labels and predictions are texts (N,)."""
+
+    model_class = AutoModelForSeq2SeqLM
+    pipeline = "translation"
+    section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def label_reader(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
+        """Text as it is."""
+        return as_text
+
+    def label_array(self, labels: list[Any]) -> np.ndarray:
+        """(N,) objects."""
+        return objects(labels)
+
+    def describe_labels(self, labels: np.ndarray) -> str:
+        """Words of a reference."""
+        return f"{np.mean([len(text.split()) for text in labels]):.1f} words a reference"
+
+    def examples(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        seed: int,
+        training: bool = False,
+        both_orders: bool = False,
+    ) -> TranslationExamples:
+        """Pairs of sentences; ``both_orders`` has no meaning here."""
+        (texts,) = split.texts
+        found = TranslationExamples(
+            texts, None if split.labels is None else [*split.labels], tokenizer,
+            max_length=max_length, seed=seed, drop=training,
+        )  # fmt: skip
+        if training and found.num_cut and self.section.too_long == "fail":
+            raise InputError(
+                f"{self.section.name} {split.name}: {found.num_cut:,} pairs have more than {max_length} tokens on a "
+                "side; give a larger train.phases.0.sequence_length, or task.too_long=drop to leave them out"
+            )
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing: a translation has no labels."""
+        return {}
+
+    def decide(self, outputs: np.ndarray, examples: Any, index: np.ndarray) -> np.ndarray:
+        """The texts of the best hypotheses."""
+        return objects([examples.decode(row[row >= 0].astype(np.int64).tolist()) for row in outputs])
+
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """By sacreBLEU."""
+        return corpus_scores(self.section.metrics, [*predictions], [*labels], self.section.bleu_tokens)
+
+    def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
+        """Few different translations of many sources."""
+        different = len({*predictions})
+        if different <= len({*labels}) / 10:
+            return f"writes {different:,} different translations of {len(predictions):,} sources"
+        return None
+
+    def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
+        """Those of :func:`translation.scores.floors`."""
+        assert train.labels is not None
+        found = floors(train.texts[0], [*train.labels], held_out.texts[0])
+        return {name: objects(texts) for name, texts in found.items()}
+
+    def distances(self, predicted: Predicted) -> np.ndarray:
+        """1 - chrF of each sentence."""
+        return 1 - sentence_scores([*predicted.predictions], [*predicted.labels])
+
+    def format_prediction(self, prediction: Any) -> str:
+        """On one line."""
+        return " ".join(str(prediction).split())
+
+    def write(self, folder: Path, predicted: Predicted) -> list[Path]:
+        """A line for each translation, as sacreBLEU reads them: ``<split>.<target>``."""
+        path = folder / f"{predicted.split.name}.{self.section.label}"
+        lines = map(self.format_prediction, predicted.predictions)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return [path]
+
+    def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
+        """The first metric by length of the source, of groups with equally many sentences."""
+        sizes = np.array([len(text.split()) for text in predicted.split.texts[0]])
+        groups = [part for part in np.array_split(np.argsort(sizes, kind="stable"), _GROUPS) if len(part)]
+        metric = self.section.metrics[0]
+        values = [self.scores(predicted.predictions[part], predicted.labels[part])[metric] for part in groups]
+        (axis,) = axes = figure(1, f"{self.section.name}, {predicted.split.name}", panel=(5.2, 3.6))
+        axis.plot([sizes[part].mean() for part in groups], [100 * value for value in values], marker="o")
+        axis.set_xlabel(f"words of the source ({len(groups[0]):,} sentences a point)")
+        axis.set_ylabel(metric.replace("_", " "))
+        axis.set_ylim(bottom=0)
+        path = folder / "by_length.png"
+        save(axes, path)
+        return [path]

@@ -1,0 +1,310 @@
+"""A run of translation: the vocabulary, the model from its configuration, training, decoding, BLEU."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, SerializeAsAny, model_validator
+from safetensors.torch import load_file
+
+from bertillery.config.section import ConfigError, InputError, validate
+from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Length, Runs, Tokens, Weight
+from bertillery.models.export import warnings_of_transformers
+from bertillery.models.load import check_vocabulary, read_config
+from bertillery.run.checkpoint import newest_whole
+from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.stage import Parts, beside
+from bertillery.run.tracking import Tracker
+from bertillery.run.trainer import Fit, Trainer
+from bertillery.run.waiting import main_process_first
+from bertillery.system.printable import printable
+from finetune.config import FinetuneConfig, FinetuneOptimSection, FinetunePhase, FinetuneTrainSection, model_name
+from finetune.predict import Scored, predict
+from finetune.sources import glue_dir_from_environment
+from finetune.splits import documentation_input, read_task, report, row_inputs
+from finetune.stage import Finetuning
+from finetune.task import task_type_of
+from finetune.task_types.base import Predicted
+from translation.alignment import draw_alignments
+from translation.architecture import ExistingSection, ModelSection
+from translation.examples import TranslationExamples
+from translation.objective import ObjectiveSection, TranslationObjective
+from translation.scores import length_ratio, signatures, tokenized
+from translation.search import DecodeSection
+from translation.vocabulary import VocabularySection, check_alphabet, open_vocabulary, train_vocabulary
+
+logger = logging.getLogger(__name__)
+_BATCH_TOKENS = 4096
+
+
+class TranslationOptimSection(FinetuneOptimSection):
+    """The optimizer of Vaswani et al. 2017, section 5.3."""
+
+    algorithm: Literal["bert_adam", "adamw", "lamb"] = "adamw"
+    """``adamw``: torch's; ``bert_adam``: without bias correction; ``lamb``: for large batches."""
+    learning_rate: LearningRate = 7e-4
+    """Peak. With ``inverse_sqrt``, 1 / sqrt(width * warm-up) is the paper's schedule ("noam")."""
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    """Decay rates of the two moments."""
+    epsilon: Epsilon = 1e-9
+    """Added to the root of the second moment."""
+    weight_decay: Weight = 0.0
+    """Decoupled; vectors are exempt."""
+    max_gradient_norm: Factor = 1e9
+    """Gradients are scaled down to this norm; by default never, as in the paper's code."""
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = (  # pyright: ignore[reportIncompatibleVariableOverride]
+        "inverse_sqrt"
+    )
+    """Shape of the learning rate after warm-up."""
+    warmup: Duration = Duration("4000 steps")
+    """Linear warm-up from 0."""
+
+
+class TranslationPhase(FinetunePhase):
+    """The batch: pairs of sentences, by default as many as fit into 4,096 tokens of both sides."""
+
+    sequence_length: Tokens = 256
+    """Most tokens of a source, and of a target."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_examples_by_default(cls, values: Any) -> Any:
+        """Tokens instead, of source and target together."""
+        if isinstance(values, dict) and values.get("batch_size") is None and values.get("batch_tokens") is None:
+            return {**values, "batch_tokens": _BATCH_TOKENS}
+        return values
+
+
+class TranslationTrainSection(FinetuneTrainSection):
+    """Length and schedule of training."""
+
+    steps: Length = Duration("20 epochs")
+    """Length of the run: steps or epochs."""
+    phases: list[TranslationPhase] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=[TranslationPhase()], min_length=1, max_length=1
+    )
+    """Batch and longest sentences."""
+    average: Runs = 1
+    """The exported weights are the mean of those of so many newest checkpoints (Vaswani et al. 2017, section 6.1)."""
+
+    @model_validator(mode="after")
+    def _keeps_what_is_averaged(self) -> TranslationTrainSection:
+        if self.average > 1 and (self.keep < self.average or self.export != "last"):
+            raise ValueError(
+                f"average {self.average} needs the newest {self.average} checkpoints: give keep={self.average} or more "
+                "and export=last"
+            )
+        return self
+
+
+class TranslationConfig(FinetuneConfig):
+    """Everything a run of translation is made from."""
+
+    model: SerializeAsAny[ModelSection]  # pyright: ignore[reportIncompatibleVariableOverride]
+    tokenizer: VocabularySection = VocabularySection()
+    objective: ObjectiveSection = ObjectiveSection()
+    decode: DecodeSection = DecodeSection()
+    optim: TranslationOptimSection = TranslationOptimSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+    train: TranslationTrainSection = TranslationTrainSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @model_validator(mode="after")
+    def _has_one_vocabulary(self) -> TranslationConfig:
+        if isinstance(self.model, ExistingSection) and self.tokenizer != VocabularySection():
+            raise ValueError(f"tokenizer: {self.model.from_} has its own; leave these keys out")
+        longest, asked = self.model.longest, self.train.phases[0].sequence_length
+        if longest is not None and asked > longest:
+            raise ValueError(
+                f"train.phases: a sequence_length of {asked} is more than the model's max_position_embeddings {longest}"
+            )
+        if not self.objective.teacher_forcing.always and self.model.feeds_back is False:
+            raise ValueError(
+                "objective.teacher_forcing: a Transformer computes all target positions at once and is always fed the "
+                "reference; leave the keys out, or take a model with architecture: rnn"
+            )
+        return self
+
+    @classmethod
+    def load(cls, values: dict[str, Any], sources: dict[str, str]) -> TranslationConfig:
+        """From merged values. A run without a name is called ``<task>/<model>/seed-<seed>``."""
+        if not values.get("model"):
+            raise ConfigError(
+                "translation needs a model: make finetune TASK=<name> MODEL=<name in configs/translation, or the "
+                "directory of a translation model>"
+            )
+        values["recipe"] = "none"
+        config = validate(cls, values, sources)
+        section = config.model
+        name = section.name or (model_name(section.from_) if isinstance(section, ExistingSection) else "model")
+        return config.named(f"{config.task.name}/{name}/seed-{config.run.seed}")
+
+
+class Translating(Finetuning):
+    """One run of a translation model."""
+
+    config: TranslationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def prepare(self) -> Parts:
+        """Read the task, train or open the vocabulary, lay out the sentences."""
+        config, section = self.config, self.config.task
+        self.pin(self.models)
+        self.task_type = task_type_of(section)
+        with main_process_first(self.accelerator):
+            self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+        self.say(report(self.task))
+        self.pin(lambda: row_inputs(self.task) | documentation_input(section))
+        self.tokenizer = self._tokenizer()
+        teaching = config.objective.teacher_forcing
+        train: Any = self._examples("train", training=True)
+        train.teaching = None if teaching.always else teaching
+        self.validation = {name: self._examples(name) for name in section.validation}
+        self.test = {name: self._examples(name) for name in section.test if name in self.task.splits}
+        for name, examples in {"train": train, **self.validation, **self.test}.items():
+            self._warn(name, examples)
+        scored = Scored(
+            self.validation, self.task_type, num_examples=config.train.evaluate_examples, best_by=config.train.best_by
+        )
+        return Parts([train], epoch_size=TranslationExamples.epoch_size, objective=self._objective, held_out=scored)
+
+    def models(self) -> dict[str, Fingerprint]:
+        """Of the model that is trained further, if there is one."""
+        section = self.config.model
+        return model_inputs(starting_weights=section.from_ if isinstance(section, ExistingSection) else None)
+
+    def _tokenizer(self) -> Any:
+        config, section = self.config, self.config.model
+        train = self.task.split("train")
+        if train.labels is None:
+            raise InputError(f"{config.task.name}: the split train has no column {config.task.label!r} to learn from")
+        sides = {config.task.text[0]: [*train.texts[0]], config.task.label: [*train.labels]}
+        if isinstance(section, ExistingSection):
+            key, tokenizer = "model.from", open_vocabulary(section.from_, "model.from")
+            check_vocabulary(tokenizer, read_config(section.from_, translator=True), section.from_, key)
+        elif config.tokenizer.path:
+            key, tokenizer = "tokenizer.path", open_vocabulary(config.tokenizer.path, "tokenizer.path")
+        else:
+            return train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
+        for language, texts in sides.items():
+            check_alphabet(tokenizer, texts, language, key)
+        return tokenizer
+
+    def _warn(self, name: str, examples: Any) -> None:
+        """Of pairs that are cut or left out, and of references that BLEU is not for."""
+        if examples.num_cut:
+            length = self.config.train.phases[0].sequence_length
+            how = "left out" if name == "train" else "cut"
+            logger.warning("%s: %d pairs have more than %d tokens on a side; %s", name, examples.num_cut, length, how)
+        if name != "train" and examples.labels is not None and tokenized(examples.labels.tolist()):
+            logger.warning(
+                '%s: the references look tokenised (" .", " ,"); BLEU is for text as people write it, and these scores '
+                "are not comparable with published ones; give detokenised files",
+                name,
+            )  # fmt: skip
+
+    def _objective(self) -> Any:
+        with warnings_of_transformers():
+            model = self.config.model.build(self.tokenizer)
+        return TranslationObjective(model, self.config.objective, self._greedy)
+
+    @property
+    def _greedy(self) -> DecodeSection:
+        """How the evaluations of a training decode."""
+        return self.config.decode.model_copy(update={"beam": 1})
+
+    def banner(self, trainer: Trainer) -> str:
+        """Model, vocabulary, rates and one pair."""
+        config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
+        size = sum(parameter.numel() for parameter in model.parameters())
+        examples, pieces = trainer.sources[0], len(self.tokenizer)
+        ids = [
+            side.take(examples.examples(0, 0)["index"][:1])[0].tolist() for side in (examples.source, examples.target)
+        ]
+        shown = ["  " + printable(" ".join(self.tokenizer.convert_ids_to_tokens(each))) for each in ids]
+        return (
+            f"model       {type(model).__name__}, {size:,} parameters, {pieces:,} pieces\n"
+            f"            learning rate {config.optim.learning_rate:g}, batches of {config.train.phases[0]}, "
+            f"{config.train.steps}\n\nfirst pair\n" + "\n".join(shown)
+        )
+
+    def about(self) -> str:
+        """What the model is, for its card."""
+        section, config = self.config.task, self.config
+        start = config.model.from_ if isinstance(config.model, ExistingSection) else (config.model.name or "a model")
+        return f"{start}, trained to translate {section.text[0]} to {section.label} on {section.name}"
+
+    def scored(self) -> list[str]:
+        """The validation splits, and test splits with references."""
+        labelled = [name for name, examples in self.test.items() if examples.labels is not None]
+        return [*self.config.task.validation, *labelled]
+
+    def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
+        """Average checkpoints, translate all splits, export."""
+        objective = self.accelerator.unwrap_model(trainer.objective)
+        if self.config.train.average > 1:
+            self._average(objective)
+        objective.decoding = self.config.decode
+        _set_generation(objective.exported(), self.config.decode)
+        results = super().result(trainer, ended)
+        return results and results | {"perplexity": self.perplexities, "decode": self.config.decode.model_dump()}
+
+    def _average(self, objective: Any) -> None:
+        """Load the mean of the newest checkpoints' weights."""
+        wanted = self.config.train.average
+        found = newest_whole(self.directory.checkpoints)[:wanted]
+        if len(found) < wanted:
+            raise InputError(
+                f"{self.directory.checkpoints}: {len(found)} whole checkpoints, and train.average={wanted}; give "
+                "train.save_every=<a shorter interval>, or a smaller average"
+            )
+        read = [load_file(path / "model.safetensors") for path in found]
+        state = objective.state_dict()
+        for name in read[0]:
+            if state[name].is_floating_point():
+                state[name].copy_(torch.stack([each[name] for each in read]).mean(0))
+
+    def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
+        tokens, found, self.perplexities = trainer.micro_batch_tokens, {}, {}
+        for name, examples in (self.validation | self.test).items():
+            rows = examples.examples(0, 0)
+            outputs, means = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
+            predictions = self.task_type.decide(outputs, examples, rows["index"])
+            found[name] = Predicted(self.task.split(name), outputs, predictions)
+            self.perplexities |= {name: means["perplexity"]} if "perplexity" in means else {}
+        return found
+
+    def table(self, results: dict[str, Any]) -> str:
+        """The scores, how they were computed, and the perplexity of the references."""
+        section: Any = self.config.task
+        lines = [super().table(results)]
+        for name, value in self.perplexities.items():
+            predicted = self.predicted[name]
+            ratio = length_ratio([*predicted.predictions], [*predicted.labels], section.bleu_tokens)
+            lines.append(f"{name}: perplexity {value:.3f}, length of the translations {ratio:.3f} of the references'.")
+        lines += [f"{name}: {text}" for name, text in signatures(section.metrics, section.bleu_tokens).items()]
+        return "\n\n".join(lines)
+
+    def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
+        """The same, and what the decoder attends to."""
+        super().show(trainer, ended, tracker, results)
+        with beside(f"the picture {self.path / 'alignments.png'}"):
+            objective, name = trainer.assembled(), self.config.task.validation[0]
+            examples: Any = self.validation[name]
+            path = draw_alignments(objective.exported(), examples, self.path / "alignments.png")
+            if path is not None:
+                tracker.image(path.stem, path, ended.step)
+
+    def next_command(self, results: dict[str, Any]) -> str:
+        """Translate something."""
+        text = self.task.split(self.config.task.validation[0]).texts[0][0] if hasattr(self, "task") else "..."
+        return f"make translate MODEL={self.path / 'export'} TEXT={printable(text)[:80]!r}"
+
+
+def _set_generation(model: Any, section: DecodeSection) -> None:
+    """Let the stock ``generate`` of the export search as this run did."""
+    config = model.generation_config
+    config.num_beams, config.max_new_tokens = section.beam, section.max_length
+    if section.beam > 1:
+        config.early_stopping = {"exact": "never", "heuristic": False, "first": True}[section.stop]
+        if section.normalization == "length":
+            config.length_penalty = section.length_penalty

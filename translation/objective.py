@@ -1,0 +1,138 @@
+"""Training of an encoder-decoder: the label-smoothed cross-entropy of every target token, given those before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from bertillery.config.section import Section
+from bertillery.config.types import Share
+from bertillery.engine.batch import PackedBatch
+from bertillery.engine.objective import Objective, Term
+from bertillery.models.chunks import LOGITS, in_chunks
+from bertillery.models.seq2seq import translator
+from translation.search import DecodeSection, search
+from translation.teaching import TeachingSection
+
+
+class ObjectiveSection(Section):
+    """The loss."""
+
+    label_smoothing: Share | Literal[0] = 0.1
+    """Probability mass that is taken from the reference token (Vaswani et al. 2017, section 5.4)."""
+    smoothing: Literal["all", "others"] = "all"
+    """Where it goes: to all tokens alike, as in torch, or to the V - 1 others, as in Tensor2Tensor and fairseq."""
+    teacher_forcing: TeachingSection = TeachingSection()
+
+
+class TranslationObjective(Objective):
+    """An encoder-decoder whose decoder is fed the reference."""
+
+    entries: ClassVar[tuple[str, ...]] = ("predict",)
+
+    def __init__(self, model: PreTrainedModel, section: ObjectiveSection, decoding: DecodeSection) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.section = section
+        self.decoding = decoding
+        """How :meth:`predict` searches."""
+
+    def forward(self, batch: PackedBatch) -> dict[str, Term]:
+        """Terms ``translation``, the smoothed loss; ``perplexity``, of the reference without smoothing; and
+        ``accuracy``, of the next token."""
+        model = translator(self.model)
+        states = model.decoder_states(
+            batch.streams["source"], batch.streams["target"], _crossing(batch), batch.targets.get("forced")
+        )
+        epsilon, others = self.section.label_smoothing, self.section.smoothing == "others"
+
+        def sums(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits = model.vocabulary_logits(states).float()
+            plain, smoothed = smoothed_losses(logits, targets, epsilon, others=others)
+            return smoothed.sum(), plain.detach().sum(), (logits.detach().argmax(-1) == targets).sum()
+
+        targets, config = batch.targets["next_ids"], self.model.config
+        loss, plain, right = in_chunks(
+            sums, states, targets, parameters=self.model.parameters(), width=config.vocab_size, most=LOGITS
+        )
+        return {
+            "translation": Term(loss, "target_tokens", title="smoothed loss (nats per token)"),
+            "perplexity": Term(
+                torch.stack(plain).sum(), "target_tokens", 0.0, value=_perplexity, title="perplexity of the reference"
+            ),
+            "accuracy": Term(
+                torch.stack(right).sum(), "target_tokens", 0.0, title="next token accuracy", direction="higher"
+            ),
+        }
+
+    def predict(
+        self, batch: PackedBatch, autocast: Callable[[], Any], *, labelled: bool
+    ) -> tuple[dict[str, Term], Tensor]:
+        """The terms, where there are references, and the best translations: ids (B, longest) as float32, -1 behind the
+        last one."""
+        with autocast():
+            terms = self(batch) if labelled else {}
+            config = self.model.config
+            found = search(
+                translator(self.model),
+                batch.streams["source"],
+                self.decoding,
+                start=config.decoder_start_token_id,
+                end=config.eos_token_id,
+            )
+        ids = torch.full((len(found), self.decoding.max_length), -1.0)
+        for row, (best,) in zip(ids, found, strict=True):
+            row[: len(best.ids)] = torch.tensor(best.ids, dtype=torch.float32)
+        return terms, ids
+
+    def exported(self) -> PreTrainedModel:
+        """The model."""
+        return self.model
+
+    def flops(self, batch: PackedBatch) -> float:
+        """Three times the forward pass: every matrix on each token that it reads, the vocabulary projection, and the
+        attention of a Transformer."""
+        source, target = batch.streams["source"], batch.streams["target"]
+        total = 2.0 * target.num_tokens * self.model.config.vocab_size * self.model.get_input_embeddings().embedding_dim
+        for name, parameter in self.model.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name and "shared" not in name:
+                of_source = "encoder." in name or "encoder_attn.k_proj" in name or "encoder_attn.v_proj" in name
+                total += 2.0 * parameter.numel() * (source.num_tokens if of_source else target.num_tokens)
+        config: Any = self.model.config
+        if hasattr(config, "encoder_layers"):
+            across = float((target.offsets.diff() * source.offsets.diff()).sum())
+            pairs = config.encoder_layers * source.squared_lengths
+            pairs += config.decoder_layers * (target.squared_lengths / 2 + across)
+            total += 4.0 * pairs * config.d_model
+        return 3 * total
+
+
+def smoothed_losses(logits: Tensor, targets: Tensor, epsilon: float, *, others: bool) -> tuple[Tensor, Tensor]:
+    """Cross-entropies (M,) of ``targets`` (M,) under logits (M, V), without and with smoothing.
+
+    The smoothed target has 1 - epsilon on the token and epsilon spread evenly over all V tokens, or with ``others``
+    over the V - 1 others.
+    """
+    log_probs = logits.log_softmax(-1)
+    plain = F.nll_loss(log_probs, targets, reduction="none")
+    if not epsilon:
+        return plain, plain
+    everywhere, number = -log_probs.mean(-1), logits.shape[-1]
+    if others:
+        return plain, (1 - epsilon) * plain + epsilon / (number - 1) * (number * everywhere - plain)
+    return plain, (1 - epsilon) * plain + epsilon * everywhere
+
+
+def _perplexity(sums: list[float], count: float) -> float:
+    return math.exp(min(sums[0] / max(1.0, count), 100.0))
+
+
+def _crossing(batch: PackedBatch) -> Any:
+    assert batch.crossing is not None
+    return batch.crossing

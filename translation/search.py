@@ -1,0 +1,190 @@
+"""Decoding: greedy, beam search and, as a check of it, exhaustive search.
+
+A hypothesis is scored by the sum of the logarithms of its tokens' probabilities, the end-of-sequence token included,
+over a normalisation of its length t, counted with that token: t**penalty, or ((5 + t) / 6)**penalty (Wu et al. 2016,
+equation 14).
+
+Legend: B sentences, k hypotheses of each, t tokens of a hypothesis so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bertillery.config.section import Section
+from bertillery.config.types import Count
+from bertillery.engine.batch import Stream
+from bertillery.models.seq2seq import Translator
+
+
+class DecodeSection(Section):
+    """How translations are searched for."""
+
+    beam: int = Field(default=5, ge=1, le=1024)
+    """Hypotheses kept of each sentence; 1 is greedy search."""
+    length_penalty: float = Field(default=1.0, ge=0, le=10)
+    """Exponent of the normalisation by length; 0 compares sums, which favours short translations."""
+    normalization: Literal["length", "gnmt"] = "length"
+    """What is raised to it: the length t, or (5 + t) / 6 as in GNMT."""
+    stop: Literal["exact", "heuristic", "first"] = "exact"
+    """When a sentence is finished: when no live hypothesis can become better than the worst of ``beam`` finished ones
+    (``exact``, the stock `early_stopping="never"`), when none is better at its present length (``heuristic``, the stock
+    False), or with ``beam`` finished hypotheses (``first``, True), which favours short translations."""
+    max_length: Count = 128
+    """Tokens of a translation, at most."""
+
+    def norm(self, length: float) -> float:
+        """The divisor of a hypothesis of that length."""
+        return (length if self.normalization == "length" else (5 + length) / 6) ** self.length_penalty
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A translation of one sentence."""
+
+    ids: list[int]
+    """Its tokens, with the end-of-sequence token unless the longest length was reached."""
+    log_probability: float
+    """The sum over its tokens."""
+    score: float
+    """The normalised sum; translations are ordered by it."""
+
+
+@torch.no_grad()
+def search(
+    translator: Translator, source: Stream, section: DecodeSection, *, start: int, end: int, n_best: int = 1
+) -> list[list[Hypothesis]]:
+    """The best ``n_best`` translations of each sentence, best first, at most ``section.beam`` of them.
+
+    Each step extends the k live hypotheses, of the 2k best extensions those that end are finished if they are among the
+    first k, and the best k others live on. A sentence that is finished leaves the batch.
+    """
+    beams = _Beams(translator, source, section, start, end)
+    while beams.advance():
+        pass
+    return [found[:n_best] for found in beams.found]
+
+
+class _Beams:
+    """The live and the finished hypotheses of the sentences that are not done."""
+
+    def __init__(self, translator: Translator, source: Stream, section: DecodeSection, start: int, end: int) -> None:
+        number, device = source.num_sequences, source.ids.device
+        self.translator, self.section, self.end = translator, section, end
+        self.state = translator.begin(source)
+        self.sentences = torch.arange(number, device=device)
+        """(B,) which sentences are not done."""
+        self.tokens = torch.full((number, 1), start, device=device)
+        """(B, k) last token of each live hypothesis."""
+        self.live = torch.zeros(number, 1, device=device)
+        """(B, k) sums of logarithms."""
+        self.ids = torch.empty(number, 1, 0, dtype=torch.long, device=device)
+        """(B, k, t)."""
+        width = section.beam
+        self.scores = torch.full((number, width), -torch.inf, device=device)
+        """(B, k) normalised, of finished hypotheses; -inf where there are fewer."""
+        self.sums = torch.zeros(number, width, device=device)
+        self.finished = torch.full((number, width, section.max_length), end, device=device)
+        """(B, k, max_length), filled up with the end-of-sequence token."""
+        self.lengths = torch.zeros(number, width, dtype=torch.long, device=device)
+        self.found: list[list[Hypothesis]] = [[] for _ in range(number)]
+
+    def advance(self) -> bool:
+        """Extend all live hypotheses by a token; returns whether sentences are left."""
+        section, width = self.section, self.section.beam
+        log_probs, state = self.translator.step(self.state, self.tokens)
+        sums = (self.live[..., None] + log_probs).flatten(1)  # (B, k * V)
+        vocabulary = log_probs.shape[-1]
+        best, which = sums.topk(min(2 * width, sums.shape[1]), sorted=True)
+        beam, token = which // vocabulary, which % vocabulary
+        ids = torch.cat([self.ids.gather(1, _wide(beam, self.ids)), token[..., None]], -1)
+        length, ends = ids.shape[-1], token == self.end
+        ending = ends & (torch.arange(ends.shape[1], device=ends.device) < width)
+        self._finish(ending, best, ids, length)
+        alive, rank = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[1]), sorted=True)
+        self.live, self.tokens = alive, token.gather(1, rank)
+        self.ids = ids.gather(1, _wide(rank, ids))
+        last = length == section.max_length
+        if last:
+            self._finish(self.live > -torch.inf, self.live, self.ids, length)
+        done = torch.ones_like(self.sentences, dtype=torch.bool) if last else self._done(length)
+        self._take(done)
+        kept = torch.nonzero(~done)[:, 0]
+        if len(kept):
+            self.state = self.translator.select(state, kept, beam.gather(1, rank)[kept])
+            self._keep(kept)
+        return bool(len(kept))
+
+    def _finish(self, which: Tensor, sums: Tensor, ids: Tensor, length: int) -> None:
+        """Put the hypotheses that are marked in ``which`` among the finished ones, and keep the best."""
+        scores = (sums / self.section.norm(length)).masked_fill(~which, -torch.inf)
+        padded = self.finished.new_full((*ids.shape[:2], self.section.max_length), self.end)
+        padded[..., :length] = ids
+        both = torch.cat([self.scores, scores], 1)
+        self.scores, order = both.topk(self.section.beam, sorted=True)
+        self.sums = torch.cat([self.sums, sums], 1).gather(1, order)
+        self.lengths = torch.cat([self.lengths, torch.full_like(which, length, dtype=torch.long)], 1).gather(1, order)
+        self.finished = torch.cat([self.finished, padded], 1).gather(1, _wide(order, padded))
+
+    def _done(self, length: int) -> Tensor:
+        """(B,) whether a sentence's best translation is found."""
+        worst = self.scores[:, -1]
+        if self.section.stop == "first":
+            return worst > -torch.inf
+        furthest = length if self.section.stop == "heuristic" else self.section.max_length
+        reachable = self.live[:, 0] / max(self.section.norm(length), self.section.norm(furthest))
+        return worst >= reachable
+
+    def _take(self, done: Tensor) -> None:
+        """Move the translations of finished sentences to ``found``."""
+        rows = torch.nonzero(done)[:, 0]
+        parts = (self.sentences, self.scores, self.sums, self.lengths, self.finished)
+        for sentence, scores, sums, lengths, ids in zip(*(part[rows].tolist() for part in parts), strict=True):
+            each = zip(scores, sums, lengths, ids, strict=True)
+            self.found[sentence] = [
+                Hypothesis(tokens[:length], total, score) for score, total, length, tokens in each if score > -torch.inf
+            ]
+
+    def _keep(self, rows: Tensor) -> None:
+        for name in ("sentences", "tokens", "live", "ids", "scores", "sums", "finished", "lengths"):
+            setattr(self, name, getattr(self, name)[rows])
+
+
+def _wide(index: Tensor, like: Tensor) -> Tensor:
+    """An index (B, k) for ``gather`` from (B, n, t)."""
+    return index[..., None].expand(-1, -1, like.shape[-1])
+
+
+@torch.no_grad()
+def exhaustive_search(
+    translator: Translator, source: Stream, section: DecodeSection, *, start: int, end: int
+) -> list[Hypothesis]:
+    """All hypotheses of one sentence of at most ``section.max_length`` tokens, best first: a check of :func:`search`
+    for a tiny vocabulary, since there are sum over n < T of (V-1)**(n-1), and (V-1)**(T-1) * V of the longest."""
+    assert source.num_sequences == 1
+    return sorted(_every(translator, translator.begin(source), section, start, end), key=lambda each: -each.score)
+
+
+def _every(translator: Translator, state: Any, section: DecodeSection, start: int, end: int) -> Iterator[Hypothesis]:
+    prefixes: list[tuple[list[int], float]] = [([], 0.0)]
+    tokens, one = torch.tensor([[start]]), torch.zeros(1, dtype=torch.long)
+    for length in range(1, section.max_length + 1):
+        log_probs, state = translator.step(state, tokens)
+        sums = (torch.tensor([total for _, total in prefixes])[:, None] + log_probs[0]).tolist()
+        longer, parents = [], []
+        for parent, ((ids, _), row) in enumerate(zip(prefixes, sums, strict=True)):
+            for token, total in enumerate(row):
+                if token == end or length == section.max_length:
+                    yield Hypothesis([*ids, token], total, total / section.norm(length))
+                else:
+                    longer.append(([*ids, token], total))
+                    parents.append(parent)
+        if length < section.max_length:
+            prefixes, tokens = longer, torch.tensor([[ids[-1] for ids, _ in longer]])
+            state = translator.select(state, one, torch.tensor([parents]))

@@ -1,0 +1,127 @@
+"""One vocabulary for source and target, trained on the sentences of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from bertillery.config.section import ConfigError, Section
+from bertillery.config.types import Count
+from bertillery.data import unigram
+from bertillery.data.tokenizer import TokenizerSection, too_few_pieces
+from bertillery.models.frame import text_backend
+from bertillery.models.load import load_tokenizer
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+"""Special tokens, at ids 0, 1 and 2. The decoder starts with the first; every source and every target ends with the
+second. Bytes have no unknown characters, and so no third token."""
+_UNREADABLE = 0.001
+"""Share of unknown pieces at which a tokenizer is refused: texts of its own languages have one in some thousand."""
+
+
+class VocabularySection(Section):
+    """The pieces that source and target are made of."""
+
+    type: Literal["bpe", "unigram"] = "bpe"
+    """What is trained: byte-level BPE, which reads back every text exactly, or Unigram (SentencePiece)."""
+    path: str | None = None
+    """Directory or Hub name of an existing tokenizer, with an end-of-sequence and a padding token; none is trained
+    then."""
+    vocab_size: int = Field(default=10_000, ge=300, le=10**7)
+    """Pieces of a trained vocabulary, special tokens included."""
+    min_frequency: Count = 2
+    """How often two pieces must meet before they are merged (bpe), or a piece must occur (unigram)."""
+
+
+def train_vocabulary(texts: Sequence[str], section: VocabularySection) -> PreTrainedTokenizerBase:
+    """A tokenizer that ends each text with the end-of-sequence token; the same texts give the same one.
+
+    Raises ``ConfigError`` if the texts do not support a vocabulary of this size.
+    """
+    if section.type == "unigram":
+        return _framed(_unigram(texts, section), unknown=True)
+    tokenizer = Tokenizer(models.BPE())
+    # A sentence's first word is the same piece as in its middle; the space before it is taken off again.
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=section.vocab_size,
+        min_frequency=section.min_frequency,
+        special_tokens=[PAD, END],
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < section.vocab_size:
+        raise too_few_pieces(_asked(section), tokenizer.get_vocab_size())
+    return _framed(tokenizer, unknown=False)
+
+
+def _asked(section: VocabularySection, extra: int = 0) -> TokenizerSection:
+    size = section.vocab_size + extra
+    return TokenizerSection(
+        type="unigram", vocab_size=size, lowercase=False, min_frequency=section.min_frequency, sample_bytes=10**12
+    )
+
+
+def _unigram(texts: Sequence[str], section: VocabularySection) -> Tokenizer:
+    """The pieces that ALBERT's trainer finds, without the two special tokens more that it has."""
+    trained: Any = unigram.train_unigram(texts, _asked(section, len(unigram.SPECIALS) - 3))
+    parts = json.loads(trained.backend_tokenizer.to_str())
+    scored = parts["model"]["vocab"][len(unigram.SPECIALS) :]
+    parts["model"] |= {"vocab": [[token, 0.0] for token in (PAD, END, UNKNOWN)] + scored, "unk_id": 2}
+    parts |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(parts))
+
+
+def _framed(tokenizer: Tokenizer, *, unknown: bool) -> PreTrainedTokenizerBase:
+    made: Any = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        **({"unk_token": UNKNOWN} if unknown else {}),
+        clean_up_tokenization_spaces=False,
+    )
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, made.eos_token_id)]
+    )
+    return made
+
+
+def open_vocabulary(path: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at ``path``, which the setting ``key`` names; ``ConfigError`` unless it has the tokens that a
+    translation needs."""
+    tokenizer = load_tokenizer(path, key, decoder=None)
+    lacking = [name for name in ("pad", "eos") if getattr(tokenizer, f"{name}_token_id") is None]
+    if lacking:
+        raise ConfigError(
+            f"{key}: given {path!r}: it has no {' and no '.join(lacking)} token, which begin and end a translation; "
+            "give a tokenizer with both, or leave the key out to train one"
+        )
+    return tokenizer
+
+
+def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str, key: str) -> None:
+    """``ConfigError`` where one piece in a thousand of the texts (``what``) or more is unknown to the tokenizer that
+    the setting ``key`` names."""
+    unknown = cast(int | None, tokenizer.unk_token_id)
+    if unknown is None:
+        return
+    found = text_backend(tokenizer).encode_batch_fast(list(texts[:2000]), add_special_tokens=False)
+    ids = [number for encoding in found for number in encoding.ids]
+    share = ids.count(unknown) / max(1, len(ids))
+    if share < _UNREADABLE:
+        return
+    known = {piece for piece in tokenizer.get_vocab() if len(piece) == 1}
+    strange = sorted({sign for text in texts[:2000] for sign in text if not sign.isspace()} - known)[:10]
+    raise ConfigError(
+        f"{key}: {share:.1%} of the pieces of {what} are unknown to this tokenizer (it lacks {' '.join(strange)}); "
+        "give one that was trained on this language, or leave the key out to train one"
+    )
