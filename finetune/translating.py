@@ -303,6 +303,7 @@ class Translating(Finetuning):
 def _set_generation(model: Any, section: DecodeSection) -> None:
     """Let the stock ``generate`` of the export search as this run did."""
     config = model.generation_config
+    config._from_model_config = False
     config.num_beams, config.max_new_tokens = section.beam, section.max_length
     if section.beam > 1:
         config.early_stopping = {"exact": "never", "heuristic": False, "first": True}[section.stop]
