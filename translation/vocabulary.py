@@ -34,7 +34,7 @@ class VocabularySection(Section):
     path: str | None = None
     """Directory or Hub name of an existing tokenizer, with an end-of-sequence and a padding token; none is trained
     then."""
-    vocab_size: int = Field(default=10_000, ge=300, le=10**7)
+    vocab_size: int = Field(default=10_000, ge=258, le=10**7)
     """Pieces of a trained vocabulary, special tokens included."""
     min_frequency: Count = 2
     """How often two pieces must meet before they are merged (bpe), or a piece must occur (unigram)."""
