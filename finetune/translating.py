@@ -258,10 +258,11 @@ class Translating(Finetuning):
                 "train.save_every=<a shorter interval>, or a smaller average"
             )
         read = [load_file(path / "model.safetensors") for path in found]
-        state = objective.state_dict()
-        for name in read[0]:
-            if state[name].is_floating_point():
-                state[name].copy_(torch.stack([each[name] for each in read]).mean(0))
+        state = objective.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name in read[0]:
+                if state[name].requires_grad:  # sinusoids stay what they are, to the bit
+                    state[name].copy_(torch.stack([each[name] for each in read]).mean(0))
 
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         tokens, found, self.perplexities = trainer.micro_batch_tokens, {}, {}

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+from transformers.models.pegasus.modeling_pegasus import PegasusSinusoidalPositionalEmbedding
 
 from bertillery.config.section import ConfigError, InputError
 from bertillery.models.attention import NAME
@@ -152,6 +154,9 @@ def load_translator(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"{name}: its weights lack {_some(missing)}; give a folder that save_pretrained wrote")
     check_finite(name, model)
+    for module in model.modules():
+        if isinstance(module, MarianSinusoidalPositionalEmbedding | PegasusSinusoidalPositionalEmbedding):
+            module.requires_grad_(False)  # frozen in a new model, and not in one that from_pretrained has read
     return model
 
 
