@@ -18,6 +18,13 @@ from bertillery.models.load import vocabulary_size
 C = TypeVar("C", bound=PreTrainedConfig)
 
 
+_MISPRINTS = {
+    (2048, 24): "; table 2.1 of GPT-3's paper misprints 1.3B, which has 16 heads of 128 (CONFIG=gpt3_xl)",
+    (5140, 40): "; table 2.1 of GPT-3's paper misprints 13B, whose width is 40 x 128 = 5120 (CONFIG=gpt3_13b)",
+}
+"""What is known of hidden sizes and numbers of heads that do not fit."""
+
+
 class ModelSection(Section):
     """Size of the encoder, in the terms of transformers' configurations. Defaults are BERT-Base."""
 
@@ -54,8 +61,10 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSection:
         if self.hidden_size % self.num_attention_heads:
+            known = _MISPRINTS.get((self.hidden_size, self.num_attention_heads), "")
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                + known
             )
         return self
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from bertillery.config.section import ConfigError
 from bertillery.data.causal_tokenizer import train_byte_bpe
 from bertillery.data.tokenizer import TokenizerSection
+from bertillery.engine.optim import OptimSection, learning_rate
 from bertillery.models.encoders import model_inputs
 from pretrain.__main__ import main
 from pretrain.config import load_config
@@ -168,9 +169,61 @@ def test_sizes_have_their_number_of_parameters(name: str, count: int) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "positions", "vocabulary", "count"),
+    [
+        (4, 128, 4, 128, 8192, 1_858_304), (4, 256, 4, 256, 8192, 5_322_240), (6, 384, 6, 256, 8192, 13_891_584),
+        (8, 512, 8, 512, 8192, 29_676_544), (4, 128, 4, 128, 16384, 2_906_880), (4, 256, 4, 256, 16384, 7_419_392),
+        (6, 384, 6, 256, 16384, 17_037_312), (8, 512, 8, 512, 16384, 33_870_848), (4, 128, 4, 64, 65, 809_856),
+        (6, 384, 6, 256, 65, 10_770_816),
+    ],
+)  # fmt: skip
+def test_small_sizes_have_their_number_of_parameters(
+    layers: int, width: int, heads: int, positions: int, vocabulary: int, count: int
+) -> None:
+    sizes = ModelSection(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, max_position_embeddings=positions
+    )
+    pieces = {str(number): number for number in range(vocabulary)}
+    tokenizer: Any = SimpleNamespace(get_vocab=lambda: pieces, eos_token_id=0)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(gpt2_config(sizes, tokenizer))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", ["small", "medium", "large", "xl", "2.7b", "6.7b", "13b", "175b"])
+def test_gpt3_warms_up_over_375_million_tokens(name: str) -> None:
+    """Appendix B, with the batch that grows from 32 thousand tokens; in all it trains on 300 billion."""
+    config = load_config([str(ROOT / f"configs/pretrain/gpt3_{name}.yaml")])
+    first, _ = config.train.phases
+    total = config.train.steps.to_steps()
+    grown = round(first.share * total)
+    sizes = np.array([2048 * first.batch(step, grown) for step in range(grown)])
+    warmup = config.optim.warmup.to_steps()
+    assert sizes[: warmup - 1].sum() < 375_000_000 <= sizes[: warmup + 1].sum()
+    assert sizes[0] == 32_768
+    assert first.last * 2048 * total == pytest.approx(300e9, rel=0.01)
+
+
+def test_gpt1s_schedules() -> None:
+    """Of its released code: pretraining warms up over 2,000 updates and follows a cosine that counts from update 0;
+    fine-tuning's first update has rate 0, the next of 138 has 6.2047e-5."""
+    pretraining = load_config([str(ROOT / "configs/pretrain/gpt1_base.yaml")]).optim
+    rate = learning_rate(pretraining, 100_000)
+    expected = {0: 0.0, 1000: 1.25e-4, 1999: 2.5e-4 * 1999 / 2000, 2000: 2.5e-4 * (1 + math.cos(0.02 * math.pi)) / 2}
+    expected |= {50_000: 1.25e-4, 100_000: 0.0}
+    for step, value in expected.items():
+        assert rate(step) == pytest.approx(value, rel=1e-9, abs=1e-15)
+    finetuning = OptimSection(schedule="gpt1_linear", learning_rate=6.25e-5, warmup="0.2%")  # pyright: ignore
+    rate = learning_rate(finetuning, 138)
+    assert rate(0) == 0
+    assert rate(1) == pytest.approx(6.2047e-5, rel=1e-5)
+    assert rate(137) == pytest.approx(6.25e-5 / 138, rel=1e-9)
+
+
 @pytest.mark.parametrize(("name", "printed"), [("xl", "num_attention_heads=24"), ("13b", "hidden_size=5140")])
 def test_misprinted_sizes_of_gpt3_are_refused(name: str, printed: str) -> None:
-    with pytest.raises(ConfigError, match="is not a multiple of num_attention_heads"):
+    with pytest.raises(ConfigError, match=r"is not a multiple of num_attention_heads .*misprints"):
         load_config([str(ROOT / f"configs/pretrain/gpt3_{name}.yaml"), f"model.{printed}"])
 
 
