@@ -20,11 +20,11 @@ _PAIRS = 4
 def draw_alignments(model: PreTrainedModel, examples: TranslationExamples, path: Path) -> Path | None:
     """Draw the weights of the first pairs, with references as targets: a row for each pair, and in it for each layer,
     the last one first, the mean over its heads. None for a model without attention."""
+    if getattr(model.config, "attention", "") == "none":
+        return None
     rows = examples.examples(0, 0)[:_PAIRS]
     batch = examples.collate(rows)
     weights = translator(model).alignments(batch.streams["source"], batch.streams["target"])
-    if not weights or not weights[0].size:
-        return None
     tokenizer, layers = examples.tokenizer, len(weights[0])
     axes = figure(len(rows) * layers, "attention of each target piece to the source", columns=layers, panel=(4.4, 4.4))
     for row, (index, each) in enumerate(zip(rows["index"], weights, strict=True)):

@@ -21,6 +21,7 @@ from transformers import (
 from bertillery.config.section import Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Name, Tokens, Width
 from bertillery.models.attention import NAME
+from bertillery.models.families.rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
 from bertillery.models.load import load_translator, vocabulary_size
 
 
@@ -169,8 +170,6 @@ class RnnSection(ModelSection):
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """A model of ours, which ``import bertillery`` registers with the Auto classes."""
-        from bertillery.models.families.rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
-
         settings = self.model_dump(exclude={"name", "architecture"})
         config = RnnSeq2SeqConfig(vocab_size=vocabulary_size(tokenizer), **settings, **ends(tokenizer))
         return RnnSeq2SeqForConditionalGeneration(config)
