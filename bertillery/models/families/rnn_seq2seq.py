@@ -201,10 +201,11 @@ class _Recurrence(nn.Module):
         first = None
         if state is not None:
             first = state.to(dtype).permute(1, 2, 0, 3).contiguous().unbind()
-            first = first if len(first) > 1 else first[0]
+            first = first[0] if len(first) == 1 else first
         with torch.autocast(self.cells.weight_ih_l0.device.type, enabled=False):
             outputs, last = self.cells(inputs.to(dtype), first)
-        last = torch.stack(last if isinstance(last, tuple) else (last,))  # (P, L x directions, N, width)
+        parts: Any = last if isinstance(last, tuple) else (last,)
+        last = torch.stack(parts)  # (P, L x directions, N, width)
         directions = 1 + self.cells.bidirectional
         return outputs, last.unflatten(1, (-1, directions)).permute(3, 0, 1, 2, 4).flatten(3)
 
@@ -521,8 +522,9 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if ids is None:
             if labels is None:
                 raise InputError("give decoder_input_ids, or labels, from which they are made")
-            first = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
-            ids = torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], 1)
+            config: Any = self.config
+            first = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+            ids = torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == -100, config.pad_token_id)], 1)
         states, start = encoder_outputs.last_hidden_state, encoder_outputs.start
         memory = None
         if self.config.attention != "none":
@@ -543,7 +545,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_last_hidden_state=states,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
