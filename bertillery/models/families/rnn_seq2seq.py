@@ -174,7 +174,7 @@ def reversed_rows(ids: Tensor, offsets: Tensor, eos: int | None) -> Tensor:
     """Rows (T,) of a flat batch, of ``ids`` (T,), in which each sequence runs backwards, but for an end-of-sequence
     token that closes it. Taken twice they are the original ones."""
     lengths = offsets.diff()
-    begins, ends = offsets[:-1], offsets[1:] - (ids[offsets[1:] - 1] == eos).long()
+    begins, ends = offsets[:-1], offsets[1:] - torch.eq(ids[offsets[1:] - 1], -1 if eos is None else eos).long()
     begins, ends = (each.repeat_interleave(lengths, output_size=len(ids)) for each in (begins, ends))
     rows = torch.arange(len(ids), device=ids.device)
     return torch.where(rows < ends, begins + ends - 1 - rows, rows)
