@@ -52,7 +52,8 @@ def test_all_sides_of_a_step_train_on_the_same_real_tokens(name: str, material: 
     full = WORKLOADS[name].learns in ("mlm", "causal_lm")
     chosen = next(each for each in contest.items if full or np.ptp(each["length"]))  # of unequal lengths: with padding
     found = worked(contest, [chosen])
-    assert len(found) == len(WORKLOADS[name].variants) + 2
+    # Where the machine does not multiply bfloat16, two variants may be one.
+    assert len(found) == len({variant.label for variant in WORKLOADS[name].variants}) + 2
     assert {*found.values()} == {int(chosen["length"].sum())}
 
 

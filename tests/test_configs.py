@@ -94,7 +94,9 @@ def test_configuration_opens_with_paper_and_command(path: Path) -> None:
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_task_opens_with_a_command_that_has_its_data(path: Path) -> None:
     head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    (command,) = re.findall(rf"make finetune TASK={path.stem} MODEL=<export or Hub id>(.*)", head)
+    (command,) = re.findall(
+        rf"make finetune TASK={path.stem} MODEL=<(?:export or Hub id|name in configs/translation)>(.*)", head
+    )
     task = yaml.safe_load(path.read_text())["task"]
     assert ("task.root=" in command, "HUB=1" in command) == ("files" in task, "hub" in task and "files" not in task)
 

@@ -17,7 +17,7 @@ from bertillery.config.section import ConfigError, describe, validate
 from bertillery.models.load import load
 from finetune.predict import predict
 from finetune.splits import read_task
-from finetune.task import TaskSection, task_type_of, task_types
+from finetune.task import TaskSection, run_of, task_type_of, task_types
 from finetune.task_types.base import Predicted, TaskType
 from tests.finetune import test_task_types
 from tests.finetune.test_task_types import write_data
@@ -27,9 +27,14 @@ TASKS: dict[str, dict[str, Any]] = {
     **test_task_types.TASKS,
     "multilabel": {"labels": ["odd", "high"]},
     "regression": {"range": [0, 3]},
+    "translation": {},
 }
 OTHER = {"labels": ["no", "yes"]}
 EVERY = pytest.mark.parametrize("kind", task_types())
+ON_ENCODERS = pytest.mark.parametrize(
+    "kind", [kind for kind in task_types() if run_of({"type": kind}, "Stage") is None]
+)
+"""Types that start from an encoder; others have tests of their own runs."""
 
 
 def own_labels(kind: str, value: int) -> Any:
@@ -67,7 +72,7 @@ def test_the_section_says_what_its_keys_mean_and_refuses_others(kind: str, tmp_p
         validate(TaskSection, {**values, "metrics": ["spam"]})
 
 
-@EVERY
+@ON_ENCODERS
 def test_rows_model_metrics_baselines_and_predictions_answer(kind: str, tmp_path: Path) -> None:
     section, encoder = section_of(tmp_path, kind), write_encoder(tmp_path / "encoder")
     task_type: TaskType = task_type_of(section)
@@ -109,7 +114,7 @@ def test_rows_model_metrics_baselines_and_predictions_answer(kind: str, tmp_path
     assert isinstance(task_type.warning(predictions, predicted.labels), str | None)
 
 
-@EVERY
+@ON_ENCODERS
 def test_terms_of_halves_add_up_and_have_gradients(kind: str, tmp_path: Path) -> None:
     section, encoder = section_of(tmp_path, kind), write_encoder(tmp_path / "encoder")
     task_type: TaskType = task_type_of(section)
