@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
-from bertillery.models.encoders import family, longest_sequence
+from bertillery.models.encoders import ONE_STREAM, family, longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.frame import with_transform_tokens
 from bertillery.models.heads import add_rows, begin_at, draw_head, head_parameters
@@ -102,10 +102,10 @@ class Finetuning(Stage):
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         start, asked = self.config.model.from_, self.config.train.phases[0].sequence_length
-        config = read_config(start, decoder=None)
-        causal = family(config).causal
-        self._check_causal(causal)
-        tokenizer = load_tokenizer(start, "model.from", decoder=causal)
+        config = read_config(start, roles=ONE_STREAM)
+        found = family(config)
+        self._check_causal(found.causal)
+        tokenizer = load_tokenizer(start, "model.from", role=found.role)
         longest = longest_sequence(config)
         if asked > longest:
             raise ConfigError(
@@ -113,7 +113,7 @@ class Finetuning(Stage):
                 f"give train.phases.0.sequence_length={longest}"
             )
         check_vocabulary(tokenizer, config, start, "model.from")
-        return with_transform_tokens(tokenizer) if causal else tokenizer
+        return with_transform_tokens(tokenizer) if found.causal else tokenizer
 
     def _check_causal(self, causal: bool) -> None:
         """``ConfigError`` for a task type or a key that does not go with the model's direction."""
@@ -144,14 +144,14 @@ class Finetuning(Stage):
 
     def _objective(self) -> Any:
         section = self.config.model
-        causal = family(read_config(section.from_, decoder=None)).causal
+        causal = family(read_config(section.from_, roles=ONE_STREAM)).causal
         settings = self.task_type.settings()
         if causal:  # what stands in a padded batch of the stock class behind the token that its head reads
             settings = {"num_labels": 1, "pad_token_id": self.tokenizer.pad_token_id, **settings}
         model, self.loaded = load(
             AutoModelForSequenceClassification if causal else self.task_type.model_class,
             section.from_,
-            decoder=causal,
+            roles=ONE_STREAM,
             hidden_dropout=section.hidden_dropout,
             attention_dropout=section.attention_dropout,
             classifier_dropout=section.classifier_dropout,
@@ -161,7 +161,7 @@ class Finetuning(Stage):
         if causal:
             add_rows(model, vocabulary_size(self.tokenizer))
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
-        found = read_config(section.from_, decoder=None)
+        found = read_config(section.from_, roles=ONE_STREAM)
         same = section.weights == "pretrained" and self.task_type.head_fits(found)
         fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
@@ -324,7 +324,7 @@ class Finetuning(Stage):
         """The command that searches the published grid for the encoder's size."""
         start = self.config.model.from_
         try:
-            space = "bert_grid" if read_config(start, decoder=None).hidden_size >= 768 else "bert_mini_grid"
+            space = "bert_grid" if read_config(start, roles=ONE_STREAM).hidden_size >= 768 else "bert_mini_grid"
         except InputError:  # the encoder of a finished run is gone
             space = "default"
         # A search refuses keys that its space has.

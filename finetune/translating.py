@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Length, Runs, Tokens, Weight
 from bertillery.models.export import warnings_of_transformers
-from bertillery.models.load import check_vocabulary, read_config
+from bertillery.models.load import check_vocabulary, load_tokenizer, read_config
 from bertillery.run.checkpoint import newest_whole
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts, beside
@@ -33,7 +33,7 @@ from translation.examples import TranslationExamples
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.scores import length_ratio, signatures, tokenized
 from translation.search import DecodeSection
-from translation.vocabulary import VocabularySection, check_alphabet, open_vocabulary, train_vocabulary
+from translation.vocabulary import VocabularySection, check_alphabet, train_vocabulary
 
 logger = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
@@ -179,10 +179,14 @@ class Translating(Finetuning):
             raise InputError(f"{config.task.name}: the split train has no column {config.task.label!r} to learn from")
         sides = {config.task.text[0]: [*train.texts[0]], config.task.label: [*train.labels]}
         if isinstance(section, ExistingSection):
-            key, tokenizer = "model.from", open_vocabulary(section.from_, "model.from")
-            check_vocabulary(tokenizer, read_config(section.from_, translator=True), section.from_, key)
+            key = "model.from"
+            tokenizer = load_tokenizer(section.from_, key, role="encoder-decoder")
+            check_vocabulary(tokenizer, read_config(section.from_, roles=("encoder-decoder",)), section.from_, key)
         elif config.tokenizer.path:
-            key, tokenizer = "tokenizer.path", open_vocabulary(config.tokenizer.path, "tokenizer.path")
+            key, tokenizer = (
+                "tokenizer.path",
+                load_tokenizer(config.tokenizer.path, "tokenizer.path", role="encoder-decoder"),
+            )
         else:
             return train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
         for language, texts in sides.items():

@@ -22,7 +22,7 @@ from bertillery.config.section import Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Name, Tokens, Width
 from bertillery.models.attention import NAME
 from bertillery.models.families.rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
-from bertillery.models.load import load_translator, vocabulary_size
+from bertillery.models.load import load_encoder_decoder, vocabulary_size
 
 
 class ModelSection(Section):
@@ -185,7 +185,7 @@ class ExistingSection(ModelSection):
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """With the weights of the directory."""
-        return load_translator(self.from_, {} if self.dropout is None else {"dropout": self.dropout})
+        return load_encoder_decoder(self.from_, {} if self.dropout is None else {"dropout": self.dropout})
 
 
 def ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

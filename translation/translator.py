@@ -14,10 +14,9 @@ from bertillery.engine.batch import pack_stream
 from bertillery.engine.loader import shares
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.frame import text_backend
-from bertillery.models.load import check_vocabulary, load_translator, read_config
+from bertillery.models.load import check_vocabulary, load_encoder_decoder, load_tokenizer, read_config
 from bertillery.models.seq2seq import Translator, translator
 from translation.search import DecodeSection, Hypothesis, search
-from translation.vocabulary import open_vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class TranslationModel:
     def open(cls, start: str) -> TranslationModel:
         """Load from a directory or the Hub; ``ConfigError`` for a model that does not translate, and for a tokenizer of
         another vocabulary."""
-        config = read_config(start, translator=True)
-        tokenizer = open_vocabulary(start, "model")
+        config = read_config(start, roles=("encoder-decoder",))
+        tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
         check_vocabulary(tokenizer, config, start, "model")
-        model = load_translator(start, {}).eval()
+        model = load_encoder_decoder(start, {}).eval()
         return cls(start, model, tokenizer, translator(model), longest_sequence(config))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -33,7 +33,7 @@ MODEL = [
 ]  # fmt: skip
 RUN = [
     "train.phases=[{batch_size: 16, sequence_length: 32}]", "tokenizer.vocab_size=275", "optim.warmup=10%",
-    "optim.learning_rate=5e-3", "decode.beam=2", "decode.max_length=24", "run.threads=1", "tracking.wandb=off",
+    "optim.learning_rate=5e-3", "decode.beam=2", "decode.max_length=24", "run.threads=1", "run.precision=fp32", "tracking.wandb=off",
 ]  # fmt: skip
 
 
@@ -264,11 +264,11 @@ def test_other_models_are_refused(finished: Path, tmp_path: Path, capsys: pytest
 
     write_encoder(tmp_path / "encoder")
     assert translate([f"model={tmp_path}/encoder", "text=mu"]) == 2
-    assert "does not translate; give a translation model" in capsys.readouterr().err
+    assert "is an encoder; give an encoder-decoder" in capsys.readouterr().err
     export = finished / "runs/finetune/a/export"
     given = [str(write_task(tmp_path / "mood")), f"model.from={export}", "recipe=none", f"run.dir={tmp_path}/runs"]
     assert main(given) == 2
-    assert "is a translation model; give" in capsys.readouterr().err
+    assert "is an encoder-decoder; give" in capsys.readouterr().err
     assert translate([f"model={export}", f"text={'mu ' * 60}"]) == 2
     assert "reads 40 at most" in capsys.readouterr().err
     assert translate([f"model={export}", "text=mu", "n_best=9"]) == 2

@@ -48,7 +48,11 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
 
     model_type = "rnn_seq2seq"
     family: ClassVar[Family] = Family(
-        hidden_dropout=("dropout",), attention_dropout=(), classifier_dropout=(), token_types=False, translates=True
+        hidden_dropout=("dropout",),
+        attention_dropout=(),
+        classifier_dropout=(),
+        token_types=False,
+        role="encoder-decoder",
     )
 
     vocab_size: int = 8000
