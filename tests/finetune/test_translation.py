@@ -33,7 +33,8 @@ MODEL = [
 ]  # fmt: skip
 RUN = [
     "train.phases=[{batch_size: 16, sequence_length: 32}]", "tokenizer.vocab_size=275", "optim.warmup=10%",
-    "optim.learning_rate=5e-3", "decode.beam=2", "decode.max_length=24", "run.threads=1", "run.precision=fp32", "tracking.wandb=off",
+    "optim.learning_rate=5e-3", "decode.beam=2", "decode.max_length=24", "run.threads=1", "run.precision=fp32",
+    "tracking.wandb=off",
 ]  # fmt: skip
 
 
