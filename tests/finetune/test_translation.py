@@ -22,8 +22,8 @@ from finetune.stage import finetuning
 from finetune.translating import Translating
 from tests.kept import restored
 from translation.__main__ import main as translate
+from translation.model import TranslationModel
 from translation.search import DecodeSection
-from translation.translator import TranslationModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 64
@@ -203,7 +203,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a tokenizer beside a model that has its own": (["model={from: x}", "tokenizer.vocab_size=400"], "has its own"),
     "longer than the positions": (["model.max_position_embeddings=16"], "max_position_embeddings 16"),
     "an average of checkpoints that are not kept": (["train.average=3"], "keep=3"),
-    "an average of more than there are": (["train.steps=2", "train.average=3", "train.keep=3"], "train.average=3"),
+    "an average of more than there are": (
+        ["train.steps=2", "train.average=3", "train.keep=3"],
+        "train.average: given 3",
+    ),
     "sampling for a Transformer": (["objective.teacher_forcing.k=0.5"], "always fed the reference"),
     "a missing language": (["task.label=cc"], "end with .aa and .cc"),
     "a vocabulary that the text does not support": (["tokenizer.vocab_size=5000"], "supports"),

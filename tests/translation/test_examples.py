@@ -104,7 +104,7 @@ def test_long_sentences_are_cut_or_left_out(tokenizer) -> None:
     assert ids[-1] == tokenizer.eos_token_id
     kept = made(tokenizer, sources, references, max_length=12, drop=True)
     assert (kept.num_examples, kept.num_cut) == (1, 2)
-    with pytest.raises(InputError, match="all 2 sentence pairs are longer than the 12 positions"):
+    with pytest.raises(InputError, match="all 2 sentence pairs have more than 12 tokens"):
         made(tokenizer, sources[1:], references[1:], max_length=12, drop=True)
 
 

@@ -15,7 +15,7 @@ from bertillery.engine.loader import shares
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.frame import text_backend
 from bertillery.models.load import check_vocabulary, load_encoder_decoder, load_tokenizer, read_config
-from bertillery.models.seq2seq import Translator, translator
+from bertillery.models.seq2seq import EncoderDecoder, encoder_decoder
 from translation.search import DecodeSection, Hypothesis, search
 
 
@@ -27,7 +27,7 @@ class TranslationModel:
     """Directory or Hub id."""
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    network: Translator
+    network: EncoderDecoder
     positions: int
     """The most tokens of a source, the end-of-sequence token included, and of a translation."""
 
@@ -39,7 +39,7 @@ class TranslationModel:
         tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
         check_vocabulary(tokenizer, config, start, "model")
         model = load_encoder_decoder(start, {}).eval()
-        return cls(start, model, tokenizer, translator(model), longest_sequence(config))
+        return cls(start, model, tokenizer, encoder_decoder(model), longest_sequence(config))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text with the end-of-sequence token; ``InputError`` that names the first text that is too
@@ -60,8 +60,7 @@ class TranslationModel:
     ) -> list[list[tuple[str, Hypothesis]]]:
         """The best translations of each text, best first, computed in batches of similar length."""
         sources, found = self.encode(texts), [[]] * len(texts)
-        section = section.model_copy(update={"max_length": min(section.max_length, self.positions)})
-        for part, hypotheses in self._searched(sources, section, n_best, batch_tokens):
+        for part, hypotheses in self._searched(sources, section.within(self.positions), n_best, batch_tokens):
             for number, each in zip(part, hypotheses, strict=True):
                 found[number] = [(self._text(one.ids), one) for one in each]
         return found
