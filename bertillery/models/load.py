@@ -307,7 +307,7 @@ def load_tokenizer(path: str, key: str = "tokenizer.path", *, role: Role | None 
     needed, wanted = _SPECIAL_TOKENS[role] if role else ((), "")
     missing = [name for name in needed if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
-        raise ConfigError(f"{key}: given {path!r}: it has no {' and no '.join(missing)} token; give {wanted}")
+        raise ConfigError(f"{key}: given {path!r}: it has no {', '.join(missing)} token; give {wanted}")
     if not tokenizer.is_fast:
         raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
     with reading(f"{key}: given {path!r}: its tokenizer cannot read a text", remedy):
