@@ -403,11 +403,7 @@ def graph_report(graph: Graph) -> str:
     """Sizes, and the most frequent relations."""
     counts = np.bincount(graph.triples[:, 1], minlength=graph.num_relations)
     most = [f"{graph.relations[number]} {counts[number]:,}" for number in np.argsort(-counts, kind="stable")[:5]]
-    held = (
-        f"{len(graph.valid):,} and {len(graph.test):,} held out"
-        if len(graph.test)
-        else f"{len(graph.valid):,} held out"
-    )
+    held = " and ".join(f"{len(part):,}" for part in (graph.valid, graph.test) if len(part)) or "none"
     return (
         f"graph       {graph.num_entities:,} entities, {graph.num_relations:,} relations, {len(graph.triples):,} "
         f"triples, {held} held out\n            {', '.join(most)}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from bertillery.engine.objective import describe_objectives
 from bertillery.run.command import command
 from pretrain.config import PretrainConfig, load_config
-from pretrain.stage import Pretraining
+from pretrain.stage import stages
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,9 +23,14 @@ def main(arguments: Sequence[str]) -> int:
         help=__doc__,
         schema=PretrainConfig,
         load=load_config,
-        run=lambda config: Pretraining(config).run(),
+        run=_run,
         more=lambda: describe_objectives("pretrain.objectives"),
     )
+
+
+def _run(config: PretrainConfig) -> int:
+    statuses = (stage.run() for stage in stages(config))
+    return next(filter(None, statuses), 0)  # none after one that was stopped
 
 
 if __name__ == "__main__":

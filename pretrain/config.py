@@ -40,6 +40,8 @@ class ObjectiveSection(Section):
 
     family: ClassVar[str]
     """``model_type`` of the models that it trains, as in transformers' config.json."""
+    starts_from: ClassVar[tuple[str, ...]] = ()
+    """Other families whose checkpoints initialise a part of the model."""
     role: ClassVar[Role] = "encoder"
     """Whether these are encoders or decoders."""
     num_texts: ClassVar[int] = 2
@@ -134,7 +136,7 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
     if not isinstance(path, str) or not isinstance(tokenizer, dict):  # validation comes next and reports it
         return
     weights = Weights.find(path, section.role)
-    if weights.config.model_type != section.family:
+    if weights.config.model_type not in (section.family, *section.starts_from):
         raise ConfigError(
             f"model.from: {path!r} is of the family {weights.config.model_type}, but objective.type="
             f"{values['objective']['type']} trains {section.family}; give such weights, or another objective.type"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -95,20 +95,33 @@ class DocumentSource:
 
     def lay_out(self, rows: np.ndarray) -> FlatExamples:
         """``[CLS] A [SEP]`` or ``[CLS] A [SEP] B [SEP]`` for each row, with segment 1 for B and its [SEP]."""
-        a, b = rows["a_length"].astype(np.int64), rows["b_length"].astype(np.int64)
-        lengths = rows["length"].astype(np.int64)
+        b, lengths = rows["b_length"].astype(np.int64), rows["length"].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         total = int(lengths.sum())
         ids = np.full(total, self._sep_id, np.int64)
         special = np.ones(total, dtype=bool)
         ids[starts] = self._cls_id
-        for place, source, size in ((starts + 1, rows["a_start"], a), (starts + a + 2, rows["b_start"], b)):
-            step = ranges(size)
-            cells = np.repeat(place, size) + step
-            ids[cells] = self.tokens.ids[np.repeat(source, size) + step]
+        for cells, tokens in self._placed(rows):
+            ids[cells] = self.tokens.ids[tokens]
             special[cells] = False
         types = np.repeat(np.tile([0, 1], len(rows)), np.stack([lengths - b - (b > 0), b + (b > 0)], 1).ravel())
         return FlatExamples(ids, types, lengths, special, rows["key"], rows["label"].astype(np.int64))
+
+    def aligned(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """``values``, one for each token of the corpus, where these lie in the examples, (T,); 0 for special tokens."""
+        found = np.zeros(int(rows["length"].sum(dtype=np.int64)), np.int64)
+        for cells, tokens in self._placed(rows):
+            found[cells] = values[tokens]
+        return found
+
+    def _placed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where the tokens of the first and of the second segments lie in the examples, and in the corpus."""
+        a, b = rows["a_length"].astype(np.int64), rows["b_length"].astype(np.int64)
+        lengths = rows["length"].astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        for place, source, size in ((starts + 1, rows["a_start"], a), (starts + a + 2, rows["b_start"], b)):
+            step = ranges(size)
+            yield np.repeat(place, size) + step, np.repeat(source, size) + step
 
     def show(self, batch: PackedBatch, tokenizer: PreTrainedTokenizerBase) -> str:
         """The first example of a batch as text (:func:`show_example`)."""

@@ -135,9 +135,15 @@ def _misfits(model: PreTrainedModel, config: Any, report: Mapping[str, Iterable[
     return [
         *([f"{prefix}encoder: {there} attention heads there, {here} here"] if there != here else []),
         *(f"{name}: {tuple(a)} there, {tuple(b)} here" for name, a, b in sorted(report["mismatched_keys"])),
-        *(f"{name}: missing there" for name in of_body(report["missing_keys"])),
+        *(f"{name}: missing there" for name in of_body(report["missing_keys"]) if not _is_added(model, config, name)),
         *(f"{name}: has no place here" for name in of_body(report["unexpected_keys"])),
     ]
+
+
+def _is_added(model: PreTrainedModel, config: Any, name: str) -> bool:
+    """Whether a tensor is one that the model adds to the family of the checkpoint."""
+    added: tuple[str, ...] = getattr(model, "added_parts", ())
+    return config.model_type != model.config.model_type and any(part in name for part in added)
 
 
 def _parted(

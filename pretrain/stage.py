@@ -25,6 +25,12 @@ from pretrain.initialization import load_weights
 from pretrain.samples import continue_texts, fill_masks, show_samples
 
 
+def stages(config: PretrainConfig) -> list[Stage]:
+    """The runs that the objective needs before (its ``before``, if it has one), and the pretraining."""
+    before: Any = getattr(objective_of(config), "before", None)
+    return [*(before(config) if before else ()), Pretraining(config)]
+
+
 class Pretraining(Stage):
     """One pretraining run."""
 
@@ -39,6 +45,9 @@ class Pretraining(Stage):
         self.corpus = prepare_for(self, config.data, config.tokenizer, num_texts=config.objective.num_texts)
         self.tokenizer = self.corpus.tokenizer()
         self.say(corpus_report(self.corpus))
+        # An objective may read more than the corpus: its prepare() gives further arguments of source() and build().
+        more = getattr(self.objective_module, "prepare", None)
+        self.more: dict[str, Any] = more(self) if more else {}
         phases = config.train.phases
         source = cache(lambda length: self._source(self.corpus.train, length))
         sources = [source(phase.sequence_length) for phase in phases]
@@ -59,7 +68,12 @@ class Pretraining(Stage):
 
     def _source(self, tokens: Any, sequence_length: int) -> Any:
         return self.objective_module.source(
-            self.config.objective, tokens, self.tokenizer, sequence_length=sequence_length, seed=self.config.run.seed
+            self.config.objective,
+            tokens,
+            self.tokenizer,
+            sequence_length=sequence_length,
+            seed=self.config.run.seed,
+            **self.more,
         )
 
     def recorded(self) -> dict[str, Any]:
@@ -68,7 +82,7 @@ class Pretraining(Stage):
 
     def _objective(self) -> Any:
         config = self.config
-        objective = self.objective_module.build(config.objective, config.model, self.tokenizer)
+        objective = self.objective_module.build(config.objective, config.model, self.tokenizer, **self.more)
         self.weights = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
         return objective
 

@@ -93,15 +93,24 @@ def test_the_loss_is_the_margin_of_plain_distances(norm: Any, tmp_path: Path) ->
     assert float(objective(batch)["margin"].total) == pytest.approx(total, rel=1e-5)
 
 
+def trained(folder: Path) -> Path:
+    """The export of a short run on the towns."""
+    assert main(run_arguments(folder)) == 0
+    return folder / "runs/embed/towns/export"
+
+
+def run_arguments(folder: Path) -> list[str]:
+    return [
+        f"graph.path=[{write_towns(folder)}]", "graph.holdout=0.1", "model.embedding_size=16", "model.margin=2",
+        "train.phases=[{batch_size: 32}]", "optim.learning_rate=0.03", "train.steps=120", f"run.dir={folder}/runs",
+        f"run.data_dir={folder}/data", "tracking.wandb=off", "run.name=towns", "run.threads=1", "run.precision=fp32",
+    ]  # fmt: skip
+
+
 def test_a_run_learns_the_towns_and_its_export_knows_the_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    towns = write_towns(tmp_path)
-    arguments = [
-        f"graph.path=[{towns}]", "graph.holdout=0.1", "model.embedding_size=16", "model.margin=2", "train.steps=120",
-        "train.phases=[{batch_size: 32}]", "optim.learning_rate=0.03", f"run.dir={tmp_path}/runs", "run.threads=1",
-        f"run.data_dir={tmp_path}/data", "tracking.wandb=off", "run.name=towns",
-    ]  # fmt: skip
+    arguments = run_arguments(tmp_path)
     assert main(arguments) == 0
     folder = tmp_path / "runs/embed/towns"
     found = json.loads((folder / "finished.json").read_text())["ranks"]["validation"]["filtered"]

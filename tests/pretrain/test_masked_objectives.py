@@ -53,7 +53,7 @@ def test_initial_loss_is_that_of_guessing(module: Any) -> None:
     batch = batch_of(source, 64)
     expected = {"masked": math.log(512), "pairs": math.log(2), "tokens": math.log(2)}
     for name, term in objective(batch).items():
-        if term.weight:
+        if term.weight and term.count != "entities":  # those of an example, tests/pretrain/test_ernie.py
             mean = term.total.item() / batch.counts[term.count]
             assert mean == pytest.approx(expected[term.count], rel=0.05), name
 

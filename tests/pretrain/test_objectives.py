@@ -33,6 +33,7 @@ from pretrain.config import load_config
 from pretrain.initialization import load_weights, networks
 from pretrain.model import ModelSection
 from tests.corpora import learnable_tokens, tiny_tokenizer
+from tests.knowledge.mentions import mentions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 OBJECTIVES = sorted(module.name for module in pkgutil.iter_modules(pretrain.objectives.__path__))
@@ -65,15 +66,20 @@ def tokenizer_for(module: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def more_than_a_corpus(module: Any, tokens: Any) -> dict[str, Any]:
+    """Further arguments of an objective that reads more than a corpus."""
+    return {"knowledge": mentions(tokens)} if hasattr(module, "prepare") else {}
+
+
 def make(
     module: Any, sizes: ModelSection = STILL, *, num_documents: int = 64, length: int = 32
 ) -> tuple[Objective, Any]:
     tokenizer, config = tokenizer_for(module), module.Config()
     torch.manual_seed(0)
     tokens = learnable_tokens(num_documents)
-    return module.build(config, sizes, tokenizer), module.source(
-        config, tokens, tokenizer, sequence_length=length, seed=1
-    )
+    more = more_than_a_corpus(module, tokens)
+    objective = module.build(config, sizes, tokenizer, **more)
+    return objective, module.source(config, tokens, tokenizer, sequence_length=length, seed=1, **more)
 
 
 def train(
@@ -250,6 +256,7 @@ def test_it_goes_on_from_its_export_and_from_the_bare_encoder(module: Any, tmp_p
     The directory alone decides sizes and the keys of the objective that are sizes.
     """
     name, tokenizer = module.Config().type, tokenizer_for(module)
+    more = more_than_a_corpus(module, learnable_tokens(64))
     before, _ = make(module)
     with torch.no_grad():
         for parameter in before.parameters():
@@ -264,9 +271,9 @@ def test_it_goes_on_from_its_export_and_from_the_bare_encoder(module: Any, tmp_p
         config = load_config(arguments)
         assert config.model.hidden_size == 32
         torch.manual_seed(3)
-        fresh = module.build(config.objective, config.model, tokenizer)
+        fresh = module.build(config.objective, config.model, tokenizer, **more)
         torch.manual_seed(3)
-        objective = module.build(config.objective, config.model, tokenizer)
+        objective = module.build(config.objective, config.model, tokenizer, **more)
         load_weights(objective, str(folder))
         assert ties(objective) == ties(fresh) == ties(before)
         there = dict(before.named_parameters())
@@ -343,7 +350,7 @@ def test_decay_is_for_all_but_layer_norms_and_biases(module: Any) -> None:
     objective, _ = make(module)
     decayed, exempt = parameter_groups(objective, 0.01)
     held = [id(parameter) for group in (decayed, exempt) for parameter in group["params"]]
-    assert sorted(held) == sorted(id(parameter) for parameter in objective.parameters())
+    assert sorted(held) == sorted(id(parameter) for parameter in objective.parameters() if parameter.requires_grad)
     assert {parameter.ndim for parameter in decayed["params"]} == {2}
     assert {parameter.ndim for parameter in exempt["params"]} == {1}
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.01, 0.0)

@@ -147,15 +147,14 @@ class FusedOutput(nn.Module):
         self.LayerNorm_entities = nn.LayerNorm(config.entity_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, inner: Tensor, text: Tensor, entities: Entities | None, states: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """New states of the text, and of the entities."""
-        hidden = self.LayerNorm(self.dropout(self.dense(inner)) + text)
-        if entities is None or states is None:
-            return hidden, None
-        back = self.dropout(self.dense_entities(entities.of(inner)))
-        return hidden, self.LayerNorm_entities(back + states)
+    def forward(self, inner: Tensor, text: Tensor) -> Tensor:
+        """New states of the text."""
+        return self.LayerNorm(self.dropout(self.dense(inner)) + text)
+
+    def both(self, inner: Tensor, text: Tensor, of_entities: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """New states of the text and of the entities, from ``inner`` of all tokens and of those with entities."""
+        back = self.dropout(self.dense_entities(of_entities))
+        return self(inner, text), self.LayerNorm_entities(back + states)
 
 
 class FusedLayer(nn.Module):
@@ -172,6 +171,7 @@ class FusedLayer(nn.Module):
             own.config = config  # which says how attention is computed
         self.intermediate = FusedIntermediate(config)
         self.output = FusedOutput(config)
+        self.is_last = number == config.num_hidden_layers - 1
 
     def forward(self, hidden: Tensor, mask: Any, entities: Entities | None, **kwargs: Any) -> Tensor:
         """New states of the text; those of the ``entities`` are replaced."""
@@ -182,9 +182,9 @@ class FusedLayer(nn.Module):
         if entities is not None and states is not None:
             states = entities.kept(states)
         inner = self.intermediate(text, entities, states)
-        hidden, states = self.output(inner, text, entities, states)
-        if entities is not None and states is not None:
-            entities.states = states
+        if entities is None or states is None or self.is_last:  # nobody reads the entities behind the last layer
+            return self.output(inner, text)
+        hidden, entities.states = self.output.both(inner, text, entities.of(inner), states)
         return hidden
 
 
@@ -308,6 +308,8 @@ class ErnieThuForPreTraining(_WithTable, BertForPreTraining):
     """MLM, next-sentence prediction, and the head that names the entity of a token."""
 
     config_class = ErnieThuConfig
+    added_parts = ("_entities",)
+    """In the names of parameters that a checkpoint of BERT lacks."""
 
     def __init__(self, config: ErnieThuConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,131 @@
+"""The entities of a corpus: for each token of it, the entity whose mention begins there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from bertillery.config.section import CONFIGS, ConfigError, read_values, validate
+from bertillery.data.prepared import PreparedCorpus, TokenArrays
+from bertillery.data.tokenizer import starts_of_words
+from bertillery.models.export import warnings_of_transformers
+from bertillery.models.folder import reading
+from bertillery.models.load import check_finite
+from bertillery.run.inputs import digest
+from bertillery.run.stage import StageConfig
+from bertillery.system.files import make_once
+from knowledge.graph import Graph, GraphSection
+from knowledge.linker import Linker
+from knowledge.stage import EmbedConfig
+
+_VERSION = 1
+"""Part of the folder's name; raise it when linking changes."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """A graph, its entities' vectors, and where a corpus mentions them."""
+
+    graph: Graph
+    vectors: Tensor
+    """(E+1, D) float32, of length 1; row 0 is zero and stands for no entity."""
+    corpus: PreparedCorpus
+    train: np.ndarray
+    """int32 (T,): for each token of the training part 0, or the row of the entity whose mention begins there."""
+    valid: np.ndarray
+    """The same of the held-out part."""
+
+    def rows(self, tokens: TokenArrays) -> np.ndarray:
+        """Those of a part of the corpus."""
+        return self.train if tokens is self.corpus.train else self.valid
+
+    def describe(self) -> str:
+        """How many mentions of how many entities."""
+        counts = [np.count_nonzero(part) for part in (self.train, self.valid)]
+        share = counts[0] / max(1, len(self.train))
+        named = len(np.unique(self.train)) - 1
+        return (
+            f"entities    {counts[0]:,} mentions of {named:,} entities in the training text ({share:.1%} of the "
+            f"tokens), {counts[1]:,} in the held-out text"
+        )
+
+
+def link_corpus(corpus: PreparedCorpus, graph: Graph, vectors: Tensor, cache: Path) -> Knowledge:
+    """Find the mentions of a corpus; if ``cache`` lacks them, one process does it."""
+    name = digest([_VERSION, corpus.fingerprint.sha256, graph.fingerprint.sha256])[:16]
+    folder = cache / f"linked-{name}"
+
+    def make(partial: Path) -> Path:
+        made = partial / "linked"
+        made.mkdir(exist_ok=True)
+        tokenizer = corpus.tokenizer()
+        linker = Linker(graph, cased=not _lowercases(tokenizer))
+        for part in ("train", "valid"):
+            rows = _linked(getattr(corpus, part), tokenizer, linker)
+            rows.tofile(made / f"{part}.bin")
+        return made
+
+    make_once(folder, make, doing="is linking this corpus")
+    parts = [np.memmap(folder / f"{part}.bin", np.int32, "r") for part in ("train", "valid")]
+    return Knowledge(graph, vectors, corpus, *parts)
+
+
+def _lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return (tokenizer.tokenize("A") != tokenizer.tokenize("a") and not tokenizer.get_vocab().keys() & {"A", "▁A"}) or (
+        tokenizer.tokenize("A") == tokenizer.tokenize("a")
+    )
+
+
+def _linked(tokens: TokenArrays, tokenizer: PreTrainedTokenizerBase, linker: Linker) -> np.ndarray:
+    """int32 (T,), sentence by sentence."""
+    found = np.zeros(len(tokens.ids), np.int32)
+    opens = starts_of_words(tokenizer)
+    pieces: Any = tokenizer.convert_ids_to_tokens([*range(len(opens))])
+    texts = [(piece or "").removeprefix("##").removeprefix("▁") for piece in pieces]
+    for begin, end in pairwise(np.asarray(tokens.sentences).tolist()):
+        ids = tokens.ids[begin:end].tolist()
+        words: list[str] = []
+        places: list[int] = []
+        for place, number in enumerate(ids):
+            if opens[number] or not words:
+                words.append(texts[number])
+                places.append(place)
+            else:
+                words[-1] += texts[number]
+        for mention in linker.link(words):
+            found[begin + places[mention.start]] = mention.entity + 1
+    return found
+
+
+def embed_config(graph: GraphSection, config: StageConfig) -> EmbedConfig:
+    """The training of TransE, as ``configs/embed/transe_docs.yaml`` says, that a run makes before its own."""
+    known = validate(EmbedConfig, *read_values([str(CONFIGS / "embed" / "transe_docs.yaml")]))
+    run = config.run.model_copy(update={"name": f"transe_{config.run.name}", "sharding": "none", "compile": False})
+    return known.model_copy(update={"graph": graph, "run": run, "tracking": config.tracking})
+
+
+def read_vectors(path: str, graph: Graph, key: str) -> Tensor:
+    """The vectors of entities (E+1, D) in the directory of a TransE that the setting ``key`` names; ``ConfigError``
+    where there is none, or it is one of another graph."""
+    with reading(f"{key}: given {path!r}: no vectors of entities", "give the export/ of make embed"):
+        if not (Path(path) / "config.json").is_file():
+            raise ConfigError(f"{key}: given {path!r}: no such folder; give the export/ of make embed")
+        with warnings_of_transformers():
+            model: Any = AutoModel.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    if model.config.model_type != "transe":
+        raise ConfigError(f"{key}: given {path!r}: a {model.config.model_type} model; give the export/ of make embed")
+    if model.config.graph != graph.fingerprint.sha256:
+        raise ConfigError(
+            f"{key}: {path!r} has vectors of another graph, of {model.config.vocab_size - 1:,} entities; this one has "
+            f"{graph.fingerprint.what}. Give the vectors of this graph, or train them: make embed"
+        )
+    check_finite(f"{key}: {path}", model)
+    with torch.no_grad():
+        return model.entity_vectors()
