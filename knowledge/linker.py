@@ -1,8 +1,9 @@
 """Mentions of entities in text by a dictionary of their labels and aliases: the longest match over words.
 
-Where a phrase names several entities, the one with most edges in the graph is meant; where two have as many, none is.
-In cased text a phrase links as the dictionary writes it, in upper case throughout, or with its first letter in upper
-case; a name with capitals does not link to a word without.
+The article of an alias ("the Moon") belongs to a mention only where the label has it, too, or the name without it
+means something else. Where a phrase names several entities, the one with most edges in the graph is meant; where two
+have as many, none is. In cased text a phrase links as the dictionary writes it, in upper case throughout, or with its
+first letter in upper case; a name with capitals does not link to a word without.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from knowledge.graph import Graph
+from knowledge.graph import Graph, Texts
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 8
 """Words of a phrase, at most."""
+_ARTICLES = ("a", "an", "the")
 _SHORTEST = 3
 """Characters of a phrase, at least."""
 _FUNCTION_WORDS = frozenset(
@@ -69,10 +71,25 @@ class Linker:
             if known:
                 self._phrases[phrase] = known
                 self._longest[phrase[0]] = max(self._longest.get(phrase[0], 0), len(phrase))
+        self._drop_articles(graph.labels)
+
+    def _drop_articles(self, labels: Texts) -> None:
+        """Forget aliases with an article where the phrase without it names the same entity."""
+        for phrase in [phrase for phrase in self._phrases if phrase[0] in _ARTICLES]:
+            without = {entity for _, entity in self._phrases.get(phrase[1:], ())}
+            kept = [
+                (form, entity)
+                for form, entity in self._phrases[phrase]
+                if entity not in without or _lower(split_words(labels[entity])) == phrase
+            ]
+            if kept:
+                self._phrases[phrase] = kept
+            else:
+                del self._phrases[phrase]
 
     def _add(self, found: dict[tuple[str, ...], dict[tuple[str, ...], set[int]]], text: str, entity: int) -> None:
         form = tuple(split_words(text))
-        phrase = tuple(word.lower() for word in form)
+        phrase = _lower(form)
         plain = len(phrase) == 1 and (phrase[0] in _FUNCTION_WORDS or phrase[0].isdigit())
         if 0 < len(phrase) <= _LONGEST and len(text) >= _SHORTEST and not plain:
             found[phrase][form].add(entity)
@@ -101,6 +118,10 @@ class Linker:
             if not self._cased or _fits(form, words):
                 return entity
         return None
+
+
+def _lower(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word.lower() for word in words)
 
 
 def _most(entities: set[int], degrees: np.ndarray) -> int | None:
