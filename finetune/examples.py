@@ -6,43 +6,15 @@ Legend: N examples, S sequences of all of them, P texts of a sequence, B sequenc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from bertillery.data.listed import ListedExamples, tokenize
 from bertillery.engine.batch import PackedBatch, pack, ranges
-from bertillery.engine.rng import key
-from bertillery.engine.schedule import EpochSize
-from bertillery.models.frame import Template, template, text_backend
-
-ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64)])
-"""An example: its number, its tokens, and what its randomness is keyed by."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Texts as ids, end to end."""
-
-    ids: np.ndarray
-    """int32, all of them."""
-    lengths: np.ndarray
-    """int64, of each text."""
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Where each text begins, int64."""
-        return np.cumsum(self.lengths) - self.lengths
-
-
-def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """Token ids of texts, without special tokens."""
-    encodings = text_backend(tokenizer).encode_batch_fast(list(texts), add_special_tokens=False)
-    encoded = [encoding.ids for encoding in encodings]
-    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-    return Tokens(np.fromiter((i for ids in encoded for i in ids), np.int32, count=int(lengths.sum())), lengths)
+from bertillery.models.frame import Template, template
 
 
 def truncated(lengths: np.ndarray, room: int) -> np.ndarray:
@@ -96,38 +68,17 @@ class Sequences:
         return ids, types
 
 
-class Examples(ABC):
-    """A source (:class:`bertillery.engine.objective.Source`) of examples of one or several sequences, with labels."""
-
-    num_blocks = 1
+class Examples(ListedExamples, ABC):
+    """Examples of one or several sequences, with labels."""
 
     def __init__(
         self, sequences: Sequences, per_example: np.ndarray, labels: np.ndarray | None, *, cut: int, seed: int
     ) -> None:
         """Example n has the next ``per_example[n]`` sequences and ``labels[n]``; ``cut`` of them are not whole."""
-        self.sequences, self.labels, self.seed = sequences, labels, seed
-        self.num_cut = cut
-        self.per_example = per_example
+        self.sequences, self.per_example = sequences, per_example
         self._first = np.cumsum(per_example) - per_example
-        self.lengths = np.add.reduceat(sequences.lengths, self._first) if len(per_example) else per_example
-        """Tokens of each example (N,), of all its sequences."""
-
-    @property
-    def num_examples(self) -> int:
-        """Examples of an epoch."""
-        return len(self.per_example)
-
-    def epoch_size(self) -> EpochSize:
-        """Examples and tokens of every epoch."""
-        return EpochSize(self.num_examples, int(self.lengths.sum()))
-
-    def examples(self, epoch: int, block: int) -> np.ndarray:
-        """Rows of ``ROW`` in the order of the split."""
-        rows = np.zeros(self.num_examples, ROW)
-        rows["index"] = np.arange(len(rows))
-        rows["key"] = key(self.seed, epoch, np.arange(len(rows)))
-        rows["length"] = self.lengths
-        return rows
+        lengths = np.add.reduceat(sequences.lengths, self._first) if len(per_example) else per_example
+        super().__init__(lengths, labels, cut=cut, seed=seed)
 
     def members(self, index: np.ndarray) -> np.ndarray:
         """The sequences of some examples, one example after the other."""
@@ -145,10 +96,6 @@ class Examples(ABC):
     @abstractmethod
     def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """What the objective needs to know of a batch of these examples, labels only where there are some; counts."""
-
-    @abstractmethod
-    def num_outputs(self, index: np.ndarray) -> np.ndarray:
-        """How many rows of outputs each of these examples has."""
 
 
 class TextExamples(Examples):
@@ -183,7 +130,3 @@ class TextExamples(Examples):
     def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """``labels`` of the examples."""
         return {} if self.labels is None else {"labels": self.labels[index]}, {"examples": len(index)}
-
-    def num_outputs(self, index: np.ndarray) -> np.ndarray:
-        """One."""
-        return np.ones(len(index), np.int64)

@@ -9,6 +9,7 @@ from pydantic import Field
 from transformers import PreTrainedConfig
 
 from bertillery.config.section import CONFIGS, ConfigError, Section, configurations, read_values, validate
+from bertillery.models.encoders import ONE_STREAM
 from bertillery.models.load import read_config
 from finetune.task import TaskSection
 
@@ -65,7 +66,7 @@ def choose_recipe(start: str, name: str) -> str:
     """
     if name == "none":
         return name
-    encoder, recipes = read_config(start, decoder=None), _recipes()
+    encoder, recipes = read_config(start, roles=ONE_STREAM), _recipes()
     if name == "auto":
         fitting = {stem: reasons for stem, each in recipes.items() if (reasons := each.reasons(encoder)) is not None}
         return max(fitting, key=lambda stem: len(fitting[stem]), default="none")
@@ -79,7 +80,7 @@ def choose_recipe(start: str, name: str) -> str:
 
 def describe_recipe(start: str, name: str) -> str:
     """The recipe and the reason for it, as in ``compact: a bert model, hidden size 384, below 768``."""
-    encoder = read_config(start, decoder=None)
+    encoder = read_config(start, roles=ONE_STREAM)
     chosen, model = choose_recipe(start, "auto"), f"{encoder.model_type} model"
     if name == chosen != "none":
         reasons = _recipes()[name].reasons(encoder) or ["for which no recipe is more specific"]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
-from bertillery.models.encoders import family, longest_sequence
+from bertillery.models.encoders import ONE_STREAM, family, longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.frame import with_transform_tokens
 from bertillery.models.heads import add_rows, begin_at, draw_head, head_parameters
@@ -71,11 +71,12 @@ class Finetuning(Stage):
         config, section = self.config, self.config.task
         self.pin(self.models)
         self.task_type = task_type_of(section)
-        self.tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer()
         with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
         self.pin(lambda: row_inputs(self.task) | documentation_input(section))
+        self.tokenizer = self._fitted(tokenizer)
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
         self.test = {name: self._examples(name) for name in section.test if name in self.task.splits}
@@ -100,20 +101,20 @@ class Finetuning(Stage):
         """Fingerprints of the models that the run is made from."""
         return model_inputs(starting_weights=self.config.model.from_)
 
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
+    def _tokenizer(self) -> Any:
+        """The tokenizer of the model, checked before the rows are read."""
         start, asked = self.config.model.from_, self.config.train.phases[0].sequence_length
-        config = read_config(start, decoder=None)
-        causal = family(config).causal
-        self._check_causal(causal)
-        tokenizer = load_tokenizer(start, "model.from", decoder=causal)
-        longest = longest_sequence(config)
-        if asked > longest:
-            raise ConfigError(
-                f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
-                f"give train.phases.0.sequence_length={longest}"
-            )
+        config = read_config(start, roles=ONE_STREAM)
+        found = family(config)
+        self._check_causal(found.causal)
+        tokenizer = load_tokenizer(start, "model.from", role=found.role)
+        check_length(start, config, asked)
         check_vocabulary(tokenizer, config, start, "model.from")
-        return with_transform_tokens(tokenizer) if causal else tokenizer
+        return with_transform_tokens(tokenizer) if found.causal else tokenizer
+
+    def _fitted(self, tokenizer: Any) -> PreTrainedTokenizerBase:
+        """The tokenizer for the rows that have been read."""
+        return tokenizer
 
     def _check_causal(self, causal: bool) -> None:
         """``ConfigError`` for a task type or a key that does not go with the model's direction."""
@@ -144,14 +145,14 @@ class Finetuning(Stage):
 
     def _objective(self) -> Any:
         section = self.config.model
-        causal = family(read_config(section.from_, decoder=None)).causal
+        causal = family(read_config(section.from_, roles=ONE_STREAM)).causal
         settings = self.task_type.settings()
         if causal:  # what stands in a padded batch of the stock class behind the token that its head reads
             settings = {"num_labels": 1, "pad_token_id": self.tokenizer.pad_token_id, **settings}
         model, self.loaded = load(
             AutoModelForSequenceClassification if causal else self.task_type.model_class,
             section.from_,
-            decoder=causal,
+            roles=ONE_STREAM,
             hidden_dropout=section.hidden_dropout,
             attention_dropout=section.attention_dropout,
             classifier_dropout=section.classifier_dropout,
@@ -161,7 +162,7 @@ class Finetuning(Stage):
         if causal:
             add_rows(model, vocabulary_size(self.tokenizer))
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
-        found = read_config(section.from_, decoder=None)
+        found = read_config(section.from_, roles=ONE_STREAM)
         same = section.weights == "pretrained" and self.task_type.head_fits(found)
         fresh: tuple[str, ...] = tuple(sorted({*self.loaded.fresh, *([] if same else head_parameters(model))}))
         draw_head(model, fresh)
@@ -293,9 +294,12 @@ class Finetuning(Stage):
     def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
         """Every validation and test split that there is, with its predictions."""
         tokens, found = trainer.micro_batch_tokens, {}
+        self.means: dict[str, dict[str, float]] = {}
         for name, examples in (self.validation | self.test).items():
             rows = examples.examples(0, 0)
-            outputs, _ = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
+            outputs, self.means[name] = predict(
+                self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens
+            )
             predictions = self.task_type.decide(outputs, examples, rows["index"])
             found[name] = Predicted(self.task.split(name), outputs, predictions)
         return found
@@ -324,7 +328,7 @@ class Finetuning(Stage):
         """The command that searches the published grid for the encoder's size."""
         start = self.config.model.from_
         try:
-            space = "bert_grid" if read_config(start, decoder=None).hidden_size >= 768 else "bert_mini_grid"
+            space = "bert_grid" if read_config(start, roles=ONE_STREAM).hidden_size >= 768 else "bert_mini_grid"
         except InputError:  # the encoder of a finished run is gone
             space = "default"
         # A search refuses keys that its space has.
@@ -335,6 +339,16 @@ class Finetuning(Stage):
     def table(self, results: dict[str, Any]) -> str:
         """The scores beside the baselines, as Markdown."""
         return results_table(results["scores"], results["baselines"], results["warnings"], results["chosen"])
+
+
+def check_length(start: str, config: PreTrainedConfig, asked: int) -> None:
+    """``ConfigError`` where the model in ``start`` has fewer positions than the sequence length that is asked for."""
+    longest = longest_sequence(config)
+    if asked > longest:
+        raise ConfigError(
+            f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
+            f"give train.phases.0.sequence_length={longest}"
+        )
 
 
 def finetuning(config: FinetuneConfig, given: Sequence[str] = ()) -> Finetuning:

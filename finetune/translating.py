@@ -11,29 +11,23 @@ from safetensors.torch import load_file
 
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Length, Runs, Tokens, Weight
+from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
-from bertillery.models.load import check_vocabulary, read_config
+from bertillery.models.load import check_vocabulary, load_tokenizer, read_config
 from bertillery.run.checkpoint import newest_whole
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
-from bertillery.run.waiting import main_process_first
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig, FinetuneOptimSection, FinetunePhase, FinetuneTrainSection, model_name
-from finetune.predict import Scored, predict
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import documentation_input, read_task, report, row_inputs
-from finetune.stage import Finetuning
-from finetune.task import task_type_of
-from finetune.task_types.base import Predicted
+from finetune.stage import Finetuning, check_length
 from translation.alignment import draw_alignments
-from translation.architecture import ExistingSection, ModelSection
-from translation.examples import TranslationExamples
+from translation.architecture import ExistingSection, ModelSection, TransformerSection
 from translation.objective import ObjectiveSection, TranslationObjective
-from translation.scores import length_ratio, signatures, tokenized
+from translation.scores import length_ratio, looks_tokenized, signatures
 from translation.search import DecodeSection
-from translation.vocabulary import VocabularySection, check_alphabet, open_vocabulary, train_vocabulary
+from translation.vocabulary import VocabularySection, check_alphabet, train_vocabulary
 
 logger = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
@@ -118,11 +112,10 @@ class TranslationConfig(FinetuneConfig):
             raise ValueError(
                 f"train.phases: a sequence_length of {asked} is more than the model's max_position_embeddings {longest}"
             )
-        if not self.objective.teacher_forcing.always and self.model.feeds_back is False:
-            raise ValueError(
-                "objective.teacher_forcing: a Transformer computes all target positions at once and is always fed the "
-                "reference; leave the keys out, or take a model with architecture: rnn"
-            )
+        if isinstance(self.model, TransformerSection):
+            self.objective.check_forcing()
+        if self.run.sharding != "none":
+            raise ValueError(f"run.sharding: given {self.run.sharding!r}; decoding needs whole weights: give none")
         return self
 
     @classmethod
@@ -133,6 +126,8 @@ class TranslationConfig(FinetuneConfig):
                 "translation needs a model: make finetune TASK=<name> MODEL=<name in configs/translation, or the "
                 "directory of a translation model>"
             )
+        if values.get("recipe", "auto") not in ("auto", "none"):
+            raise ConfigError(f"recipe: given {values['recipe']!r}; recipes are for encoders: leave the key out")
         values["recipe"] = "none"
         config = validate(cls, values, sources)
         section = config.model
@@ -145,49 +140,46 @@ class Translating(Finetuning):
 
     config: TranslationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def prepare(self) -> Parts:
-        """Read the task, train or open the vocabulary, lay out the sentences."""
-        config, section = self.config, self.config.task
-        self.pin(self.models)
-        self.task_type = task_type_of(section)
-        with main_process_first(self.accelerator):
-            self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
-        self.say(report(self.task))
-        self.pin(lambda: row_inputs(self.task) | documentation_input(section))
-        self.tokenizer = self._tokenizer()
-        teaching = config.objective.teacher_forcing
-        train: Any = self._examples("train", training=True)
-        train.teaching = None if teaching.always else teaching
-        self.validation = {name: self._examples(name) for name in section.validation}
-        self.test = {name: self._examples(name) for name in section.test if name in self.task.splits}
-        for name, examples in {"train": train, **self.validation, **self.test}.items():
-            self._warn(name, examples)
-        scored = Scored(
-            self.validation, self.task_type, num_examples=config.train.evaluate_examples, best_by=config.train.best_by
-        )
-        return Parts([train], epoch_size=TranslationExamples.epoch_size, objective=self._objective, held_out=scored)
-
     def models(self) -> dict[str, Fingerprint]:
         """Of the model that is trained further, if there is one."""
         section = self.config.model
         return model_inputs(starting_weights=section.from_ if isinstance(section, ExistingSection) else None)
 
     def _tokenizer(self) -> Any:
-        config, section = self.config, self.config.model
-        train = self.task.split("train")
+        """The tokenizer of an existing model or of ``tokenizer.path``; None where one is trained on the rows."""
+        config, section, role = self.config, self.config.model, "encoder-decoder"
+        if not isinstance(section, ExistingSection):
+            path = config.tokenizer.path
+            return None if path is None else load_tokenizer(path, "tokenizer.path", role=role)
+        tokenizer, found = (
+            load_tokenizer(section.from_, "model.from", role=role),
+            read_config(section.from_, roles=(role,)),
+        )
+        check_vocabulary(tokenizer, found, section.from_, "model.from")
+        check_length(section.from_, found, config.train.phases[0].sequence_length)
+        if hasattr(found, "encoder_ffn_dim"):
+            config.objective.check_forcing()
+        return tokenizer
+
+    def _fitted(self, tokenizer: Any) -> Any:
+        """Trained on both languages where there is none yet; checked on them otherwise."""
+        config, train = self.config, self.task.split("train")
         if train.labels is None:
             raise InputError(f"{config.task.name}: the split train has no column {config.task.label!r} to learn from")
         sides = {config.task.text[0]: [*train.texts[0]], config.task.label: [*train.labels]}
-        if isinstance(section, ExistingSection):
-            key, tokenizer = "model.from", open_vocabulary(section.from_, "model.from")
-            check_vocabulary(tokenizer, read_config(section.from_, translator=True), section.from_, key)
-        elif config.tokenizer.path:
-            key, tokenizer = "tokenizer.path", open_vocabulary(config.tokenizer.path, "tokenizer.path")
-        else:
+        if tokenizer is None:
             return train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
         for language, texts in sides.items():
-            check_alphabet(tokenizer, texts, language, key)
+            check_alphabet(tokenizer, texts, language, "tokenizer.path" if config.tokenizer.path else "model.from")
         return tokenizer
+
+    def _examples(self, name: str, training: bool = False) -> Any:
+        """The same, with the schedule of teacher forcing in training."""
+        found: Any = super()._examples(name, training)
+        teacher_forcing = self.config.objective.teacher_forcing
+        found.teacher_forcing = teacher_forcing if training and not teacher_forcing.always else None
+        self._warn(name, found)
+        return found
 
     def _warn(self, name: str, examples: Any) -> None:
         """Of pairs that are cut or left out, and of references that BLEU is not for."""
@@ -195,7 +187,7 @@ class Translating(Finetuning):
             length = self.config.train.phases[0].sequence_length
             how = "left out" if name == "train" else "cut"
             logger.warning("%s: %d pairs have more than %d tokens on a side; %s", name, examples.num_cut, length, how)
-        if name != "train" and examples.labels is not None and tokenized(examples.labels.tolist()):
+        if name != "train" and examples.labels is not None and looks_tokenized(examples.labels.tolist()):
             logger.warning(
                 '%s: the references look tokenised (" .", " ,"); BLEU is for text as people write it, and these scores '
                 "are not comparable with published ones; give detokenised files",
@@ -205,12 +197,8 @@ class Translating(Finetuning):
     def _objective(self) -> Any:
         with warnings_of_transformers():
             model = self.config.model.build(self.tokenizer)
-        return TranslationObjective(model, self.config.objective, self._greedy)
-
-    @property
-    def _greedy(self) -> DecodeSection:
-        """How the evaluations of a training decode."""
-        return self.config.decode.model_copy(update={"beam": 1})
+        self.decode = self.config.decode.within(longest_sequence(model.config))
+        return TranslationObjective(model, self.config.objective, self.decode.model_copy(update={"beam": 1}))
 
     def banner(self, trainer: Trainer) -> str:
         """Model, vocabulary, rates and one pair."""
@@ -243,15 +231,19 @@ class Translating(Finetuning):
         objective = self.accelerator.unwrap_model(trainer.objective)
         if self.config.train.average > 1:
             self._average(objective)
-        objective.decoding = self.config.decode
-        _set_generation(objective.exported(), self.config.decode)
+        objective.decoding = self.decode  # evaluations in training are greedy
+        _set_generation(objective.exported(), self.decode)
         results = super().result(trainer, ended)
-        return results and results | {"perplexity": self.perplexities, "decode": self.config.decode.model_dump()}
+        return results and results | {"perplexity": self._perplexities(), "decode": self.config.decode.model_dump()}
+
+    def _perplexities(self) -> dict[str, float]:
+        """Of the references, by split."""
+        return {name: means["perplexity"] for name, means in self.means.items() if "perplexity" in means}
 
     def _average(self, objective: Any) -> None:
         """Load the mean of the newest checkpoints' weights."""
         wanted = self.config.train.average
-        found = newest_whole(self.directory.checkpoints)[:wanted]
+        found = newest_whole(self.directory.checkpoints, wanted)
         if len(found) < wanted:
             raise InputError(
                 f"{self.directory.checkpoints}: {len(found)} whole checkpoints, and train.average={wanted}; give "
@@ -264,21 +256,23 @@ class Translating(Finetuning):
                 if state[name].requires_grad:  # sinusoids stay what they are, to the bit
                     state[name].copy_(torch.stack([each[name] for each in read]).mean(0))
 
-    def _predict(self, trainer: Trainer) -> dict[str, Predicted]:
-        tokens, found, self.perplexities = trainer.micro_batch_tokens, {}, {}
-        for name, examples in (self.validation | self.test).items():
-            rows = examples.examples(0, 0)
-            outputs, means = predict(self.accelerator, trainer.objective, examples, rows, micro_batch_tokens=tokens)
-            predictions = self.task_type.decide(outputs, examples, rows["index"])
-            found[name] = Predicted(self.task.split(name), outputs, predictions)
-            self.perplexities |= {name: means["perplexity"]} if "perplexity" in means else {}
-        return found
+    def _trainer(self, parts: Parts) -> Trainer:
+        """The same; ``ConfigError`` where fewer checkpoints will be written than are averaged."""
+        trainer, wanted = super()._trainer(parts), self.config.train.average
+        schedule, last = trainer.schedule, trainer.schedule.total
+        written = {last, *range(schedule.save, last, schedule.save), *range(schedule.evaluate, last, schedule.evaluate)}
+        if len(written) < wanted:
+            raise ConfigError(
+                f"train.average: given {wanted}, and {len(written)} checkpoints are written in {last:,} steps; give a "
+                "smaller train.average, or a shorter train.save_every"
+            )
+        return trainer
 
     def table(self, results: dict[str, Any]) -> str:
         """The scores, how they were computed, and the perplexity of the references."""
         section: Any = self.config.task
         lines = [super().table(results)]
-        for name, value in self.perplexities.items():
+        for name, value in self._perplexities().items():
             predicted = self.predicted[name]
             ratio = length_ratio([*predicted.predictions], [*predicted.labels], section.bleu_tokens)
             lines.append(f"{name}: perplexity {value:.3f}, length of the translations {ratio:.3f} of the references'.")

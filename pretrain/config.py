@@ -19,6 +19,7 @@ from bertillery.config.section import (
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.objective import objective_module
+from bertillery.models.encoders import Role
 from bertillery.models.folder import has_tokenizer
 from bertillery.models.load import load_tokenizer, vocabulary_size
 from bertillery.run.command import run_name
@@ -39,6 +40,8 @@ class ObjectiveSection(Section):
 
     family: ClassVar[str]
     """``model_type`` of the models that it trains, as in transformers' config.json."""
+    role: ClassVar[Role] = "encoder"
+    """Whether these are encoders or decoders."""
     num_texts: ClassVar[int] = 2
     """The most texts in an example."""
     units: ClassVar[Literal["sentences", "documents"]] = "sentences"
@@ -130,7 +133,7 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
     path = model.get("from") if isinstance(model, dict) else None
     if not isinstance(path, str) or not isinstance(tokenizer, dict):  # validation comes next and reports it
         return
-    weights = Weights.find(path, decoder=section.units == "documents")
+    weights = Weights.find(path, section.role)
     if weights.config.model_type != section.family:
         raise ConfigError(
             f"model.from: {path!r} is of the family {weights.config.model_type}, but objective.type="
@@ -155,11 +158,10 @@ def adopt(values: dict[str, Any], sources: dict[str, str], section: type[Objecti
             + "\n".join(contradictions)
             + "\nGive a configuration that leaves these keys to the weights, or weights of that shape."
         )
-    decoder = section.units == "documents"
-    values["tokenizer"] = {**tokenizer, "path": _fitting_tokenizer(weights, tokenizer.get("path"), decoder=decoder)}
+    values["tokenizer"] = {**tokenizer, "path": _fitting_tokenizer(weights, tokenizer.get("path"), section.role)}
 
 
-def _fitting_tokenizer(weights: Weights, given: str | None, *, decoder: bool) -> str:
+def _fitting_tokenizer(weights: Weights, given: str | None, role: Role) -> str:
     """Path of the tokenizer: the one given, which must number its pieces as the checkpoint does, or the checkpoint's.
 
     Embedding rows beyond the pieces of the checkpoint's own tokenizer are spare (tables are padded to a multiple of
@@ -167,10 +169,10 @@ def _fitting_tokenizer(weights: Weights, given: str | None, *, decoder: bool) ->
     """
     rows, own = weights.config.vocab_size, None
     if not given or given == weights.path or has_tokenizer(weights.path):
-        own = load_tokenizer(weights.path, "model.from", decoder=decoder)
+        own = load_tokenizer(weights.path, "model.from", role=role)
     tokenizer = own
     if given and given != weights.path:
-        tokenizer = load_tokenizer(given, "tokenizer.path", decoder=decoder)
+        tokenizer = load_tokenizer(given, "tokenizer.path", role=role)
     assert tokenizer is not None
     size = vocabulary_size(tokenizer)
     comparable = own is not None and own is not tokenizer and vocabulary_size(own) <= rows

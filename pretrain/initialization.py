@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from bertillery.config.section import ConfigError, InputError
 from bertillery.engine.objective import Objective
-from bertillery.models.encoders import family
+from bertillery.models.encoders import Role, family
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.folder import check_size, file_of
 from bertillery.models.load import check_finite, read_config, read_weights
@@ -29,7 +29,7 @@ class Weights:
     """Its config.json, in transformers' class."""
 
     @classmethod
-    def find(cls, path: str, *, decoder: bool = False) -> Weights:
+    def find(cls, path: str, role: Role = "encoder") -> Weights:
         """Read the config.json; ``ConfigError`` where there is none.
 
         A resumed run comes here too, although its weights are its checkpoint's: sizes and tokenizer are read where they
@@ -37,7 +37,7 @@ class Weights:
         is refused before anything is computed.
         """
         try:
-            config = read_config(path, decoder=decoder)
+            config = read_config(path, roles=(role,))
             check_size(path, config)
         except InputError as error:
             raise ConfigError(
@@ -77,7 +77,7 @@ def load_weights(objective: Objective, path: str) -> list[str]:
     here but differs there.
     """
     models = networks(objective)
-    weights = Weights.find(path, decoder=family(objective.exported().config).causal)
+    weights = Weights.find(path, family(objective.exported().config).role)
     copies: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     problems, dropped = [], []
     for folder, model in models.items():

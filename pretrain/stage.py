@@ -108,8 +108,8 @@ class Pretraining(Stage):
         """Write to the exported configurations on how many tokens the weights were pretrained, earlier runs included,
         where all of them are known."""
         start = self.config.model.from_
-        decoder = self.config.objective.units == "documents"
-        before = getattr(read_config(start, decoder=decoder), "pretraining_tokens", None) if start else 0
+        roles = (self.config.objective.role,)
+        before = getattr(read_config(start, roles=roles), "pretraining_tokens", None) if start else 0
         if before is not None and ended.tokens is not None:
             for model in self.models.values():
                 model.config.pretraining_tokens = before + ended.tokens
@@ -162,7 +162,7 @@ class Pretraining(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Numbers, guesses, files, and the next command."""
-        path, causal = self.path, self.config.objective.units == "documents"
+        path, causal = self.path, self.config.objective.role == "decoder"
         command = f"make {'generate' if causal else 'finetune'} MODEL={path / 'export'}"
         more = 'PROMPT="..."' if causal else "     (GLUE: TASK=sst2 HUB=1; all tasks: make help)"
         shown = "\n\n".join(results[name] for name in ("table", "fill_mask", "samples") if name in results)

@@ -12,24 +12,21 @@ if __name__ == "__main__":
     begin()
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
-from bertillery.config.section import InputError, Section, read_values, validate
-from bertillery.config.types import Count, Probability, Runs, Seed
-from bertillery.run.command import tool
+from bertillery.config.section import Section, read_values, validate
+from bertillery.config.types import Count, Probability, Runs, Seed, Texts
+from bertillery.run.command import given_texts, quoted, tool
 from bertillery.system.files import write_text
 from bertillery.system.printable import printable
 from prompting.model import CausalModel
-
-Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 class GenerateSection(Section):
@@ -62,15 +59,13 @@ class GenerateSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Generate and print; returns the exit status. A prompt is text, whatever YAML would make of it."""
-    start = "prompt="
-    texts = {each: each.removeprefix(start) for each in arguments if each.startswith(start) and each[7:8] != "["}
-    arguments = [f"{start}{json.dumps([texts[each]])}" if each in texts else each for each in arguments]
+    arguments = quoted(arguments, "prompt")
     return tool(arguments, help=__doc__, schema=GenerateSection, action=lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
     section = validate(GenerateSection, *read_values(arguments))
-    prompts = _prompts(section)
+    prompts = given_texts(section.prompt, section.file, key="prompt", what="a prompt")
     causal, rows = CausalModel.open(section.model), []
     causal.check_fits([len(causal.ids(prompt)) + 1 for prompt in prompts], section.max_new_tokens)
     torch.manual_seed(section.seed)
@@ -82,19 +77,6 @@ def _run(arguments: Sequence[str]) -> int:
         write_text(section.output, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
         print(f"continuations  {section.output}")
     return 0
-
-
-def _prompts(section: GenerateSection) -> list[str]:
-    prompts = list(section.prompt)
-    if section.file is not None:
-        if not section.file.is_file():
-            raise InputError(f"file: {section.file}: no such file; it holds a prompt on each line")
-        prompts += section.file.read_text(encoding="utf-8").splitlines()
-    if not prompts and "PROMPT" in os.environ:
-        prompts = [os.environ["PROMPT"]]
-    if not prompts:
-        raise InputError('no prompt: give prompt="..." (with make PROMPT="..."), or file=<a prompt on each line>')
-    return prompts
 
 
 def generate(causal: CausalModel, prompts: Sequence[str], section: GenerateSection) -> Iterator[tuple[str, list[str]]]:

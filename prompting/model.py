@@ -33,10 +33,10 @@ class CausalModel:
     def open(cls, start: str) -> CausalModel:
         """Load from a directory or the Hub; ``InputError`` for an encoder, for weights without a language model
         head, and for a tokenizer without an end-of-text token or of another vocabulary."""
-        model, report = load(AutoModelForCausalLM, start, decoder=True)
+        model, report = load(AutoModelForCausalLM, start, roles=("decoder",))
         if report.fresh:
             raise InputError(f"model: {start} has no language model head ({report}); give a pretrained causal model")
-        tokenizer = load_tokenizer(start, "model", decoder=True)
+        tokenizer = load_tokenizer(start, "model", role="decoder")
         check_vocabulary(tokenizer, model.config, start, "model")
         end: Any = tokenizer.eos_token_id
         return cls(start, model, tokenizer, longest_sequence(model.config), int(end))

@@ -7,24 +7,19 @@ if __name__ == "__main__":
 
     begin()
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from bertillery.config.section import InputError, Section, read_values, validate
-from bertillery.config.types import Runs
-from bertillery.run.command import tool
+from bertillery.config.types import Runs, Texts
+from bertillery.run.command import given_texts, quoted, tool
 from bertillery.system.files import write_text
 from bertillery.system.printable import printable
+from translation.model import TranslationModel
 from translation.search import DecodeSection
-from translation.translator import TranslationModel
-
-Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 class TranslateSection(Section):
@@ -45,9 +40,7 @@ class TranslateSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Translate and print; returns the exit status. A text is text, whatever YAML would make of it."""
-    start = "text="
-    texts = {each: each.removeprefix(start) for each in arguments if each.startswith(start) and each[5:6] != "["}
-    arguments = [f"{start}{json.dumps([texts[each]])}" if each in texts else each for each in arguments]
+    arguments = quoted(arguments, "text")
     return tool(arguments, help=__doc__, schema=TranslateSection, action=lambda: _run(arguments))
 
 
@@ -55,7 +48,7 @@ def _run(arguments: Sequence[str]) -> int:
     section = validate(TranslateSection, *read_values(arguments))
     if section.n_best > section.decode.beam:
         raise InputError(f"n_best: given {section.n_best}, and decode.beam is {section.decode.beam}; give a wider beam")
-    texts = _texts(section)
+    texts = given_texts(section.text, section.file, key="text", what="a sentence")
     found = TranslationModel.open(section.model).translate(texts, section.decode, n_best=section.n_best)
     for text, translations in zip(texts, found, strict=True):
         print(printable(text))
@@ -67,19 +60,6 @@ def _run(arguments: Sequence[str]) -> int:
         write_text(section.output, "".join(f"{line}\n" for line in lines))
         print(f"translations  {section.output}")
     return 0
-
-
-def _texts(section: TranslateSection) -> list[str]:
-    texts = list(section.text)
-    if section.file is not None:
-        if not section.file.is_file():
-            raise InputError(f"file: {section.file}: no such file; it holds a sentence on each line")
-        texts += section.file.read_text(encoding="utf-8").splitlines()
-    if not texts and os.environ.get("TEXT"):
-        texts = [os.environ["TEXT"]]
-    if not texts:
-        raise InputError('no text: give text="..." (with make TEXT="..."), or file=<a sentence on each line>')
-    return texts
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bertillery.models.seq2seq import translator
+from bertillery.models.seq2seq import encoder_decoder
 from bertillery.report.plot import figure, plain, save
 from translation.examples import TranslationExamples
 
@@ -24,7 +24,7 @@ def draw_alignments(model: PreTrainedModel, examples: TranslationExamples, path:
         return None
     rows = examples.examples(0, 0)[:_PAIRS]
     batch = examples.collate(rows)
-    weights = translator(model).alignments(batch.streams["source"], batch.streams["target"])
+    weights = encoder_decoder(model).alignments(batch.streams["source"], batch.streams["target"])
     tokenizer, layers = examples.tokenizer, len(weights[0])
     axes = figure(len(rows) * layers, "attention of each target piece to the source", columns=layers, panel=(4.4, 4.4))
     for row, (index, each) in enumerate(zip(rows["index"], weights, strict=True)):

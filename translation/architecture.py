@@ -22,7 +22,7 @@ from bertillery.config.section import Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Name, Tokens, Width
 from bertillery.models.attention import NAME
 from bertillery.models.families.rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
-from bertillery.models.load import load_translator, vocabulary_size
+from bertillery.models.load import load_encoder_decoder, vocabulary_size
 
 
 class ModelSection(Section):
@@ -55,11 +55,6 @@ class ModelSection(Section):
     @property
     def longest(self) -> int | None:
         """Positions of source and of target; None if there is no limit, or it is not known yet."""
-        return None
-
-    @property
-    def feeds_back(self) -> bool | None:
-        """Whether a decoder in training can be fed its own tokens; None if that is not known yet."""
         return None
 
 
@@ -107,11 +102,6 @@ class TransformerSection(ModelSection):
     def longest(self) -> int:
         """Positions."""
         return self.max_position_embeddings
-
-    @property
-    def feeds_back(self) -> bool:
-        """No: all positions are computed at once."""
-        return False
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """``MarianMTModel``, or with ``norm: pre`` ``PegasusForConditionalGeneration``."""
@@ -170,9 +160,17 @@ class RnnSection(ModelSection):
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """A model of ours, which ``import bertillery`` registers with the Auto classes."""
-        settings = self.model_dump(exclude={"name", "architecture"})
-        config = RnnSeq2SeqConfig(vocab_size=vocabulary_size(tokenizer), **settings, **ends(tokenizer))
+        config = RnnSeq2SeqConfig(vocab_size=vocabulary_size(tokenizer), **self._settings, **ends(tokenizer))
         return RnnSeq2SeqForConditionalGeneration(config)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"name", "architecture"})
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> RnnSection:
+        RnnSeq2SeqConfig(**self._settings)
+        return self
 
 
 class ExistingSection(ModelSection):
@@ -185,7 +183,7 @@ class ExistingSection(ModelSection):
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """With the weights of the directory."""
-        return load_translator(self.from_, {} if self.dropout is None else {"dropout": self.dropout})
+        return load_encoder_decoder(self.from_, {} if self.dropout is None else {"dropout": self.dropout})
 
 
 def ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

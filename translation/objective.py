@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from bertillery.config.section import Section
+from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Share
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.chunks import LOGITS, in_chunks
-from bertillery.models.seq2seq import translator
+from bertillery.models.seq2seq import encoder_decoder
 from translation.search import DecodeSection, search
-from translation.teaching import TeachingSection
+from translation.teacher_forcing import TeacherForcingSection
 
 
 class ObjectiveSection(Section):
@@ -28,7 +28,15 @@ class ObjectiveSection(Section):
     """Probability mass that is taken from the reference token (Vaswani et al. 2017, section 5.4)."""
     smoothing: Literal["all", "others"] = "all"
     """Where it goes: to all tokens alike, as in torch, or to the V - 1 others, as in Tensor2Tensor and fairseq."""
-    teacher_forcing: TeachingSection = TeachingSection()
+    teacher_forcing: TeacherForcingSection = TeacherForcingSection()
+
+    def check_forcing(self) -> None:
+        """``ConfigError`` where a Transformer would be fed its own tokens."""
+        if not self.teacher_forcing.always:
+            raise ConfigError(
+                "objective.teacher_forcing: a Transformer computes all target positions at once and is always fed the "
+                "reference; leave the keys out, or take a model with architecture: rnn"
+            )
 
 
 class TranslationObjective(Objective):
@@ -46,9 +54,10 @@ class TranslationObjective(Objective):
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``translation``, the smoothed loss; ``perplexity``, of the reference without smoothing; and
         ``accuracy``, of the next token."""
-        model = translator(self.model)
+        model = encoder_decoder(self.model)
+        assert batch.cross_layout is not None
         states = model.decoder_states(
-            batch.streams["source"], batch.streams["target"], _crossing(batch), batch.targets.get("forced")
+            batch.streams["source"], batch.streams["target"], batch.cross_layout, batch.targets.get("forced")
         )
         epsilon, others = self.section.label_smoothing, self.section.smoothing == "others"
 
@@ -80,7 +89,7 @@ class TranslationObjective(Objective):
             terms = self(batch) if labelled else {}
             config = self.model.config
             found = search(
-                translator(self.model),
+                encoder_decoder(self.model),
                 batch.streams["source"],
                 self.decoding,
                 start=config.decoder_start_token_id,
@@ -106,7 +115,7 @@ class TranslationObjective(Objective):
                 total += 2.0 * parameter.numel() * (source.num_tokens if of_source else target.num_tokens)
         config: Any = self.model.config
         if hasattr(config, "encoder_layers"):
-            across = float((target.offsets.diff() * source.offsets.diff()).sum())
+            across = batch.counts["crossed_pairs_of_tokens"]
             pairs = config.encoder_layers * source.squared_lengths
             pairs += config.decoder_layers * (target.squared_lengths / 2 + across)
             total += 4.0 * pairs * config.d_model
@@ -131,8 +140,3 @@ def smoothed_losses(logits: Tensor, targets: Tensor, epsilon: float, *, others: 
 
 def _perplexity(sums: list[float], count: float) -> float:
     return math.exp(min(sums[0] / max(1.0, count), 100.0))
-
-
-def _crossing(batch: PackedBatch) -> Any:
-    assert batch.crossing is not None
-    return batch.crossing

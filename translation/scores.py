@@ -1,5 +1,5 @@
-"""BLEU and chrF of whole splits, by sacreBLEU (Post 2018), with the signatures that make them comparable; floors that
-need no model."""
+"""BLEU and chrF of whole splits, by sacreBLEU (Post 2018), with the signatures that make them comparable; and baselines
+that need no model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def length_ratio(translations: Sequence[str], references: Sequence[str], tokens:
     return found.sys_len / max(1, found.ref_len)
 
 
-def floors(
+def baselines(
     sources: Sequence[str], targets: Sequence[str], held_out: Sequence[str], *, most: int = 100_000
 ) -> dict[str, list[str]]:
     """Translations of ``held_out`` sources without a model, by name: the source itself, the most frequent training
@@ -77,7 +77,7 @@ def floors(
     }
 
 
-def tokenized(references: Sequence[str]) -> bool:
+def looks_tokenized(references: Sequence[str]) -> bool:
     """Whether references look as if their punctuation had been split off: BLEU is for text as people write it."""
     marks = sum(" ." in text or " ," in text for text in references)
     return marks > len(references) / 10

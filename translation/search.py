@@ -20,7 +20,7 @@ from torch import Tensor
 from bertillery.config.section import Section
 from bertillery.config.types import Count
 from bertillery.engine.batch import Stream
-from bertillery.models.seq2seq import Translator
+from bertillery.models.seq2seq import EncoderDecoder
 
 
 class DecodeSection(Section):
@@ -43,6 +43,10 @@ class DecodeSection(Section):
         """The divisor of a hypothesis of that length."""
         return (length if self.normalization == "length" else (5 + length) / 6) ** self.length_penalty
 
+    def within(self, positions: int) -> DecodeSection:
+        """The same, for a model of so many positions."""
+        return self.model_copy(update={"max_length": min(self.max_length, positions)})
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -58,14 +62,14 @@ class Hypothesis:
 
 @torch.no_grad()
 def search(
-    translator: Translator, source: Stream, section: DecodeSection, *, start: int, end: int, n_best: int = 1
+    network: EncoderDecoder, source: Stream, section: DecodeSection, *, start: int, end: int, n_best: int = 1
 ) -> list[list[Hypothesis]]:
     """The best ``n_best`` translations of each sentence, best first, at most ``section.beam`` of them.
 
     Each step extends the k live hypotheses, of the 2k best extensions those that end are finished if they are among the
     first k, and the best k others live on. A sentence that is finished leaves the batch.
     """
-    beams = _Beams(translator, source, section, start, end)
+    beams = _Beams(network, source, section, start, end)
     while beams.advance():
         pass
     return [found[:n_best] for found in beams.found]
@@ -74,10 +78,10 @@ def search(
 class _Beams:
     """The live and the finished hypotheses of the sentences that are not done."""
 
-    def __init__(self, translator: Translator, source: Stream, section: DecodeSection, start: int, end: int) -> None:
+    def __init__(self, network: EncoderDecoder, source: Stream, section: DecodeSection, start: int, end: int) -> None:
         number, device = source.num_sequences, source.ids.device
-        self.translator, self.section, self.end = translator, section, end
-        self.state = translator.begin(source)
+        self.network, self.section, self.end = network, section, end
+        self.state = network.begin(source)
         self.sentences = torch.arange(number, device=device)
         """(B,) which sentences are not done."""
         self.tokens = torch.full((number, 1), start, device=device)
@@ -98,7 +102,7 @@ class _Beams:
     def advance(self) -> bool:
         """Extend all live hypotheses by a token; returns whether sentences are left."""
         section, width = self.section, self.section.beam
-        log_probs, state = self.translator.step(self.state, self.tokens)
+        log_probs, state = self.network.step(self.state, self.tokens)
         sums = (self.live[..., None] + log_probs).flatten(1)  # (B, k * V)
         vocabulary = log_probs.shape[-1]
         best, which = sums.topk(min(2 * width, sums.shape[1]), sorted=True)
@@ -117,7 +121,7 @@ class _Beams:
         self._take(done)
         kept = torch.nonzero(~done)[:, 0]
         if len(kept):
-            self.state = self.translator.select(state, kept, beam.gather(1, rank)[kept])
+            self.state = self.network.select(state, kept, beam.gather(1, rank)[kept])
             self._keep(kept)
         return bool(len(kept))
 
@@ -163,19 +167,19 @@ def _wide(index: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exhaustive_search(
-    translator: Translator, source: Stream, section: DecodeSection, *, start: int, end: int
+    network: EncoderDecoder, source: Stream, section: DecodeSection, *, start: int, end: int
 ) -> list[Hypothesis]:
     """All hypotheses of one sentence of at most ``section.max_length`` tokens, best first: a check of :func:`search`
     for a tiny vocabulary, since there are sum over n < T of (V-1)**(n-1), and (V-1)**(T-1) * V of the longest."""
     assert source.num_sequences == 1
-    return sorted(_every(translator, translator.begin(source), section, start, end), key=lambda each: -each.score)
+    return sorted(_every(network, network.begin(source), section, start, end), key=lambda each: -each.score)
 
 
-def _every(translator: Translator, state: Any, section: DecodeSection, start: int, end: int) -> Iterator[Hypothesis]:
+def _every(network: EncoderDecoder, state: Any, section: DecodeSection, start: int, end: int) -> Iterator[Hypothesis]:
     prefixes: list[tuple[list[int], float]] = [([], 0.0)]
     tokens, one = torch.tensor([[start]]), torch.zeros(1, dtype=torch.long)
     for length in range(1, section.max_length + 1):
-        log_probs, state = translator.step(state, tokens)
+        log_probs, state = network.step(state, tokens)
         sums = (torch.tensor([total for _, total in prefixes])[:, None] + log_probs[0]).tolist()
         longer, parents = [], []
         for parent, ((ids, _), row) in enumerate(zip(prefixes, sums, strict=True)):
@@ -187,4 +191,4 @@ def _every(translator: Translator, state: Any, section: DecodeSection, start: in
                     parents.append(parent)
         if length < section.max_length:
             prefixes, tokens = longer, torch.tensor([[ids[-1] for ids, _ in longer]])
-            state = translator.select(state, one, torch.tensor([parents]))
+            state = network.select(state, one, torch.tensor([parents]))

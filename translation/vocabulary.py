@@ -17,7 +17,6 @@ from bertillery.config.types import Count
 from bertillery.data import unigram
 from bertillery.data.tokenizer import TokenizerSection, too_few_pieces
 from bertillery.models.frame import text_backend
-from bertillery.models.load import load_tokenizer
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 """Special tokens, at ids 0, 1 and 2. The decoder starts with the first; every source and every target ends with the
@@ -93,19 +92,6 @@ def _framed(tokenizer: Tokenizer, *, unknown: bool) -> PreTrainedTokenizerBase:
         single=f"$A {END}", special_tokens=[(END, made.eos_token_id)]
     )
     return made
-
-
-def open_vocabulary(path: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at ``path``, which the setting ``key`` names; ``ConfigError`` unless it has the tokens that a
-    translation needs."""
-    tokenizer = load_tokenizer(path, key, decoder=None)
-    lacking = [name for name in ("pad", "eos") if getattr(tokenizer, f"{name}_token_id") is None]
-    if lacking:
-        raise ConfigError(
-            f"{key}: given {path!r}: it has no {' and no '.join(lacking)} token, which begin and end a translation; "
-            "give a tokenizer with both, or leave the key out to train one"
-        )
-    return tokenizer
 
 
 def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str, key: str) -> None:

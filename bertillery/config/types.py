@@ -11,11 +11,13 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 from bertillery.config.section import ConfigError
 
+Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""One text, or a list of them."""
 _MOST = {"steps": 10**12, "epochs": 10**6, "%": 100}
 """The largest amount of each unit."""
 

@@ -89,7 +89,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Path, language: str | None) -> None:
         """Without a ``language`` each paragraph is one unit, as it is written."""
-        self._words = WordEncoder(load_tokenizer(str(tokenizer), decoder=None))
+        self._words = WordEncoder(load_tokenizer(str(tokenizer), role=None))
         self._language = language
 
     def __call__(self, documents: list[Document]) -> Encoded:

@@ -34,6 +34,7 @@ from bertillery.data.prepared import FORMAT, PreparedCorpus, write_manifest
 from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from bertillery.data.unigram import train_unigram
 from bertillery.data.writer import CorpusWriter, Progress
+from bertillery.models.encoders import Role
 from bertillery.models.frame import check_pretraining_frame
 from bertillery.models.load import load_tokenizer, vocabulary_size
 from bertillery.run.inputs import Fingerprint, describe_files
@@ -103,7 +104,8 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
 
 
 def _existing(section: TokenizerSection, data: CorpusSection) -> PreTrainedTokenizerBase | None:
-    return load_tokenizer(section.path, decoder=data.units == "documents") if section.path else None
+    role: Role = "decoder" if data.units == "documents" else "encoder"
+    return load_tokenizer(section.path, role=role) if section.path else None
 
 
 def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, *, num_texts: int) -> PreparedCorpus:
@@ -150,7 +152,7 @@ def _build(
         tokenizer.save_pretrained(partial / "tokenizer")
         corpus.mkdir(exist_ok=True)
         (partial / "tokenizer").rename(corpus / "tokenizer")
-    tokenizer = load_tokenizer(str(corpus / "tokenizer"), decoder=None)
+    tokenizer = load_tokenizer(str(corpus / "tokenizer"), role=None)
     report = ReadReport()
     _say("encoding")
     progress = _encode_all(partial, data, report, workers)

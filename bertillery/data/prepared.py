@@ -102,7 +102,7 @@ class PreparedCorpus:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the corpus was encoded with."""
-        return load_tokenizer(str(self.path / "tokenizer"), decoder=None)
+        return load_tokenizer(str(self.path / "tokenizer"), role=None)
 
 
 def write_manifest(path: Path, facts: dict[str, Any]) -> None:

@@ -30,13 +30,18 @@ class Stream:
     """How attention pads the sequences."""
     token_type_ids: Tensor | None = None
     """(T,) int64, 0 for the first segment and 1 for the second; None where there are no segments."""
-    squared_lengths: int = 0
-    """Sum of the squared lengths: the size of attention, for counting FLOPs."""
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(B,) int64, tokens of each sequence, on the host."""
 
     @property
     def num_tokens(self) -> int:
         """T."""
         return len(self.ids)
+
+    @property
+    def squared_lengths(self) -> int:
+        """Sum of the squared lengths: the size of attention, for counting FLOPs."""
+        return int((self.lengths**2).sum())
 
     @property
     def num_sequences(self) -> int:
@@ -64,7 +69,7 @@ class PackedBatch:
     """Labels and positions that the objective reads."""
     counts: dict[str, int] = field(default_factory=dict)
     """Divisors of the objective's sums, such as the number of masked tokens; known on the host."""
-    crossing: CrossLayout | None = None
+    cross_layout: CrossLayout | None = None
     """How the sequences of ``target`` attend to those of ``source``, where there are both."""
 
     @property
@@ -120,7 +125,7 @@ def pack_stream(ids: np.ndarray, lengths: np.ndarray, token_type_ids: np.ndarray
         token_type_ids=None
         if token_type_ids is None
         else torch.from_numpy(token_type_ids.astype(np.int64, copy=False)),
-        squared_lengths=int((np.asarray(lengths, dtype=np.int64) ** 2).sum()),
+        lengths=np.asarray(lengths, dtype=np.int64),
     )
 
 
@@ -173,13 +178,14 @@ def pack_pairs(
 ) -> PackedBatch:
     """A batch of two streams, ``source`` and ``target``, from flat arrays (S,) and (T,) and lengths (B,) each.
 
-    Adds the count ``tokens``, of both.
+    Adds the counts ``tokens``, of both, and ``crossed_pairs_of_tokens`` (of a target and its source).
     """
+    crossed = int((np.asarray(source_lengths, np.int64) * np.asarray(target_lengths, np.int64)).sum())
     return PackedBatch(
         {"source": pack_stream(source, source_lengths), "target": pack_stream(target, target_lengths)},
         targets={name: torch.from_numpy(np.array(value)) for name, value in targets.items()},
-        counts={"tokens": len(source) + len(target), **counts},
-        crossing=cross_layout(np.asarray(target_lengths), np.asarray(source_lengths)),
+        counts={"tokens": len(source) + len(target), "crossed_pairs_of_tokens": crossed, **counts},
+        cross_layout=cross_layout(np.asarray(target_lengths), np.asarray(source_lengths)),
     )
 
 

@@ -2,13 +2,15 @@
 
 Legend: B sequences, T tokens of all of them together, H width.
 
-The models are transformers' own. :data:`FAMILIES` and :data:`DECODERS` hold what differs between families.
+The models are transformers' own. :data:`FAMILIES`, :data:`DECODERS` and
+:data:`ENCODER_DECODERS` hold what differs between families.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +22,14 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Stream
 from bertillery.models.attention import Recorded
+
+Role = Literal["encoder", "decoder", "encoder-decoder"]
+"""What a model computes: states of tokens that all see each other; of tokens that see earlier ones; or of a target that
+sees earlier ones and all of a source (:mod:`bertillery.models.seq2seq`)."""
+ONE_STREAM: tuple[Role, ...] = ("encoder", "decoder")
+"""Roles of models that read one text."""
+
+_ARTICLES = {"encoder": "an encoder", "decoder": "a decoder", "encoder-decoder": "an encoder-decoder"}
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,18 @@ class Family:
     """Whether positions start after the id of the padding token, as fairseq's do, and not at 0."""
     square_projection: bool = False
     """Whether embeddings as wide as the model pass through a projection, too."""
-    causal: bool = False
-    """Whether it is a decoder: no token sees a later one."""
-    translates: bool = False
-    """Whether it is an encoder and a decoder, from a source to a target (:mod:`bertillery.models.seq2seq`)."""
+    role: Role = "encoder"
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a decoder: no token sees a later one."""
+        return self.role == "decoder"
 
 
 _ROBERTA = Family(token_types=False, positions_after_padding=True)
+_TRANSFORMER = Family(
+    hidden_dropout=("dropout",), intermediate_size="encoder_ffn_dim", token_types=False, role="encoder-decoder"
+)
 
 FAMILIES = {
     "bert": Family(),
@@ -73,51 +88,35 @@ DECODERS = {
         classifier_dropout=("classifier_dropout", "summary_first_dropout"),
         intermediate_size="n_inner",
         token_types=False,
-        causal=True,
+        role="decoder",
     )
 }
-"""Decoders of transformers, by ``config.model_type``."""
+"""Decoders of transformers."""
 
-_TRANSFORMER = Family(
-    hidden_dropout=("dropout",), intermediate_size="encoder_ffn_dim", token_types=False, translates=True
-)
-TRANSLATORS = {"marian": _TRANSFORMER, "pegasus": _TRANSFORMER}
-"""Encoder-decoders of transformers, by ``config.model_type``: the Transformer with LayerNorms behind and before the
-residual connections."""
+ENCODER_DECODERS = {"marian": _TRANSFORMER, "pegasus": _TRANSFORMER}
+"""Encoder-decoders of transformers: the Transformer with LayerNorms behind, and before, the residual connections."""
+
+_KNOWN = {**FAMILIES, **DECODERS, **ENCODER_DECODERS}
 
 
 def _described(model_type: str) -> Family | None:
     """The family of a type, also of a config class of ours that is registered with ``AutoConfig``."""
     own = getattr(CONFIG_MAPPING[model_type], "family", None) if model_type in CONFIG_MAPPING else None
-    return own or FAMILIES.get(model_type) or DECODERS.get(model_type) or TRANSLATORS.get(model_type)
+    return own or _KNOWN.get(model_type)
 
 
-def check_model_type(model_type: str, *, decoder: bool | None = False, translator: bool = False) -> None:
-    """``ConfigError`` for a type of model that cannot read packed batches, for a decoder unless one is wanted (``None``
-    allows both), and for a ``translator``, an encoder and a decoder, unless one is wanted."""
+def check_model_type(model_type: str, roles: Sequence[Role] = ("encoder",)) -> None:
+    """``ConfigError`` for a type of model that cannot read packed batches, or has none of the ``roles``."""
     found = _described(model_type)
-    if found is None:
-        why = "cannot read packed batches"
-    elif found.translates != translator:
-        why = "is a translation model" if found.translates else "does not translate"
-    elif not translator and decoder is not None and found.causal != decoder:
-        why = "is a decoder" if found.causal else "is an encoder"
-    else:
+    if found is not None and found.role in roles:
         return
-    if translator:
-        wanted, allowed = "a translation model", TRANSLATORS
-    elif decoder is None:
-        wanted, allowed = "a model", {**FAMILIES, **DECODERS}
-    else:
-        wanted, allowed = ("a decoder", DECODERS) if decoder else ("an encoder", FAMILIES)
-    registered = ((name, getattr(config, "family", None)) for name, config in CONFIG_MAPPING._extra_content.items())
-    ours = [
-        name
-        for name, of in registered
-        if of is not None and of.translates == translator and (translator or decoder in (None, of.causal))
-    ]
+    why = "cannot read packed batches" if found is None else f"is {_ARTICLES[found.role]}"
+    registered = {name: getattr(config, "family", None) for name, config in CONFIG_MAPPING._extra_content.items()}
+    known = {**_KNOWN, **registered}
     raise ConfigError(
-        f"a model of type {model_type!r} {why}; give {wanted} of one of these types: {', '.join([*allowed, *ours])}"
+        f"a model of type {model_type!r} {why}; give {' or '.join(_ARTICLES[role] for role in roles)} of one of these "
+        "types: "
+        f"{', '.join(name for name, each in known.items() if each is not None and each.role in roles)}"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils.hub import cached_file
 
 from bertillery.config.section import ConfigError, InputError
-from bertillery.models.encoders import check_model_type, family, intermediate_size, longest_sequence
+from bertillery.models.encoders import Role, check_model_type, family, intermediate_size, longest_sequence
 from bertillery.system.records import read_json
 
 Rows = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -51,18 +51,27 @@ class ConfigFile(BaseModel):
     max_position_embeddings: Rows | None = None
     type_vocab_size: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     hidden_size: Width | None = None
+    d_model: Width | None = None
+    encoder_hidden_size: Width | None = None
     dim: Width | None = None
     embedding_size: Width | None = None
     intermediate_size: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
     hidden_dim: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    encoder_ffn_dim: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    decoder_ffn_dim: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
     num_hidden_layers: Layers | None = None
     n_layers: Layers | None = None
+    encoder_layers: Layers | None = None
+    decoder_layers: Layers | None = None
     num_hidden_groups: Layers | None = None
     inner_group_num: Layers | None = None
     num_attention_heads: Heads | None = None
     n_heads: Heads | None = None
+    encoder_attention_heads: Heads | None = None
+    decoder_attention_heads: Heads | None = None
     hidden_act: str | None = None
     activation: str | None = None
+    activation_function: str | None = None
     summary_activation: str | None = None
     hidden_dropout_prob: Rate | None = None
     attention_probs_dropout_prob: Rate | None = None
@@ -182,12 +191,12 @@ def file_of(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def check_config_file(path: Path, *, decoder: bool | None = False, translator: bool = False) -> None:
-    """``InputError`` for a ``config.json`` that is damaged, of no family that is known, or of absurd sizes."""
+def check_config_file(path: Path, roles: Sequence[Role] = ("encoder",)) -> None:
+    """``InputError`` for a ``config.json`` that is damaged, of no family in one of the ``roles``, or absurdly large."""
     remedy = "give a folder that save_pretrained wrote, as export/ is"
     found = read_json(path, ConfigFile, remedy=remedy)
-    check_model_type(found.model_type, decoder=decoder, translator=translator)
-    for key in ("hidden_act", "activation", "summary_activation"):
+    check_model_type(found.model_type, roles)
+    for key in ("hidden_act", "activation", "activation_function", "summary_activation"):
         name = getattr(found, key)
         if name is not None and name not in ACT2FN:
             raise ConfigError(f"{path}: {key}: {name!r} is no activation function that transformers has; {remedy}")
@@ -229,20 +238,28 @@ def check_size(name: str, config: PreTrainedConfig) -> None:
     held = sum(file.stat().st_size for file in files)
     if files and needed > held:  # a parameter takes a byte at least
         raise ConfigError(
-            f"{name}: its weights cannot be read: they have {held:,} bytes, and config.json describes an encoder of "
+            f"{name}: its weights cannot be read: they have {held:,} bytes, and config.json describes a model of "
             f"{needed:,} parameters; give a folder whose config.json and weights are whole and belong together"
         )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 4 * needed > memory:
         raise ConfigError(
-            f"{name}: config.json describes an encoder of {needed:,} parameters, {4 * needed / 1e9:,.0f} GB in "
+            f"{name}: config.json describes a model of {needed:,} parameters, {4 * needed / 1e9:,.0f} GB in "
             f"float32, and this machine has {memory / 1e9:,.0f} GB of memory; give a smaller model"
         )
 
 
 def encoder_size(config: Any) -> int:
     """Parameters of the matrices of embeddings and layers; what is around them is small, or drawn anew."""
-    width, inner = config.hidden_size, intermediate_size(config)
+    width = config.hidden_size
+    if family(config).role == "encoder-decoder":
+        if not hasattr(config, "encoder_ffn_dim"):  # recurrent
+            inner = config.num_hidden_layers * (width**2 + config.encoder_hidden_size**2)
+            return config.vocab_size * config.embedding_size + inner
+        encoder = config.encoder_layers * (4 * width**2 + 2 * width * config.encoder_ffn_dim)
+        decoder = config.decoder_layers * (8 * width**2 + 2 * width * config.decoder_ffn_dim)
+        return (config.vocab_size + config.max_position_embeddings) * width + encoder + decoder
+    inner = intermediate_size(config)
     narrow = getattr(config, "embedding_size", width)
     rows = config.vocab_size + config.max_position_embeddings + getattr(config, "type_vocab_size", 0)
     layers = config.num_hidden_layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from transformers.models.pegasus.modeling_pegasus import PegasusSinusoidalPositi
 from bertillery.config.section import ConfigError, InputError
 from bertillery.models.attention import NAME
 from bertillery.models.dropout import prepare_dropout
-from bertillery.models.encoders import family
+from bertillery.models.encoders import Role, family
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.folder import (
     check_config,
@@ -44,6 +44,13 @@ from bertillery.models.joint_spans import joint_head
 
 FIRST = Path("runs/pretrain/bert_docs/export")
 """What ``make pretrain`` leaves; other targets take it where no ``MODEL`` is given."""
+
+_SPECIAL_TOKENS: dict[Role, tuple[tuple[str, ...], str]] = {
+    "encoder": (("cls", "sep", "mask", "pad"), "a BERT-like tokenizer, with cls, sep, mask and pad"),
+    "decoder": (("eos",), "one of a causal model, with an end-of-text token (eos_token)"),
+    "encoder-decoder": (("pad", "eos"), "a tokenizer with both, which begin and end a translation"),
+}
+"""What a model of a role needs, and how that is said."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,10 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def read_config(
-    name: str | Path, folder: str = "", *, decoder: bool | None = False, translator: bool = False
-) -> PreTrainedConfig:
+def read_config(name: str | Path, folder: str = "", *, roles: Sequence[Role] = ("encoder",)) -> PreTrainedConfig:
     """The configuration of a model in a directory or on the Hub, or in a ``folder`` there; raises what :func:`load`
     does."""
-    return _configuration(str(name), {}, folder, decoder=decoder, translator=translator)
+    return _configuration(str(name), {}, folder, roles=roles)
 
 
 def load(
@@ -84,7 +89,7 @@ def load(
     attention_dropout: float | None = None,
     classifier_dropout: float | None = None,
     random: bool = False,
-    decoder: bool | None = False,
+    roles: Sequence[Role] = ("encoder",),
     **settings: Any,
 ) -> tuple[PreTrainedModel, LoadReport]:
     """Load ``AutoModelFor...`` or a model class, in float32 and in evaluation mode, with the packed attention.
@@ -93,11 +98,11 @@ def load(
     model's configuration under the names of its family, and ``settings`` (``num_labels=3``) what they name. A head of
     another shape is drawn anew; with ``random`` all is.
 
-    Raises ``ConfigError`` if there is no such model, its family is unknown, it is a decoder (an encoder, if ``decoder``
-    is set), weights of its body are missing or of another shape, or a setting is unknown.
+    Raises ``ConfigError`` if there is no such model, its family is unknown or has none of the ``roles``, weights of its
+    body are missing or of another shape, or a setting is unknown.
     """
     name = str(name)
-    config = _configuration(name, settings, decoder=decoder)
+    config = _configuration(name, settings, roles=roles)
     if hasattr(model_class, "base_model_prefix") and not isinstance(config, model_class.config_class):
         raise ConfigError(f"{name}: a model of type {config.model_type!r}, which {model_class.__name__} is not for")
     config.architectures = settings.get("architectures")  # the class that is asked for decides, not what was saved
@@ -142,10 +147,11 @@ def read_weights(
     return model, info
 
 
-def load_translator(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+def load_encoder_decoder(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
     """An encoder-decoder, with entries of its configuration replaced, as :func:`load` opens an encoder; raises the
     same. All of its weights are the checkpoint's."""
-    config = _configuration(name, dict(settings), decoder=None, translator=True)
+    config = _configuration(name, dict(settings), roles=("encoder-decoder",))
+    check_size(name, config)
     with warnings_of_transformers():
         model, info = read_weights(
             AutoModelForSeq2SeqLM, name, config, what=f"{name}: its weights",
@@ -157,6 +163,7 @@ def load_translator(name: str, settings: Mapping[str, Any]) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, MarianSinusoidalPositionalEmbedding | PegasusSinusoidalPositionalEmbedding):
             module.requires_grad_(False)  # frozen in a new model, and not in one that from_pretrained has read
+    prepare_dropout(model)
     return model
 
 
@@ -204,9 +211,7 @@ def _not_found() -> str:
     return f"no such folder, no model downloaded before, and the Hub {hub}"
 
 
-def _configuration(
-    name: str, settings: dict[str, Any], folder: str = "", *, decoder: bool | None, translator: bool = False
-) -> PreTrainedConfig:
+def _configuration(name: str, settings: dict[str, Any], folder: str = "", *, roles: Sequence[Role]) -> PreTrainedConfig:
     _check_there(name)
     remedy = "give a folder that save_pretrained wrote, as export/ is, or a name on the Hub (offline: a downloaded one)"
     with warnings_of_transformers(), reading(name, remedy):
@@ -215,7 +220,7 @@ def _configuration(
             reason = "no config.json in this folder" if Path(name).is_dir() else _not_found()
             reason += f" (did you mean {Path(name) / 'export'}?)" * (Path(name) / "export").is_dir()
             raise ConfigError(f"{Path(name, folder)}: {reason}; {remedy}")
-        check_config_file(file, decoder=decoder, translator=translator)
+        check_config_file(file, roles)
         config: Any
         config, unknown = AutoConfig.from_pretrained(
             name, subfolder=folder, return_unused_kwargs=True, **safely(name), **settings
@@ -284,9 +289,9 @@ def load_carried(modules: Mapping[str, nn.Module], name: str) -> list[str]:
     return said
 
 
-def load_tokenizer(path: str, key: str = "tokenizer.path", *, decoder: bool | None = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or lacks special tokens: those
-    of BERT, or, for a ``decoder``, an end-of-text token; ``None`` asks for neither.
+def load_tokenizer(path: str, key: str = "tokenizer.path", *, role: Role | None = "encoder") -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a directory or the Hub; ``ConfigError`` when it is not there or lacks a special token that
+    a model of this ``role`` needs; ``None`` asks for none.
 
     ``key`` is the configuration's that names the path.
     """
@@ -299,14 +304,10 @@ def load_tokenizer(path: str, key: str = "tokenizer.path", *, decoder: bool | No
             raise ConfigError(f"{given} ({reason}); {remedy}")
         check_tokenizer_files(path)
         tokenizer = AutoTokenizer.from_pretrained(path, **safely(path))
-    needed = () if decoder is None else ("eos",) if decoder else ("cls", "sep", "mask", "pad")
+    needed, wanted = _SPECIAL_TOKENS[role] if role else ((), "")
     missing = [name for name in needed if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
-        wanted = "one of a causal model, with an end-of-text token (eos_token)" if decoder else ""
-        raise ConfigError(
-            f"{key}: given {path!r}: it has no {', '.join(missing)} token; give "
-            f"{wanted or 'a BERT-like tokenizer, with cls, sep, mask and pad'}"
-        )
+        raise ConfigError(f"{key}: given {path!r}: it has no {', '.join(missing)} token; give {wanted}")
     if not tokenizer.is_fast:
         raise ConfigError(f"{key}: given {path!r}: it has no tokenizer.json; convert it to a fast tokenizer")
     with reading(f"{key}: given {path!r}: its tokenizer cannot read a text", remedy):

@@ -27,11 +27,11 @@ from bertillery.models.attention import NAME
 from bertillery.models.dropout import dropout
 
 
-class Translator(Protocol):
+class EncoderDecoder(Protocol):
     """What training and decoding ask of an encoder-decoder."""
 
     def decoder_states(
-        self, source: Stream, target: Stream, crossing: CrossLayout, forced: Tensor | None = None
+        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
     ) -> Tensor:
         """States (T, H) before the vocabulary projection, of every token that enters the decoder.
 
@@ -57,12 +57,12 @@ class Translator(Protocol):
         ...
 
     def select(self, state: Any, sentences: Tensor, beams: Tensor) -> Any:
-        """The state in which hypothesis j of sentence i continues hypothesis ``beams[i, j]`` of the sentence
-        ``sentences[i]``: (B',) and (B', k')."""
+        """The state in which hypothesis j of sentence i continues hypothesis ``beams[i, j]`` (B', k') of the sentence
+        that was number ``sentences[i]`` (B',): those that are left, in their order."""
         ...
 
 
-def translator(model: PreTrainedModel) -> Translator:
+def encoder_decoder(model: PreTrainedModel) -> EncoderDecoder:
     """The model as training and decoding use it: itself, if it is one of ours, or the stock Transformer."""
     own: Any = model
     return own if hasattr(own, "decoder_states") else Transformer(model)
@@ -88,16 +88,16 @@ class Transformer:
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
 
     def decoder_states(
-        self, source: Stream, target: Stream, crossing: CrossLayout, forced: Tensor | None = None
+        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
     ) -> Tensor:
         """The same; the reference is always fed, since all positions are computed at once."""
-        if forced is not None and not bool(forced.all()):
+        if forced is not None:
             raise ValueError("a Transformer computes all target positions at once: the reference is always fed")
         memory = self.source_states(source)[None]
         hidden = self._embedded(self.decoder, target.ids, target.positions)[None]
         hidden = dropout(hidden, self.model.config.dropout, training=self.model.training)
         for layer in self.decoder.layers:
-            hidden = layer(hidden, encoder_hidden_states=memory, layout=target.layout, cross_layout=crossing)
+            hidden = layer(hidden, encoder_hidden_states=memory, layout=target.layout, cross_layout=cross_layout)
         return self._normed(self.decoder, hidden)[0]
 
     def source_states(self, source: Stream) -> Tensor:
@@ -129,7 +129,7 @@ class Transformer:
         lengths = source.offsets.diff()
         memory = self.source_states(source)
         rows = torch.repeat_interleave(torch.arange(len(lengths), device=memory.device), lengths)
-        longest = int(lengths.max())
+        longest = int(source.lengths.max())
         known = []
         for layer in self.decoder.layers:
             attention = layer.encoder_attn
@@ -141,7 +141,7 @@ class Transformer:
             known.append((pair[0], pair[1]))
         behind = torch.arange(longest, device=memory.device) >= lengths[:, None]
         padding = torch.zeros(behind.shape, dtype=memory.dtype, device=memory.device).masked_fill(behind, -torch.inf)
-        return _Decoding(None, tuple(known), padding[:, None, None] if bool(behind.any()) else None)
+        return _Decoding(None, tuple(known), padding[:, None, None] if source.lengths.min() < longest else None)
 
     def step(self, state: _Decoding, tokens: Tensor) -> tuple[Tensor, _Decoding]:
         """One token further; all hypotheses of a sentence are queries of one product with its source."""

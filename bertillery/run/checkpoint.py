@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def newest_whole(folder: Path) -> list[Path]:
-    """All checkpoints with correct sizes and checksums, the newest first."""
-    return [path for path in _newest_first(folder) if defect(path) is None]
+def newest_whole(folder: Path, number: int) -> list[Path]:
+    """The newest checkpoints with correct sizes and checksums, at most ``number``, the newest first."""
+    return [*islice((path for path in _newest_first(folder) if defect(path) is None), number)]
 
 
 def newest_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:

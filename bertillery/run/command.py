@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -90,6 +92,7 @@ def guarded(action: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in (
         "bertillery",
+        "knowledge",
         "pretrain",
         "finetune",
         "translation",
@@ -120,6 +123,35 @@ def guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130
+
+
+def quoted(arguments: Sequence[str], key: str) -> list[str]:
+    """The arguments with the text after ``key=`` quoted, so that it stays text, whatever YAML would make of it; a list
+    in brackets stays a list."""
+    start = f"{key}="
+
+    def each(argument: str) -> str:
+        text = argument.removeprefix(start)
+        plain = argument.startswith(start) and not text.startswith("[")
+        return start + json.dumps([text]) if plain else argument
+
+    return [each(argument) for argument in arguments]
+
+
+def given_texts(texts: Sequence[str], file: Path | None, *, key: str, what: str) -> list[str]:
+    """The texts of a command: those given as ``key``, and the lines of a file; if there are none, the environment
+    variable that ``make`` sets, ``key`` in capitals. ``InputError`` without any; ``what`` says what they are."""
+    found = list(texts)
+    if file is not None:
+        if not file.is_file():
+            raise InputError(f"file: {file}: no such file; it holds {what} on each line")
+        found += file.read_text(encoding="utf-8").splitlines()
+    variable = key.upper()
+    if not found and variable in os.environ:
+        found = [os.environ[variable]]
+    if not found:
+        raise InputError(f'no {key}: give {key}="..." (with make {variable}="..."), or file=<{what} on each line>')
+    return found
 
 
 def run_name(arguments: Sequence[str], otherwise: str) -> str:

@@ -162,7 +162,7 @@ class Pins:
         """The recorded tokenizer; ``InputError`` if it does not match the fingerprint."""
         from bertillery.models.load import load_tokenizer  # loads torch, which reading rows does not need
 
-        found = load_tokenizer(str(self.tokenizer), "the run's own tokenizer", decoder=None)
+        found = load_tokenizer(str(self.tokenizer), "the run's own tokenizer", role=None)
         changed = differences(inputs, tokenizer_input(found), certain=True)
         if changed:
             raise InputError(

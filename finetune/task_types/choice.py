@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoModelForMultipleChoice, PreTrainedConfig, PreTrainedTokenizerBase
 
+from bertillery.data.listed import tokenize
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from bertillery.models.encoders import choice_logits
 from bertillery.models.frame import template
 from bertillery.models.heads import best_within, log_softmax_within
-from finetune.examples import Examples, Sequences, tokenize, truncated
+from finetune.examples import Examples, Sequences, truncated
 from finetune.predict import Predictor
 from finetune.rows import as_text, class_id_reader
 from finetune.sources import Source

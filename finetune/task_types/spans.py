@@ -26,6 +26,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTra
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Tokens as NumTokens
+from bertillery.data.listed import Tokens, tokenize
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Term
@@ -43,7 +44,7 @@ from bertillery.models.joint_spans import (
 )
 from bertillery.models.load import read_config
 from bertillery.report.plot import plot_bars
-from finetune.examples import Examples, Sequences, Tokens, tokenize
+from finetune.examples import Examples, Sequences
 from finetune.predict import Predictor
 from finetune.rows import as_text, objects
 from finetune.sources import Source

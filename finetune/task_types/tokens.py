@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from bertillery.config.section import InputError
+from bertillery.data.listed import tokenize
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Term
 from bertillery.models.encoders import token_logits
 from bertillery.models.frame import template
 from bertillery.report.plot import plot_bars
-from finetune.examples import Examples, Sequences, tokenize
+from finetune.examples import Examples, Sequences
 from finetune.predict import Predictor
 from finetune.rows import as_text, class_id_reader, objects
 from finetune.sources import Source

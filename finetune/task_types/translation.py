@@ -20,7 +20,7 @@ from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, TaskType
 from finetune.translating import Translating, TranslationConfig
 from translation.examples import TranslationExamples
-from translation.scores import METRICS, Tokens, corpus_scores, floors, sentence_scores
+from translation.scores import METRICS, Tokens, baselines, corpus_scores, sentence_scores
 
 RunConfig, RunStage = TranslationConfig, Translating
 _GROUPS = 6
@@ -151,9 +151,9 @@ class Type(TaskType):
         return None
 
     def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
-        """Those of :func:`translation.scores.floors`."""
+        """Those of :func:`translation.scores.baselines`."""
         assert train.labels is not None
-        found = floors(train.texts[0], [*train.labels], held_out.texts[0])
+        found = baselines(train.texts[0], [*train.labels], held_out.texts[0])
         return {name: objects(texts) for name, texts in found.items()}
 
     def distances(self, predicted: Predicted) -> np.ndarray:

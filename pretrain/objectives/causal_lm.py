@@ -25,7 +25,7 @@ from bertillery.engine.schedule import EpochSize
 from bertillery.models.attention import NAME
 from bertillery.models.chunks import word_sums
 from bertillery.models.dropout import prepare_dropout
-from bertillery.models.encoders import encode
+from bertillery.models.encoders import Role, encode
 from bertillery.models.flops import encoder_flops
 from bertillery.models.load import vocabulary_size
 from bertillery.system.printable import printable
@@ -47,6 +47,7 @@ class Config(ObjectiveSection):
 
     family: ClassVar[str] = "gpt2"
     num_texts: ClassVar[int] = 1
+    role: ClassVar[Role] = "decoder"
     units: ClassVar[Literal["sentences", "documents"]] = "documents"
     defaults: ClassVar[Mapping[str, Any]] = {
         "data": {"units": "documents"},

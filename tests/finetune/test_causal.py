@@ -76,7 +76,7 @@ def arguments(task: Path, export: Path, *more: str) -> list[str]:
 
 
 def test_texts_are_framed_with_three_tokens_of_their_own(export: Path) -> None:
-    plain: Any = load_tokenizer(str(export), decoder=True)
+    plain: Any = load_tokenizer(str(export), role="decoder")
     made: Any = with_transform_tokens(plain)
     assert with_transform_tokens(made) is made
     assert len(made) == len(plain) + 3
@@ -111,7 +111,7 @@ def test_a_task_is_learned_exported_and_served(
     written = np.array([[float(cell) for cell in row[3:]] for row in rows])
     np.testing.assert_allclose(probabilities, written, atol=1e-5)
     assert pipeline("text-classification", model=str(run / "export"))({"text": "the cat sat", "text_pair": "a cat"})
-    before = read_config(export, decoder=True).vocab_size
+    before = read_config(export, roles=("decoder",)).vocab_size
     assert model.config.vocab_size == before + 3
 
 

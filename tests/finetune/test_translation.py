@@ -22,8 +22,8 @@ from finetune.stage import finetuning
 from finetune.translating import Translating
 from tests.kept import restored
 from translation.__main__ import main as translate
+from translation.model import TranslationModel
 from translation.search import DecodeSection
-from translation.translator import TranslationModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 64
@@ -33,7 +33,8 @@ MODEL = [
 ]  # fmt: skip
 RUN = [
     "train.phases=[{batch_size: 16, sequence_length: 32}]", "tokenizer.vocab_size=275", "optim.warmup=10%",
-    "optim.learning_rate=5e-3", "decode.beam=2", "decode.max_length=24", "run.threads=1", "tracking.wandb=off",
+    "optim.learning_rate=5e-3", "decode.beam=2", "decode.max_length=24", "run.threads=1", "run.precision=fp32",
+    "tracking.wandb=off",
 ]  # fmt: skip
 
 
@@ -202,7 +203,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a tokenizer beside a model that has its own": (["model={from: x}", "tokenizer.vocab_size=400"], "has its own"),
     "longer than the positions": (["model.max_position_embeddings=16"], "max_position_embeddings 16"),
     "an average of checkpoints that are not kept": (["train.average=3"], "keep=3"),
-    "an average of more than there are": (["train.steps=2", "train.average=3", "train.keep=3"], "train.average=3"),
+    "an average of more than there are": (
+        ["train.steps=2", "train.average=3", "train.keep=3"],
+        "train.average: given 3",
+    ),
     "sampling for a Transformer": (["objective.teacher_forcing.k=0.5"], "always fed the reference"),
     "a missing language": (["task.label=cc"], "end with .aa and .cc"),
     "a vocabulary that the text does not support": (["tokenizer.vocab_size=5000"], "supports"),
@@ -264,11 +268,11 @@ def test_other_models_are_refused(finished: Path, tmp_path: Path, capsys: pytest
 
     write_encoder(tmp_path / "encoder")
     assert translate([f"model={tmp_path}/encoder", "text=mu"]) == 2
-    assert "does not translate; give a translation model" in capsys.readouterr().err
+    assert "is an encoder; give an encoder-decoder" in capsys.readouterr().err
     export = finished / "runs/finetune/a/export"
     given = [str(write_task(tmp_path / "mood")), f"model.from={export}", "recipe=none", f"run.dir={tmp_path}/runs"]
     assert main(given) == 2
-    assert "is a translation model; give" in capsys.readouterr().err
+    assert "is an encoder-decoder; give" in capsys.readouterr().err
     assert translate([f"model={export}", f"text={'mu ' * 60}"]) == 2
     assert "reads 40 at most" in capsys.readouterr().err
     assert translate([f"model={export}", "text=mu", "n_best=9"]) == 2

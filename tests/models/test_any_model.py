@@ -105,7 +105,7 @@ def test_a_message_names_our_own_families_beside_those_of_transformers() -> None
         with pytest.raises(ConfigError, match=r"one of these types: bert, .*, bertillery-known$"):
             check_model_type("nothing")
         with pytest.raises(ConfigError, match=r"'bertillery-known' is an encoder; give a decoder .*: gpt2$"):
-            check_model_type("bertillery-known", decoder=True)
+            check_model_type("bertillery-known", ("decoder",))
     finally:
         del CONFIG_MAPPING._extra_content["bertillery-known"]
 

@@ -182,7 +182,7 @@ def test_a_model_that_packed_batches_are_not_for_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"type 'gpt2' is a decoder; give an encoder of one of these types: bert"):
         read_config(tmp_path / "gpt2")
     with pytest.raises(ConfigError, match=r"type 'bert' is an encoder; give a decoder of one of these types: gpt2"):
-        read_config(tmp_path / "bert", decoder=True)
+        read_config(tmp_path / "bert", roles=("decoder",))
 
 
 def test_a_decoder_is_described(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_decoder_is_described(tmp_path: Path) -> None:
     stock = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes, bos_token_id=1, eos_token_id=1))
     stock.save_pretrained(tmp_path)
     dropouts = {"hidden_dropout": 0.25, "attention_dropout": 0.125, "classifier_dropout": 0.5}
-    model, report = load(AutoModelForCausalLM, tmp_path, decoder=True, **dropouts)
+    model, report = load(AutoModelForCausalLM, tmp_path, roles=("decoder",), **dropouts)
     config: Any = model.config
     assert str(report) == "all weights are the checkpoint's"
     found = config.embd_pdrop, config.resid_pdrop, config.attn_pdrop, config.classifier_dropout

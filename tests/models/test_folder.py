@@ -188,7 +188,7 @@ def test_what_sizes_add_up_to_is_compared_with_the_weights_before_anything_is_al
     for changes in ({"vocab_size": 1_000_000}, {names[0]: 8_192}, {layers: 900}):
         (folder / "config.json").write_text(json.dumps(plain | changes))
         for read in (lambda where: load(AutoModelForSequenceClassification, where), open_stock):
-            with pytest.raises(InputError, match=r"bytes, and config\.json describes an encoder of [\d,]+ parameters"):
+            with pytest.raises(InputError, match=r"bytes, and config\.json describes a model of [\d,]+ parameters"):
                 read(folder)
     (folder / "model.safetensors").unlink()
     wide = [name for name in (names[0], "embedding_size") if name in plain]

@@ -10,7 +10,7 @@ import torch
 
 from bertillery.engine.batch import PackedBatch, pack_stream
 from bertillery.models.attention import NAME
-from bertillery.models.seq2seq import translator
+from bertillery.models.seq2seq import encoder_decoder
 from tests.translation.models import NORMS, pairs, sources, transformer
 
 SOURCE, TARGET = [5, 9, 3, 5], [4, 2, 7, 6]
@@ -22,8 +22,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def logits(model: Any, batch: PackedBatch) -> torch.Tensor:
-    network = translator(model)
-    states = network.decoder_states(batch.streams["source"], batch.streams["target"], batch.crossing)  # pyright: ignore
+    network = encoder_decoder(model)
+    states = network.decoder_states(batch.streams["source"], batch.streams["target"], batch.cross_layout)  # pyright: ignore
     return network.vocabulary_logits(states)
 
 
@@ -79,7 +79,7 @@ def test_decoding_step_by_step_gives_the_states_of_training(model: Any) -> None:
     batch = pairs(SOURCE, [6] * 4)
     target = batch.streams["target"].ids.view(4, 6)
     expected = logits(model, batch).log_softmax(-1).view(4, 6, -1)
-    network = translator(model)
+    network = encoder_decoder(model)
     state, everyone = network.begin(batch.streams["source"]), torch.arange(4)
     for place in range(6):
         log_probs, state = network.step(state, target[:, place : place + 1])
@@ -89,7 +89,7 @@ def test_decoding_step_by_step_gives_the_states_of_training(model: Any) -> None:
 
 def test_selecting_moves_hypotheses_with_all_they_know(model: Any) -> None:
     """Two hypotheses of each sentence, then the second of the last sentence beside the first one twice."""
-    source, network = sources(SOURCE), translator(model)
+    source, network = sources(SOURCE), encoder_decoder(model)
     log_probs, state = network.step(network.begin(source), torch.zeros(4, 1, dtype=torch.long))
     best = log_probs[:, 0].topk(2).indices
     state = network.select(state, torch.arange(4), torch.zeros(4, 2, dtype=torch.long))
@@ -106,7 +106,7 @@ def test_selecting_moves_hypotheses_with_all_they_know(model: Any) -> None:
 
 
 def test_a_source_is_decoded_alike_alone_and_beside_longer_ones(model: Any) -> None:
-    network, rng = translator(model), np.random.default_rng(0)
+    network, rng = encoder_decoder(model), np.random.default_rng(0)
     short, long = rng.integers(2, 30, 3), rng.integers(2, 30, 20)
     alone = network.begin(pack_stream(short, np.array([3])))
     beside = network.begin(pack_stream(np.concatenate([short, long]), np.array([3, 20])))
@@ -117,7 +117,7 @@ def test_a_source_is_decoded_alike_alone_and_beside_longer_ones(model: Any) -> N
 
 def test_alignments_are_distributions_over_the_source(model: Any) -> None:
     batch = pairs(SOURCE, TARGET)
-    found = translator(model).alignments(batch.streams["source"], batch.streams["target"])
+    found = encoder_decoder(model).alignments(batch.streams["source"], batch.streams["target"])
     assert [each.shape for each in found] == [(2, 2, t, s) for t, s in zip(TARGET, SOURCE, strict=True)]
     for each in found:
         np.testing.assert_allclose(each.sum(-1), 1, atol=1e-5)
@@ -127,6 +127,6 @@ def test_alignments_are_distributions_over_the_source(model: Any) -> None:
 def test_feeding_back_is_refused(model: Any) -> None:
     batch = pairs([2], [3])
     with pytest.raises(ValueError, match="all target positions at once"):
-        translator(model).decoder_states(
-            batch.streams["source"], batch.streams["target"], batch.crossing, torch.tensor([True, False, True])
+        encoder_decoder(model).decoder_states(
+            batch.streams["source"], batch.streams["target"], batch.cross_layout, torch.tensor([True, False, True])
         )  # pyright: ignore

@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from bertillery.config.section import ConfigError, InputError
+from bertillery.models.load import load_tokenizer
 from translation.examples import TranslationExamples
-from translation.vocabulary import VocabularySection, check_alphabet, open_vocabulary, train_vocabulary
+from translation.vocabulary import VocabularySection, check_alphabet, train_vocabulary
 
 ENGLISH = [
     f"{a} {b} {c} the big dog." for a in ("A", "My", "One") for b in ("red", "blue") for c in ("saw", "has", "is")
@@ -43,7 +44,7 @@ def test_texts_are_read_back(tokenizer) -> None:
 
 def test_a_vocabulary_is_saved_and_opened_as_it_was(tokenizer, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    again = open_vocabulary(str(tmp_path), "tokenizer.path")
+    again = load_tokenizer(str(tmp_path), "tokenizer.path", role="encoder-decoder")
     assert again.get_vocab() == tokenizer.get_vocab()
     assert [again(text)["input_ids"] for text in GERMAN] == [tokenizer(text)["input_ids"] for text in GERMAN]
     assert AutoTokenizer.from_pretrained(tmp_path)("A dog.")["input_ids"] == tokenizer("A dog.")["input_ids"]
@@ -71,7 +72,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path) -> None:
 
     tiny_tokenizer(64).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="has no eos token"):
-        open_vocabulary(str(tmp_path), "tokenizer.path")
+        load_tokenizer(str(tmp_path), "tokenizer.path", role="encoder-decoder")
 
 
 def made(tokenizer, sources: Sequence[str], references: Sequence[str] | None, **settings) -> TranslationExamples:
@@ -103,7 +104,7 @@ def test_long_sentences_are_cut_or_left_out(tokenizer) -> None:
     assert ids[-1] == tokenizer.eos_token_id
     kept = made(tokenizer, sources, references, max_length=12, drop=True)
     assert (kept.num_examples, kept.num_cut) == (1, 2)
-    with pytest.raises(InputError, match="all 2 sentence pairs are longer than the 12 positions"):
+    with pytest.raises(InputError, match="all 2 sentence pairs have more than 12 tokens"):
         made(tokenizer, sources[1:], references[1:], max_length=12, drop=True)
 
 

@@ -1,4 +1,4 @@
-"""BLEU by its expected values, beside a count of our own; floors."""
+"""BLEU by its expected values, beside a count of our own; baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from translation.scores import corpus_scores, floors, length_ratio, sentence_scores, signatures, tokenized
+from translation.scores import baselines, corpus_scores, length_ratio, looks_tokenized, sentence_scores, signatures
 
 
 def bleu(hypothesis: str, reference: str, *, lowercase: bool = False, tokens: str = "13a") -> float:
@@ -80,10 +80,10 @@ def test_sentences_and_lengths() -> None:
 
 
 def test_floors() -> None:
-    found = floors(["a red dog", "a blue cat", "the sun"], ["ein Hund", "eine Katze", "ein Hund"], ["my blue cat"])
+    found = baselines(["a red dog", "a blue cat", "the sun"], ["ein Hund", "eine Katze", "ein Hund"], ["my blue cat"])
     assert found == {"copy": ["my blue cat"], "one sentence": ["ein Hund"], "nearest sentence": ["eine Katze"]}
 
 
 def test_tokenised_references_are_noticed() -> None:
-    assert tokenized(["a dog , a cat .", "ok"])
-    assert not tokenized(["A dog, a cat.", "Fine."])
+    assert looks_tokenized(["a dog , a cat .", "ok"])
+    assert not looks_tokenized(["A dog, a cat.", "Fine."])

@@ -11,7 +11,7 @@ import torch
 from bertillery.config.section import ConfigError, validate
 from bertillery.engine.batch import Stream
 from bertillery.models.attention import NAME
-from bertillery.models.seq2seq import translator
+from bertillery.models.seq2seq import encoder_decoder
 from tests.translation.models import END, NORMS, PAD, sources, transformer
 from translation.search import DecodeSection, Hypothesis, exhaustive_search, search
 
@@ -21,7 +21,7 @@ LENGTHS = [5, 9, 3, 5, 7]
 
 def found(model: Any, source: Stream, n_best: int = 1, **settings: Any) -> list[list[Hypothesis]]:
     section = DecodeSection(**settings)
-    return search(translator(model), source, section, start=PAD, end=END, n_best=n_best)
+    return search(encoder_decoder(model), source, section, start=PAD, end=END, n_best=n_best)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -54,7 +54,7 @@ def test_a_wide_beam_is_exhaustive(norm: str, penalty: float) -> None:
     model = transformer(norm, vocab_size=6, seed=3)
     source = sources([3], vocab_size=6)
     section = DecodeSection(beam=200, length_penalty=penalty, max_length=4)
-    every = exhaustive_search(translator(model), source, section, start=PAD, end=END)
+    every = exhaustive_search(encoder_decoder(model), source, section, start=PAD, end=END)
     (beams,) = found(model, source, n_best=200, **section.model_dump())
     assert len(every) == 781
     assert len({tuple(each.ids) for each in every}) == 781
@@ -107,7 +107,7 @@ def test_one_hypothesis_is_greedy_search() -> None:
 
 def test_without_an_end_every_hypothesis_has_the_longest_length() -> None:
     model: Any = transformer("post")
-    network = translator(model)
+    network = encoder_decoder(model)
     forward = network.vocabulary_logits
 
     def endless(states: torch.Tensor) -> torch.Tensor:

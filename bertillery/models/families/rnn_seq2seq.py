@@ -48,7 +48,11 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
 
     model_type = "rnn_seq2seq"
     family: ClassVar[Family] = Family(
-        hidden_dropout=("dropout",), attention_dropout=(), classifier_dropout=(), token_types=False, translates=True
+        hidden_dropout=("dropout",),
+        attention_dropout=(),
+        classifier_dropout=(),
+        token_types=False,
+        role="encoder-decoder",
     )
 
     vocab_size: int = 8000
@@ -164,10 +168,6 @@ def _time_major(lengths: np.ndarray, device: torch.device) -> _TimeMajor:
     arrays = rows, np.argsort(rows), order, np.argsort(order)
     rows, places, order, rank = (torch.from_numpy(array).to(device) for array in arrays)
     return _TimeMajor(rows, places, torch.from_numpy(alive.sum(1)), order, rank)
-
-
-def _lengths(stream: Stream) -> np.ndarray:
-    return stream.offsets.diff().cpu().numpy()
 
 
 def reversed_rows(ids: Tensor, offsets: Tensor, eos: int | None) -> Tensor:
@@ -339,26 +339,25 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Training, on packed batches
 
     def decoder_states(
-        self, source: Stream, target: Stream, crossing: CrossLayout, forced: Tensor | None = None
+        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
     ) -> Tensor:
         """States (T, E) just before the vocabulary logits, for every token of ``target``, the decoder's input, which
-        attends to ``source`` by ``crossing``.
+        attends to ``source`` by ``cross_layout``.
 
         ``forced`` (T,) bool says where the decoder reads the target's own token; elsewhere it reads what it finds most
         probable itself, through which no gradient flows (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099). The
-        first token of a sequence is always read. None means everywhere, and is computed, as all True is, in one go
-        unless attentional vectors are fed.
+        first token of a sequence is always read. None means everywhere, and is computed in one go unless attentional
+        vectors are fed.
         """
-        lengths, source_lengths = _lengths(target), _lengths(source)
+        lengths, source_lengths = target.lengths, source.lengths
         states, start = self.encoder.encode(source.ids, source_lengths)
         order = _time_major(lengths, target.ids.device)
-        everywhere = forced is None or bool(forced.all())
-        if everywhere and not self.config.input_feeding:
-            vectors = self._in_one_go(target, order, states, start, crossing)
+        if forced is None and not self.config.input_feeding:
+            vectors = self._in_one_go(target, order, states, start, cross_layout)
         else:
             state = self._first(start, self._memory(states, source_lengths))
             state = _sentences(state, order.order)
-            sampled = None if everywhere or forced is None else [~each for each in order.steps(forced)]
+            sampled = None if forced is None else [~each for each in order.steps(forced)]
             found, _ = self._in_steps(order.steps(target.ids), state, sampled)
             vectors = torch.cat(found)[order.places]
         return self.projection(vectors)
@@ -369,7 +368,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         order: _TimeMajor,
         memory: Tensor,
         start: Tensor,
-        crossing: CrossLayout,
+        cross_layout: CrossLayout,
     ) -> Tensor:
         """Attentional vectors (T, H); attention is computed in padded buckets of ``memory`` (S, D)."""
         outputs, _ = self.recurrence(order.packed(self.encoder.embed(target.ids)), start)
@@ -379,7 +378,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         queries = hidden
         if self.config.attention == "additive":
             queries = hidden.roll(1, 0).index_copy(0, target.first_rows, start[:, 0, -1].to(hidden.dtype))
-        of_queries, of_keys = crossing.queries, crossing.keys
+        of_queries, of_keys = cross_layout.queries, cross_layout.keys
         keys = padded_buckets(self.attention.keys(memory), of_keys)
         buckets = zip(padded_buckets(queries, of_queries), keys, padded_buckets(memory, of_keys), strict=True)
         contexts = []
@@ -452,7 +451,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if self.config.attention == "none":
             raise ConfigError("this model has no attention (attention none in its config.json), and no alignment")
-        lengths, source_lengths = _lengths(target), _lengths(source)
+        lengths, source_lengths = target.lengths, source.lengths
         states, start = self.encoder.encode(source.ids, source_lengths)
         order = _time_major(lengths, target.ids.device)
         state = _sentences(self._first(start, self._memory(states, source_lengths)), order.order)
@@ -481,7 +480,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def begin(self, source: Stream) -> DecoderState:
         """The state before the first step: one hypothesis of each sentence, which is encoded here once."""
-        lengths = _lengths(source)
+        lengths = source.lengths
         states, start = self.encoder.encode(source.ids, lengths)
         return self._first(start, self._memory(states, lengths))
 
@@ -493,9 +492,10 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def select(self, state: DecoderState, sentences: Tensor, beams: Tensor) -> DecoderState:
         """The state in which hypothesis j of sentence i continues hypothesis ``beams[i, j]`` (N2, k2) of the sentence
-        that was number ``sentences[i]`` (N2,)."""
-        rows = sentences[:, None], beams
-        memory = None if state.memory is None else Memory(*(each[sentences] for each in state.memory))
+        that was number ``sentences[i]`` (N2,): those that are left, in their order."""
+        rows, memory = (sentences[:, None], beams), state.memory
+        if memory is not None and len(sentences) < len(memory.states):
+            memory = Memory(*(each[sentences] for each in memory))
         return DecoderState(state.recurrent[rows], state.attentional[rows], memory)
 
     # The library's interface, on padded batches

@@ -11,7 +11,7 @@ from bertillery.config.section import Section
 from bertillery.config.types import Probability
 
 
-class TeachingSection(Section):
+class TeacherForcingSection(Section):
     """The probability that the reference token, not the model's own best one, is fed at a target position."""
 
     schedule: Literal["constant", "linear", "exponential", "inverse_sigmoid"] = "constant"
@@ -26,7 +26,7 @@ class TeachingSection(Section):
     """Least value of ``linear``."""
 
     @model_validator(mode="after")
-    def _is_a_probability(self) -> TeachingSection:
+    def _is_a_probability(self) -> TeacherForcingSection:
         if self.schedule != "inverse_sigmoid" and self.k > 1:
             raise ValueError(f"k {self.k:g}: with schedule={self.schedule} it is a probability, 1 at most")
         if self.schedule == "inverse_sigmoid" and self.k < 1:

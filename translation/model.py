@@ -14,10 +14,9 @@ from bertillery.engine.batch import pack_stream
 from bertillery.engine.loader import shares
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.frame import text_backend
-from bertillery.models.load import check_vocabulary, load_translator, read_config
-from bertillery.models.seq2seq import Translator, translator
+from bertillery.models.load import check_vocabulary, load_encoder_decoder, load_tokenizer, read_config
+from bertillery.models.seq2seq import EncoderDecoder, encoder_decoder
 from translation.search import DecodeSection, Hypothesis, search
-from translation.vocabulary import open_vocabulary
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class TranslationModel:
     """Directory or Hub id."""
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    network: Translator
+    network: EncoderDecoder
     positions: int
     """The most tokens of a source, the end-of-sequence token included, and of a translation."""
 
@@ -36,11 +35,11 @@ class TranslationModel:
     def open(cls, start: str) -> TranslationModel:
         """Load from a directory or the Hub; ``ConfigError`` for a model that does not translate, and for a tokenizer of
         another vocabulary."""
-        config = read_config(start, translator=True)
-        tokenizer = open_vocabulary(start, "model")
+        config = read_config(start, roles=("encoder-decoder",))
+        tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
         check_vocabulary(tokenizer, config, start, "model")
-        model = load_translator(start, {}).eval()
-        return cls(start, model, tokenizer, translator(model), longest_sequence(config))
+        model = load_encoder_decoder(start, {}).eval()
+        return cls(start, model, tokenizer, encoder_decoder(model), longest_sequence(config))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text with the end-of-sequence token; ``InputError`` that names the first text that is too
@@ -61,8 +60,7 @@ class TranslationModel:
     ) -> list[list[tuple[str, Hypothesis]]]:
         """The best translations of each text, best first, computed in batches of similar length."""
         sources, found = self.encode(texts), [[]] * len(texts)
-        section = section.model_copy(update={"max_length": min(section.max_length, self.positions)})
-        for part, hypotheses in self._searched(sources, section, n_best, batch_tokens):
+        for part, hypotheses in self._searched(sources, section.within(self.positions), n_best, batch_tokens):
             for number, each in zip(part, hypotheses, strict=True):
                 found[number] = [(self._text(one.ids), one) for one in each]
         return found
