@@ -30,7 +30,7 @@ from translation.architecture import TransformerSection
 from translation.examples import TranslationExamples
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.search import DecodeSection
-from translation.translator import TranslationModel
+from translation.model import TranslationModel
 from translation.vocabulary import VocabularySection, train_vocabulary
 
 PRECISIONS = {"fp32": False, "bf16": True}
