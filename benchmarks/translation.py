@@ -38,7 +38,7 @@ BATCH = 128
 """Pairs of a step, some 3,600 tokens of both sides."""
 SENTENCES = 64
 """Learned by heart, and then translated in a round."""
-LESSONS = 100
+LESSONS = 160
 """Steps in which they are learned."""
 AT_ONCE = 32
 """Sentences of a batch of ``generate``."""
