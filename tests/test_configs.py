@@ -84,6 +84,17 @@ def test_help_names_every_key(main: Any, paths: list[Path], capsys: pytest.Captu
     assert given <= said
 
 
+def test_help_names_the_keys_of_translation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(["--help"]) == 0
+    part = capsys.readouterr().out.split("with task.type=translation, sections of the run:\n")[1]
+    said = {line.split(" (")[0] for line in part.splitlines() if not line.startswith(" ")}
+    given = {key for path in TRANSLATION for key in keys_of(yaml.safe_load(path.read_text()))}
+    shared = {f"train.{name}_every" for name in ("save", "evaluate")} | {"train.evaluate_examples", "train.keep"}
+    assert {"model.cell", "tokenizer.type", "decode.beam"} <= given
+    assert given - shared <= said
+    assert "optim.learning_rate (float, default 0.0007)" in part
+
+
 def test_help_has_the_defaults_of_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert (finetune(["--help"]), "optim.learning_rate (float, default 5e-05)" in capsys.readouterr().out) == (0, True)
     assert distill(["--help"]) == 0
