@@ -28,9 +28,9 @@ from benchmarks.workload import ALL, FAST, SEED
 from bertillery.config.section import read_values, validate
 from translation.architecture import TransformerSection
 from translation.examples import TranslationExamples
+from translation.model import TranslationModel
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.search import DecodeSection
-from translation.model import TranslationModel
 from translation.vocabulary import VocabularySection, train_vocabulary
 
 PRECISIONS = {"fp32": False, "bf16": True}
