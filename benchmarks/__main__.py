@@ -24,10 +24,11 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from transformers.utils import logging
 
-from benchmarks import contests
+from benchmarks import contests, translation
 from benchmarks.contest import Contest, Ratio, apart, measure
 from benchmarks.material import Material, read_material
 from benchmarks.same import Losses, same_losses
+from benchmarks.translation import Pairs
 from benchmarks.workload import WORKLOADS
 from bertillery.config.section import Section, read_values, validate
 from bertillery.report.table import markdown_table
@@ -39,6 +40,7 @@ NAMES = (
     *WORKLOADS,
     "examples",
     *(name.replace("glue", "evaluation") for name in WORKLOADS if name.startswith("glue")),
+    *("translation_tiny", "translation_beam5"),
     *("checkpoint_save", "checkpoint_load", "start_up", "text_to_ids"),
 )
 """All contests in the order of measurement."""
@@ -111,6 +113,8 @@ def contest(name: str, material: Material, folder: Path) -> Contest:
         return contests.checkpoint(name, WORKLOADS["mlm_12x768_s128"], material, folder)
     made: dict[str, Callable[[], Contest]] = {
         "examples": lambda: contests.examples(material),
+        "translation_tiny": lambda: translation.training(name, Pairs()),
+        "translation_beam5": lambda: translation.beam_search(name, Pairs(), folder),
         "start_up": lambda: contests.start_up(folder),
         "text_to_ids": lambda: contests.text_to_ids(material),
     }
@@ -152,9 +156,9 @@ def _facts(options: BenchSection, material: Material, rates: dict[str, float], l
 
 
 def cells(ratio: Ratio) -> list[str]:
-    """A row of the table; the last two cells are tokens per second, or the seconds of one execution."""
+    """A row of the table; the last two cells are tokens or sentences per second, or the seconds of one execution."""
     numbers = (ratio.median, min(ratio.per_round), max(ratio.per_round))
-    rates = [f"{rate:,.0f}/s" if ratio.unit == "tokens" else f"{1 / rate:.2f} s" for rate in ratio.rates]
+    rates = [f"{1 / rate:.2f} s" if ratio.unit == "times" else f"{rate:,.{rate < 100:d}f}/s" for rate in ratio.rates]
     names = [ratio.contest, f"{ratio.threads} {ratio.clock}", ratio.ours, ratio.baseline]
     return [*names, *(f"{number:.2f}" for number in numbers), *rates]
 

@@ -40,8 +40,8 @@ class Contest:
     """Items in a round."""
     part: Callable[[Any], Any] = lambda item: item
     """The part of an item that suffices to warm up a baseline."""
-    unit: Literal["tokens", "times"] = "tokens"
-    """Work in tokens is measured in CPU-seconds on one thread, all else in wall-clock seconds."""
+    unit: Literal["tokens", "sentences", "times"] = "tokens"
+    """Work in tokens or sentences is measured in CPU-seconds on one thread, all else in wall-clock seconds."""
     threaded: bool = True
     """Whether it is also measured with more than one thread."""
 
@@ -73,7 +73,7 @@ class Ratio:
 
 def measure(contest: Contest, rounds: int, threads: int = 1) -> list[Ratio]:
     """Compare all of ours with all baselines. ``AssertionError`` if the sides report different amounts of work."""
-    clock: Clock = "CPU" if contest.unit == "tokens" and threads == 1 else "wall"
+    clock: Clock = "CPU" if contest.unit != "times" and threads == 1 else "wall"
     ours = {label: _Side(build, clock, threads) for label, build in contest.ours.items()}
     theirs = {label: _Side(build, clock, threads) for label, build in contest.theirs.items()}
     sides = [*ours.values(), *theirs.values()]

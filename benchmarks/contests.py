@@ -24,7 +24,7 @@ from transformers import BertForMaskedLM
 
 from benchmarks import conventional, ours
 from benchmarks.contest import Contest, Step
-from benchmarks.conventional import DROPOUT, listed, masking, stock
+from benchmarks.conventional import DROPOUT, baseline_of, listed, masking, stock
 from benchmarks.material import ROOT, Material
 from benchmarks.workload import FAST, WORKLOADS, Workload, rows
 from bertillery.data.corpus import CorpusSection, ReadReport, read_documents
@@ -45,11 +45,14 @@ EVALUATED = 256
 def training(name: str, workload: Workload, material: Material) -> Contest:
     """One training step; an item is the rows of a step, the unit a real token."""
     source = ours.source(workload, material)
-    given = workload, material, source
+    mine, theirs = (
+        partial(ours.objective, workload, material),
+        partial(baseline_of(workload), workload, material, source),
+    )
     return Contest(
         named(name, workload, material),
-        ours={variant.label: partial(ours.step, *given, variant) for variant in workload.variants},
-        theirs={label: partial(conventional.step, *given, bf16=bf16) for label, bf16 in PRECISIONS.items()},
+        ours={variant.label: partial(ours.step, mine, source, variant) for variant in workload.variants},
+        theirs={label: partial(conventional.step, theirs, bf16=bf16) for label, bf16 in PRECISIONS.items()},
         items=rows(workload, source),
         steps=workload.steps,
         part=quarter,

@@ -57,19 +57,21 @@ class Baseline:
     """Turns rows into the entries of the script's tokenized data set."""
     collate: Callable[[list[Example]], Any]
     loss: Callable[[Inputs], Tensor]
+    work: Callable[[Inputs], int] = lambda inputs: int(inputs["attention_mask"].sum())
+    """The amount of work in a batch: real tokens."""
 
 
-def step(workload: Workload, material: Material, source: Any, *, bf16: bool) -> Step:
+def step(build: Callable[[], Baseline], *, bf16: bool) -> Step:
     """The training step, from a list of examples to the updated weights."""
     torch.manual_seed(SEED)
-    baseline = baseline_of(workload)(workload, material, source)
+    baseline = build()
     trained = baseline.trained.train()
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
 
     def run(examples: list[Example]) -> int:
         inputs = baseline.collate(examples)
-        tokens = int(inputs["attention_mask"].sum())
+        tokens = baseline.work(inputs)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = baseline.loss(inputs)
         loss.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -75,11 +75,21 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
     return module.build(config, student, teacher)
 
 
-def step(workload: Workload, material: Material, examples: Any, variant: Variant) -> Step:
-    """The training loop on given rows; dividing them into micro-batches, masking and packing are timed, too."""
+def step(
+    build: Callable[[float], Objective],
+    examples: Any,
+    variant: Variant,
+    *,
+    work: str = "tokens",
+    learning_rate: Callable[[int], float] = lambda _: LEARNING_RATE,
+) -> Step:
+    """The training loop on given rows; dividing them into micro-batches, masking and packing are timed, too.
+
+    ``build`` makes the objective with a dropout; ``work`` is the count of a batch that is reported.
+    """
     threads = torch.get_num_threads()
     accelerator = start_accelerator(RunSection(threads=threads, device="cpu", precision=variant.precision))
-    trained: nn.Module = accelerator.prepare_model(objective(workload, material, variant.dropout).train())
+    trained: nn.Module = accelerator.prepare_model(build(variant.dropout).train())
     waiting: list[np.ndarray] = []
     read: list[int] = []
 
@@ -88,7 +98,7 @@ def step(workload: Workload, material: Material, examples: Any, variant: Variant
             rows = sampled(examples, waiting.pop())
             split = shares(rows["length"].astype(np.int64), MICRO_BATCH_TOKENS, 1, 0)
             batches = [examples.collate(rows[part]) for part in split]
-            read.append(sum(batch.input.num_tokens for batch in batches))
+            read.append(sum(batch.counts[work] for batch in batches))
             yield StepData(number, batches, len(rows), read[-1], Cursor())
 
     steps = training_steps(
@@ -96,7 +106,7 @@ def step(workload: Workload, material: Material, examples: Any, variant: Variant
         trained,
         build_optimizer(OptimSection(), trained),
         data(),
-        learning_rate=lambda _: LEARNING_RATE,
+        learning_rate=learning_rate,
         max_gradient_norm=1.0,
         seed=SEED,
     )

@@ -82,6 +82,7 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     splits: dict[str, Split] = {}
     missing: dict[str, str] = {}
     problems: list[str] = []
+    skippable = False
     for name in section.splits:
         try:
             tables = source.read(name)
@@ -91,12 +92,14 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
         reader = _SplitReader(section, source, name)
         for table in tables:
             reader.read(table)
+        skippable |= reader.skippable
         if reader.problems:
             problems.append(_listing(f"{section.name} {name}", reader.problems, reader.num_rows))
         else:
             splits[name] = reader.split()
     if problems:
-        raise InputError("\n".join(problems))
+        remedy = ["task.incomplete=skip leaves out rows without text and with missing fields"] * skippable
+        raise InputError("\n".join([*problems, *remedy]))
     return Task(section, splits, missing, source.where)
 
 
@@ -156,6 +159,8 @@ class _SplitReader:
     def __init__(self, section: TaskSection, source: Source, name: str) -> None:
         self.section, self.source, self.name, self.task_type = section, source, name, task_type_of(section)
         self.is_test = name in section.test
+        self.skippable = False
+        """Whether there is a problem that ``task.incomplete=skip`` would not have."""
         self.texts: list[tuple[Any, ...]] = []
         self.labels: list[Any] = []
         self.index: list[int | str] = []
@@ -238,6 +243,7 @@ class _SplitReader:
             return True
         wrong = table.incomplete.get(row, f"nothing in {' and '.join(empty)}")
         if self.section.incomplete == "fail" or (self.is_test and row in table.incomplete):
+            self.skippable |= self.section.incomplete == "fail" and not self.is_test
             raise ValueError(wrong)
         self.left_out.append(f"{self._place(table, row)}: {wrong}")
         return self.is_test

@@ -41,7 +41,7 @@ def task_type_of(section: TaskSection) -> TaskType:
 
 
 def describe_task_types() -> str:
-    """The keys that each task type adds to the section ``task``, for ``--help``."""
+    """The keys that each task type adds to the section ``task``, and those of its runs, for ``--help``."""
     lines = []
     for name, module in task_types().items():
         keys = describe(module.Config, "task.").split("\n")
@@ -49,6 +49,8 @@ def describe_task_types() -> str:
         shared = {field.alias or key for key, field in TaskSection.model_fields.items()}
         own = [f"{key}\n{meaning}" for key, meaning in pairs if key.split(" ")[0].split(".")[1] not in shared]
         lines += [f"with task.type={name}:", *own] if own else []
+        if hasattr(module, "RunConfig"):
+            lines += [f"with task.type={name}{when}:\n{keys}" for when, keys in module.RunConfig.describe().items()]
     return "\n".join(lines)
 
 

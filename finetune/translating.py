@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, SerializeAsAny, model_validator
 from safetensors.torch import load_file
 
-from bertillery.config.section import ConfigError, InputError, validate
+from bertillery.config.section import ConfigError, InputError, describe, validate
 from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Length, Runs, Tokens, Weight
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
@@ -23,7 +23,7 @@ from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig, FinetuneOptimSection, FinetunePhase, FinetuneTrainSection, model_name
 from finetune.stage import Finetuning, check_length
 from translation.alignment import draw_alignments
-from translation.architecture import ExistingSection, ModelSection, TransformerSection
+from translation.architecture import ExistingSection, ModelSection, RnnSection, TransformerSection
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.scores import length_ratio, looks_tokenized, signatures
 from translation.search import DecodeSection
@@ -117,6 +117,26 @@ class TranslationConfig(FinetuneConfig):
         if self.run.sharding != "none":
             raise ValueError(f"run.sharding: given {self.run.sharding!r}; decoding needs whole weights: give none")
         return self
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """The keys of these runs that differ from those of other task types, by when they hold."""
+        models = {
+            " and model.architecture=transformer": TransformerSection,
+            " and model.architecture=rnn": RnnSection,
+            " and model.from": ExistingSection,
+        }
+        sections = "\n".join(
+            describe(type(field.default), f"{name}.")
+            for name, field in cls.model_fields.items()
+            if name in cls.__annotations__ and name != "model"
+        )
+        usual, keys = describe(FinetuneConfig).split("\n"), sections.split("\n")
+        shared = {*zip(usual[::2], usual[1::2], strict=True)}  # a key, and below it what it means
+        own = [pair for pair in zip(keys[::2], keys[1::2], strict=True) if pair not in shared]
+        return {", sections of the run": "\n".join("\n".join(pair) for pair in own)} | {
+            when: describe(section, "model.") for when, section in models.items()
+        }
 
     @classmethod
     def load(cls, values: dict[str, Any], sources: dict[str, str]) -> TranslationConfig:

@@ -14,7 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from benchmarks import __main__ as command
-from benchmarks import contests, ours
+from benchmarks import contests, ours, translation
 from benchmarks.__main__ import NAMES, BenchSection
 from benchmarks.contest import Contest, Ratio, measure
 from benchmarks.conventional import baseline_of
@@ -22,6 +22,7 @@ from benchmarks.material import Material, random_material
 from benchmarks.same import CHECKS, check, train_both
 from benchmarks.workload import WORKLOADS, Workload, rows
 from bertillery.config.section import read_values, validate
+from translation.search import DecodeSection
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,46 @@ def test_baselines_train_everything_but_a_teacher(material: Material) -> None:
         baseline.loss(baseline.collate(baseline.examples(next(rows(small(name), source))))).backward()
         still = [key for key, parameter in baseline.trained.named_parameters() if parameter.grad is None]
         assert all(unused.get(workload.learns, "nothing") in key for key in still), (name, still)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> translation.Pairs:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translation, "DATA", tmp_path_factory.mktemp("nothing"))
+        return translation.Pairs(pieces=400).first(64)
+
+
+def test_sides_of_a_translation_step_train_on_the_same_target_tokens(made_up: translation.Pairs) -> None:
+    contest = translation.training("translation_tiny", made_up)
+    assert contest.name == "translation_tiny_made_up"
+    rows = made_up.examples().examples(0, 0)[:8]
+    assert np.ptp(rows["length"])  # with padding
+    assert {*worked(contest, [rows]).values()} == {int(made_up.examples().target.lengths[rows["index"]].sum())}
+    baseline = translation._padded(made_up)
+    baseline.loss(baseline.collate(baseline.examples(rows))).backward()
+    still = [name for name, each in baseline.trained.named_parameters() if each.requires_grad and each.grad is None]
+    assert still == []
+
+
+def test_sides_of_beam_search_write_the_same(
+    made_up: translation.Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translation, "LESSONS", 2)
+    monkeypatch.setattr(translation, "SENTENCES", 4)
+    monkeypatch.setattr(translation, "apart", lambda function: function())
+    monkeypatch.setattr(translation, "DECODING", DecodeSection(beam=5, stop="heuristic", max_length=6))
+    contest = translation.beam_search("translation_beam5", made_up, tmp_path)
+    assert {*worked(contest).values()} == {4}
+    texts, written = next(contest.items), []
+    decode = made_up.tokenizer.__class__.batch_decode
+    monkeypatch.setattr(
+        made_up.tokenizer.__class__,
+        "batch_decode",
+        lambda *given, **how: written.extend(decode(*given, **how)) or written,
+    )
+    translation._generate(tmp_path / "translator", bf16=False)(texts)()
+    model = translation.TranslationModel.open(str(tmp_path / "translator"))
+    assert [best[0][0] for best in model.translate(texts, translation.DECODING)] == written
 
 
 def test_examples_predictions_and_checkpoints_are_alike(material: Material, tmp_path: Path) -> None:
@@ -178,4 +219,6 @@ def test_the_table_of_a_document() -> None:
     assert "commit abc with changes" in text
     row = next(line for line in text.splitlines() if "checkpoint_save" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")][4:] == ["0.50", "0.50", "0.50", "2.00 s", "1.00 s"]
+    row = command.cells(replace(saving, unit="sentences"))
+    assert row[-2:] == ["0.5/s", "1.0/s"]
     assert Ratio("a", 1, "CPU", "tokens", "ours", "b", [2.0, 4.0, 3.0], (1.0, 1.0)).median == 3.0

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
 TASKS = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 STUDENTS = sorted((ROOT / "configs" / "distill").glob("*.yaml"))
+TRANSLATION = sorted((ROOT / "configs" / "translation").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -54,6 +55,15 @@ def test_students_are_valid_and_round_trip(path: Path, tmp_path: Path) -> None:
     assert hasattr(method, "task" if of_task else "build")
 
 
+@pytest.mark.parametrize("path", TRANSLATION, ids=lambda path: path.stem)
+def test_translation_models_are_valid_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = finetuning([str(ROOT / "configs/finetune/multi30k.yaml"), str(path)])
+    assert config.run.name == f"multi30k/{path.stem}/seed-12345"
+    (tmp_path / "printed.yaml").write_text(dump(config))
+    assert finetuning([str(tmp_path / "printed.yaml")]).model_dump() == config.model_dump()
+    learning_rate(config.optim, config.train.steps.to_steps(steps_per_epoch=1000))
+
+
 def keys_of(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -74,6 +84,17 @@ def test_help_names_every_key(main: Any, paths: list[Path], capsys: pytest.Captu
     assert given <= said
 
 
+def test_help_names_the_keys_of_translation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(["--help"]) == 0
+    part = capsys.readouterr().out.split("with task.type=translation, sections of the run:\n")[1]
+    said = {line.split(" (")[0] for line in part.splitlines() if not line.startswith(" ")}
+    given = {key for path in TRANSLATION for key in keys_of(yaml.safe_load(path.read_text()))}
+    shared = {f"train.{name}_every" for name in ("save", "evaluate")} | {"train.evaluate_examples", "train.keep"}
+    assert {"model.cell", "tokenizer.type", "decode.beam"} <= given
+    assert given - shared <= said
+    assert "optim.learning_rate (float, default 0.0007)" in part
+
+
 def test_help_has_the_defaults_of_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert (finetune(["--help"]), "optim.learning_rate (float, default 5e-05)" in capsys.readouterr().out) == (0, True)
     assert distill(["--help"]) == 0
@@ -82,13 +103,18 @@ def test_help_has_the_defaults_of_its_stage(capsys: pytest.CaptureFixture[str]) 
     assert "objective.soft (" in for_task
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *STUDENTS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *STUDENTS, *TRANSLATION], ids=lambda path: path.stem)
 def test_configuration_opens_with_paper_and_command(path: Path) -> None:
     head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    assert re.search(r"arXiv \d{4}\.\d{5}", head)
-    assert {"distill": "make distill", "pretrain": "make pretrain"}[path.parent.name] in head
+    assert re.search(r"arXiv \d{4}\.\d{4,5}", head)
+    command, variable = {
+        "distill": ("make distill", "CONFIG"),
+        "pretrain": ("make pretrain", "CONFIG"),
+        "translation": ("make finetune", "MODEL"),
+    }[path.parent.name]
+    assert command in head
     stem = path.stem
-    assert stem in ("bert_docs", "distilbert_docs") or f"CONFIG={stem}" in head
+    assert stem in ("bert_docs", "distilbert_docs") or f"{variable}={stem}" in head
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
@@ -102,7 +128,7 @@ def test_task_opens_with_a_command_that_has_its_data(path: Path) -> None:
 
 
 def test_a_configuration_holds_only_differences() -> None:
-    for path in [*CONFIGS, *STUDENTS]:
+    for path in [*CONFIGS, *STUDENTS, *TRANSLATION]:
         assert len(path.read_text().splitlines()) <= 40, path
 
 

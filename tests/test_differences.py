@@ -19,9 +19,12 @@ from finetune.config import FinetuneConfig
 from finetune.examples import TextExamples
 from finetune.recipe import recipe_values
 from finetune.task_types.regression import Objective
+from finetune.translating import TranslationConfig
 from pretrain.objectives import causal_lm, electra, mlm
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import sentences, write_encoder
+from translation.architecture import RnnSection, TransformerSection
+from translation.objective import ObjectiveSection
 
 ROOT = Path(__file__).resolve().parents[1]
 BERT: dict[str, Any] = {
@@ -70,10 +73,12 @@ def entries() -> dict[str, str]:
 
 def has_key(path: str) -> bool:
     """Whether a configuration has the key."""
-    schemas: list[Any] = (
-        [causal_lm.Config, electra.Config, mlm.Config] if path.startswith("objective.") else [FinetuneConfig]
-    )
-    for part in path.removeprefix("objective.").split("."):
+    first = path.split(".")[0]
+    schemas: list[Any] = {
+        "objective": [causal_lm.Config, electra.Config, mlm.Config, ObjectiveSection],
+        "model": [TransformerSection, RnnSection],
+    }.get(first, [FinetuneConfig, TranslationConfig])
+    for part in path.removeprefix("objective.").removeprefix("model.").split("."):
         fields = [each.model_fields[part] for each in schemas if part in each.model_fields]
         schemas = [each.annotation for each in fields if isinstance(each.annotation, type)]
         schemas = [each for each in schemas if issubclass(each, BaseModel)]

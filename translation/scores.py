@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from bertillery.config.section import InputError
+from bertillery.data import files
 
 METRICS = ("bleu", "bleu_lowercase", "chrf")
 """BLEU cased and lower-cased (published numbers of Multi30k are lower-cased), and chrF2; from 0 to 1."""
@@ -81,3 +85,16 @@ def looks_tokenized(references: Sequence[str]) -> bool:
     """Whether references look as if their punctuation had been split off: BLEU is for text as people write it."""
     marks = sum(" ." in text or " ," in text for text in references)
     return marks > len(references) / 10
+
+
+def read_lines(*paths: Path) -> list[list[str]]:
+    """The lines of files of which line n of one belongs to line n of the others; ``InputError`` where there are not as
+    many in all."""
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; it holds a sentence on each line")
+    found = [[line.rstrip("\r\n") for line in files.read_lines(path, files.Decoder())] for path in paths]
+    if len({len(lines) for lines in found}) > 1 or not found[0]:
+        sizes = ", ".join(f"{path} {len(lines):,}" for path, lines in zip(paths, found, strict=True))
+        raise InputError(f"lines: {sizes}; line n of each file belongs to line n of the others, so give equal numbers")
+    return found

@@ -12,7 +12,6 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 from bertillery.config.section import InputError
 from bertillery.data import files
 from bertillery.data.tables import Table
-from bertillery.report.plot import figure, save
 from finetune.rows import as_text, objects
 from finetune.sources import Source
 from finetune.splits import Split
@@ -20,11 +19,10 @@ from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, TaskType
 from finetune.translating import Translating, TranslationConfig
 from translation.examples import TranslationExamples
+from translation.lengths import by_length, draw, group_scores, mean_lengths
 from translation.scores import METRICS, Tokens, baselines, corpus_scores, sentence_scores
 
 RunConfig, RunStage = TranslationConfig, Translating
-_GROUPS = 6
-"""Groups of equally many sentences, by length, in the picture of scores."""
 
 
 class Config(TaskSection):
@@ -173,15 +171,10 @@ class Type(TaskType):
 
     def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
         """The first metric by length of the source, of groups with equally many sentences."""
-        sizes = np.array([len(text.split()) for text in predicted.split.texts[0]])
-        groups = [part for part in np.array_split(np.argsort(sizes, kind="stable"), _GROUPS) if len(part)]
-        metric = self.section.metrics[0]
-        values = [self.scores(predicted.predictions[part], predicted.labels[part])[metric] for part in groups]
-        (axis,) = axes = figure(1, f"{self.section.name}, {predicted.split.name}", panel=(5.2, 3.6))
-        axis.plot([sizes[part].mean() for part in groups], [100 * value for value in values], marker="o")
-        axis.set_xlabel(f"words of the source ({len(groups[0]):,} sentences a point)")
-        axis.set_ylabel(metric.replace("_", " "))
-        axis.set_ylim(bottom=0)
+        section, texts = self.section, predicted.split.texts[0]
+        parts, metric = by_length(texts), section.metrics[0]
+        values = group_scores(metric, [*predicted.predictions], [*predicted.labels], parts, section.bleu_tokens)
         path = folder / "by_length.png"
-        save(axes, path)
+        title = f"{section.name}, {predicted.split.name}"
+        draw({title: values}, mean_lengths(texts, parts), len(parts[0]), metric, path, title)
         return [path]

@@ -22,6 +22,7 @@ from finetune.stage import finetuning
 from finetune.translating import Translating
 from tests.kept import restored
 from translation.__main__ import main as translate
+from translation.beams import main as beams
 from translation.model import TranslationModel
 from translation.search import DecodeSection
 
@@ -121,6 +122,13 @@ def test_translating_reads_the_export(
     opened = TranslationModel.open(str(export))
     found = opened.translate(sources, DecodeSection(beam=2), batch_tokens=8)
     assert [best[0][0] for best in found] == wanted
+
+
+def test_every_beam_finds_what_was_learned_by_heart(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [f"file={finished}/toy/test.aa", f"reference={finished}/toy/test.bb"]
+    assert beams([f"model={finished}/runs/finetune/a/export", *files, "beams=[1,3]", "decode.max_length=24"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [[float(cell) for cell in row[:2]] for row in rows] == [[1, 100], [3, 100]]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:

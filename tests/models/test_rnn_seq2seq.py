@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -447,6 +448,19 @@ def test_the_gradient_ends_where_back_propagation_through_time_is_truncated(cell
     assert (model.encoder.embeddings.weight.grad[ids].abs().sum(-1) > 0).all()
     with pytest.raises(ConfigError, match="no source to attend to; given attention general"):
         next(tiny().truncated_states(ids, 5))
+
+
+def test_the_language_model_of_the_documentation_learns() -> None:
+    """An update every 5 tokens, on streams that repeat themselves every 7."""
+    page = (Path(__file__).resolve().parents[2] / "docs/translation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    torch.manual_seed(0)
+    known: dict[str, Any] = {}
+    exec(code, known)
+    ids = torch.randint(300, (4, 7)).repeat(1, 8)
+    losses = [known["epoch"](ids, steps=5) for _ in range(12)]
+    assert losses[0] > 4.5
+    assert losses[-1] < 1
 
 
 def test_a_model_without_attention_has_no_alignment() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 from bertillery.config.section import ConfigError, validate
 from bertillery.engine.optim import OptimSection, learning_rate
+from finetune.config import load_config
 from translation.architecture import ModelSection, TransformerSection
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Vocabulary:
@@ -59,6 +63,33 @@ def sizes(layers: int, width: int, inner: int, heads: int, norm: str = "post") -
 )
 def test_parameters(size: int, settings: dict[str, Any], total: int, trained: int) -> None:
     assert counted(size, **settings) == (total, trained)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "total"),
+    [
+        ("transformer_base", (), 63_606_784),
+        ("transformer_big", (), 215_293_952),
+        ("transformer_iwslt", (), 37_187_584),
+        ("transformer_small", (), 6_263_808),
+        ("transformer_small", ("tokenizer.vocab_size=10_000",), 6_775_808),
+        ("transformer_tiny", (), 2_224_128),
+        ("transformer_tiny_pre", (), 2_224_640),
+        ("transformer_tiny_pre", ("tokenizer.vocab_size=8_000",), 2_480_640),
+        ("rnn", ("tokenizer.vocab_size=8_000",), 3_885_568 - 786_432),
+        ("gru", ("tokenizer.vocab_size=8_000",), 5_200_384 - 786_432),
+        ("gru_attention", ("tokenizer.vocab_size=8_000",), 5_200_384),
+        ("gru_attention", (), 4_688_384),
+        ("gru_additive", ("tokenizer.vocab_size=8_000",), 5_200_384 + 262_656),
+        ("lstm_attention", ("tokenizer.vocab_size=8_000",), 7_169_024),
+    ],
+)
+def test_parameters_of_the_configurations_that_are_shipped(name: str, more: tuple[str, ...], total: int) -> None:
+    paths = [str(ROOT / f"configs/{each}.yaml") for each in ("finetune/multi30k", f"translation/{name}")]
+    config: Any = load_config([*paths, *more])
+    with torch.device("meta"):
+        model = config.model.build(Vocabulary(config.tokenizer.vocab_size))
+    assert sum(each.numel() for each in model.parameters()) == total
 
 
 def test_sinusoids() -> None:
