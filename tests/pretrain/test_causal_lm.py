@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from bertillery.config.section import ConfigError
-from bertillery.data.causal_tokenizer import train_byte_bpe
+from bertillery.data.causal_tokenizer import train_byte_bpe, train_characters
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.optim import OptimSection, learning_rate
 from bertillery.models.encoders import model_inputs
@@ -110,18 +110,35 @@ def test_packed_windows_are_separate_and_causal(tokenizer: Any) -> None:
     assert not torch.equal(after[at], logits[at])
 
 
-def test_bits_per_byte_are_those_of_the_text(tokenizer: Any) -> None:
-    """The nats of all targets, EOT among them, over the bytes of the text, whatever the pieces."""
-    ids = [np.array(tokenizer(text)["input_ids"]) for text in TEXT]
+@pytest.mark.parametrize("train", [train_byte_bpe, train_characters])
+def test_bits_per_byte_are_those_of_the_text(train: Any) -> None:
+    """The nats of all targets, EOT among them, over the bytes of the text, whatever the pieces, and also where the
+    text has characters that the vocabulary was not trained on."""
+    texts = [*TEXT, "Ein Käfer, 한국어 🙂."]
+    tokenizer = train(TEXT, TokenizerSection(type="characters", vocab_size=280))
+    ids = [np.array(tokenizer(text)["input_ids"]) for text in texts]
     ends = np.append(0, np.cumsum([len(part) for part in ids]))
     source = Source(
-        Config(), Tokens(np.concatenate(ids), ends, np.arange(len(TEXT) + 1)), tokenizer, sequence_length=8, seed=1
+        Config(), Tokens(np.concatenate(ids), ends, np.arange(len(texts) + 1)), tokenizer, sequence_length=8, seed=1
     )
     batch = source.collate(windows(source, 0))
-    assert batch.counts["bytes"] == sum(len(text.encode()) for text in TEXT)
+    assert batch.counts["bytes"] == sum(len(text.encode()) for text in texts)
     terms = CausalLm(Config(), SIZES, tokenizer).eval()(batch)
     assert terms["bits_per_byte"].total.item() == pytest.approx(terms["lm"].total.item() / math.log(2))
     assert (terms["bits_per_byte"].count, terms["lm"].count) == ("bytes", "tokens")
+
+
+@pytest.mark.parametrize("train", [train_byte_bpe, train_characters])
+def test_a_uniform_model_needs_the_bits_of_its_pieces(train: Any) -> None:
+    """Of two vocabularies the same text: each piece costs the logarithm of their number, and bytes are bytes."""
+    text = "한 cat"
+    tokenizer = train(TEXT, TokenizerSection(type="characters", vocab_size=280))
+    ids = np.array(tokenizer(text)["input_ids"])
+    source = Source(Config(), Tokens(ids, np.array([0, len(ids)]), np.arange(2)), tokenizer, sequence_length=16, seed=1)
+    objective, batch = CausalLm(Config(), SIZES, tokenizer).eval(), source.collate(source.examples(0, 0))
+    torch.nn.init.zeros_(objective.model.lm_head.weight)
+    found = objective(batch)["bits_per_byte"].total.item() / batch.counts["bytes"]
+    assert found == pytest.approx((len(ids) + 1) * math.log2(len(tokenizer)) / 7, rel=1e-5)
 
 
 @pytest.mark.parametrize("width", [128, 256])
