@@ -57,9 +57,8 @@ class TokenizerSection(Section):
     def _holds_all_bytes(self) -> TokenizerSection:
         least = _LEAST.get(self.type, 0)
         if self.path is None and self.vocab_size < least:
-            raise ValueError(
-                f"vocab_size {self.vocab_size}: {self.type} has 256 bytes and an end-of-text token; give at least {least}"
-            )
+            has = f"{self.type} has 256 bytes and an end-of-text token"
+            raise ValueError(f"vocab_size {self.vocab_size}: {has}; give at least {least}")
         return self
 
 
