@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from bertillery.config.section import ConfigError
 from bertillery.data.causal_tokenizer import train_byte_bpe, train_characters
 from bertillery.data.tokenizer import TokenizerSection
+from bertillery.engine.batch import pack
 from bertillery.engine.optim import OptimSection, learning_rate
-from bertillery.models.encoders import model_inputs
+from bertillery.models.attention import NAME
+from bertillery.models.encoders import check_model_type, model_inputs
 from pretrain.__main__ import main
 from pretrain.config import load_config
 from pretrain.model import ModelSection
@@ -242,6 +244,26 @@ def test_gpt1s_schedules() -> None:
 def test_misprinted_sizes_of_gpt3_are_refused(name: str, printed: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a multiple of num_attention_heads .*misprints"):
         load_config([str(ROOT / f"configs/pretrain/gpt3_{name}.yaml"), f"model.{printed}"])
+
+
+def test_gpt1s_own_class_would_ignore_the_packing_and_is_refused() -> None:
+    """It takes the name of our attention and the layout of a batch without a word, and attends to all tokens before,
+    those of other documents included."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 64, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = OpenAIGPTConfig(**sizes, attn_implementation=NAME)
+    model: Any = OpenAIGPTLMHeadModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert not type(model)._supports_attention_backend
+    ids = torch.arange(12) + 5
+    batch = pack(ids.numpy(), None, np.array([5, 7]), targets={}, counts={})
+    inputs = {"input_ids": ids[None], "position_ids": batch.input.positions[None], "layout": batch.input.layout}
+    with torch.no_grad():
+        packed, second = model(**inputs).logits[0], model(input_ids=ids[None, 5:]).logits[0]
+    assert (packed[5:] - second).abs().max() > 0.1
+    with pytest.raises(ConfigError, match=r"'openai-gpt' cannot read packed batches; give a decoder .*gpt2"):
+        check_model_type("openai-gpt", ("decoder",))
 
 
 @pytest.mark.parametrize(
