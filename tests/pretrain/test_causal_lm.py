@@ -176,10 +176,19 @@ def test_weights_begin_as_in_gpt2(tokenizer: Any) -> None:
         ("gpt2_xl", 1_557_611_200),
         ("gpt2_mini", 5_322_240),
         ("gpt3_small", 125_226_240),
+        ("gpt3_medium", 355_871_744),
+        ("gpt3_large", 760_300_032),
+        ("gpt3_xl", 1_315_723_264),
+        ("gpt3_2.7b", 2_651_553_280),
+        ("gpt3_6.7b", 6_658_404_352),
+        ("gpt3_13b", 12_853_386_240),
+        ("gpt3_175b", 174_604_259_328),
+        ("gpt1_base", 116_536_320),
     ],
 )
 def test_sizes_have_their_number_of_parameters(name: str, count: int) -> None:
-    """GPT-3's 125M is GPT-2 small with 2,048 positions instead of 1,024."""
+    """GPT-3's 125M is GPT-2 small with 2,048 positions instead of 1,024; in its table the other sizes are what they are
+    called. GPT-1's recipe has GPT-1's 116,534,784 and the last LayerNorm of GPT-2."""
     config = load_config([str(ROOT / f"configs/pretrain/{name}.yaml")])
     vocabulary = {str(number): number for number in range(config.tokenizer.vocab_size)}
     tokenizer: Any = SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=0)
