@@ -40,6 +40,9 @@ class EncoderSection(Section):
     """Dropout before the classifier; the model's own where not given."""
     auxiliary_lm: Weight = 0.0
     """Weight of the language model's loss beside the task's, for causal models; GPT-1's is 0.5."""
+    add_orders: bool = False
+    """Read a pair in both orders and add the two states below the head, for causal models: GPT-1's transform of tasks
+    that ask how alike two texts are."""
     score_bias: Literal["zero", "mean"] = "zero"
     """Where a fresh head for a score begins: at 0, as in the papers, or at the mean of the training scores. On the long
     way from 0 a small encoder at a high rate can lose what it knew."""
@@ -102,6 +105,8 @@ class FinetuneConfig(StageConfig):
     def _fits(self) -> FinetuneConfig:
         if self.train.both_orders and not self.task.is_pair:
             raise ValueError(f"train.both_orders is for pairs of texts, and {self.task.name} has none")
+        if getattr(self.model, "add_orders", False) and not self.task.is_pair:
+            raise ValueError(f"model.add_orders is for pairs of texts, and {self.task.name} has none")
         if self.train.best_by not in (None, *self.task.metrics):
             raise ValueError(
                 f"train.best_by: given {self.train.best_by!r}; {self.task.name} is scored by "

@@ -110,8 +110,10 @@ class TextExamples(Examples):
         max_length: int,
         seed: int,
         both_orders: bool = False,
+        orders: int = 1,
     ) -> None:
-        """``labels`` are (N,) or (N, L); ``both_orders`` adds every pair a second time with its texts exchanged.
+        """``labels`` are (N,) or (N, L); ``both_orders`` adds every pair a second time with its texts exchanged, and
+        with 2 ``orders`` an example is two sequences, the pair and then the pair exchanged.
 
         Raises ``InputError`` where ``max_length`` leaves no room for text.
         """
@@ -122,10 +124,13 @@ class TextExamples(Examples):
         if both_orders and len(texts) == 2:
             lengths, starts = (np.concatenate([given, given[::-1]], axis=1) for given in (lengths, starts))
             labels = None if labels is None else np.concatenate([labels, labels])
+        per_example = np.full(lengths.shape[1], orders)
+        if orders == 2:
+            lengths, starts = (np.stack([given, given[::-1]], axis=2).reshape(2, -1) for given in (lengths, starts))
         sizes = truncated(lengths, room)
         sequences = Sequences(around, tokens.ids, starts, sizes)
-        cut = int((sizes < lengths).any(0).sum())
-        super().__init__(sequences, np.ones(starts.shape[1], np.int64), labels, cut=cut, seed=seed)
+        cut = int((sizes < lengths).any(0).reshape(-1, orders).any(1).sum())
+        super().__init__(sequences, per_example, labels, cut=cut, seed=seed)
 
     def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """``labels`` of the examples."""

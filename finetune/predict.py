@@ -39,14 +39,16 @@ class Predictor(Objective):
     entries: ClassVar[tuple[str, ...]] = ("logits",)
     auxiliary_lm: float = 0.0
     """Weight of the language model's loss beside the task's, of a causal model (GPT-1's is 0.5)."""
+    orders: int = 1
+    """Sequences of an example: 2 where a pair is read in both orders and the states are added."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def logits(self, batch: PackedBatch) -> Tensor:
-        """(M, K), or (M,), in float32; by default a row for each sequence, from its [CLS]."""
-        return sequence_logits(self.model, batch.input).float()
+        """(M, K), or (M,), in float32; by default a row for each example, from its [CLS] or its extract token."""
+        return sequence_logits(self.model, batch.input, orders=self.orders).float()
 
     @abstractmethod
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:

@@ -71,6 +71,8 @@ class Finetuning(Stage):
         config, section = self.config, self.config.task
         self.pin(self.models)
         self.task_type = task_type_of(section)
+        if config.model.add_orders:
+            self.task_type.add_orders()
         tokenizer = self._tokenizer()
         with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
@@ -128,6 +130,11 @@ class Finetuning(Stage):
             raise ConfigError(
                 f"model.auxiliary_lm: {config.model.from_} is an encoder, which has no language model of next tokens; "
                 "leave the key out"
+            )
+        if config.model.add_orders and not causal:
+            raise ConfigError(
+                f"model.add_orders: {config.model.from_} is an encoder, in which both texts of a pair see each other; "
+                "leave the key out, or set train.both_orders=true to train on every pair twice"
             )
 
     def _examples(self, name: str, training: bool = False) -> Examples:

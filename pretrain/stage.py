@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from bertillery.data.prepare import corpus_files, prepare_for
 from bertillery.data.prepared import corpus_report, held_out_remedy
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
+from bertillery.engine.schedule import steps_per_epoch
 from bertillery.models.encoders import family
 from bertillery.models.export import export_model
 from bertillery.models.load import read_config
@@ -22,6 +23,7 @@ from bertillery.run.trainer import Fit, Trainer
 from bertillery.system.files import write_text
 from pretrain.config import PretrainConfig, objective_of
 from pretrain.initialization import load_weights
+from pretrain.mixture import Mixture
 from pretrain.samples import continue_texts, fill_masks, show_samples
 
 
@@ -49,7 +51,9 @@ class Pretraining(Stage):
         more = getattr(self.objective_module, "prepare", None)
         self.more: dict[str, Any] = more(self) if more else {}
         phases = config.train.phases
-        source = cache(lambda length: self._source(self.corpus.train, length))
+        self.mixture = self._mixture()
+        mixed = {"mixture": self.mixture} if self.mixture else {}
+        source = cache(lambda length: self._source(self.corpus.train, length, **mixed))
         sources = [source(phase.sequence_length) for phase in phases]
         with held_out_remedy():
             valid = self._source(self.corpus.valid, phases[-1].sequence_length)
@@ -66,15 +70,23 @@ class Pretraining(Stage):
         models = model_inputs(starting_weights=config.model.from_)
         return {**models, "corpus files": corpus_files(config.data, config.tokenizer)}
 
-    def _source(self, tokens: Any, sequence_length: int) -> Any:
-        return self.objective_module.source(
-            self.config.objective,
-            tokens,
-            self.tokenizer,
-            sequence_length=sequence_length,
-            seed=self.config.run.seed,
-            **self.more,
-        )
+    def _source(self, tokens: Any, sequence_length: int, **more: Any) -> Any:
+        settings = {"sequence_length": sequence_length, "seed": self.config.run.seed, **more, **self.more}
+        return self.objective_module.source(self.config.objective, tokens, self.tokenizer, **settings)
+
+    def _mixture(self) -> Mixture | None:
+        weights, train = self.config.data.weights, cast(Any, self.corpus.train)
+        if not weights:
+            return None
+        return Mixture(train, self.corpus.manifest["corpora"], weights, seed=self.config.run.seed)
+
+    def _mixed(self, trainer: Trainer) -> list[str]:
+        """How often the run reads through each corpus of a mixture."""
+        if not self.mixture:
+            return []
+        sizes = [source.epoch_size() for source in trainer.sources]
+        epochs = trainer.schedule.total / steps_per_epoch(self.config.train.phases, sizes)
+        return self.mixture.describe(self.config.data.path, float(epochs))
 
     def recorded(self) -> dict[str, Any]:
         """The corpus's manifest."""
@@ -94,12 +106,14 @@ class Pretraining(Stage):
         size = sum(parameter.numel() for parameter in objective.parameters())
         models = [objective.exported(), *objective.auxiliary_models().values()]
         batches = ", ".join(map(str, config.train.phases))
+        read = self._mixed(trainer)
+        mixed = f"\nmixture     {below.join(read)}" if read else ""
         lengths = dict.fromkeys(phase.sequence_length for phase in config.train.phases)
         return (
             f"model       {' and '.join(type(model).__name__ for model in models)}, {size:,} parameters\n"
             f"weights     {below.join(self.weights)}\n"
             f"training    batch of a step x longest example: {batches}\n"
-            f"predicted   {below.join(map(config.objective.predicted, lengths))}\n\n"
+            f"predicted   {below.join(map(config.objective.predicted, lengths))}{mixed}\n\n"
             f"first example\n{source.show(source.collate(rows), self.tokenizer)}"
         )
 
@@ -112,6 +126,7 @@ class Pretraining(Stage):
         self.models = {".": objective.exported(), **auxiliary}
         self._record_tokens(ended)
         table, card = terms_table(ended.held_out, trainer.held_out.shown, {}), ""
+        self.read = self._mixed(trainer)
         with beside("the card of the export"):
             card = self._card(ended, table)
         export = self.directory.export
@@ -166,6 +181,7 @@ class Pretraining(Stage):
         facts = {
             "training": f"{ended.step:,} steps" + (f", {ended.tokens:,} tokens" if ended.tokens else ""),
             "weights at the start": "; ".join(self.weights),
+            **({"mixture": "; ".join(self.read)} if self.read else {}),
             "corpus": f"{train.num_documents:,} documents, {train.num_tokens:,} tokens ({self.corpus.path.name})",
             "speed": f"{ended.tokens_per_second:,.0f} tokens/s on {processes} x {self.accelerator.device.type}",
         }

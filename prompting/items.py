@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from bertillery.config.section import InputError, Section
 from bertillery.config.types import Count
@@ -87,7 +87,7 @@ class FewshotTask(Section):
     """A YAML for `make fewshot`."""
 
     prompt: PromptSection
-    task: dict[str, Any] | None = None
+    task: SerializeAsAny[TaskSection] | None = None
     """A fine-tuning task; its validation split is evaluated, its training split has the worked examples."""
     data: DataSection | None = None
 
@@ -161,8 +161,7 @@ def read_items(config: FewshotTask, data_dir: Path) -> Items:
     if config.data is not None:
         return _from_files(config.prompt, config.data, config.kind)
     assert config.task is not None
-    section = TaskSection.model_validate(config.task)
-    task = read_task(section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
+    task = read_task(config.task, data_dir=data_dir, glue_dir=glue_dir_from_environment())
     return _from_task(config.prompt, task)
 
 

@@ -39,11 +39,14 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraForPreTraining,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     PreTrainedModel,
 )
 
 from tests.corpora import tiny_tokenizer, write_text
 from tests.finetune.tasks import SIZES, sentences, write_encoder
+from tests.prompting.exports import write_causal
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -64,6 +67,9 @@ COMMANDS = {
     "curves": "experiments.curves",
     "compare": "deploy.compare",
     "onnx": "deploy.onnx",
+    "generate": "prompting.generate",
+    "fewshot": "prompting.fewshot",
+    "probes": "prompting.probes",
     "gpus": "bertillery.system.gpus",
 }
 """The module whose ``main`` takes a command's arguments and returns its exit status; ``make`` is itself."""
@@ -102,6 +108,20 @@ def models(root: Path) -> None:
     save(ElectraForPreTraining(ElectraConfig(**MODEL, embedding_size=16)), root / "discriminator/discriminator")
     small: dict[str, Any] = {"vocab_size": 64, "n_layers": 1, "dim": 8, "n_heads": 2, "hidden_dim": 16}
     save(DistilBertModel(DistilBertConfig(**small, max_position_embeddings=64)), root / "distilbert/distilbert")
+    causal_models(root)
+
+
+def causal_models(root: Path) -> None:
+    """One that reads 64 tokens, one of 16; one whose tokenizer ends no text; one of a family without packed batches."""
+    for name, positions in (("causal", 64), ("brief", 16), ("endless", 64)):
+        write_causal(root / name, positions).rename(root / name / name)
+    for file in (root / "endless/endless").glob("*token*"):
+        file.unlink()
+    tiny_tokenizer(64).save_pretrained(root / "endless/endless")
+    first = OpenAIGPTConfig(vocab_size=280, n_positions=64, n_embd=8, n_layer=1, n_head=2)
+    OpenAIGPTLMHeadModel(first).save_pretrained(root / "gpt1/gpt1")
+    for file in (root / "causal/causal").glob("*token*"):
+        shutil.copy(file, root / "gpt1/gpt1")
 
 
 def otherwise(root: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -18,8 +18,8 @@ from bertillery.data.tokenizer import TokenizerSection, too_few_pieces
 from bertillery.models.load import vocabulary_size
 
 END_OF_TEXT = "<|endoftext|>"
-UNKNOWN = "<|unknown|>"
-"""A character that the training text does not have. A byte-level vocabulary needs no such token."""
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+"""Pieces that stand for a byte of a character that a vocabulary of characters lacks."""
 
 
 def train_byte_bpe(texts: Sequence[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
@@ -47,31 +47,31 @@ def train_byte_bpe(texts: Sequence[str], section: TokenizerSection) -> PreTraine
 
 
 def train_characters(texts: Sequence[str], section: TokenizerSection) -> PreTrainedTokenizerBase:
-    """A vocabulary of the characters of the texts: the most frequent ``section.vocab_size`` - 2 of them."""
+    """A vocabulary of the characters of the texts, the most frequent ones where it has no room for all, and of the 256
+    bytes, to which other characters are taken apart, so that every text is read back exactly."""
     counts = np.zeros(0x110000, np.int64)
     for start in range(0, len(texts), 1000):
         text = "".join(texts[start : start + 1000])
         counts += np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32), minlength=len(counts))
     found = sorted(np.flatnonzero(counts).tolist(), key=lambda point: (-counts[point], point))
-    kept = sorted(found[: section.vocab_size - 2])
-    vocabulary = {piece: number for number, piece in enumerate([END_OF_TEXT, UNKNOWN, *map(chr, kept)])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    kept = sorted(found[: section.vocab_size - 1 - len(_BYTES)])
+    vocabulary = {piece: number for number, piece in enumerate([END_OF_TEXT, *_BYTES, *map(chr, kept)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, **ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
 
 
 def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
     """How many bytes of UTF-8 each token stands for, int64 (V,), special tokens none; ``None`` for a tokenizer whose
-    pieces do not add up to the text."""
-    backend = cast(Any, tokenizer).backend_tokenizer
+    pieces do not add up to the text, as where some of it becomes an unknown token of no known length."""
+    parts = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
     pieces = cast(list[str | None], tokenizer.convert_ids_to_tokens([*range(vocabulary_size(tokenizer))]))
-    special = set(tokenizer.all_special_tokens)
-    if isinstance(backend.decoder, decoders.ByteLevel):
+    special, decoder = set(tokenizer.all_special_tokens), parts["decoder"] or {}
+    if decoder.get("type") == "ByteLevel":
         sizes = [len(piece or "") for piece in pieces]  # a character of such a piece stands for a byte
-    elif isinstance(backend.decoder, decoders.Fuse):
-        sizes = [len((piece or "").encode()) for piece in pieces]
+    elif [step["type"] for step in decoder.get("decoders", [])] == ["ByteFallback", "Fuse"]:
+        sizes = [1 if piece in _BYTES else len((piece or "").encode()) for piece in pieces]
     else:
         return None
     return np.array([0 if piece in special else size for piece, size in zip(pieces, sizes, strict=True)], np.int64)

@@ -13,10 +13,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from bertillery.config.section import InputError, Section
-from bertillery.config.types import Share
+from bertillery.config.types import Factor, Share
 from bertillery.data import files, pydocs
 
 MAX_PARAGRAPH = 1_000_000
@@ -49,6 +49,9 @@ class CorpusSection(Section):
 
     path: Paths = Field(default=["python-docs"], min_length=1)
     """Files, folders, globs, `hub:owner/name` or `hub:owner/name/config`, or `python-docs`, the embedded corpus."""
+    weights: list[Factor] = Field(default=[])
+    """A weight for each entry of `path`, which is its share of the tokens that a causal language model is trained on,
+    whatever its size. Without weights, every document is read once an epoch."""
     valid: Paths = Field(default=[])
     """Held-out text, given as `path` is; when empty, a share of the documents is held out."""
     holdout: Share = 0.02
@@ -65,6 +68,19 @@ class CorpusSection(Section):
     language: Annotated[str, AfterValidator(check_language)] = "en"
     """Code of the language whose rules split sentences; the message for an unknown code lists those with rules. For
     another language give the most similar one; the rules for en split at the full stops of every script."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> CorpusSection:
+        if self.weights and len(self.weights) != len(self.path):
+            raise ValueError(
+                f"weights: {len(self.weights)} of them, and path has {len(self.path)} entries; give one for each entry"
+            )
+        if self.weights and self.units == "sentences":
+            raise ValueError(
+                "weights are for objectives that read whole documents (data.units=documents), such as causal_lm; "
+                "leave them out"
+            )
+        return self
 
     def lines(self, text: str) -> list[str]:
         """The paragraphs of a row's text, or the text as it is written."""

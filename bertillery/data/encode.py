@@ -19,8 +19,9 @@ from bertillery.data.tokenizer import WordEncoder
 from bertillery.models.load import load_tokenizer
 from bertillery.system.workers import pool
 
-Document = tuple[bool, list[str]]
-"""Whether it is held out, and its paragraphs."""
+HELD_OUT = -1
+Document = tuple[int, list[str]]
+"""The number of the corpus it belongs to, or ``HELD_OUT``, and its paragraphs."""
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1_000_000
 MIN_REPEATED = 80
 """Characters; a shorter paragraph ("References.") repeats by chance and is kept."""
@@ -32,8 +33,8 @@ _INITIAL = re.compile(r"([A-Z]\s*)[^\S\x00-\x7f](?=\.)")
 class Encoded:
     """A batch of D documents, P paragraphs, S sentences and T tokens."""
 
-    held_out: np.ndarray
-    """(D,) bool."""
+    corpus: np.ndarray
+    """(D,) the number of the corpus of each document, or ``HELD_OUT``."""
     paragraphs: np.ndarray
     """(D,) number of paragraphs of each document."""
     sentences: np.ndarray
@@ -110,7 +111,7 @@ class Encoder:
         empty = np.concatenate([[0], np.cumsum(lengths == 0)])
         ends = np.cumsum([0, *map(len, split)])
         return Encoded(
-            np.array([held_out for held_out, _ in documents]),
+            np.array([corpus for corpus, _ in documents]),
             np.array([len(document) for _, document in documents]),
             np.diff(ends) - np.diff(empty[ends]),
             lengths[lengths > 0],

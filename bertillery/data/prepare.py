@@ -29,7 +29,7 @@ from bertillery.config.section import InputError
 from bertillery.data import pydocs
 from bertillery.data.causal_tokenizer import train_byte_bpe, train_characters
 from bertillery.data.corpus import CorpusSection, ReadReport, read_documents, resolve
-from bertillery.data.encode import Document, batched, document_key, encode_batches
+from bertillery.data.encode import HELD_OUT, Document, batched, document_key, encode_batches
 from bertillery.data.prepared import FORMAT, PreparedCorpus, write_manifest
 from bertillery.data.tokenizer import TokenizerSection, WordEncoder, train_wordpiece
 from bertillery.data.unigram import train_unigram
@@ -80,7 +80,8 @@ def corpus_files(data: CorpusSection, tokenizer: TokenizerSection) -> Fingerprin
 
     Raises ``InputError`` for sources that do not exist, as :func:`prepare` does.
     """
-    settings = data.model_dump(exclude={"units"} if data.units == "sentences" else None)  # as before there were units
+    older = {"units"} if data.units == "sentences" else set()  # as before there were units, and weights
+    settings = data.model_dump(exclude={"weights", *older}) | ({"weighted": True} if data.weights else {})
     parts: list[Any] = [FORMAT, version("sentencex"), version("tokenizers"), settings]
     existing = _existing(tokenizer, data)
     if existing is None:
@@ -158,11 +159,13 @@ def _build(
     progress = _encode_all(partial, data, report, workers)
     dtype, vocab_size = WordEncoder(tokenizer).dtype, vocabulary_size(tokenizer)
     np.save(corpus / "unigrams.npy", _count_tokens(corpus / "train" / "ids.bin", dtype, vocab_size))
+    corpora = {"corpora": progress.corpora} if data.weights else {}
     facts = {
         "settings": {"data": data.model_dump(), "tokenizer": section.model_dump()},
         "read": asdict(report),
         "unknown": progress.unknown / max(1, progress.characters),
         **progress.model_dump(include={"duplicates", "train", "valid"}),
+        **corpora,
         "dtype": dtype.name,
         "vocab_size": vocab_size,
         "tokenizer": hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(),
@@ -176,10 +179,11 @@ def _documents(data: CorpusSection, report: ReadReport) -> Iterable[Document]:
 
     def marked() -> Iterator[Document]:
         for document in read_documents(data, data.valid, report):
-            yield True, document
-        for document in read_documents(data, data.path, report):
-            rank = int.from_bytes(document_key(document)[:8], "little")
-            yield not data.valid and rank < data.holdout * 2**64, document
+            yield HELD_OUT, document
+        for number, paths in enumerate([[path] for path in data.path] if data.weights else [data.path]):
+            for document in read_documents(data, paths, report):
+                rank = int.from_bytes(document_key(document)[:8], "little")
+                yield HELD_OUT if not data.valid and rank < data.holdout * 2**64 else number, document
 
     return tqdm(marked(), unit=" documents", unit_scale=True, disable=None)
 
@@ -188,9 +192,9 @@ def _sample(documents: Iterable[Document], limit: int) -> list[str]:
     """Training documents of up to ``limit`` bytes: those with the smallest hashes, in whatever order they come."""
     kept: dict[int, str] = {}
     size, threshold = 0, 2**64
-    for held_out, document in documents:
+    for corpus, document in documents:
         rank = int.from_bytes(document_key(document)[8:], "little")
-        if held_out or rank >= threshold or rank in kept:
+        if corpus == HELD_OUT or rank >= threshold or rank in kept:
             continue
         kept[rank] = "\n".join(document)
         size += len(kept[rank].encode())
@@ -218,6 +222,12 @@ def _encode_all(partial: Path, data: CorpusSection, report: ReadReport, workers:
 def _check_parts(progress: Progress, data: CorpusSection) -> None:
     train, valid = progress.train.documents, progress.valid.documents
     if train and valid:
+        corpora = [*progress.corpora, *[0] * len(data.path)]
+        if data.weights and 0 in corpora[: len(data.path)]:
+            raise InputError(
+                f"data.weights: {data.path[corpora.index(0)]} has no training text that is not in the entries of "
+                "data.path before it; leave it out, and its weight"
+            )
         return
     if not train and not valid:
         raise InputError(f"no text in {', '.join(data.path)}: every document is empty; check data.path and data.text")

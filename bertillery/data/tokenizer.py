@@ -31,7 +31,8 @@ _ALPHABET, _COVERAGE = 1000, 0.9995
 """An alphabet has this many characters, or more if they make up a smaller share of the text, as in Chinese and Japanese
 (SentencePiece advises the share for such scripts). The rest, 1 in 2,000, become [UNK]."""
 _SMALLEST = 64
-_BYTES = 257
+_LEAST = {"byte_bpe": 257, "characters": 258}
+"""Pieces at least, where all bytes and an end-of-text token are among them."""
 _CACHED_WORDS = 400_000
 
 
@@ -40,7 +41,7 @@ class TokenizerSection(Section):
 
     type: Literal["wordpiece", "unigram", "byte_bpe", "characters"] = "wordpiece"
     """What is trained: BERT's WordPiece, ALBERT's Unigram (SentencePiece), GPT-2's byte-level BPE, or a vocabulary of
-    the characters of the text. The first two are for masked models, the last two for causal ones."""
+    the characters of the text and all bytes. The first two are for masked models, the last two for causal ones."""
     path: str | None = None
     """Directory or Hub name of an existing tokenizer; none is trained then."""
     vocab_size: int = Field(default=30522, ge=_SMALLEST, le=10**7)
@@ -54,8 +55,10 @@ class TokenizerSection(Section):
 
     @model_validator(mode="after")
     def _holds_all_bytes(self) -> TokenizerSection:
-        if self.type == "byte_bpe" and self.path is None and self.vocab_size < _BYTES:
-            raise ValueError(f"vocab_size {self.vocab_size}: byte_bpe has 256 bytes and an end-of-text token at least")
+        least = _LEAST.get(self.type, 0)
+        if self.path is None and self.vocab_size < least:
+            has = f"{self.type} has 256 bytes and an end-of-text token"
+            raise ValueError(f"vocab_size {self.vocab_size}: {has}; give at least {least}")
         return self
 
 

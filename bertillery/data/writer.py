@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, NonNegativeInt
 
 from bertillery.config.section import InputError
-from bertillery.data.encode import Encoded
+from bertillery.data.encode import HELD_OUT, Encoded
 from bertillery.system.records import checked
 
 _CACHE_KB = 64_000
@@ -47,6 +47,8 @@ class Progress(BaseModel):
     duplicates: Duplicates = Duplicates()
     train: Counts = Counts()
     valid: Counts = Counts()
+    corpora: list[NonNegativeInt] = []
+    """Training documents of each corpus."""
 
 
 class _Record(BaseModel):
@@ -106,21 +108,28 @@ class CorpusWriter:
             kept[paragraph] = key is None or self._is_new(key)
         progress.duplicates.documents += int((~new_document).sum())
         progress.duplicates.paragraphs += int((new_document[document_of] & ~kept).sum())
-        self._append_part("train", encoded, document_of, kept & ~encoded.held_out[document_of])
-        self._append_part("valid", encoded, document_of, kept & encoded.held_out[document_of])
+        held_out = (encoded.corpus == HELD_OUT)[document_of]
+        self._append_part("valid", encoded, document_of, kept & held_out)
+        written = encoded.corpus[self._append_part("train", encoded, document_of, kept & ~held_out)]
+        before = np.array(progress.corpora, np.int64)
+        counts = np.bincount(written, minlength=len(before))
+        counts[: len(before)] += before
+        progress.corpora = counts.tolist()
         self._uncommitted += encoded.characters
         if self._uncommitted >= _COMMIT_CHARACTERS:
             self.commit()
 
     def _append_part(
         self, part: Literal["train", "valid"], encoded: Encoded, document_of: np.ndarray, paragraphs: np.ndarray
-    ) -> None:
-        """Write some paragraphs, (P,) bool; ``document_of`` (P,) is the document of each."""
+    ) -> np.ndarray:
+        """Write some paragraphs, (P,) bool, and return the documents that are not empty; ``document_of`` (P,) is the
+        document of each paragraph."""
         sentences = np.repeat(paragraphs, encoded.sentences)
         lengths = encoded.lengths[sentences]
         documents = np.zeros(len(encoded.paragraphs), np.int64)
         np.add.at(documents, document_of[paragraphs], encoded.sentences[paragraphs])
-        documents = documents[documents > 0]
+        written = np.flatnonzero(documents)
+        documents = documents[written]
         ids = encoded.ids[np.repeat(sentences, encoded.lengths)]
         counts: Counts = getattr(self.progress, part)
         bounds = (ids, counts.tokens + np.cumsum(lengths), counts.sentences + np.cumsum(documents))
@@ -129,6 +138,7 @@ class CorpusWriter:
         counts.tokens += len(ids)
         counts.sentences += len(lengths)
         counts.documents += len(documents)
+        return written
 
     def _is_new(self, key: bytes) -> bool:
         """Add the key of a text; returns whether it is new."""

@@ -22,6 +22,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Stream
 from bertillery.models.attention import Recorded
+from bertillery.models.dropout import dropout
 
 Role = Literal["encoder", "decoder", "encoder-decoder"]
 """What a model computes: states of tokens that all see each other; of tokens that see earlier ones; or of a target that
@@ -85,7 +86,7 @@ DECODERS = {
     "gpt2": Family(
         hidden_dropout=("embd_pdrop", "resid_pdrop"),
         attention_dropout=("attn_pdrop",),
-        classifier_dropout=("classifier_dropout", "summary_first_dropout"),
+        classifier_dropout=("summary_first_dropout", "classifier_dropout"),
         intermediate_size="n_inner",
         token_types=False,
         role="decoder",
@@ -212,24 +213,25 @@ class _Appending:
         self.append = items.append
 
 
-def sequence_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+def sequence_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None, *, orders: int = 1) -> Tensor:
     """Logits (B, number of labels), float32, of a stock ``*ForSequenceClassification``, from the first token of a
     sequence, or, in a decoder, from the last one, which has seen the others.
 
-    Here and below ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
+    With 2 ``orders``, every two sequences are a pair in both orders, whose states a decoder adds: (B / 2, number of
+    labels). Here and below ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
     """
     if family(model.config).causal:
-        hidden = encode(model, stream) if hidden is None else hidden
-        head: Any = model
-        return head.score(hidden[stream.last_rows]).float()
+        return _extract_logits(model, stream, hidden, orders=orders)
     return _head(model, stream, _first_states(model, stream, hidden)).logits.float()
 
 
-def choice_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+def choice_logits(
+    model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None, *, question: Tensor | None = None
+) -> Tensor:
     """Logits (B,), float32, of a stock ``*ForMultipleChoice``, or of a decoder with one label; each choice is a
-    sequence."""
+    sequence, and ``question`` (B,) says of which question."""
     if family(model.config).causal:
-        return sequence_logits(model, stream, hidden)[:, 0]
+        return _extract_logits(model, stream, hidden, example=question)[:, 0]
     return _head(model, stream, _first_states(model, stream, hidden)).logits[:, 0].float()
 
 
@@ -250,6 +252,31 @@ def mlm_logits(model: PreTrainedModel, stream: Stream, positions: Tensor, hidden
     """Logits (M, vocabulary), float32, of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch."""
     hidden = encode(model, stream) if hidden is None else hidden
     return _head(model, stream, hidden[positions][None]).logits[0].float()
+
+
+def _extract_logits(
+    model: PreTrainedModel,
+    stream: Stream,
+    hidden: Tensor | None,
+    *,
+    example: Tensor | None = None,
+    orders: int = 1,
+) -> Tensor:
+    """Those of GPT-1's head: dropout and one linear layer on the state at the last token of a sequence, or on the sum
+    of the states of a pair's orders (Radford et al. 2018, section 3.3).
+
+    In training the sequences of an ``example`` (B,) lose the same elements of their states, as in the released code.
+    """
+    hidden = encode(model, stream) if hidden is None else hidden
+    states = hidden[stream.last_rows]
+    if orders > 1:
+        states = states.unflatten(0, (-1, orders)).sum(1)
+    rate = getattr(model.config, family(model.config).classifier_dropout[0]) or 0.0
+    if model.training and rate:
+        noise = dropout(torch.ones_like(states), rate, training=True)
+        states = states * (noise if example is None else noise[example])
+    head: Any = model
+    return head.score(states).float()
 
 
 def _first_states(model: PreTrainedModel, stream: Stream, hidden: Tensor | None) -> Tensor:

@@ -35,6 +35,16 @@ from finetune.sources import Source
 from finetune.splits import Split, Task
 from finetune.task import TaskSection
 
+_ADD_ORDERS = """\
+A pair was read in both orders, and the two states were added before the linear head, which has no bias. So add the
+logits of both orders; those of one order are not what was trained:
+
+```python
+both = tokenizer([a, b], [b, a], padding=True, return_tensors="pt")
+logits = model(**both).logits.sum(0)
+```"""
+"""What a card says of a model that adds the orders of a pair."""
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -58,7 +68,7 @@ class TaskType(ABC):
 
     model_class: ClassVar[Any]
     """The stock class that is trained and exported."""
-    pipeline: ClassVar[str | None]
+    pipeline: str | None
     """The Hub's name for such a model."""
     objective_class: ClassVar[Callable[[PreTrainedModel], Predictor]]
     """The objective to train with."""
@@ -74,9 +84,16 @@ class TaskType(ABC):
     """Whether words are tokenized with a space before each."""
     usage: str = ""
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
+    orders: int = 1
+    """Sequences of an example: 2 where a pair is read in both orders (:meth:`add_orders`)."""
 
     def __init__(self, section: Any) -> None:
         self.section: TaskSection = section
+
+    def add_orders(self) -> None:
+        """Read every pair in both orders, and add the states of the two below the head (Radford et al. 2018, section
+        3.3, for similarity). A stock pipeline reads one order, so the card names none."""
+        self.orders, self.pipeline, self.usage = 2, None, _ADD_ORDERS
 
     # From rows to examples.
 
@@ -149,7 +166,9 @@ class TaskType(ABC):
 
     def objective(self, model: PreTrainedModel) -> Predictor:
         """The objective to train the model with."""
-        return type(self).objective_class(model)
+        made = type(self).objective_class(model)
+        made.orders = self.orders
+        return made
 
     # Predictions and their scores.
 
@@ -267,7 +286,9 @@ class VectorType(TaskType):
     ) -> Examples:
         """One sequence each; where it is too long, the texts are cut as BERT's ``run_classifier.py`` does."""
         texts, both = split.texts, training and both_orders
-        return TextExamples(texts, split.labels, tokenizer, max_length=max_length, seed=seed, both_orders=both)
+        return TextExamples(
+            texts, split.labels, tokenizer, max_length=max_length, seed=seed, both_orders=both, orders=self.orders
+        )
 
     def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
         """From the outputs alone."""

@@ -55,7 +55,7 @@ class Objective(Predictor):
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(S,)."""
-        return choice_logits(self.model, batch.input)
+        return choice_logits(self.model, batch.input, question=_owner(batch))
 
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """``cross_entropy`` in nats, and the accuracy."""

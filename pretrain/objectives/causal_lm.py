@@ -30,6 +30,7 @@ from bertillery.models.flops import encoder_flops
 from bertillery.models.load import vocabulary_size
 from bertillery.system.printable import printable
 from pretrain.config import ObjectiveSection
+from pretrain.mixture import Mixture
 from pretrain.model import ModelSection
 from pretrain.pairs import Tokens
 
@@ -69,10 +70,18 @@ class Config(ObjectiveSection):
 
 
 class Source:
-    """Windows of the documents of a prepared corpus, which an epoch visits once in a keyed permutation."""
+    """Windows of the documents of a prepared corpus, which an epoch visits once in a keyed permutation, or as often as
+    a mixture says."""
 
     def __init__(
-        self, config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
+        self,
+        config: Config,
+        tokens: Tokens,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sequence_length: int,
+        seed: int,
+        mixture: Mixture | None = None,
     ) -> None:
         self.tokens, self.tokenizer, self.seed, self.length = tokens, tokenizer, seed, sequence_length
         self._cross, self._end = config.cross_document, cast(int, tokenizer.eos_token_id)
@@ -80,7 +89,9 @@ class Source:
         self._bytes = np.zeros(0, np.int64) if bytes_of is None else bytes_of
         self._starts = np.asarray(tokens.sentences)[np.asarray(tokens.documents)].astype(np.int64)
         """(D+1,) where in ``ids`` each document starts."""
-        self.num_documents = len(self._starts) - 1
+        self._mixture = mixture
+        self.num_documents = mixture.num_documents if mixture else len(self._starts) - 1
+        """Documents that an epoch visits."""
         whole = int(self._starts[-1])
         self._block = max(1, min(self.num_documents, _BLOCK_TOKENS * self.num_documents // max(1, whole)))
         self.num_blocks = -(-self.num_documents // self._block)
@@ -132,6 +143,8 @@ class Source:
         return self._starts[documents + 1] - self._starts[documents] + 1
 
     def _documents(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+        if self._mixture:
+            return self._mixture.documents(epoch, ranks)
         return Permutation(self.num_documents, self.seed, epoch)(ranks)
 
     def _read(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from bertillery.config.section import ConfigError
-from bertillery.data.causal_tokenizer import END_OF_TEXT, UNKNOWN, piece_bytes, train_byte_bpe, train_characters
+from bertillery.data.causal_tokenizer import END_OF_TEXT, piece_bytes, train_byte_bpe, train_characters
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection
-from tests.corpora import write_text
+from tests.corpora import tiny_tokenizer, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = TokenizerSection(type="byte_bpe", vocab_size=400, sample_bytes=10**6)
@@ -38,13 +38,14 @@ def byte_bpe(texts: list[str]) -> Any:
     return train_byte_bpe(texts, SECTION)
 
 
-def test_every_text_is_read_back(byte_bpe: Any, tmp_path: Path) -> None:
-    """Also bytes that the training text lacks; after a reload, too; with as many bytes as the text has."""
-    byte_bpe.save_pretrained(tmp_path)
+@pytest.mark.parametrize("train", [train_byte_bpe, train_characters])
+def test_every_text_is_read_back(train: Any, texts: list[str], tmp_path: Path) -> None:
+    """Also what the training text lacks; after a reload, too; with as many bytes as the text has."""
+    train(texts, SECTION).save_pretrained(tmp_path)
     rng = random.Random(0)
     points = [*range(0xD800), *range(0xE000, 0x110000)]
     strange = [*STRANGE, *("".join(map(chr, rng.sample(points, 50))) for _ in range(20))]
-    for tokenizer in (byte_bpe, AutoTokenizer.from_pretrained(tmp_path)):
+    for tokenizer in (train(texts, SECTION), AutoTokenizer.from_pretrained(tmp_path)):
         sizes = piece_bytes(tokenizer)
         assert sizes is not None
         for text in strange:
@@ -85,11 +86,27 @@ def test_hash_seeds_and_the_order_of_texts_do_not_matter(tmp_path: Path, texts: 
 
 
 def test_characters(texts: list[str]) -> None:
+    """A character that the text lacks, or that is too rare for the vocabulary, is its bytes."""
     tokenizer: Any = train_characters(texts, SECTION)
-    assert set(tokenizer.get_vocab()) == {END_OF_TEXT, UNKNOWN, *"".join(texts)}
-    assert tokenizer.decode(tokenizer("The old\n\nriver")["input_ids"]) == "The old\n\nriver"
-    assert tokenizer.convert_ids_to_tokens(tokenizer("The한")["input_ids"]) == ["T", "h", "e", UNKNOWN]
-    assert len(train_characters(texts, SECTION.model_copy(update={"vocab_size": 10})).get_vocab()) == 10
+    assert len(tokenizer.get_vocab()) == 257 + len({*"".join(texts)})
+    assert tokenizer.unk_token is None
+    assert tokenizer.convert_ids_to_tokens(tokenizer("The한")["input_ids"]) == [
+        "T", "h", "e", "<0xED>", "<0x95>", "<0x9C>",
+    ]  # fmt: skip
+    small: Any = train_characters(["aab" * 9 + "é"], SECTION.model_copy(update={"vocab_size": 259}))
+    assert small.convert_ids_to_tokens(small("abé")["input_ids"]) == ["a", "b", "<0xC3>", "<0xA9>"]
+
+
+def test_an_unknown_token_has_no_length_in_bytes() -> None:
+    """Nothing is counted for a tokenizer that loses text."""
+    assert piece_bytes(tiny_tokenizer(64)) is None
+
+
+@pytest.mark.parametrize(("kind", "least"), [("byte_bpe", 257), ("characters", 258)])
+def test_a_vocabulary_has_room_for_all_bytes(kind: Any, least: int) -> None:
+    TokenizerSection(type=kind, vocab_size=least)
+    with pytest.raises(ValueError, match=f"256 bytes and an end-of-text token; give at least {least}"):
+        TokenizerSection(type=kind, vocab_size=least - 1)
 
 
 def test_too_large_a_vocabulary_is_refused() -> None:

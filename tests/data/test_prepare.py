@@ -139,7 +139,7 @@ def test_the_report_says_what_was_not_read(tmp_path: Path) -> None:
 
 def test_the_report_of_whole_documents_speaks_of_no_sentences(tmp_path: Path) -> None:
     data = section(write(tmp_path / "a.txt", documents(60))).model_copy(update={"units": "documents"})
-    tokenizer = TokenizerSection(type="characters", vocab_size=100)
+    tokenizer = TokenizerSection(type="characters", vocab_size=300)
     lines = corpus_report(prepare(data, tokenizer, tmp_path / "cache")).splitlines()
     (train,) = (line for line in lines if line.startswith("train"))
     assert "sentence" not in train

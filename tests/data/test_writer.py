@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bertillery.config.section import InputError
-from bertillery.data.encode import Encoder
+from bertillery.data.encode import HELD_OUT, Encoder
 from bertillery.data.writer import CorpusWriter
 from tests.corpora import tiny_tokenizer
 
@@ -14,13 +14,13 @@ from tests.corpora import tiny_tokenizer
 def written(folder: Path) -> Path:
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     with CorpusWriter(folder) as writer:
-        writer.append(Encoder(folder / "tokenizer", "en")([(False, ["w1 w2. w3."]), (True, ["w4 w5 w6."])]))
+        writer.append(Encoder(folder / "tokenizer", "en")([(0, ["w1 w2. w3."]), (HELD_OUT, ["w4 w5 w6."])]))
         writer.commit()
     return folder
 
 
 def test_what_was_not_committed_is_gone_and_what_was_is_seen(tmp_path: Path) -> None:
-    batch = Encoder(written(tmp_path) / "tokenizer", "en")([(False, ["w1 w2. w3."]), (False, ["w7 w8."])])
+    batch = Encoder(written(tmp_path) / "tokenizer", "en")([(0, ["w1 w2. w3."]), (0, ["w7 w8."])])
     sizes = {file: file.stat().st_size for file in tmp_path.rglob("*.bin")}
     with CorpusWriter(tmp_path) as writer:
         writer.append(batch)

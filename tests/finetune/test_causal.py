@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.optim import learning_rate
+from bertillery.models.encoders import choice_logits, encode
 from bertillery.models.frame import DELIMITER, EXTRACT, START, template, with_transform_tokens
 from bertillery.models.load import load_tokenizer, read_config
 from finetune.__main__ import main
@@ -24,6 +25,7 @@ from finetune.stage import Finetuning
 from tests.finetune.tasks import write_encoder
 from tests.prompting.exports import write_causal
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["cat", "dog", "mat", "sat"]
 
 
@@ -115,6 +117,78 @@ def test_a_task_is_learned_exported_and_served(
     assert model.config.vocab_size == before + 3
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_both_orders_are_added_and_so_they_are_of_the_export(export: Path, tmp_path: Path, kind: str) -> None:
+    """Of the stock class, the sum of the logits of both orders is what training predicted; exchanging the texts
+    changes nothing. The card says so, and names no pipeline, which would read one order."""
+    task = write_pairs(tmp_path)
+    if kind == "regression":
+        text = task.read_text().replace("classification", kind).replace("  labels: [0, 1]\n", "")
+        task.write_text(text.replace("accuracy", "pearson"))
+    assert main(arguments(task, export, "model.add_orders=true")) == 0
+    run = tmp_path / "runs/finetune/a"
+    model: Any = AutoModelForSequenceClassification.from_pretrained(run / "export").eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(run / "export")
+    texts = [line.split(",")[:2] for line in (tmp_path / "valid.csv").read_text().splitlines()[1:]]
+    found = []
+    for a, b in texts:
+        both = tokenizer([a, b], [b, a], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**both).logits.sum(0)
+        found.append((logits.softmax(-1) if kind == "classification" else logits).tolist())
+    rows = [line.split("\t") for line in (run / "predictions/validation.tsv").read_text().splitlines()[1:]]
+    np.testing.assert_allclose(found, [[float(cell) for cell in row[3:]] for row in rows], atol=1e-5)
+    card = (run / "export/README.md").read_text()
+    assert "tokenizer([a, b], [b, a], padding=True" in card
+    assert "pipeline_tag" not in card
+
+
+def test_the_order_of_a_pair_does_not_matter_where_both_are_added(export: Path, tmp_path: Path) -> None:
+    """The state below the head is the sum of the states at two extract tokens."""
+    objective, batch = stage_of(export, write_pairs(tmp_path), "model.add_orders=true")
+    assert (batch.counts["sequences"], batch.counts["examples"]) == (8, 4)
+    logits = objective.eval().logits(batch)
+    states = encode(objective.model, batch.input)[batch.input.last_rows]
+    extract = batch.input.ids[batch.input.last_rows]
+    assert len({*extract.tolist()}) == 1
+    expected = objective.model.score(states[::2] + states[1::2])
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=0)
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    exchanged = [",".join([b, a, label]) for a, b, label in (line.split(",") for line in lines[1:])]
+    (tmp_path / "train.csv").write_text("\n".join([lines[0], *exchanged]))
+    other, batch = stage_of(export, tmp_path / "same.yaml", "model.add_orders=true")
+    other.load_state_dict(objective.state_dict())
+    torch.testing.assert_close(other.eval().logits(batch), logits, atol=1e-6, rtol=0)
+
+
+def test_tasks_of_similarity_add_both_orders(export: Path) -> None:
+    for name, both in (("mrpc", True), ("stsb", True), ("qqp", True), ("sick_relatedness", True), ("rte", False)):
+        config = load_config([str(ROOT / f"configs/finetune/{name}.yaml"), f"model.from={export}"])
+        assert (config.recipe, config.model.add_orders) == ("gpt1", both)
+
+
+def test_candidates_lose_the_same_elements_of_their_states(export: Path, tmp_path: Path) -> None:
+    """The dropout of the head has one noise for all candidates of a question, as in the released code, and another one
+    for each question; a head that reads ones shows it."""
+    objective, batch = stage_of(export, write_choices(tmp_path), "model.classifier_dropout=0.5")
+    question = torch.arange(4).repeat_interleave(2)
+    seen: list[torch.Tensor] = []
+    objective.model.score.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    hidden = torch.ones(batch.num_tokens, 32)
+    choice_logits(objective.model.train(), batch.input, hidden, question=question)
+    choice_logits(objective.model.eval(), batch.input, hidden, question=question)
+    noise, kept = seen
+    assert torch.equal(kept, torch.ones(8, 32))
+    assert {*noise.flatten().tolist()} == {0.0, 2.0}
+    assert torch.equal(noise[::2], noise[1::2])
+    assert len({tuple(row.tolist()) for row in noise}) == 4
+    objective.train()
+    seen.clear()
+    objective.logits(batch)
+    assert torch.equal(seen[0][::2] == 0, seen[0][1::2] == 0)
+    assert (seen[0] == 0).any()
+
+
 def test_choices_are_scored_by_one_output(export: Path, tmp_path: Path) -> None:
     assert main(arguments(write_choices(tmp_path), export, "model.auxiliary_lm=0")) == 0
     run = tmp_path / "runs/finetune/a"
@@ -191,6 +265,11 @@ def test_what_does_not_go_together_is_refused(export: Path, tmp_path: Path) -> N
     given = arguments(write_pairs(tmp_path), Path(encoder), "model.auxiliary_lm=0.5")
     with pytest.raises(ConfigError, match="is an encoder, which has no language model of next tokens"):
         Finetuning(load_config(given), given).start()
+    given = arguments(tmp_path / "same.yaml", Path(encoder), "model.add_orders=true")
+    with pytest.raises(ConfigError, match="is an encoder, in which both texts of a pair see each other"):
+        Finetuning(load_config(given), given).start()
+    with pytest.raises(ConfigError, match=r"model\.add_orders is for pairs of texts, and same has none"):
+        load_config([*arguments(tmp_path / "same.yaml", export, "model.add_orders=true"), "task.text=one"])
     (tmp_path / "tags.yaml").write_text(f"""
 task: {{name: tags, type: tokens, text: tokens, label: tags, labels: [O, B-x], metrics: f1, root: {tmp_path},
         files: {{train: a.jsonl, validation: a.jsonl}}}}

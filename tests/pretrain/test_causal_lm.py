@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from bertillery.config.section import ConfigError
-from bertillery.data.causal_tokenizer import train_byte_bpe
+from bertillery.data.causal_tokenizer import train_byte_bpe, train_characters
 from bertillery.data.tokenizer import TokenizerSection
+from bertillery.engine.batch import pack
 from bertillery.engine.optim import OptimSection, learning_rate
-from bertillery.models.encoders import model_inputs
+from bertillery.models.attention import NAME
+from bertillery.models.encoders import check_model_type, model_inputs
 from pretrain.__main__ import main
 from pretrain.config import load_config
 from pretrain.model import ModelSection
@@ -110,18 +112,35 @@ def test_packed_windows_are_separate_and_causal(tokenizer: Any) -> None:
     assert not torch.equal(after[at], logits[at])
 
 
-def test_bits_per_byte_are_those_of_the_text(tokenizer: Any) -> None:
-    """The nats of all targets, EOT among them, over the bytes of the text, whatever the pieces."""
-    ids = [np.array(tokenizer(text)["input_ids"]) for text in TEXT]
+@pytest.mark.parametrize("train", [train_byte_bpe, train_characters])
+def test_bits_per_byte_are_those_of_the_text(train: Any) -> None:
+    """The nats of all targets, EOT among them, over the bytes of the text, whatever the pieces, and also where the
+    text has characters that the vocabulary was not trained on."""
+    texts = [*TEXT, "Ein Käfer, 한국어 🙂."]
+    tokenizer = train(TEXT, TokenizerSection(type="characters", vocab_size=280))
+    ids = [np.array(tokenizer(text)["input_ids"]) for text in texts]
     ends = np.append(0, np.cumsum([len(part) for part in ids]))
     source = Source(
-        Config(), Tokens(np.concatenate(ids), ends, np.arange(len(TEXT) + 1)), tokenizer, sequence_length=8, seed=1
+        Config(), Tokens(np.concatenate(ids), ends, np.arange(len(texts) + 1)), tokenizer, sequence_length=8, seed=1
     )
     batch = source.collate(windows(source, 0))
-    assert batch.counts["bytes"] == sum(len(text.encode()) for text in TEXT)
+    assert batch.counts["bytes"] == sum(len(text.encode()) for text in texts)
     terms = CausalLm(Config(), SIZES, tokenizer).eval()(batch)
     assert terms["bits_per_byte"].total.item() == pytest.approx(terms["lm"].total.item() / math.log(2))
     assert (terms["bits_per_byte"].count, terms["lm"].count) == ("bytes", "tokens")
+
+
+@pytest.mark.parametrize("train", [train_byte_bpe, train_characters])
+def test_a_uniform_model_needs_the_bits_of_its_pieces(train: Any) -> None:
+    """Of two vocabularies the same text: each piece costs the logarithm of their number, and bytes are bytes."""
+    text = "한 cat"
+    tokenizer = train(TEXT, TokenizerSection(type="characters", vocab_size=280))
+    ids = np.array(tokenizer(text)["input_ids"])
+    source = Source(Config(), Tokens(ids, np.array([0, len(ids)]), np.arange(2)), tokenizer, sequence_length=16, seed=1)
+    objective, batch = CausalLm(Config(), SIZES, tokenizer).eval(), source.collate(source.examples(0, 0))
+    torch.nn.init.zeros_(objective.model.lm_head.weight)
+    found = objective(batch)["bits_per_byte"].total.item() / batch.counts["bytes"]
+    assert found == pytest.approx((len(ids) + 1) * math.log2(len(tokenizer)) / 7, rel=1e-5)
 
 
 @pytest.mark.parametrize("width", [128, 256])
@@ -157,10 +176,19 @@ def test_weights_begin_as_in_gpt2(tokenizer: Any) -> None:
         ("gpt2_xl", 1_557_611_200),
         ("gpt2_mini", 5_322_240),
         ("gpt3_small", 125_226_240),
+        ("gpt3_medium", 355_871_744),
+        ("gpt3_large", 760_300_032),
+        ("gpt3_xl", 1_315_723_264),
+        ("gpt3_2.7b", 2_651_553_280),
+        ("gpt3_6.7b", 6_658_404_352),
+        ("gpt3_13b", 12_853_386_240),
+        ("gpt3_175b", 174_604_259_328),
+        ("gpt1_base", 116_536_320),
     ],
 )
 def test_sizes_have_their_number_of_parameters(name: str, count: int) -> None:
-    """GPT-3's 125M is GPT-2 small with 2,048 positions instead of 1,024."""
+    """GPT-3's 125M is GPT-2 small with 2,048 positions instead of 1,024; in its table the other sizes are what they are
+    called. GPT-1's recipe has GPT-1's 116,534,784 and the last LayerNorm of GPT-2."""
     config = load_config([str(ROOT / f"configs/pretrain/{name}.yaml")])
     vocabulary = {str(number): number for number in range(config.tokenizer.vocab_size)}
     tokenizer: Any = SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=0)
@@ -225,6 +253,26 @@ def test_gpt1s_schedules() -> None:
 def test_misprinted_sizes_of_gpt3_are_refused(name: str, printed: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a multiple of num_attention_heads .*misprints"):
         load_config([str(ROOT / f"configs/pretrain/gpt3_{name}.yaml"), f"model.{printed}"])
+
+
+def test_gpt1s_own_class_would_ignore_the_packing_and_is_refused() -> None:
+    """It takes the name of our attention and the layout of a batch without a word, and attends to all tokens before,
+    those of other documents included."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 64, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = OpenAIGPTConfig(**sizes, attn_implementation=NAME)
+    model: Any = OpenAIGPTLMHeadModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert not type(model)._supports_attention_backend
+    ids = torch.arange(12) + 5
+    batch = pack(ids.numpy(), None, np.array([5, 7]), targets={}, counts={})
+    inputs = {"input_ids": ids[None], "position_ids": batch.input.positions[None], "layout": batch.input.layout}
+    with torch.no_grad():
+        packed, second = model(**inputs).logits[0], model(input_ids=ids[None, 5:]).logits[0]
+    assert (packed[5:] - second).abs().max() > 0.1
+    with pytest.raises(ConfigError, match=r"'openai-gpt' cannot read packed batches; give a decoder .*gpt2"):
+        check_model_type("openai-gpt", ("decoder",))
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ def test_shipped_prompts_are_valid(path: Path) -> None:
     config = validate(FewshotTask, values, sources)
     assert f"make fewshot TASK={path.stem} MODEL=" in path.read_text()
     if config.task is not None:
-        assert len(config.prompt.labels) == len(config.task["labels"])
-        assert all(f"{{{column}}}" in config.prompt.template for column in [*config.task["text"]] if len(column) > 1)
+        assert len(config.prompt.labels) == len(config.task.labels)
+        assert all(f"{{{column}}}" in config.prompt.template for column in config.task.text)
     assert not config.prompt.template.endswith(" ")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bertillery.config.section import InputError
+from bertillery.data.causal_tokenizer import train_byte_bpe
+from bertillery.data.tokenizer import TokenizerSection
 from prompting.model import CausalModel
 from prompting.scorer import Request, Score, Scorer, perplexities
 from tests.prompting.exports import TEXT, write_causal
 
+DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
+LAMBADA = DATA / "fewshot_suite/lambada_openai.jsonl"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog's", "and.", "naïve", "한국", "2", "+", "2", "="]
 
 
@@ -86,6 +92,25 @@ def test_context_and_continuation_are_encoded_together(causal: CausalModel) -> N
     assert after == causal.ids("the cat")
     before, after = scorer.encode(Request("the cat sat on the", " mat"))
     assert before + after == causal.ids("the cat sat on the mat")
+
+
+@pytest.mark.skipif(not LAMBADA.is_file(), reason=f"{LAMBADA} is not there")
+def test_no_boundary_of_a_last_word_lies_within_a_token() -> None:
+    """With one space before it, for every item of LAMBADA; without one, hundreds of words would join the context."""
+    rows = [json.loads(line) for line in LAMBADA.read_text(encoding="utf-8").splitlines()]
+    contexts, words = [row["context"] for row in rows], [row["continuation"].strip() for row in rows]
+    tokenizer: Any = train_byte_bpe(contexts[:400], TokenizerSection(type="byte_bpe", vocab_size=4096))
+
+    def joined(space: str) -> int:
+        encoded = (tokenizer(texts)["input_ids"] for texts in (contexts, passages(space)))
+        return sum(whole[: len(ids)] != ids for ids, whole in zip(*encoded, strict=True))
+
+    def passages(space: str) -> list[str]:
+        return [f"{context}{space}{word}" for context, word in zip(contexts, words, strict=True)]
+
+    assert len(rows) == 5153
+    assert joined(" ") == 0
+    assert joined("") > 100
 
 
 def test_a_greedy_continuation_is_told(causal: CausalModel, stock: Any) -> None:

@@ -28,7 +28,7 @@ def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterat
     modules = [(f"0/{path.name}", path) for path in sorted((ROOT / "bertillery/engine").glob("*.py"))]
     monkeypatch.setattr(pydocs, "_modules", lambda: modules * 3)
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    batch: list[Document] = [(False, ["One sentence. Another one."])]
+    batch: list[Document] = [(0, ["One sentence. Another one."])]
     return {
         "docstrings": pydocs.read_modules(),
         "encoding": encode_batches(iter([batch] * 40), tmp_path / "tokenizer", "en", 2),
