@@ -3,6 +3,7 @@ them (Lin et al. 2019, KagNet, sections 3.2 and 3.3)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,9 @@ class PathFinder:
         """
         self.graph, self.longest, self.most, self.threshold = graph, longest, most, threshold
         self._vectors = vectors
+        tables = [] if vectors is None else [hashlib.sha256(np.ascontiguousarray(each)).hexdigest() for each in vectors]
+        self.settings = [longest, most, threshold if tables else None, *tables]
+        """What decides which paths are found, beside the graph."""
         self.num_pruned = 0
         self.near = lru_cache(maxsize=8192)(self._near)
         self._two_away = lru_cache(maxsize=512)(self._compute_two_away)
@@ -74,7 +78,7 @@ class PathFinder:
         if start == end:
             return
         last = self.near(end)
-        if _has(self.near(start), end):
+        if has(self.near(start), end):
             yield start, end
         if self.longest > 1:
             yield from ((start, middle, end) for middle in _common(self.near(start), last))
@@ -134,6 +138,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> list[int]:
     return a[b[at] == a].tolist()
 
 
-def _has(values: np.ndarray, value: int) -> bool:
+def has(values: np.ndarray, value: int) -> bool:
+    """Whether sorted values hold this one."""
     at = np.searchsorted(values, value)
     return bool(at < len(values) and values[at] == value)
