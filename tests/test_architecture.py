@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
     "bertillery.config", "bertillery.system", "bertillery.engine", "bertillery.models", "bertillery.run",
-    "bertillery.data", "bertillery.report", "pretrain", "translation", "finetune", "prompting", "distill",
+    "bertillery.data", "bertillery.report", "knowledge", "pretrain", "translation", "finetune", "prompting", "distill",
     "experiments", "deploy",
 ]  # fmt: skip
 """Each may import itself and those before it; fine-tuning and pretraining do not know each other."""

@@ -53,33 +53,34 @@ def read_documents() -> tuple[list[list[str]], int]:
 def read_modules() -> Iterator[tuple[str, list[Definition]]]:
     """The name and the definitions of every module, sorted. A name is ``<root>/<path below it>``; root 0 is the
     standard library."""
-    modules = _modules()
+    listed = modules()
     # Syntax trees hold no cycles, and garbage collection takes a tenth of the time.
     with pool(num_cores(), gc.disable) as processes:
-        found = processes.map(_read_module, [str(path) for _, path in modules], chunksize=64)
-        yield from zip((name for name, _ in modules), found, strict=True)
+        found = processes.map(_read_module, [str(path) for _, path in listed], chunksize=64)
+        yield from zip((name for name, _ in listed), found, strict=True)
 
 
 def fingerprint() -> str:
     """Hash of everything the corpus is made from: the names and sizes of the modules, and the version of the rules."""
     digest = hashlib.sha256(f"{_VERSION}\n".encode())
-    for name, path in _modules():
+    for name, path in modules():
         digest.update(f"{name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
-def _modules() -> list[tuple[str, Path]]:
+def modules() -> list[tuple[str, Path]]:
+    """Every source file that is read, by its name, sorted."""
     roots = dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
-    modules = []
+    found = []
     for number, root in enumerate(roots):
         for folder, folders, files in os.walk(root):
             folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
-            modules += [
+            found += [
                 (f"{number}/{Path(folder, name).relative_to(root).as_posix()}", Path(folder, name))
                 for name in files
                 if name.endswith(".py") and not name.startswith("test_") and name != "conftest.py"
             ]
-    return sorted(modules)
+    return sorted(found)
 
 
 def _read_topics() -> Iterator[list[str]]:

@@ -92,6 +92,7 @@ def guarded(action: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in (
         "bertillery",
+        "knowledge",
         "pretrain",
         "finetune",
         "translation",
