@@ -109,6 +109,15 @@ class SchemaTable:
         """Where the rows of each choice begin, int64 (S, 5)."""
         return np.cumsum(self.sizes, 0, dtype=np.int64) - self.sizes
 
+    def path(self, choice: int, number: int) -> tuple[list[int], list[int]]:
+        """The concepts of one path of a choice, and the relations between them."""
+        found = self.take(np.array([choice]))
+        lengths = found["graph_path_lengths"]
+        end = int(lengths[: number + 1].sum())
+        steps = slice(end - int(lengths[number]), end)
+        concepts = found["graph_concepts"][found["graph_path_nodes"][steps]]
+        return concepts.tolist(), found["graph_path_relations"][steps][:-1].tolist()
+
     def links(self) -> np.ndarray:
         """Links of one edge and of two between the concepts of each choice and of its question, int64 (S, 2)."""
         choice = np.repeat(np.arange(len(self.sizes)), self.sizes[:, 3])

@@ -26,6 +26,7 @@ from bertillery.data.tables import Table
 from bertillery.models.encoders import labels_of
 from bertillery.models.heads import problem_of
 from bertillery.report.table import read_tsv
+from bertillery.run.inputs import Fingerprint
 from finetune.baselines import bag_of_words
 from finetune.examples import Examples, TextExamples
 from finetune.metrics import all_alike, diverged, scores
@@ -74,9 +75,15 @@ class TaskType(ABC):
     """Whether words are tokenized with a space before each."""
     usage: str = ""
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
+    data_dir: Path = Path("data")
+    """Where a type prepares what it needs beside the rows; the run's own, which the stage sets."""
 
     def __init__(self, section: Any) -> None:
         self.section: TaskSection = section
+
+    def inputs(self) -> dict[str, Fingerprint]:
+        """Fingerprints of what the type reads beside the rows, known without preparing it."""
+        return {}
 
     # From rows to examples.
 
