@@ -259,6 +259,7 @@ class KagnetOver:
             num_relations=len(self.relations),
             concept_size=width,
             longest_path=self.longest_path,
+            attn_implementation=encoder.config._attn_implementation,  # the encoder's own, which it would replace
         )
         model = KagnetForMultipleChoice(config)
         model.encoder = encoder
