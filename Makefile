@@ -41,6 +41,7 @@ OVERRIDES := $(if $(DATA),'data.path=$(call list,$(DATA))') $(ARGS)
 SPREAD := PROCESSES GPUS MACHINES RANK HEAD PORT
 TAKES_data := CONFIG DATA ARGS
 TAKES_pretrain := CONFIG DATA ARGS $(SPREAD)
+TAKES_embed := CONFIG ARGS $(SPREAD)
 TAKES_finetune := TASK MODEL SEEDS ARGS $(SPREAD)
 TAKES_search := TASK MODEL TRIALS ARGS
 TAKES_rates := CONFIG TASK MODEL DATA ARGS
@@ -68,7 +69,7 @@ $(if $(and $(filter finetune distill,$(MAKECMDGOALS)),$(filter-out 1,$(SEEDS)),$
   $(error with SEEDS=$(SEEDS) a run is one process, with a GPU or cores of its own; leave out GPUS, PROCESSES and MACHINES))
 
 # Checked here: otherwise the shell's arithmetic or torchrun would fail.
-$(foreach name,$(if $(filter pretrain finetune distill,$(MAKECMDGOALS)),PROCESSES MACHINES),$(if $(shell [[ '$($(name))' =~ ^[1-9][0-9]*$$ ]] || echo none),\
+$(foreach name,$(if $(filter pretrain embed finetune distill,$(MAKECMDGOALS)),PROCESSES MACHINES),$(if $(shell [[ '$($(name))' =~ ^[1-9][0-9]*$$ ]] || echo none),\
   $(error $(name): given '$($(name))'; it is a number, 1 or more)))
 
 $(if $(and $(filter-out 0,$(GPUS)),$(filter-out 1,$(PROCESSES))),\
@@ -104,6 +105,7 @@ help: ## list the targets
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
 	@echo "configurations: $(basename $(notdir $(wildcard configs/pretrain/*.yaml)))"
+	@echo "configurations of make embed: $(basename $(notdir $(wildcard configs/embed/*.yaml)))"
 	@echo "tasks of make fewshot: $(basename $(notdir $(wildcard configs/prompting/*.yaml)))"
 	@echo "translation models: $(basename $(notdir $(wildcard configs/translation/*.yaml)))"
 	@echo "students: $(basename $(notdir $(wildcard configs/distill/*.yaml)))"
@@ -125,6 +127,13 @@ data: .venv/.installed ## prepare corpus and tokenizer alone: CONFIG, DATA
 .PHONY: pretrain
 pretrain: .venv/.installed ## pretrain an encoder: CONFIG, DATA, PROCESSES or GPUS
 	@$(LAUNCH) pretrain $(CONFIGS) $(OVERRIDES) $(DEVICE)
+
+# The default of CONFIG is for pretraining.
+EMBEDS := $(call yaml,embed,$(if $(filter file,$(origin CONFIG)),transe_docs,$(CONFIG)))
+
+.PHONY: embed
+embed: .venv/.installed ## vectors of a knowledge graph's entities, by TransE: CONFIG
+	@$(LAUNCH) knowledge $(EMBEDS) $(ARGS) $(DEVICE)
 
 .PHONY: finetune
 finetune: .venv/.installed ## fine-tune an encoder: TASK, MODEL, SEEDS, PROCESSES or GPUS

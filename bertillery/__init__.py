@@ -13,7 +13,8 @@ def _is_command() -> bool:
     registers the classes when it does so (:mod:`bertillery.models`)."""
     specification = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = getattr(specification, "name", "").partition(".")[0]
-    return name in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy")
+    rooms = "bertillery knowledge pretrain translation finetune prompting distill experiments deploy"
+    return name in rooms.split()
 
 
 if not _is_command():
