@@ -96,7 +96,11 @@ class Finetuning(Stage):
     def current(self) -> dict[str, Fingerprint]:
         """The model, and the rows where they are in files."""
         config, glue_dir = self.config, glue_dir_from_environment()
-        return self.models() | task_type_of(config.task).inputs() | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
+        return (
+            self.models()
+            | task_type_of(config.task).inputs()
+            | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
+        )
 
     def models(self) -> dict[str, Fingerprint]:
         """Fingerprints of the models that the run is made from."""

@@ -1,8 +1,8 @@
 """Questions on the installed documentation that its graph answers, for a first run without any download.
 
 ``In which module is the class that X inherits from?``, and the same of the class that the documentation of X mentions.
-The answer is two facts away. So is one of the wrong choices, by other facts (the package that the module of X is in, the
-module of a class that X mentions), or it is the module of X itself, one fact away. The same graph gives the same
+The answer is two facts away. So is one of the wrong choices, by other facts (the package that the module of X is in,
+the module of a class that X mentions), or it is the module of X itself, one fact away. The same graph gives the same
 questions.
 """
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class PathFinder:
         """
         self.graph, self.longest, self.most, self.threshold = graph, longest, most, threshold
         self._vectors = vectors
-        tables = [] if vectors is None else [hashlib.sha256(np.ascontiguousarray(each)).hexdigest() for each in vectors]
+        tables = [] if vectors is None else [hashlib.sha256(each.tobytes()).hexdigest() for each in vectors]
         self.settings = [longest, most, threshold if tables else None, *tables]
         """What decides which paths are found, beside the graph."""
         self.num_pruned = 0
@@ -64,7 +64,7 @@ class PathFinder:
         for concepts in islice(self.simple_paths(start, end), self.most):
             if kept and len(concepts) > KEPT_WHOLE:
                 break
-            edges = [self._edge(*ends) for ends in zip(concepts, concepts[1:], strict=False)]
+            edges = [self._edge(*ends) for ends in pairwise(concepts)]
             score = float(np.prod([score for _, score in edges]))
             if score < self.threshold:
                 self.num_pruned += 1

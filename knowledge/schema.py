@@ -122,9 +122,7 @@ class SchemaTable:
         """Links of one edge and of two between the concepts of each choice and of its question, int64 (S, 2)."""
         choice = np.repeat(np.arange(len(self.sizes)), self.sizes[:, 3])
         lengths = self.paths[:, 1]
-        return np.stack(
-            [np.bincount(choice[lengths == nodes], minlength=len(self.sizes)) for nodes in (2, 3)], axis=1
-        )
+        return np.stack([np.bincount(choice[lengths == nodes], minlength=len(self.sizes)) for nodes in (2, 3)], axis=1)
 
 
 _ARRAYS: dict[str, tuple[int, ...]] = {
@@ -177,9 +175,7 @@ class _Builder:
         )
 
 
-def build(
-    graph: Graph, finder: PathFinder, questions: Sequence[str], choices: Sequence[Sequence[str]]
-) -> SchemaTable:
+def build(graph: Graph, finder: PathFinder, questions: Sequence[str], choices: Sequence[Sequence[str]]) -> SchemaTable:
     """The schema graphs of all choices of all questions, end to end. A choice that is an empty text is none."""
     begun, builder, pruned = time.monotonic(), _Builder(graph, finder), finder.num_pruned
     grounding = Grounding(graph, chain(questions, chain.from_iterable(choices)))

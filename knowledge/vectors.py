@@ -43,7 +43,7 @@ def read_vectors(folder: str, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 
 
 def drawn_vectors(graph: Graph, width: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of length about 1 that say which is which, and nothing else; a hash of both numbers decides each entry."""
+    """Vectors of length about 1 that say which is which, and nothing else; a hash of both numbers draws each entry."""
     scale = (12 / width) ** 0.5
     tables = []
     for purpose, number in enumerate((graph.num_entities, graph.num_relations)):

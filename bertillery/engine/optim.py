@@ -33,8 +33,9 @@ class OptimSection(Section):
     """Decoupled; vectors (LayerNorms and biases) are exempt."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of a layer as a share of the next layer's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
-    head_factor: Factor = 1.0
-    """Learning rate of what lies outside of the encoder or decoder, as a multiple of its own."""
+    head_learning_rate: LearningRate | None = None
+    """Peak for what lies outside of the encoder or decoder, such as KagNet's reader of graphs; the same where not
+    given."""
     max_gradient_norm: Factor = 1.0
     """Gradients are scaled down to this norm."""
     clipping: Literal["global", "tensor"] = "global"
@@ -213,7 +214,8 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer of a model's trainable parameters; raises what :func:`parameter_groups` raises."""
-    groups = parameter_groups(model, section.weight_decay, section.layer_decay, section.head_factor)
+    factor = (section.head_learning_rate or section.learning_rate) / section.learning_rate
+    groups = parameter_groups(model, section.weight_decay, section.layer_decay, factor)
     settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
     algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
     return algorithms[section.algorithm](groups, **settings)

@@ -78,7 +78,8 @@ class Objective(choice.Objective):
     @property
     def encoder(self) -> PreTrainedModel:
         """The stock encoder in the model."""
-        return self.model.base_model
+        model: Any = self.model
+        return model.encoder
 
     def scored(self, batch: PackedBatch) -> Scored:
         """Scores of the sequences, and what was read of their graphs."""
@@ -151,6 +152,7 @@ class Type(choice.Type):
     """Rows, labels and predictions are those of ``choice``."""
 
     pipeline = None
+    reads_causal = False
     objective_class = Objective
     section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     usage = (
@@ -213,7 +215,8 @@ class Type(choice.Type):
 
     def table(self, split: Split) -> SchemaTable:
         """The schema graphs of a split, made in ``data_dir`` if they are not there."""
-        return prepare_schema(self.graph, self.finder, *split.texts, self.data_dir)
+        questions, choices = split.texts
+        return prepare_schema(self.graph, self.finder, questions, choices, self.data_dir)
 
     def examples(
         self,
@@ -229,8 +232,8 @@ class Type(choice.Type):
         return GraphChoiceExamples(split, tokenizer, self.table(split), max_length=max_length, seed=seed)
 
     def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
-        """Those of ``choice``, and ``graph counts``: the choice (N,) with the most links of one edge and of two, which a
-        logistic regression weighs."""
+        """Those of ``choice``, and ``graph counts``: the choice (N,) with the most links of one edge and of two, which
+        a logistic regression weighs."""
         from sklearn.linear_model import LogisticRegression
 
         assert train.labels is not None

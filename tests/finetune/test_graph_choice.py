@@ -112,7 +112,7 @@ def test_tables_are_made_once_and_mapped(tmp_path: Path) -> None:
     other.table(task.split("train"))
     assert len([*(tmp_path / "data").glob("schema-*")]) == 2
     (folder / "edges.npy").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="cannot be read .* delete this folder"):
+    with pytest.raises(InputError, match=r"cannot be read .* delete this folder"):
         task_of(tmp_path)[0].table(task.split("train"))
 
 
@@ -220,7 +220,7 @@ def test_embeddings_of_another_graph_are_refused(tmp_path: Path) -> None:
     folder = write_vectors(tmp_path / "transe", task_of(tmp_path)[0])
     kind, _ = task_of(tmp_path, kagnet={"embeddings": str(folder)})
     (tmp_path / "graph.tsv").write_text(FACTS.replace("gold", "silver"))
-    with pytest.raises(ConfigError, match="vectors of another graph.*'silver' is not where it is.*make embed"):
+    with pytest.raises(ConfigError, match=r"vectors of another graph.*'silver' is not where it is.*make embed"):
         kind.vectors  # noqa: B018
     kind, _ = task_of(tmp_path, kagnet={"embeddings": str(tmp_path / "none")})
     with pytest.raises(ConfigError, match="none: no vectors of a graph can be read there"):

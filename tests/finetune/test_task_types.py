@@ -101,7 +101,8 @@ def write_task(folder: Path, kind: str, encoder: Path) -> list[str]:
     (folder / "task.yaml").write_text(json.dumps({"task": task}))
     return [
         str(folder / "task.yaml"), f"model.from={encoder}", "recipe=none", f"run.dir={folder}/runs", "run.name=all",
-        f"run.data_dir={folder}/data", "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"', "optim.learning_rate=5.0e-3",
+        f"run.data_dir={folder}/data", "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"',
+        "optim.learning_rate=5.0e-3",
         "optim.schedule=linear", "train.steps=60", "train.phases=[{batch_size: 6, sequence_length: 128}]",
         "train.log_every=20 steps", "train.evaluate_every=60 steps", "train.save_every=60 steps",
     ]  # fmt: skip
@@ -400,7 +401,7 @@ def test_a_task_type_is_one_file(tmp_path: Path, encoder: Path, capsys: pytest.C
     (tmp_path / "task.yaml").write_text(json.dumps({"task": {**task, "highest": 5}}))
     arguments = [
         str(tmp_path / "task.yaml"), f"model.from={encoder}", "recipe=none", f"run.dir={tmp_path}/runs", "run.name=all",
-        f"run.data_dir={folder}/data", "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"', "train.steps=4",
+        "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"', "train.steps=4",
         "train.phases=[{batch_size: 8, sequence_length: 16}]",
     ]  # fmt: skip
     assert main(arguments) == 0

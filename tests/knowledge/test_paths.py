@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,8 +36,7 @@ def test_every_simple_path_is_found_once_the_shortest_first(graph: Graph, longes
                 path
                 for between in range(longest)
                 for middle in permutations(others, between)
-                if start != end
-                and all(ends in edges for ends in zip((start, *middle), (*middle, end), strict=True))
+                if start != end and all(ends in edges for ends in zip((start, *middle), (*middle, end), strict=True))
                 for path in [(start, *middle, end)]
             }
             found = [*finder.simple_paths(start, end)]

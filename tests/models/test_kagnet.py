@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForMultipleChoice, BertConfig, BertModel
+from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from bertillery.models.export import export_model
 from bertillery.models.families.kagnet import KagnetConfig, KagnetForMultipleChoice, KagnetOver, SchemaGraphs
@@ -29,9 +30,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> KagnetForMultipleChoice:
     rng = np.random.default_rng(0)
     opener = KagnetOver(rng.normal(size=(30, 8)), rng.normal(size=(3, 8)))
     model, _ = opener.from_pretrained(
-        str(write_encoder(tmp_path_factory.mktemp("kagnet"))), config=BertConfig.from_pretrained(
-            tmp_path_factory.getbasetemp() / "kagnet0"
-        ), output_loading_info=True
+        str(write_encoder(tmp_path_factory.mktemp("kagnet"))),
+        config=BertConfig.from_pretrained(tmp_path_factory.getbasetemp() / "kagnet0"),
+        output_loading_info=True,
     )
     torch.manual_seed(0)
     draw_head(model, head_parameters(model))
@@ -48,7 +49,7 @@ def graphs(*choices: list[list[int]]) -> SchemaGraphs:
         begin = len(concepts)
         met = list(dict.fromkeys(concept for path in paths for concept in path))
         concepts += met
-        links = {(a, b) for path in paths for a, b in zip(path, path[1:], strict=False)}
+        links = {(a, b) for path in paths for a, b in pairwise(path)}
         for a, b in sorted(links | {(b, a) for a, b in links}):
             edges.append((begin + met.index(a), begin + met.index(b)))
         for path in paths:
@@ -178,10 +179,17 @@ def test_the_export_opens_in_a_fresh_process(model: KagnetForMultipleChoice, tmp
     """With its graph head, and with the encoder as a stock model beside it."""
     tokenizer = wordpiece()
     export_model(
-        model.eval(), tokenizer, tmp_path / "export", card="", auxiliary_models={"encoder": model.encoder}, max_length=64
+        model.eval(),
+        tokenizer,
+        tmp_path / "export",
+        card="",
+        auxiliary_models={"encoder": model.encoder},
+        max_length=64,
     )
     given = graphs(*CHOICES)
-    inputs = tokenizer(["who built the town"] * 4, ["king", "a queen", "river", "stone"], padding=True, return_tensors="pt")
+    inputs = tokenizer(
+        ["who built the town"] * 4, ["king", "a queen", "river", "stone"], padding=True, return_tensors="pt"
+    )
     inputs = {name: each.view(2, 2, -1) for name, each in inputs.items()}
     with torch.no_grad():
         expected = model(**inputs, graphs=given).logits
@@ -196,7 +204,12 @@ def test_the_export_opens_in_a_fresh_process(model: KagnetForMultipleChoice, tmp
         "print(type(AutoModel.from_pretrained(sys.argv[1] + '/encoder')).__name__)\n"
         "torch.save(model.eval()(**inputs, graphs=SchemaGraphs(**graphs)).logits, sys.argv[3])\n"
     )
-    command = [sys.executable, "-c", code, *map(str, (tmp_path / "export", tmp_path / "inputs.pt", tmp_path / "out.pt"))]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        *map(str, (tmp_path / "export", tmp_path / "inputs.pt", tmp_path / "out.pt")),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [BertModel.__name__]
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, rtol=1e-6, atol=1e-6)

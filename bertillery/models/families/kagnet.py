@@ -1,5 +1,5 @@
-"""KagNet (Lin et al. 2019, arXiv 1909.02151): an encoder of text, and beside it a network that reads, for each choice of
-a question, the paths of a knowledge graph between the concepts of both.
+"""KagNet (Lin et al. 2019, arXiv 1909.02151): an encoder of text, and beside it a network that reads, for each choice
+of a question, the paths of a knowledge graph between the concepts of both.
 
 Of a choice the model is given its schema graph (:class:`SchemaGraphs`). A choice without paths is scored from the text
 alone. Sizes and layers are those of the released code.
@@ -162,9 +162,7 @@ class GraphReader(nn.Module):
     def paths(self, nodes: Tensor, graphs: SchemaGraphs) -> Tensor:
         """The LSTM's state (P, path size) at the last node of each path, whatever the length of others."""
         lengths, number = graphs.path_lengths, len(graphs.path_lengths)
-        owner = torch.arange(number, device=nodes.device).repeat_interleave(
-            lengths, output_size=len(graphs.path_nodes)
-        )
+        owner = torch.arange(number, device=nodes.device).repeat_interleave(lengths, output_size=len(graphs.path_nodes))
         place = torch.arange(len(owner), device=nodes.device) - (lengths.cumsum(0) - lengths)[owner]
         steps = torch.cat([nodes[graphs.path_nodes], self.relations[graphs.path_relations]], 1)
         table = steps.new_zeros(max(1, number), self.longest, steps.shape[1])  # an LSTM of nothing is an error
@@ -253,13 +251,14 @@ class KagnetOver:
 
     def _around(self, encoder: PreTrainedModel) -> KagnetForMultipleChoice:
         number, width = self.concepts.shape
+        attention: Any = {"attn_implementation": encoder.config._attn_implementation}  # else it is replaced
         config = KagnetConfig(
             text_config=encoder.config,
             num_concepts=number,
             num_relations=len(self.relations),
             concept_size=width,
             longest_path=self.longest_path,
-            attn_implementation=encoder.config._attn_implementation,  # the encoder's own, which it would replace
+            **attention,
         )
         model = KagnetForMultipleChoice(config)
         model.encoder = encoder
