@@ -15,7 +15,7 @@ FACTS = [
     ("bank", "is in", "street"), ("door", "used with", "key"), ("tree", "is in", "park"),
 ]  # fmt: skip
 QUESTIONS = ["is money behind a door", "what is it", "a key of the house"]
-CHOICES = [["bank", "tree", ""], ["bank", "door"], ["the house", "streets", "door"]]
+CHOICES = [["bank", "tree", ""], ["bank", "door"], ["the house", "streets", "door", "a house in the street"]]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +33,19 @@ def paths(graph: Graph, table: SchemaTable, choice: int) -> list[list[str]]:
 
 
 def test_paths_lead_from_concepts_of_the_question_to_those_of_the_choice(graph: Graph, table: SchemaTable) -> None:
-    assert len(table.sizes) == 7, "an empty text is no choice"
+    assert len(table.sizes) == 8, "an empty text is no choice"
     assert paths(graph, table, 0) == [["money", "bank"], ["door", "bank"]]
     assert paths(graph, table, 1) == paths(graph, table, 2) == paths(graph, table, 3) == []
     assert paths(graph, table, 4) == [["key", "door", "house"]], "the house is no concept of the question here"
     assert ["house", "street"] in paths(graph, table, 5)
+    both = paths(graph, table, 7)
+    assert {path[0] for path in both} == {"key"}
+    assert {path[-1] for path in both} == {"house", "street"}
 
 
 def test_what_was_found_is_counted(table: SchemaTable) -> None:
     counts = table.counts
-    assert (counts.questions, counts.ungrounded, counts.choices, counts.without_paths) == (3, 1, 7, 3)
+    assert (counts.questions, counts.ungrounded, counts.choices, counts.without_paths) == (3, 1, 8, 3)
     assert (counts.paths, counts.pairs, counts.pruned) == (table.sizes[:, 3].sum(), table.sizes[:, 2].sum(), 0)
     assert counts.concepts == 2 + 0 + 2
 
@@ -74,7 +77,7 @@ def test_taking_choices_lays_their_graphs_end_to_end(table: SchemaTable) -> None
 
 
 def test_a_path_ends_without_a_relation(graph: Graph, table: SchemaTable) -> None:
-    found = table.take(np.arange(7))
+    found = table.take(np.arange(8))
     ends = np.cumsum(found["graph_path_lengths"]) - 1
     last = found["graph_path_relations"] == 2 * graph.num_relations
     assert np.flatnonzero(last).tolist() == ends.tolist()
