@@ -163,6 +163,15 @@ def test_tables_are_the_embeddings_and_are_not_trained(model: KagnetForMultipleC
     assert {name for name, _ in model.named_buffers()} >= {"graph.concepts", "graph.relations"}
 
 
+def test_the_head_is_drawn_by_glorot(model: KagnetForMultipleChoice) -> None:
+    parameters = dict(model.named_parameters())
+    for parameter in (parameters[name] for name in head_parameters(model)):
+        if parameter.ndim > 1:
+            assert parameter.std().item() == pytest.approx((2 / sum(parameter.shape)) ** 0.5, rel=0.15)
+        else:
+            assert not parameter.any()
+
+
 def test_everything_that_is_trained_has_a_gradient_also_without_paths(model: KagnetForMultipleChoice) -> None:
     """Processes wait for the gradient of every parameter."""
     ids = torch.randint(5, 40, (2, 2, 6), generator=torch.Generator().manual_seed(0))
