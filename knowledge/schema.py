@@ -49,14 +49,17 @@ class Counts(BaseModel):
     pairs: int = 0
     paths: int = 0
     pruned: int = 0
+    megabytes: float = 0.0
+    """Of the arrays on disk."""
     seconds: float = 0.0
+    """That making them took."""
 
     def __str__(self) -> str:
         return (
             f"{self.concepts / max(1, self.questions):.1f} concepts a question, {self.ungrounded:,} of "
             f"{self.questions:,} without any; {self.paths:,} paths of {self.pairs:,} pairs, {self.pruned:,} pruned; "
-            f"{self.without_paths:,} of {self.choices:,} choices have none and are read as text alone; made in "
-            f"{self.seconds:.0f} s"
+            f"{self.without_paths:,} of {self.choices:,} choices have none and are read as text alone; "
+            f"{self.megabytes:.1f} MB, made in {self.seconds:.0f} s"
         )
 
 
@@ -170,9 +173,9 @@ class _Builder:
     def table(self) -> SchemaTable:
         """All of them."""
         nothing = {name: np.zeros((0, *shape), np.int32) for name, shape in _ARRAYS.items()}
-        return SchemaTable(
-            **{name: np.concatenate([nothing[name], *parts]) for name, parts in self.parts.items()}, counts=self.counts
-        )
+        arrays = {name: np.concatenate([nothing[name], *parts]) for name, parts in self.parts.items()}
+        self.counts.megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+        return SchemaTable(**arrays, counts=self.counts)
 
 
 def build(graph: Graph, finder: PathFinder, questions: Sequence[str], choices: Sequence[Sequence[str]]) -> SchemaTable:

@@ -14,6 +14,7 @@ FACTS = [
     ("door", "part of", "bank"), ("money", "is in", "bank"), ("door", "is in", "house"), ("house", "is in", "street"),
     ("bank", "is in", "street"), ("door", "used with", "key"), ("tree", "is in", "park"),
 ]  # fmt: skip
+ARRAYS = ("sizes", "concepts", "edges", "pairs", "paths", "steps")
 QUESTIONS = ["is money behind a door", "what is it", "a key of the house"]
 CHOICES = [["bank", "tree", ""], ["bank", "door"], ["the house", "streets", "door", "a house in the street"]]
 
@@ -48,6 +49,8 @@ def test_what_was_found_is_counted(table: SchemaTable) -> None:
     assert (counts.questions, counts.ungrounded, counts.choices, counts.without_paths) == (3, 1, 8, 3)
     assert (counts.paths, counts.pairs, counts.pruned) == (table.sizes[:, 3].sum(), table.sizes[:, 2].sum(), 0)
     assert counts.concepts == 2 + 0 + 2
+    assert counts.megabytes == pytest.approx(4e-6 * sum(getattr(table, name).size for name in ARRAYS))
+    assert "1 of 3 without any" in str(counts)
 
 
 def test_links_of_a_choice_are_its_short_paths(table: SchemaTable) -> None:
