@@ -18,254 +18,29 @@ MOST = 3
 """Concepts kept of those that one pattern names."""
 _WORD = re.compile(r"\w+(?:[.'’-]\w+)*")
 _VOWELS = frozenset("aeiouy")
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "above",
-        "after",
-        "again",
-        "against",
-        "all",
-        "also",
-        "am",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "because",
-        "been",
-        "before",
-        "being",
-        "below",
-        "between",
-        "both",
-        "but",
-        "by",
-        "can",
-        "can't",
-        "cannot",
-        "could",
-        "did",
-        "didn't",
-        "do",
-        "does",
-        "doesn't",
-        "doing",
-        "don't",
-        "down",
-        "during",
-        "each",
-        "etc",
-        "few",
-        "for",
-        "from",
-        "further",
-        "get",
-        "gets",
-        "getting",
-        "go",
-        "goes",
-        "going",
-        "got",
-        "had",
-        "has",
-        "have",
-        "having",
-        "he",
-        "her",
-        "here",
-        "hers",
-        "herself",
-        "him",
-        "himself",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "isn't",
-        "it",
-        "it's",
-        "its",
-        "itself",
-        "just",
-        "let",
-        "like",
-        "likely",
-        "made",
-        "make",
-        "makes",
-        "many",
-        "may",
-        "me",
-        "might",
-        "more",
-        "most",
-        "much",
-        "must",
-        "my",
-        "myself",
-        "need",
-        "needs",
-        "no",
-        "nor",
-        "not",
-        "of",
-        "off",
-        "often",
-        "on",
-        "once",
-        "one",
-        "only",
-        "or",
-        "other",
-        "our",
-        "out",
-        "over",
-        "own",
-        "same",
-        "shall",
-        "she",
-        "should",
-        "so",
-        "some",
-        "something",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "themselves",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "through",
-        "to",
-        "too",
-        "under",
-        "until",
-        "up",
-        "upon",
-        "us",
-        "use",
-        "used",
-        "very",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "without",
-        "would",
-        "you",
-        "your",
-        "yours",
-        "yourself",
-    ]
-)
+_STOP_WORDS = """
+a about above after again against all also am an and any are as at be because been before being below between both but
+by can can't cannot could did didn't do does doesn't doing don't down during each etc few for from further get gets
+getting go goes going got had has have having he her here hers herself him himself his how i if in into is isn't it
+it's its itself just let like likely made make makes many may me might more most much must my myself need needs no nor
+not of off often on once one only or other our out over own same shall she should so some something such than that the
+their them themselves then there these they this those through to too under until up upon us use used very was we were
+what when where which while who whom whose why will with without would you your yours yourself
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 """A word of these is no concept by itself."""
-_IRREGULAR = dict(
-    pair.split(":")
-    for pair in [
-        "ate:eat",
-        "began:begin",
-        "bent:bend",
-        "bit:bite",
-        "blew:blow",
-        "bought:buy",
-        "broke:break",
-        "brought:bring",
-        "built:build",
-        "came:come",
-        "caught:catch",
-        "children:child",
-        "chose:choose",
-        "drank:drink",
-        "drew:draw",
-        "driven:drive",
-        "drove:drive",
-        "eaten:eat",
-        "fed:feed",
-        "feet:foot",
-        "fell:fall",
-        "felt:feel",
-        "flew:fly",
-        "forgot:forget",
-        "fought:fight",
-        "found:find",
-        "gave:give",
-        "geese:goose",
-        "gone:go",
-        "grew:grow",
-        "heard:hear",
-        "held:hold",
-        "hid:hide",
-        "kept:keep",
-        "knew:know",
-        "knives:knife",
-        "laid:lay",
-        "leaves:leaf",
-        "led:lead",
-        "left:leave",
-        "lives:life",
-        "lost:lose",
-        "made:make",
-        "men:man",
-        "met:meet",
-        "mice:mouse",
-        "paid:pay",
-        "people:person",
-        "ran:run",
-        "rode:ride",
-        "said:say",
-        "sang:sing",
-        "sat:sit",
-        "saw:see",
-        "sent:send",
-        "shot:shoot",
-        "slept:sleep",
-        "sold:sell",
-        "spent:spend",
-        "spoke:speak",
-        "stood:stand",
-        "stole:steal",
-        "swam:swim",
-        "taken:take",
-        "taught:teach",
-        "teeth:tooth",
-        "thought:think",
-        "threw:throw",
-        "told:tell",
-        "took:take",
-        "went:go",
-        "wives:wife",
-        "wolves:wolf",
-        "women:woman",
-        "won:win",
-        "wore:wear",
-        "written:write",
-        "wrote:write",
-    ]
-)
+_FORMS = """
+ate:eat began:begin bent:bend bit:bite blew:blow bought:buy broke:break brought:bring built:build came:come
+caught:catch children:child chose:choose drank:drink drew:draw driven:drive drove:drive eaten:eat fed:feed feet:foot
+fell:fall felt:feel flew:fly forgot:forget fought:fight found:find gave:give geese:goose gone:go grew:grow heard:hear
+held:hold hid:hide kept:keep knew:know knives:knife laid:lay leaves:leaf led:lead left:leave lives:life lost:lose
+made:make men:man met:meet mice:mouse paid:pay people:person ran:run rode:ride said:say sang:sing sat:sit saw:see
+sent:send shot:shoot slept:sleep sold:sell spent:spend spoke:speak stood:stand stole:steal swam:swim taken:take
+taught:teach teeth:tooth thought:think threw:throw told:tell took:take went:go wives:wife wolves:wolf women:woman
+won:win wore:wear written:write wrote:write
+"""
+_IRREGULAR = dict(pair.split(":") for pair in _FORMS.split())
+"""Base forms that no rule gives."""
 
 
 def words(text: str) -> list[str]:
@@ -306,7 +81,7 @@ class Grounding:
         self._concepts: dict[str, list[int]] = {}
         split = [words(text) for text in dict.fromkeys(texts)]
         self._learn_words(graph, {word for found in split for word in found})
-        wanted = {form for found in split for _, forms in self._patterns(found) for form in forms}
+        wanted = {form for found in split for forms in self._patterns(found) for form in forms}
         named: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
         for concept, label in _labels(graph):
             form = " ".join(words(label))
@@ -323,19 +98,18 @@ class Grounding:
         for word, forms in candidates.items():
             self._base[word] = next((form for form in forms if form in there), word)
 
-    def _patterns(self, found: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-        """The places of runs of up to four words, and the forms of each: as it stands, with the last word in base form,
-        with all of them."""
+    def _patterns(self, found: Sequence[str]) -> Iterator[list[str]]:
+        """The forms of each run of up to four words: as it stands, with the last word or all of them in base form."""
         bases = [self._base[word] for word in found]
         for begin in range(len(found)):
             for end in range(begin + 1, min(begin + LONGEST, len(found)) + 1):
                 run, base = found[begin:end], bases[begin:end]
-                yield begin, list(dict.fromkeys(map(" ".join, (run, [*run[:-1], base[-1]], base))))
+                yield list(dict.fromkeys(map(" ".join, (run, [*run[:-1], base[-1]], base))))
 
     def concepts(self, text: str) -> list[int]:
         """The concepts that one of the texts names, each once, in the order in which it names them."""
         found: dict[int, None] = {}
-        for _, forms in self._patterns(words(text)):
+        for forms in self._patterns(words(text)):
             if forms[0] in STOP_WORDS:
                 continue
             named = [concept for form in forms for concept in self._concepts.get(form, ())]
