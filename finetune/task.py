@@ -140,8 +140,9 @@ class TaskSection(Section):
     """The name in reports, and the folder of the runs."""
     type: Annotated[str, AfterValidator(_known_type)]
     """The task type, a file in ``finetune/task_types``: one label (``classification``), several labels
-    (``multilabel``), or a score (``regression``) for each example; one of several texts (``choice``); a label for each
-    word (``tokens``); an answer within a text (``spans``); or a text in another language (``translation``)."""
+    (``multilabel``), or a score (``regression``) for each example; one of several texts (``choice``), also beside
+    a graph (``graph_choice``); a label for each word (``tokens``); an answer within a text (``spans``); or a text in
+    another language (``translation``)."""
     text: Words = Field(default=["text"], min_length=1, max_length=2)
     """Column of the text, or the two columns of a pair. For ``choice``, what is to be continued, and where there is a
     second column what every choice begins with; for ``tokens`` lists of words; for ``spans`` question and text."""
