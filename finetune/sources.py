@@ -13,6 +13,7 @@ from bertillery.data.docs_task import embedded_files
 from bertillery.data.files import COMPRESSED, distinct, matching
 from bertillery.data.tables import Table, from_arrow, read_table
 from finetune.task import HubSection, TaskSection
+from knowledge.docs_questions import question_files
 
 _PROBE_SECONDS = 5.0
 
@@ -49,7 +50,7 @@ def find_source(task: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> 
     if task.files:
         return Source(f"files of {task.name}", _own_files(task), {}, task.values)
     if task.embedded:
-        files = embedded_files(task.embedded, task.text, task.labels, data_dir)
+        files = _embedded(task, data_dir)
         where = f"{files['train'].parent}, made of the documentation that is installed"
         return Source(where, lambda split: [read_table(files[split], header=(), needed=())], {}, ())
     tried = []
@@ -74,6 +75,13 @@ def find_source(task: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> 
         f"no data for {task.name}: {'; '.join(tried)}. Set GLUE_DIR=<folder>{layout}, or give the Hub a way "
         "(a network, and HUB=1 to make), or name files of your own (task.files.train=...)"
     )
+
+
+def _embedded(task: TaskSection, data_dir: Path) -> dict[str, Path]:
+    assert task.embedded is not None
+    if task.embedded == "questions":
+        return question_files(task.text[0], getattr(task, "choices", []), task.labels, data_dir)
+    return embedded_files(task.embedded, task.text, task.labels, data_dir)
 
 
 def _own_files(task: TaskSection) -> Callable[[str], list[Table]]:

@@ -71,13 +71,14 @@ class Finetuning(Stage):
         config, section = self.config, self.config.task
         self.pin(self.models)
         self.task_type = task_type_of(section)
-        if config.model.add_orders:
+        if getattr(config.model, "add_orders", False):
             self.task_type.add_orders()
+        self.task_type.data_dir = config.run.data_dir
         tokenizer = self._tokenizer()
         with main_process_first(self.accelerator):
             self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
         self.say(report(self.task))
-        self.pin(lambda: row_inputs(self.task) | documentation_input(section))
+        self.pin(lambda: row_inputs(self.task) | documentation_input(section) | self.task_type.inputs())
         self.tokenizer = self._fitted(tokenizer)
         train = self._examples("train", training=True)
         self.validation = {name: self._examples(name) for name in section.validation}
@@ -97,7 +98,11 @@ class Finetuning(Stage):
     def current(self) -> dict[str, Fingerprint]:
         """The model, and the rows where they are in files."""
         config, glue_dir = self.config, glue_dir_from_environment()
-        return self.models() | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
+        return (
+            self.models()
+            | task_type_of(config.task).inputs()
+            | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
+        )
 
     def models(self) -> dict[str, Fingerprint]:
         """Fingerprints of the models that the run is made from."""
@@ -141,7 +146,7 @@ class Finetuning(Stage):
         split, config = self.task.split(name), self.config
         if split.labels is None and name not in config.task.test:
             raise ConfigError(f"{config.task.name}: the split {name} has no labels to train on or to compare with")
-        return self.task_type.examples(
+        found = self.task_type.examples(
             split,
             self.tokenizer,
             max_length=config.train.phases[0].sequence_length,
@@ -149,6 +154,9 @@ class Finetuning(Stage):
             training=training,
             both_orders=config.train.both_orders,
         )
+        if found.about:
+            self.say(f"{name:<11} {found.about}")
+        return found
 
     def _objective(self) -> Any:
         section = self.config.model
@@ -251,6 +259,7 @@ class Finetuning(Stage):
             self.tokenizer,
             self.directory.export,
             card=card,
+            auxiliary_models=objective.auxiliary_models(),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from finetune.task_types.base import TaskType
 
 _TYPES = "finetune.task_types"
+_EMBEDDED = {
+    "package": (("classification",), 1),
+    "pairs": (("classification",), 2),
+    "proofreading": (("tokens",), 1),
+    "questions": (("graph_choice", "choice"), 1),
+}
+"""The task types that an embedded task is for, and its number of texts."""
 
 
 def task_types() -> dict[str, Any]:
@@ -135,8 +142,9 @@ class TaskSection(Section):
     """The name in reports, and the folder of the runs."""
     type: Annotated[str, AfterValidator(_known_type)]
     """The task type, a file in ``finetune/task_types``: one label (``classification``), several labels
-    (``multilabel``), or a score (``regression``) for each example; one of several texts (``choice``); a label for each
-    word (``tokens``); an answer within a text (``spans``); or a text in another language (``translation``)."""
+    (``multilabel``), or a score (``regression``) for each example; one of several texts (``choice``), also beside
+    a graph (``graph_choice``); a label for each word (``tokens``); an answer within a text (``spans``); or a text in
+    another language (``translation``)."""
     text: Words = Field(default=["text"], min_length=1, max_length=2)
     """Column of the text, or the two columns of a pair. For ``choice``, what is to be continued, and where there is a
     second column what every choice begins with; for ``tokens`` lists of words; for ``spans`` question and text."""
@@ -164,9 +172,10 @@ class TaskSection(Section):
     """Columns of a file of yours whose first line does not name them."""
     values: Words = Field(default=[])
     """How your files write the labels, in the order of `labels`; without it as in `labels`."""
-    embedded: Literal["package", "pairs", "proofreading"] | None = None
+    embedded: Literal["package", "pairs", "proofreading", "questions"] | None = None
     """A task made of the documentation that is installed: which of the packages in `labels` a docstring is of, whether
-    two paragraphs belong together, or which words of a sentence are wrong."""
+    two paragraphs belong together, which words of a sentence are wrong, or where a class is from, which its graph
+    knows."""
     folder: FolderSection | None = None
     """Where it lies below the folder `GLUE_DIR`."""
     hub: HubSection | None = None
@@ -268,10 +277,9 @@ class TaskSection(Section):
 
     def _source_problems(self) -> list[str]:
         problems = []
-        wanted = {"package": ("classification", 1), "pairs": ("classification", 2), "proofreading": ("tokens", 1)}
-        if self.embedded and (self.type, len(self.text)) != wanted[self.embedded]:
-            type_, number = wanted[self.embedded]
-            problems.append(f"embedded={self.embedded} is a task of type {type_} with {number} in text")
+        types, number = _EMBEDDED[self.embedded] if self.embedded else ((self.type,), len(self.text))
+        if self.type not in types or len(self.text) != number:
+            problems.append(f"embedded={self.embedded} is a task of type {' or '.join(types)} with {number} in text")
         if len(set(self.splits)) < len(self.splits):
             problems.append("validation and test name different splits, none of them train")
         named = {"files": self.files, "submission": self.submission}

@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import CONFIGS, ConfigError, read_values, validate
+from bertillery.config.section import CONFIGS, read_values, validate
 from bertillery.data.prepared import PreparedCorpus, TokenArrays
 from bertillery.data.tokenizer import starts_of_words
-from bertillery.models.export import warnings_of_transformers
-from bertillery.models.folder import reading
-from bertillery.models.load import check_finite
 from bertillery.run.inputs import digest
 from bertillery.run.stage import StageConfig
 from bertillery.system.files import make_once
 from knowledge.graph import Graph, GraphSection
 from knowledge.linker import Linker
 from knowledge.stage import EmbedConfig
+from knowledge.vectors import read_vectors
 
 _VERSION = 1
 """Part of the folder's name; raise it when linking changes."""
@@ -111,21 +109,8 @@ def embed_config(graph: GraphSection, config: StageConfig) -> EmbedConfig:
     return known.model_copy(update={"graph": graph, "run": run, "tracking": config.tracking})
 
 
-def read_vectors(path: str, graph: Graph, key: str) -> Tensor:
-    """The vectors of entities (E+1, D) in the directory of a TransE that the setting ``key`` names; ``ConfigError``
-    where there is none, or it is one of another graph."""
-    with reading(f"{key}: given {path!r}: no vectors of entities", "give the export/ of make embed"):
-        if not (Path(path) / "config.json").is_file():
-            raise ConfigError(f"{key}: given {path!r}: no such folder; give the export/ of make embed")
-        with warnings_of_transformers():
-            model: Any = AutoModel.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    if model.config.model_type != "transe":
-        raise ConfigError(f"{key}: given {path!r}: a {model.config.model_type} model; give the export/ of make embed")
-    if model.config.graph != graph.fingerprint.sha256:
-        raise ConfigError(
-            f"{key}: {path!r} has vectors of another graph, of {model.config.vocab_size - 1:,} entities; this one has "
-            f"{graph.fingerprint.what}. Give the vectors of this graph, or train them: make embed"
-        )
-    check_finite(f"{key}: {path}", model)
-    with torch.no_grad():
-        return model.entity_vectors()
+def entity_table(path: str, graph: Graph) -> Tensor:
+    """The vectors of a graph's entities behind a row of zeros, float32 (E+1, D); raises what
+    :func:`knowledge.vectors.read_vectors` does."""
+    entities, _ = read_vectors(path, graph)
+    return torch.cat([torch.zeros(1, entities.shape[1]), torch.from_numpy(entities)])

@@ -121,7 +121,6 @@ class TransEObjective(Objective):
             num_relations=graph.num_relations,
             embedding_size=section.embedding_size,
             norm=section.norm,
-            graph=graph.fingerprint.sha256,
         )
         self.model = TransEModel(config)
 

@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "classification": {},
     "regression": {"type": "regression", "labels": [], "metrics": ["pearson"], "range": [0, 5]},
     "choice": {"type": "choice", "choices": ["one", "two"]},
+    "graph_choice": {"type": "graph_choice", "choices": ["one", "two"], "graph": {}, "kagnet": {}},
     "spans": {"type": "spans", "labels": [], "metrics": ["f1"], "text": ["question", "context"], "spans": {}},
 }
 """What a task of each type with keys of its own has otherwise than ``TASK``."""
@@ -131,6 +132,7 @@ MAY_BE_0 = {
     "model.attention_probs_dropout_prob", "model.layers", "objective.short_probability", "objective.single_probability",
     "objective.discriminator_weight", "objective.kl", "objective.mlm", "objective.cosine", "objective.smoothing",
     "objective.hard", "objective.soft",
+    "task.kagnet.least_score",
 }  # fmt: skip
 """Numbers at which something is switched off, or from which is counted."""
 ANY = {"task.range"}

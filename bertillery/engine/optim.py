@@ -33,6 +33,9 @@ class OptimSection(Section):
     """Decoupled; vectors (LayerNorms and biases) are exempt."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of a layer as a share of the next layer's; ELECTRA is fine-tuned with 0.8, Large with 0.9."""
+    head_learning_rate: LearningRate | None = None
+    """Peak for what lies outside of the encoder or decoder, such as KagNet's reader of graphs; the same where not
+    given."""
     max_gradient_norm: Factor = 1.0
     """Gradients are scaled down to this norm."""
     clipping: Literal["global", "tensor"] = "global"
@@ -136,14 +139,17 @@ def _undone(tensors: Sequence[Tensor], found: Tensor | None) -> Iterator[None]:
             torch.where(found == 0, tensor, old, out=tensor)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, head_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Groups that partition the trainable parameters: tensors of two and more dimensions are decayed, embeddings among
     them as in the original; vectors (LayerNorms and biases) are exempt.
 
     ``adapted`` is read by :class:`Lamb` alone. ``rate_share``, read by the loop, is the group's share of the learning
     rate: with a ``layer_decay`` d it is d^(n + 2 - depth) in a model of n layers, where depth is that of
-    :func:`layer_depths`, or n + 2 for all other parameters (ELECTRA's ``_get_layer_lrs``). Raises ``ConfigError`` where
-    ``layer_decay`` is not 1 and the model has no layers.
+    :func:`layer_depths`, or n + 2 for all other parameters (ELECTRA's ``_get_layer_lrs``); ``head_factor`` times that
+    for parameters outside of encoders and decoders. Raises ``ConfigError`` where ``layer_decay`` is not 1 and the model
+    has no layers.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     depths = {} if layer_decay == 1 else layer_depths(model)
@@ -154,17 +160,22 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
             "whose learning rates could differ; give optim.layer_decay=1"
         )
     head = max((depths.get(name, 0) for name, _ in named), default=0) + 2
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    bodies = [
+        module for module in model.modules() if isinstance(module, PreTrainedModel) and module.base_model is module
+    ]
+    inside = {id(parameter) for body in bodies for parameter in body.parameters()}
+    groups: dict[tuple[int, bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        groups.setdefault((depths.get(name, head), parameter.ndim >= 2), []).append(parameter)
+        factor = 1.0 if id(parameter) in inside else head_factor
+        groups.setdefault((depths.get(name, head), parameter.ndim >= 2, factor), []).append(parameter)
     return [
         {
-            "params": groups[depth, decayed],
+            "params": groups[depth, decayed, factor],
             "weight_decay": weight_decay if decayed else 0.0,
             "adapted": decayed,
-            "rate_share": layer_decay ** (head - depth),
+            "rate_share": layer_decay ** (head - depth) * factor,
         }
-        for depth, decayed in sorted(groups, reverse=True)
+        for depth, decayed, factor in sorted(groups, reverse=True)
     ]
 
 
@@ -203,7 +214,8 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer of a model's trainable parameters; raises what :func:`parameter_groups` raises."""
-    groups = parameter_groups(model, section.weight_decay, section.layer_decay)
+    factor = (section.head_learning_rate or section.learning_rate) / section.learning_rate
+    groups = parameter_groups(model, section.weight_decay, section.layer_decay, factor)
     settings: dict[str, Any] = {"lr": section.learning_rate, "betas": section.betas, "eps": section.epsilon}
     algorithms = {"bert_adam": BertAdam, "adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
     return algorithms[section.algorithm](groups, **settings)

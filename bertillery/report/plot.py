@@ -127,6 +127,23 @@ def plot_bars(groups: Sequence[str], bars: Mapping[str, Sequence[float]], pictur
     save(axes, picture)
 
 
+def plot_paths(paths: Mapping[str, Sequence[tuple[str, float]]], picture: Path, title: str) -> None:
+    """Under each name its paths in words, each with a bar from 0 to 1 for its share."""
+    lines = sum(max(1, len(found)) + 1 for found in paths.values())
+    (axis,) = axes = figure(1, title, panel=(10.0, 1.0 + 0.28 * lines))
+    at = 0
+    for name, found in paths.items():
+        axis.text(0.0, at, plain(name), fontsize=9, fontweight="bold", va="center")
+        for path, share in found or [("no path", 0.0)]:
+            at += 1
+            axis.barh(at, share, color="lightsteelblue")
+            axis.text(0.01, at, f"{plain(path)}{f'  {share:.0%}' if found else ''}", fontsize=8, va="center")
+        at += 1
+    axis.set(xlim=(0, 1), ylim=(at - 0.5, -0.7), xlabel="share of the attention")
+    axis.set_yticks([])
+    save(axes, picture)
+
+
 def plain(name: str) -> str:
     """A name as one line of plain text for a plot: ``$`` does not begin a formula.
 

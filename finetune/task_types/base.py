@@ -26,6 +26,7 @@ from bertillery.data.tables import Table
 from bertillery.models.encoders import labels_of
 from bertillery.models.heads import problem_of
 from bertillery.report.table import read_tsv
+from bertillery.run.inputs import Fingerprint
 from finetune.baselines import bag_of_words
 from finetune.examples import Examples, TextExamples
 from finetune.metrics import all_alike, diverged, scores
@@ -86,6 +87,8 @@ class TaskType(ABC):
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
     orders: int = 1
     """Sequences of an example: 2 where a pair is read in both orders (:meth:`add_orders`)."""
+    data_dir: Path = Path("data")
+    """Where a type prepares what it needs beside the rows; the run's own, which the stage sets."""
 
     def __init__(self, section: Any) -> None:
         self.section: TaskSection = section
@@ -94,6 +97,10 @@ class TaskType(ABC):
         """Read every pair in both orders, and add the states of the two below the head (Radford et al. 2018, section
         3.3, for similarity). A stock pipeline reads one order, so the card names none."""
         self.orders, self.pipeline, self.usage = 2, None, _ADD_ORDERS
+
+    def inputs(self) -> dict[str, Fingerprint]:
+        """Fingerprints of what the type reads beside the rows, known without preparing it."""
+        return {}
 
     # From rows to examples.
 

@@ -90,7 +90,7 @@ class ChoiceExamples(Examples):
     def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int) -> None:
         """Too long pairs are cut as those of other tasks. Raises ``InputError`` where there is no room for text."""
         around = template(tokenizer, 2)
-        self.there = _present(split)
+        self.there = present(split)
         per_example = self.there.sum(1)
         endings = [choice for choices in split.texts[1] for choice in choices if choice]
         tokens = tokenize([*split.texts[0], *endings], tokenizer)
@@ -115,7 +115,7 @@ class ChoiceExamples(Examples):
         return self.per_example[index]
 
 
-def _present(split: Split) -> np.ndarray:
+def present(split: Split) -> np.ndarray:
     """Which choices are not empty (N, C), bool."""
     number = max(map(len, split.texts[1]), default=0)
     there = np.zeros((split.num_examples, number), bool)
@@ -243,7 +243,7 @@ class Type(classification.Type):
 
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
         """The probabilities of the choices."""
-        table = _spread(predicted.outputs, _present(predicted.split))
+        table = _spread(predicted.outputs, present(predicted.split))
         return [f"p({name})" for name in self.section.labels[: table.shape[1]]], table
 
 

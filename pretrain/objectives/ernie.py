@@ -28,7 +28,7 @@ from bertillery.run.inputs import model_inputs as model_fingerprints
 from bertillery.run.waiting import main_process_first
 from bertillery.system.printable import printable
 from knowledge.graph import GraphSection, graph_report, prepare_graph
-from knowledge.linked import Knowledge, embed_config, link_corpus, read_vectors
+from knowledge.linked import Knowledge, embed_config, entity_table, link_corpus
 from knowledge.stage import Embedding
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
@@ -81,7 +81,7 @@ def prepare(stage: Any) -> dict[str, Any]:
     with main_process_first(stage.accelerator):
         graph = prepare_graph(section.graph, config.run.data_dir)
     path = section.entities or str(Embedding(embed_config(section.graph, config)).path / "export")
-    vectors = read_vectors(path, graph, "objective.entities")
+    vectors = entity_table(path, graph)
     stage.pin(lambda: {"graph": graph.fingerprint, **model_fingerprints(entities=path)})
     with main_process_first(stage.accelerator):
         found = link_corpus(stage.corpus, graph, vectors, config.run.data_dir)

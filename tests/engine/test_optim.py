@@ -159,6 +159,16 @@ def test_layerwise_learning_rates_are_electras(layers: int, decay: float, expect
     assert decayed | exempt == share.keys()
 
 
+def test_what_lies_outside_of_the_encoder_may_have_a_rate_of_its_own() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 4, "embedding_size": 2}
+    model = ElectraForSequenceClassification(ElectraConfig(vocab_size=8, num_hidden_layers=2, **sizes))
+    section = OptimSection(learning_rate=2e-5, head_learning_rate=1e-3)
+    groups = build_optimizer(section, model).param_groups
+    share = {id(parameter): group["rate_share"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert share[id(parameter)] == pytest.approx(50.0 if name.startswith("classifier.") else 1.0)
+
+
 def by_name(model: nn.Module, weight_decay: float, layer_decay: float) -> list[tuple[list[str], float, float]]:
     """Names, decay and share of the rate of each group, by the names that the originals' code looks for."""
     exempt = re.compile(r"LayerNorm|layer_norm|layernorm|bias")

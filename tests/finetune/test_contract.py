@@ -76,6 +76,7 @@ def test_the_section_says_what_its_keys_mean_and_refuses_others(kind: str, tmp_p
 def test_rows_model_metrics_baselines_and_predictions_answer(kind: str, tmp_path: Path) -> None:
     section, encoder = section_of(tmp_path, kind), write_encoder(tmp_path / "encoder")
     task_type: TaskType = task_type_of(section)
+    task_type.data_dir = tmp_path / "data"
     task = read_task(section, data_dir=tmp_path, glue_dir=None)
     split, tokenizer = task.split("validation"), AutoTokenizer.from_pretrained(encoder)
     assert task_type.describe_labels(split.labels)  # pyright: ignore
@@ -118,6 +119,7 @@ def test_rows_model_metrics_baselines_and_predictions_answer(kind: str, tmp_path
 def test_terms_of_halves_add_up_and_have_gradients(kind: str, tmp_path: Path) -> None:
     section, encoder = section_of(tmp_path, kind), write_encoder(tmp_path / "encoder")
     task_type: TaskType = task_type_of(section)
+    task_type.data_dir = tmp_path / "data"
     task = read_task(section, data_dir=tmp_path, glue_dir=None)
     torch.manual_seed(0)
     model, _ = load(task_type.model_class, encoder, **task_type.settings())

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
+    BertModel,
     pipeline,
 )
 
@@ -36,10 +38,12 @@ from finetune.task_types.base import TaskType
 from tests.finetune.test_choice import asked
 from tests.finetune.test_spans import questions
 from tests.finetune.test_tokens import columns, tagged
-from tests.finetune.texts import write_encoder
+from tests.finetune.texts import WORDS, write_encoder
 
+CHOICE = {"text": "q", "choices": ["a", "b", "c", "d"], "labels": [0, 1, 2, 3], "metrics": "accuracy"}
 TASKS = {
-    "choice": {"text": "q", "choices": ["a", "b", "c", "d"], "labels": [0, 1, 2, 3], "metrics": "accuracy"},
+    "choice": CHOICE,
+    "graph_choice": {**CHOICE, "graph": {"path": ["graph.tsv"]}},
     "tokens": {
         "text": "tokens",
         "label": "tags",
@@ -56,6 +60,14 @@ TASKS = {
 }
 
 
+PICTURES = {
+    "choice": "confusion.png",
+    "graph_choice": "paths.png",
+    "tokens": "entities.png",
+    "spans": "questions.png",
+}
+
+
 def write_data(folder: Path, kind: str) -> str:
     """The file of a task of this kind."""
     if kind == "tokens":
@@ -64,6 +76,9 @@ def write_data(folder: Path, kind: str) -> str:
     if kind == "spans":
         (folder / "all.json").write_text(json.dumps(questions(6, seed=4, unanswerable=True)))
         return "all.json"
+    if kind == "graph_choice":
+        pairs = zip(WORDS, [*WORDS[5:], *WORDS[:5]], strict=True)
+        (folder / "graph.tsv").write_text("".join(f"{a}\tr{len(a) % 3}\t{b}\n" for a, b in pairs))
     split = asked(6)
     rows = [
         {"q": text, **dict(zip("abcd", choices, strict=True)), "label": int(label)}
@@ -86,7 +101,8 @@ def write_task(folder: Path, kind: str, encoder: Path) -> list[str]:
     (folder / "task.yaml").write_text(json.dumps({"task": task}))
     return [
         str(folder / "task.yaml"), f"model.from={encoder}", "recipe=none", f"run.dir={folder}/runs", "run.name=all",
-        "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"', "optim.learning_rate=5.0e-3",
+        f"run.data_dir={folder}/data", "run.device=cpu", "run.precision=fp32", 'tracking.wandb="off"',
+        "optim.learning_rate=5.0e-3",
         "optim.schedule=linear", "train.steps=60", "train.phases=[{batch_size: 6, sequence_length: 128}]",
         "train.log_every=20 steps", "train.evaluate_every=60 steps", "train.save_every=60 steps",
     ]  # fmt: skip
@@ -100,16 +116,17 @@ def test_a_handful_is_learned_by_heart(
     path = tmp_path / "runs" / "finetune" / "all"
     results = json.loads((path / "finished.json").read_text())
     assert set(results["scores"]["validation"].values()) == {1.0}
-    assert len(results["baselines"]["validation"]) == 2
+    assert len(results["baselines"]["validation"]) == 2 + (kind == "graph_choice")
     printed = capsys.readouterr().out
     assert "first example" in printed
     assert "100.00" in printed
-    assert (path / {"choice": "confusion.png", "tokens": "entities.png", "spans": "questions.png"}[kind]).exists()
+    assert (path / PICTURES[kind]).exists()
     for split in ("validation", "test"):
         lines = (path / "predictions" / f"{split}.tsv").read_text().splitlines()
         assert lines[0].split("\t")[:3] == ["index", "prediction", "label"]
         assert len(lines) == 7
-    {"choice": check_choice, "tokens": check_tokens, "spans": check_spans}[kind](path)
+    checks = {"choice": check_choice, "graph_choice": check_graph, "tokens": check_tokens, "spans": check_spans}
+    checks[kind](path)
 
 
 def check_choice(path: Path) -> None:
@@ -123,6 +140,15 @@ def check_choice(path: Path) -> None:
         assert there[int(logits.argmax())] == label
     kind = task_type_of(load_config([str(path / "config.yaml")]).task)
     assert kind.ensemble([path / "predictions" / "validation.tsv"] * 2) == {"accuracy": 1}
+
+
+def check_graph(path: Path) -> None:
+    """Both the whole and the encoder in it open without a warning, and the run says what its graphs are."""
+    for opener, folder in ((AutoModelForMultipleChoice, path / "export"), (AutoModel, path / "export" / "encoder")):
+        model, report = opener.from_pretrained(folder, output_loading_info=True)
+        assert not any(report.values())
+    assert isinstance(model, BertModel)
+    assert "graph files" in json.loads((path / "inputs.json").read_text())
 
 
 def check_tokens(path: Path) -> None:
@@ -172,6 +198,7 @@ def test_two_processes_predict_as_one(
     config = load_config(write_task(tmp_path, kind, encoder))
     task, tokenizer = read_task(config.task, data_dir=tmp_path, glue_dir=None), AutoTokenizer.from_pretrained(encoder)
     kind_ = task_type_of(config.task)
+    kind_.data_dir = tmp_path / "data"
     model, _ = load(kind_.model_class, encoder, **kind_.settings())
     examples = kind_.examples(task.split("validation"), tokenizer, max_length=40, seed=0)
     rows = examples.examples(0, 0)[[3, 1, 5, 0, 2]]
@@ -402,7 +429,7 @@ def test_a_task_type_is_one_file(tmp_path: Path, encoder: Path, capsys: pytest.C
 
 def test_a_type_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
     task = {"name": "own", "type": "spam", "metrics": "accuracy", "files": {"train": "a.csv"}}
-    with pytest.raises(ConfigError, match="type: given 'spam': there are: choice, classification, multilabel, reg"):
+    with pytest.raises(ConfigError, match="type: given 'spam': there are: choice, classification, graph_choice, multi"):
         validate(TaskSection, task)
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from knowledge.__main__ import main
 from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.stage import load_config
 from knowledge.transe import EmbeddingSection, TransEObjective, Triples
 
 PEOPLE, TOWNS = 40, 4
@@ -93,10 +94,12 @@ def test_the_loss_is_the_margin_of_plain_distances(norm: Any, tmp_path: Path) ->
     assert float(objective(batch)["margin"].total) == pytest.approx(total, rel=1e-5)
 
 
-def trained(folder: Path) -> Path:
-    """The export of a short run on the towns."""
-    assert main(run_arguments(folder)) == 0
-    return folder / "runs/embed/towns/export"
+def trained(folder: Path) -> tuple[Graph, Path]:
+    """The towns, and the export of a short run on them."""
+    arguments = run_arguments(folder)
+    assert main(arguments) == 0
+    section = load_config([each for each in arguments if each.startswith("graph.")]).graph
+    return prepare_graph(section, folder / "data"), folder / "runs/embed/towns/export"
 
 
 def run_arguments(folder: Path) -> list[str]:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from bertillery.config.section import ConfigError
-from knowledge.linked import Knowledge, read_vectors
+from knowledge.linked import Knowledge, entity_table
 from pretrain.config import load_config
 from pretrain.model import ModelSection
 from pretrain.objectives import bert, ernie
 from tests.corpora import learnable_tokens, tiny_tokenizer
 from tests.knowledge.mentions import mentions
+from tests.knowledge.test_transe import trained
 
 SIZES = ModelSection(
     num_hidden_layers=2, hidden_size=32, num_attention_heads=2, max_position_embeddings=64,
@@ -141,14 +142,14 @@ def test_ablations_train_what_is_left(settings: dict[str, bool], knowledge: Know
     assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
 
 
-def test_vectors_of_another_graph_are_refused(tmp_path: Path, knowledge: Knowledge) -> None:
-    from tests.knowledge.test_transe import trained
-
-    export = trained(tmp_path)
-    with pytest.raises(ConfigError, match="has vectors of another graph, of 44 entities; this one has 40 entities"):
-        read_vectors(str(export), knowledge.graph, "objective.entities")
-    with pytest.raises(ConfigError, match=r"objective\.entities: given 'nowhere': no such folder"):
-        read_vectors("nowhere", knowledge.graph, "objective.entities")
+def test_the_table_is_the_vectors_behind_a_row_of_zeros(tmp_path: Path, knowledge: Knowledge) -> None:
+    graph, export = trained(tmp_path)
+    table = entity_table(str(export), graph)
+    assert table.shape == (graph.num_entities + 1, 16)
+    assert not table[0].any()
+    torch.testing.assert_close(table[1:].norm(dim=-1), torch.ones(graph.num_entities))
+    with pytest.raises(ConfigError, match="vectors of another graph: 44 entities and 4 relations"):
+        entity_table(str(export), knowledge.graph)
 
 
 def test_configurations_name_the_objective() -> None:

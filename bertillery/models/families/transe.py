@@ -25,8 +25,6 @@ class TransEConfig(PreTrainedConfig):
     embedding_size: int = 100
     norm: int = 1
     """1 for the sum of absolute differences, 2 for the Euclidean distance."""
-    graph: str = ""
-    """Fingerprint of the graph that the rows belong to."""
     pad_token_id: int | None = 0
 
 
