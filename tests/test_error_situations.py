@@ -53,6 +53,7 @@ COMMANDS = {
     "pretrain": "pretrain.__main__",
     "prepare": "pretrain.prepare",
     "pretrain rates": "experiments.rates",
+    "embed": "knowledge.__main__",
     "finetune": "finetune.__main__",
     "finetune rates": "experiments.rates",
     "seeds": "experiments.seeds",
