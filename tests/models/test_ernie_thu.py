@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
@@ -158,7 +160,7 @@ def test_the_last_layers_entities_and_the_table_get_no_gradient() -> None:
 @pytest.mark.parametrize(
     "auto",
     [AutoModel, AutoModelForPreTraining, AutoModelForMaskedLM, AutoModelForSequenceClassification,
-     AutoModelForTokenClassification],
+     AutoModelForTokenClassification, AutoModelForMultipleChoice, AutoModelForQuestionAnswering],
     ids=lambda auto: auto.__name__,
 )  # fmt: skip
 def test_every_class_reads_the_table(auto: Any, tmp_path: Path) -> None:

@@ -23,12 +23,16 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForPreTraining,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -361,9 +365,33 @@ class ErnieThuForTokenClassification(_WithTable, BertForTokenClassification):
         self.post_init()
 
 
+class ErnieThuForMultipleChoice(_WithTable, BertForMultipleChoice):
+    """A score for each choice."""
+
+    config_class = ErnieThuConfig
+
+    def __init__(self, config: ErnieThuConfig) -> None:
+        super().__init__(config)
+        self.bert = ErnieThuModel(config)
+        self.post_init()
+
+
+class ErnieThuForQuestionAnswering(_WithTable, BertForQuestionAnswering):
+    """Where an answer begins and ends."""
+
+    config_class = ErnieThuConfig
+
+    def __init__(self, config: ErnieThuConfig) -> None:
+        super().__init__(config)
+        self.bert = ErnieThuModel(config, add_pooling_layer=False)
+        self.post_init()
+
+
 AutoConfig.register("ernie_thu", ErnieThuConfig)
 AutoModel.register(ErnieThuConfig, ErnieThuModel)
 AutoModelForPreTraining.register(ErnieThuConfig, ErnieThuForPreTraining)
 AutoModelForMaskedLM.register(ErnieThuConfig, ErnieThuForMaskedLM)
 AutoModelForSequenceClassification.register(ErnieThuConfig, ErnieThuForSequenceClassification)
 AutoModelForTokenClassification.register(ErnieThuConfig, ErnieThuForTokenClassification)
+AutoModelForMultipleChoice.register(ErnieThuConfig, ErnieThuForMultipleChoice)
+AutoModelForQuestionAnswering.register(ErnieThuConfig, ErnieThuForQuestionAnswering)
