@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Stream
-from bertillery.models.attention import Recorded
+from bertillery.models.attention import NAME, Recorded
 from bertillery.models.dropout import dropout
 
 Role = Literal["encoder", "decoder", "encoder-decoder"]
@@ -201,6 +201,11 @@ def encode_layers(
 
 def _run(model: PreTrainedModel, stream: Stream, *, record: list[Recorded] | None = None, **options: Any) -> Any:
     inputs = model_inputs(model.config, stream)
+    if model.config._attn_implementation != NAME:  # any other takes the layout and does not use it
+        raise ConfigError(
+            f"{type(model).__name__} has {model.config._attn_implementation} attention, in which the sequences of a "
+            f"packed batch would see each other; load it with attn_implementation={NAME!r}"
+        )
     if record is not None:
         inputs["record"] = _Appending(record)
     return model.base_model(**inputs, **options, return_dict=True)

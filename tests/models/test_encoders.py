@@ -256,3 +256,12 @@ def test_alberts_feed_forward_part_is_dropped_out_as_in_the_original(albert: Pre
         torch.testing.assert_close(reached, computed, rtol=1e-3, atol=1e-5)
     assert list(albert.state_dict()) == names
     assert type(albert).__module__.startswith("transformers."), "a stock class is exported"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_ignores_the_layout_is_refused(attention: str) -> None:
+    """It would let the sequences of a batch see each other, without a sign."""
+    model = model_of(AutoModel, "bert")
+    model.set_attn_implementation(attention)
+    with pytest.raises(ConfigError, match=f"has {attention} attention, in which the sequences .* would see each other"):
+        encode(model, batch_of(LENGTHS).input)
