@@ -71,9 +71,6 @@ class Sequences:
 class Examples(ListedExamples, ABC):
     """Examples of one or several sequences, with labels."""
 
-    about: str = ""
-    """What a run says of them."""
-
     def __init__(
         self, sequences: Sequences, per_example: np.ndarray, labels: np.ndarray | None, *, cut: int, seed: int
     ) -> None:

@@ -65,6 +65,8 @@ class ListedExamples:
     num_blocks = 1
     row = ROW
     """What describes an example; subclasses add fields."""
+    about: str = ""
+    """What a run says of them."""
 
     def __init__(self, lengths: np.ndarray, labels: np.ndarray | None, *, cut: int, seed: int) -> None:
         """``lengths`` (N,) are the tokens of each example; ``cut`` of them are not whole."""

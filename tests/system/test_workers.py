@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[Any]]:
     """Work by processes, of which the first results are there."""
     modules = [(f"0/{path.name}", path) for path in sorted((ROOT / "bertillery/engine").glob("*.py"))]
-    monkeypatch.setattr(pydocs, "_modules", lambda: modules * 3)
+    monkeypatch.setattr(pydocs, "modules", lambda: modules * 3)
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     batch: list[Document] = [(0, ["One sentence. Another one."])]
     return {
