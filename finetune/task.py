@@ -131,6 +131,8 @@ class TaskSection(Section):
     """Metrics of the task type."""
     num_texts: ClassVar[tuple[int, ...]] = (1, 2)
     """How many columns ``text`` may name."""
+    texts_are: ClassVar[str] = ""
+    """What the columns are, where that is not plain."""
     pairs_of_texts: ClassVar[bool] = True
     """Whether two columns of text are a pair whose order can be exchanged."""
     is_score: ClassVar[bool] = False
@@ -259,7 +261,10 @@ class TaskSection(Section):
             there = ", ".join(self.available_metrics)
             problems.append(f"metrics {', '.join(wrong)}: for {self.type} there are {there}")
         if len(self.text) not in self.num_texts:
-            problems.append(f"text names {len(self.text)} columns; {self.type} takes {self.num_texts[0]}")
+            number, wanted = len(self.text), self.num_texts[0]
+            problems.append(
+                f"text names {number} column{'s' * (number != 1)}; {self.type} takes {wanted}{self.texts_are}"
+            )
         if self.unlabelled and (self.labels or self.values):
             problems.append(
                 f"{self.unlabelled} has no labels and no values; leave them out, or set type=classification"

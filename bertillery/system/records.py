@@ -7,6 +7,7 @@ defect and what to do.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,12 +58,19 @@ def read_text(path: Path, *, remedy: str) -> str:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {remedy}") from None
 
 
+_SCHEMA = re.compile(r" or instance of \w+")
+"""Pydantic names a class of ours, which says nothing of the file."""
+
+
 def checked(path: Path, values: Any, schema: type[T] | Any, *, remedy: str) -> T:
     """Plain ``values`` validated by the schema; ``InputError`` lists what does not fit."""
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'the content'}: {each['msg']}" for each in error.errors()]
+        problems = [
+            f"{'.'.join(map(str, each['loc'])) or 'the content'}: {_SCHEMA.sub('', each['msg'])}"
+            for each in error.errors()
+        ]
         more = [f"and {len(problems) - 4} more"] if len(problems) > 4 else []
         shown = "; ".join(problems[:4] + more)
         raise InputError(f"{path}: {shown}; {remedy}") from None

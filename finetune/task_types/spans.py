@@ -85,6 +85,7 @@ class Config(TaskSection):
     available_metrics = ("f1", "exact_match", "best_f1", "best_exact_match")
     """Those named ``best`` are at the best threshold for having no answer."""
     num_texts = (2,)
+    texts_are = ", of the questions and of their contexts: [question, context]"
     pairs_of_texts = False
     unlabelled = "an answer"
 

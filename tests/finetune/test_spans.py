@@ -241,6 +241,8 @@ def test_two_questions_with_one_id(tmp_path: Path) -> None:
 def test_a_broken_document_and_no_room(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.0\.paragraphs\.0\.context: Field required; not in SQuAD's form"):
         squad(tmp_path, {"data": [{"paragraphs": [{"qas": [{"id": "q0", "question": "Who?"}]}]}]})
+    with pytest.raises(InputError, match=r"data\.0: Input should be a valid dictionary; not in SQuAD's form"):
+        squad(tmp_path, {"data": ["an article"]})
     with pytest.raises(InputError, match="no questions"):
         squad(tmp_path, {"data": []})
     split = squad(tmp_path).split("train")
