@@ -128,12 +128,13 @@ class TransEObjective(Objective):
         """Terms ``margin``, the loss, and ``separated``, the share of corruptions beyond the margin."""
         head, relation, tail = batch.input.ids.view(-1, 3).unbind(1)
         corrupted, heads = batch.targets["corrupted"], batch.targets["heads"][:, None]
-        distance = self.model(head, relation, tail)[:, None]
-        moved = self.model.entity_vectors(head) + self.model.relation_vectors(relation)
-        goal = self.model.entity_vectors(tail) - self.model.relation_vectors(relation)
+        table = self.model.entity_vectors()  # scaled once, not for every corruption
+        start, end, step = F.embedding(head, table), F.embedding(tail, table), self.model.relation_vectors(relation)
+        moved, goal = start + step, end - step
+        distance = torch.linalg.vector_norm(moved - end, ord=self.section.norm, dim=-1)[:, None]
         # A corrupted head h' is |h' + r - t| away, a corrupted tail t' is |t' - (h + r)|: one point for each triple.
         point = torch.where(heads, goal, moved)[:, None]
-        others = self.model.entity_vectors(corrupted) - point
+        others = F.embedding(corrupted, table) - point
         gap = distance - torch.linalg.vector_norm(others, ord=self.section.norm, dim=-1) + self.section.margin
         return {
             "margin": Term(F.relu(gap).mean(1).sum(), "triples", title="margin loss"),
