@@ -174,10 +174,18 @@ class Embedding(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Ranks, files, and the next command."""
+        given = [f"objective.entities={self.path / 'export'}"]
+        graph = self.config.graph.model_dump(exclude_defaults=True, mode="json")
+        given += [f"objective.graph.{key}={_as_yaml(value)}" for key, value in graph.items()]
+        target = "CONFIG=ernie_mini DATA=<your text>" if graph else "CONFIG=ernie_docs"
         return (
             f"\n{results['table']}\n\nmodel       {self.path / 'export'}\ncurves      {self.path / 'curves.png'}\n\n"
-            f"next        make pretrain CONFIG=ernie_docs ARGS=objective.entities={self.path / 'export'}"
+            f'next        make pretrain {target} ARGS="{" ".join(given)}"'
         )
+
+
+def _as_yaml(value: Any) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
 
 
 def ranks_table(scores: dict[str, dict[str, dict[str, float]]], graph: Graph) -> str:
