@@ -93,14 +93,14 @@ def _nearest(name: str, candidates: list[str]) -> str | None:
 
 
 def _entity(name: str, definition: Definition) -> Entity:
-    """A class is called by its name if that is no plain word; what is named by a word, as modules and functions often
-    are, by the word and what it is."""
+    """A class is called by its name; modules and functions, whose names often are words in lower case, by the word and
+    what it is."""
     last = name.rpartition(".")[2]
     if not definition.name:
         return Entity(name, f"{last} module", (name,) if "." in name else ())
     if definition.bases == ("def",):
         return Entity(name, f"{last} function", (name,))
-    return Entity(name, last if _CAMEL.fullmatch(last) else f"{last} class", (name,))
+    return Entity(name, last, (name,))
 
 
 def _modules() -> Iterator[tuple[str, list[Definition]]]:

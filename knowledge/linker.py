@@ -3,7 +3,8 @@
 The article of an alias ("the Moon") belongs to a mention only where the label has it, too, or the name without it
 means something else. Where a phrase names several entities, the one with most edges in the graph is meant; where two
 have as many, none is. In cased text a phrase links as the dictionary writes it, in upper case throughout, or with its
-first letter in upper case; a name with capitals does not link to a word without.
+first letter in upper case; a name with capitals does not link to a word without, and a single word with such a capital
+not where a sentence begins, since any word has it there.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Linker:
         while start < len(words):
             most = min(self._longest.get(lower[start], 0), len(words) - start)
             for length in range(most, 0, -1):
+                if start == 0 and length == 1 and self._cased and words[0].istitle():
+                    continue
                 entity = self._entity(lower[start : start + length], words[start : start + length])
                 if entity is not None:
                     yield Mention(start, start + length, entity)

@@ -44,15 +44,16 @@ def linked(graph: Graph, text: str, *, cased: bool = True) -> list[tuple[str, st
 CASES = {
     "the longest phrase": ("In New York, not York.", [("New York", "nyc"), ("York", "york")]),
     "an alias": ("The Big Apple sleeps.", [("Big Apple", "nyc")]),
-    "a name with capitals, and a word": ("Apple sells no apple.", [("Apple", "firm"), ("apple", "apple")]),
+    "a name with capitals, and a word": ("And Apple sells no apple.", [("Apple", "firm"), ("apple", "apple")]),
     "capitals throughout": ("NEW YORK", [("NEW YORK", "nyc")]),
     "a name without its capital": ("the york road", []),
     "a function word": ("It may rain.", []),
     "no article of an alias": ("The Moon and the Moon", [("Moon", "moon"), ("Moon", "moon")]),
     "the article of a label": ("The Times, Times", [("The Times", "times"), ("Times", "times")]),
     "an article that tells names apart": ("The York is in York.", [("The York", "song"), ("York", "york")]),
-    "of two, the one with more edges": ("Bob came.", [("Bob", "bob1")]),
-    "of two with as many, none": ("Ada came.", []),
+    "a capital that any word has there": ("Apple pie. NYC", [("NYC", "nyc")]),
+    "of two, the one with more edges": ("Then Bob came.", [("Bob", "bob1")]),
+    "of two with as many, none": ("Then Ada came.", []),
 }
 
 
