@@ -93,14 +93,14 @@ def _nearest(name: str, candidates: list[str]) -> str | None:
 
 
 def _entity(name: str, definition: Definition) -> Entity:
-    """A class is called by its name; modules and functions, whose names often are words in lower case, by the word and
-    what it is."""
+    """A class is called by its name; what is named in lower case, as modules and functions are, by that name, which
+    often is a word, and what it is."""
     last = name.rpartition(".")[2]
     if not definition.name:
         return Entity(name, f"{last} module", (name,) if "." in name else ())
     if definition.bases == ("def",):
         return Entity(name, f"{last} function", (name,))
-    return Entity(name, last, (name,))
+    return Entity(name, last if last[0].isupper() else f"{last} class", (name,))
 
 
 def _modules() -> Iterator[tuple[str, list[Definition]]]:
