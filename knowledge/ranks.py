@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from knowledge.graph import Graph
 
@@ -52,7 +53,8 @@ def ranks(triples: np.ndarray, known: Known, distances: Distances) -> tuple[np.n
     """Raw and filtered ranks, float64 (2B,) each, from 1: of the tails of ``triples`` (B, 3), then of their heads."""
     raw, filtered = [], []
     for tail in (True, False):
-        for at in range(0, len(triples), _BATCH):
+        side = "tails" if tail else "heads"
+        for at in tqdm(range(0, len(triples), _BATCH), f"ranking {side}", unit=" batches", leave=False, disable=None):
             part = triples[at : at + _BATCH]
             found = distances(torch.from_numpy(part.astype(np.int64)), tail).double()
             right = torch.from_numpy(part[:, 2 if tail else 0].astype(np.int64))[:, None]
