@@ -171,10 +171,8 @@ class Translating(Finetuning):
         if not isinstance(section, ExistingSection):
             path = config.tokenizer.path
             return None if path is None else load_tokenizer(path, "tokenizer.path", role=role)
-        tokenizer, found = (
-            load_tokenizer(section.from_, "model.from", role=role),
-            read_config(section.from_, roles=(role,)),
-        )
+        found = read_config(section.from_, roles=(role,))
+        tokenizer = load_tokenizer(section.from_, "model.from", role=role)
         check_vocabulary(tokenizer, found, section.from_, "model.from")
         check_length(section.from_, found, config.train.phases[0].sequence_length)
         if hasattr(found, "encoder_ffn_dim"):

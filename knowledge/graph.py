@@ -21,7 +21,7 @@ from bertillery.config.section import InputError, Section
 from bertillery.config.types import Share
 from bertillery.data import pydocs
 from bertillery.data.files import distinct
-from bertillery.engine.rng import key
+from bertillery.engine.rng import key, uniform
 from bertillery.run.inputs import Fingerprint, describe_files
 from bertillery.system.files import make_once, sha256
 from bertillery.system.records import read_json
@@ -141,20 +141,6 @@ class Graph:
                 entity, *found = json.loads(line)
                 yield entity, found
 
-    def find(self, names: Sequence[str]) -> np.ndarray:
-        """The numbers of entities by their names, int64; -1 for what is no entity here."""
-        hashes = _mapped(self.path / "hashes.bin", np.uint64, (self.num_entities,))
-        order = _mapped(self.path / "by_hash.bin", np.int32, (self.num_entities,))
-        found = np.full(len(names), -1, np.int64)
-        for number, name in enumerate(names):
-            wanted = _hash(name)
-            at = int(np.searchsorted(hashes, wanted))
-            while at < self.num_entities and hashes[at] == wanted:
-                if self.names[int(order[at])] == name:
-                    found[number] = order[at]
-                at += 1
-        return found
-
 
 @dataclass(frozen=True)
 class Texts:
@@ -270,10 +256,6 @@ def _build(folder: Path, section: GraphSection) -> None:
         raise InputError(f"no triple in {', '.join(section.path)}; a graph has one at least")
     _write_texts(folder / "names", known)
     _write_texts(folder / "labels", [*labels, *list(known)[len(labels) :]])
-    hashes = np.fromiter(map(_hash, known), np.uint64, len(known))
-    order = np.argsort(hashes, kind="stable")
-    hashes[order].tofile(folder / "hashes.bin")
-    order.astype(np.int32).tofile(folder / "by_hash.bin")
     counts = _arrange(folder, raw, len(known), len(relations), 0.0 if section.valid else section.holdout)
     for file in raw.values():
         file.unlink()
@@ -325,9 +307,12 @@ def _arrange(folder: Path, raw: dict[str, Path], entities: int, relations: int, 
 
 def _held_out(triples: np.ndarray, entities: int, share: float) -> np.ndarray:
     """Rows of a share of the triples, in the order of a hash; both ends of each keep another triple."""
-    ranks = key(0, np.arange(len(triples)))
-    wanted = int(share * len(triples))
-    drawn = np.argsort(ranks, kind="stable")[: 4 * wanted]
+    wanted, parts = int(share * len(triples)), []
+    for at in range(0, len(triples), _CHUNK):
+        number = np.arange(at, min(at + _CHUNK, len(triples)))
+        parts.append(number[uniform(0, number) < 4 * share])  # more than are wanted: some ends have no other triple
+    drawn = np.concatenate(parts)
+    drawn = drawn[np.argsort(key(0, drawn), kind="stable")]
     left = np.bincount(triples[:, 0], minlength=entities) + np.bincount(triples[:, 2], minlength=entities)
     found: list[int] = []
     for row in drawn.tolist():
@@ -351,8 +336,7 @@ def _sort(source: Path, target: Path, entities: int) -> None:
     ends = np.cumsum(counts)
     place = ends - counts
     grouped = target.with_suffix(".grouped")
-    np.zeros((len(rows), 3), np.int32).tofile(grouped) if len(rows) else grouped.touch()
-    out = _rows(grouped, "r+")
+    out = _mapped(grouped, np.int32, rows.shape, "w+")
     for at in range(0, len(rows), _CHUNK):
         part = rows[at : at + _CHUNK]
         part = part[np.argsort(part[:, 0], kind="stable")]
@@ -368,7 +352,7 @@ def _sort(source: Path, target: Path, entities: int) -> None:
             new[1:] = (part[1:] != part[:-1]).any(1)
             stream.write(part[new].tobytes())
     del out
-    grouped.unlink()
+    grouped.unlink(missing_ok=True)
 
 
 def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -380,8 +364,8 @@ def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
         low = high
 
 
-def _rows(file: Path, mode: Any = "r") -> np.ndarray:
-    return _mapped(file, np.int32, (file.stat().st_size // 12, 3), mode)
+def _rows(file: Path) -> np.ndarray:
+    return _mapped(file, np.int32, (file.stat().st_size // 12, 3))
 
 
 def _mapped(file: Path, dtype: Any, shape: tuple[int, ...], mode: Any = "r") -> np.ndarray:
@@ -393,10 +377,6 @@ def _write_texts(stem: Path, texts: Iterable[str]) -> None:
     with stem.with_suffix(".txt").open("wb") as stream:
         lengths += [stream.write(text.encode()) for text in texts]
     np.cumsum(np.array(lengths, np.int64)).tofile(stem.with_suffix(".bin"))
-
-
-def _hash(name: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
 
 
 def graph_report(graph: Graph) -> str:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bertillery.config.section import Section
 from bertillery.config.types import Count, Factor, Width
+from bertillery.data.listed import ROW
 from bertillery.engine.batch import PackedBatch, pack
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.objective import Objective, Term
@@ -19,8 +20,6 @@ from bertillery.models.families.transe import TransEConfig, TransEModel
 from knowledge.graph import Graph
 from knowledge.ranks import Known, rank_metrics, ranks
 
-ROW = np.dtype([("index", np.int64), ("length", np.int64), ("key", np.uint64)])
-"""A triple: its number, its three parts, and what its corruptions are keyed by."""
 _BLOCK = 1 << 20
 
 
@@ -57,7 +56,7 @@ class Triples:
         return EpochSize(len(self.triples), 3 * len(self.triples))
 
     def examples(self, epoch: int, block: int) -> np.ndarray:
-        """Rows of ``ROW``."""
+        """Rows of ``ROW``; a triple has the length 3."""
         index = np.arange(block * _BLOCK, min(len(self.triples), (block + 1) * _BLOCK))
         rows = np.zeros(len(index), ROW)
         rows["index"], rows["length"], rows["key"] = index, 3, key(self.seed, epoch, index)
@@ -66,7 +65,7 @@ class Triples:
     def collate(self, rows: np.ndarray) -> PackedBatch:
         """Triples end to end, with rows of entities; targets ``corrupted`` (B, K), other rows, and ``heads`` (B,) bool,
         where these replace the head; count ``triples``."""
-        triples = self.triples[np.sort(rows["index"])][np.argsort(np.argsort(rows["index"]))].astype(np.int64)
+        triples = self.triples[rows["index"]].astype(np.int64)
         heads = uniform(rows["key"], 0) < self._heads[triples[:, 1]]
         others = self._corrupted(triples, heads, rows["key"], 1)
         again = self._true(triples, heads, others)

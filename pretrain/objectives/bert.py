@@ -7,9 +7,11 @@ tokens plus mean cross-entropy of the pair label (0: B follows A, 1: B is random
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+from torch import Tensor
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError
@@ -24,6 +26,7 @@ from pretrain.masking import Masking, MaskingSection
 from pretrain.model import ModelSection, bert_config
 from pretrain.pairs import PairLabel, Tokens, next_sentence_pairs
 
+D = TypeVar("D", bound=DocumentSource)
 LABEL = PairLabel("nsp", "pair_labels", ("IsNext", "NotNext (random)"))
 
 
@@ -38,11 +41,18 @@ class Config(ObjectiveSection):
 
 
 def source(
-    config: Config, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, seed: int
-) -> DocumentSource:
-    """Next-sentence pairs, masked; ``ConfigError`` for a corpus in which every next sentence would be random."""
+    config: Config,
+    tokens: Tokens,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequence_length: int,
+    seed: int,
+    kind: Callable[..., D] = DocumentSource,
+) -> D:
+    """Next-sentence pairs, masked, as a ``kind`` of source; ``ConfigError`` for a corpus in which every next sentence
+    would be random."""
     check_corpus(tokens, remedy="train without it: objective.type=mlm")
-    return DocumentSource(
+    return kind(
         tokens,
         tokenizer,
         seed=seed,
@@ -77,11 +87,15 @@ class Bert(MaskedObjective):
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``nsp`` with their accuracies; the pair head sees the [CLS] rows only."""
-        hidden = encode(self.model, batch.input)
-        # The stock pooler takes position 0 of each row of a batch, so every [CLS] becomes a row of one position.
-        pooled = self.model.bert.pooler(hidden[batch.input.first_rows][:, None])
-        logits = self.model.cls.seq_relationship(pooled).float()
-        return {**masked_lm_terms(self.model.cls.predictions, hidden, batch), **LABEL.terms(logits, batch)}
+        return both_terms(self.model, encode(self.model, batch.input), batch)
+
+
+def both_terms(model: Any, hidden: Tensor, batch: PackedBatch) -> dict[str, Term]:
+    """Those of masked words and of pairs, from hidden states (T, H), of a model with BERT's heads."""
+    # The stock pooler takes position 0 of each row of a batch, so every [CLS] becomes a row of one position.
+    pooled = model.bert.pooler(hidden[batch.input.first_rows][:, None])
+    logits = model.cls.seq_relationship(pooled).float()
+    return {**masked_lm_terms(model.cls.predictions, hidden, batch), **LABEL.terms(logits, batch)}
 
 
 build = Bert

@@ -30,27 +30,22 @@ from bertillery.system.printable import printable
 from knowledge.graph import GraphSection, graph_report, prepare_graph
 from knowledge.linked import Knowledge, embed_config, entity_table, link_corpus
 from knowledge.stage import Embedding
-from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource
-from pretrain.masked_lm import MaskedObjective, masked_lm_terms
-from pretrain.masking import Masking, MaskingSection
+from pretrain.masked_lm import MaskedObjective
 from pretrain.model import ModelSection, packed_config
-from pretrain.objectives.bert import LABEL, check_corpus
-from pretrain.pairs import Tokens, next_sentence_pairs
+from pretrain.objectives import bert
+from pretrain.pairs import Tokens
 
 _ACTION, _OTHER = 301, 302
 """What a draw is for; part of its key."""
 
 
-class Config(ObjectiveSection):
+class Config(bert.Config):
     """Section of this objective."""
 
     family: ClassVar[str] = "ernie_thu"
     starts_from: ClassVar[tuple[str, ...]] = ("bert",)
-    type: Literal["ernie"] = "ernie"
-    masking: MaskingSection = MaskingSection()
-    short_probability: Probability = 0.1
-    """Share of document passes with a random shorter target length."""
+    type: Literal["ernie"] = "ernie"  # pyright: ignore[reportIncompatibleVariableOverride]
     graph: GraphSection = GraphSection()
     """The graph whose entities are linked."""
     entities: str | None = None
@@ -99,25 +94,17 @@ def source(
     knowledge: Knowledge | None = None,
 ) -> LinkedSource:
     """BERT's pairs with their entities; without ``knowledge`` there are none."""
-    check_corpus(tokens, remedy="train without it: objective.type=mlm")
-    return LinkedSource(
-        tokens,
-        tokenizer,
-        seed=seed,
-        draw=partial(next_sentence_pairs, sequence_length=sequence_length, short_probability=config.short_probability),
-        finish=Masking(config.masking, tokenizer, sequence_length),
-        label=LABEL,
-    ).with_entities(config, knowledge, tokens)
+    kind = partial(LinkedSource, config=config, knowledge=knowledge)
+    return bert.source(config, tokens, tokenizer, sequence_length=sequence_length, seed=seed, kind=kind)
 
 
 class LinkedSource(DocumentSource):
     """Examples with a second stream, ``entities``: rows of the table, [CLS] first, whose row is 0."""
 
-    def with_entities(self, config: Config, knowledge: Knowledge | None, tokens: Any) -> LinkedSource:
-        """The same source, with the entities of a corpus."""
+    def __init__(self, tokens: Any, *more: Any, config: Config, knowledge: Knowledge | None, **others: Any) -> None:
+        super().__init__(tokens, *more, **others)
         self._config, self._knowledge = config, knowledge
         self._rows = None if knowledge is None else knowledge.rows(tokens)
-        return self
 
     def collate(self, rows: np.ndarray) -> PackedBatch:
         """The batch of BERT with the stream ``entities``; targets ``entity_rows`` (R,), where these lie in ``input``,
@@ -191,7 +178,7 @@ def _candidates(true: np.ndarray, of: np.ndarray, number: int) -> tuple[np.ndarr
 class Ernie(MaskedObjective):
     """The three tasks on one ``ErnieThuForPreTraining``."""
 
-    label = LABEL
+    label = bert.LABEL
 
     def __init__(
         self,
@@ -230,9 +217,7 @@ class Ernie(MaskedObjective):
             inputs |= {"entity_ids": entities.ids[None], "entity_layout": entities.layout}
             inputs["entity_rows"] = batch.targets["entity_rows"]
         hidden = self.model.bert(**inputs).last_hidden_state[0]
-        pooled = self.model.bert.pooler(hidden[batch.input.first_rows][:, None])
-        logits = self.model.cls.seq_relationship(pooled).float()
-        terms = {**masked_lm_terms(self.model.cls.predictions, hidden, batch), **LABEL.terms(logits, batch)}
+        terms = bert.both_terms(self.model, hidden, batch)
         if not self.config.dea:
             return terms
         found = self.model.entity_logits(hidden[batch.targets["dea_positions"]], batch.targets["dea_candidates"])

@@ -43,7 +43,7 @@ def tiny(**settings: Any) -> Any:
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     vectors = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
     vectors[0] = 0
-    model.bert.set_table(vectors, [f"e{row}" for row in range(1, 9)])
+    model.bert.set_table(vectors, ["a\u2028b\n", *(f"e{row}" for row in range(2, 9))])
     return model
 
 

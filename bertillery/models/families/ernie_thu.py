@@ -12,6 +12,7 @@ the entities' part is left out; the bias with which they are projected stays, an
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -50,8 +51,8 @@ from bertillery.models.encoders import Family
 LayerType = Literal["sim", "mix", "norm"]
 TABLE = "entities.safetensors"
 """The file with the entities' vectors, beside the weights."""
-NAMES = "entities.txt"
-"""Their names, one a line, from row 1 on."""
+NAMES = "entities.json"
+"""Their names, a list, from row 1 on."""
 
 
 def default_layers(number: int) -> list[str]:
@@ -223,7 +224,7 @@ class _WithTable:
         model = found[0] if isinstance(found, tuple) else found
         folder = Path(name, kwargs.get("subfolder") or "")
         if (folder / TABLE).is_file():
-            names = (folder / NAMES).read_text(encoding="utf-8").splitlines()
+            names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
             model.base_model.set_table(load_file(folder / TABLE)["vectors"], names)
         return found
 
@@ -233,7 +234,7 @@ class _WithTable:
         base: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         if len(base.table) > 1:
             save_file({"vectors": base.table.detach().cpu().contiguous()}, Path(folder, TABLE))
-            Path(folder, NAMES).write_text("".join(f"{each}\n" for each in base.names), encoding="utf-8")
+            Path(folder, NAMES).write_text(json.dumps(base.names, ensure_ascii=False), encoding="utf-8")
 
 
 class ErnieThuModel(_WithTable, BertModel):
