@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -37,10 +36,9 @@ from bertillery.engine.batch import Stream
 from bertillery.engine.layout import CrossLayout
 from bertillery.models.attention import padded_buckets
 from bertillery.models.encoders import Family
+from bertillery.models.recurrence import Cell, Recurrence, TimeMajor, reversed_rows, time_major
 
-Cell = Literal["rnn", "lstm", "gru"]
 Score = Literal["none", "dot", "general", "concat", "additive"]
-_CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class RnnSeq2SeqConfig(PreTrainedConfig):
@@ -138,78 +136,6 @@ class DecoderState(NamedTuple):
     """None without attention."""
 
 
-class _TimeMajor(NamedTuple):
-    """Rows of a flat batch in the order of a ``PackedSequence``: all first tokens, all second ones; the longest
-    sequence is the first at every step."""
-
-    rows: Tensor
-    """(T,) flat row of each row here."""
-    places: Tensor
-    """(T,) the inverse."""
-    sizes: Tensor
-    """Sequences that have a token, for each step; on the host."""
-    order: Tensor
-    """(N,) the sequences, longest first."""
-    rank: Tensor
-    """(N,) the inverse."""
-
-    def packed(self, flat: Tensor) -> PackedSequence:
-        return PackedSequence(flat[self.rows], self.sizes, self.order, self.rank)
-
-    def steps(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return flat[self.rows].split(self.sizes.tolist())
-
-
-def _time_major(lengths: np.ndarray, device: torch.device) -> _TimeMajor:
-    order = np.argsort(-lengths, kind="stable")
-    steps = np.arange(lengths.max())[:, None]
-    alive = steps < lengths[order]
-    rows = ((np.cumsum(lengths) - lengths)[order] + steps)[alive]
-    arrays = rows, np.argsort(rows), order, np.argsort(order)
-    rows, places, order, rank = (torch.from_numpy(array).to(device) for array in arrays)
-    return _TimeMajor(rows, places, torch.from_numpy(alive.sum(1)), order, rank)
-
-
-def reversed_rows(ids: Tensor, offsets: Tensor, eos: int | None) -> Tensor:
-    """Rows (T,) of a flat batch, of ``ids`` (T,), in which each sequence runs backwards, but for an end-of-sequence
-    token that closes it. Taken twice they are the original ones."""
-    lengths = offsets.diff()
-    begins, ends = offsets[:-1], offsets[1:] - torch.eq(ids[offsets[1:] - 1], -1 if eos is None else eos).long()
-    begins, ends = (each.repeat_interleave(lengths, output_size=len(ids)) for each in (begins, ends))
-    rows = torch.arange(len(ids), device=ids.device)
-    return torch.where(rows < ends, begins + ends - 1 - rows, rows)
-
-
-class _Recurrence(nn.Module):
-    """Layers of cells, which run in the precision of their weights: rounding a state to 16 bits at each step would
-    lose what a step adds, and CPUs have no LSTM of mixed precision."""
-
-    def __init__(self, config: RnnSeq2SeqConfig, input_size: int, hidden_size: int, *, bidirectional: bool) -> None:
-        super().__init__()
-        self.cells = _CELLS[config.cell](
-            input_size,
-            hidden_size,
-            config.num_hidden_layers,
-            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
-            bidirectional=bidirectional,
-        )
-
-    def forward(self, inputs: Any, state: Tensor | None = None) -> tuple[Any, Tensor]:
-        """States of the top layer for inputs (T, N, ...) or a ``PackedSequence``; and the last ones (N, P, L, ...) of
-        all layers, both directions end to end. It starts from ``state`` (N, P, L, H), or from 0."""
-        dtype = self.cells.weight_ih_l0.dtype
-        first = None
-        if state is not None:
-            first = state.to(dtype).permute(1, 2, 0, 3).contiguous().unbind()
-            first = first[0] if len(first) == 1 else first
-        with torch.autocast(self.cells.weight_ih_l0.device.type, enabled=False):
-            outputs, last = self.cells(inputs.to(dtype), first)
-        parts: Any = last if isinstance(last, tuple) else (last,)
-        last = torch.stack(parts)  # (P, L x directions, N, width)
-        directions = 1 + self.cells.bidirectional
-        return outputs, last.unflatten(1, (-1, directions)).permute(3, 0, 1, 2, 4).flatten(3)
-
-
 class RnnEncoder(nn.Module):
     """The shared embeddings, the encoder, and the bridge from its last states to the decoder's first ones."""
 
@@ -220,7 +146,7 @@ class RnnEncoder(nn.Module):
         self.reverse, self.eos = config.reverse_source, config.eos_token_id
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.recurrence = _Recurrence(
+        self.recurrence = Recurrence(
             config, config.embedding_size, config.encoder_hidden_size, bidirectional=config.bidirectional
         )
         parts = 2 if config.cell == "lstm" else 1
@@ -243,7 +169,7 @@ class RnnEncoder(nn.Module):
             offsets = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths)))).to(ids.device)
             rows = reversed_rows(ids, offsets, self.eos)
             inputs = inputs[rows]
-        order = _time_major(lengths, ids.device)
+        order = time_major(lengths, ids.device)
         outputs, last = self.recurrence(order.packed(inputs))
         states = outputs.data[order.places]
         start = [bridge(part).tanh() for bridge, part in zip(self.bridges, last.unbind(1), strict=True)]
@@ -302,7 +228,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = RnnEncoder(config)
         inputs = config.embedding_size + config.hidden_size * config.input_feeding
-        self.recurrence = _Recurrence(config, inputs, config.hidden_size, bidirectional=False)
+        self.recurrence = Recurrence(config, inputs, config.hidden_size, bidirectional=False)
         if config.attention != "none":
             self.attention = RnnAttention(config)
             self.combine = nn.Linear(config.memory_size + config.hidden_size, config.hidden_size, bias=False)
@@ -351,7 +277,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         lengths, source_lengths = target.lengths, source.lengths
         states, start = self.encoder.encode(source.ids, source_lengths)
-        order = _time_major(lengths, target.ids.device)
+        order = time_major(lengths, target.ids.device)
         if forced is None and not self.config.input_feeding:
             vectors = self._in_one_go(target, order, states, start, cross_layout)
         else:
@@ -365,7 +291,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _in_one_go(
         self,
         target: Stream,
-        order: _TimeMajor,
+        order: TimeMajor,
         memory: Tensor,
         start: Tensor,
         cross_layout: CrossLayout,
@@ -453,7 +379,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ConfigError("this model has no attention (attention none in its config.json), and no alignment")
         lengths, source_lengths = target.lengths, source.lengths
         states, start = self.encoder.encode(source.ids, source_lengths)
-        order = _time_major(lengths, target.ids.device)
+        order = time_major(lengths, target.ids.device)
         state = _sentences(self._first(start, self._memory(states, source_lengths)), order.order)
         _, weights = self._in_steps(order.steps(target.ids), state)
         rows = torch.cat([weight for weight in weights if weight is not None])[order.places].float().cpu().numpy()
