@@ -106,6 +106,7 @@ def test_examples_that_do_not_fit_are_left_out_and_counted(causal: CausalModel, 
     items = items_of(write_rows(tmp_path))
     outcome = evaluate(causal, items, 11, 1)
     assert outcome.fewer == 12
+    assert not causal.tokenizer.deprecation_warnings, "transformers warned that a text is too long"
     fitted = []
     for number, item in enumerate(items.items):
         drawn = draw_shots(items, number, 11, 1)
