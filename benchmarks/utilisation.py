@@ -2,8 +2,8 @@
 
 Tokens a second of whole trainings (loader, masks, loop, optimizer), as the stages run them, over the sizes of BERT and
 ELECTRA-Small, and which share that is of what large matrix products reach on the device in bfloat16. Beside it the
-conventional step in the same precision, with as many tokens in a batch, padded. It takes the GPU where there is one; on a CPU
-give fewer tokens and steps. Where a training waits for data, the loader is what was measured; more workers help.
+conventional step in the same precision, with as many tokens in a batch, padded. It takes the GPU where there is one; on
+a CPU give fewer tokens and steps. Where a training waits for data, the loader is what was measured; more workers help.
 """
 
 from __future__ import annotations
