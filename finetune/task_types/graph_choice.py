@@ -30,7 +30,7 @@ from bertillery.run.inputs import Fingerprint, model_inputs
 from finetune.splits import Split
 from finetune.task_types import choice
 from finetune.task_types.base import Predicted
-from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph
+from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
 from knowledge.paths import PathFinder
 from knowledge.schema import SchemaTable, prepare_schema
 from knowledge.vectors import drawn_vectors, read_vectors
@@ -163,14 +163,7 @@ class Type(choice.Type):
     @cached_property
     def graph_section(self) -> GraphSection:
         """The graph, its files found from ``task.root``."""
-        given, root = self.section.graph, self.section.root.expanduser()
-
-        def found(paths: list[str]) -> list[str]:
-            return [path if path == "python-docs" else str(root / Path(path).expanduser()) for path in paths]
-
-        entities = given.entities and root / given.entities.expanduser()
-        changes = {name: found(getattr(given, name)) for name in ("path", "valid", "test")}
-        return given.model_copy(update={**changes, "entities": entities})
+        return within(self.section.graph, self.section.root)
 
     @cached_property
     def graph(self) -> Graph:
