@@ -66,9 +66,9 @@ class TranslationObjective(Objective):
             plain, smoothed = smoothed_losses(logits, targets, epsilon, others=others)
             return smoothed.sum(), plain.detach().sum(), (logits.detach().argmax(-1) == targets).sum()
 
-        targets, config = batch.targets["next_ids"], self.model.config
+        targets, (size, _) = batch.targets["next_ids"], self._output.shape
         loss, plain, right = in_chunks(
-            sums, states, targets, parameters=self.model.parameters(), width=config.vocab_size, most=LOGITS
+            sums, states, targets, parameters=self.model.parameters(), width=size, most=LOGITS
         )
         return {
             "translation": Term(loss, "target_tokens", title="smoothed loss (nats per token)"),
@@ -100,6 +100,11 @@ class TranslationObjective(Objective):
             row[: len(best.ids)] = torch.tensor(best.ids, dtype=torch.float32)
         return terms, ids
 
+    @property
+    def _output(self) -> Tensor:
+        """Weights (V, E) of the vocabulary projection."""
+        return self.model.get_output_embeddings().weight
+
     def exported(self) -> PreTrainedModel:
         """The model."""
         return self.model
@@ -108,7 +113,7 @@ class TranslationObjective(Objective):
         """Three times the forward pass: every matrix on each token that it reads, the vocabulary projection, and the
         attention of a Transformer."""
         source, target = batch.streams["source"], batch.streams["target"]
-        total = 2.0 * target.num_tokens * self.model.config.vocab_size * self.model.get_input_embeddings().embedding_dim
+        total = 2.0 * target.num_tokens * self._output.numel()
         for name, parameter in self.model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name and "shared" not in name:
                 of_source = "encoder." in name or "encoder_attn.k_proj" in name or "encoder_attn.v_proj" in name

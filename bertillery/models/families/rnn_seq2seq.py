@@ -1,7 +1,8 @@
 """A recurrent encoder-decoder with attention: the models of Sutskever et al. 2014 (arXiv 1409.3215), Bahdanau et al.
 2015 (arXiv 1409.0473) and Luong et al. 2015 (arXiv 1508.04025).
 
-Source, target and output share one table of embeddings. The form is Luong's: the decoder's state looks for its context
+Source, target and output share one table of embeddings, or target and output where the target has a vocabulary of its
+own. The form is Luong's: the decoder's state looks for its context
 after it has read a token, and both make the *attentional vector* tanh(W [context; state]), from which the next token is
 predicted. A decoder without attention predicts from its state.
 
@@ -54,6 +55,10 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     )
 
     vocab_size: int = 8000
+    share_encoder_decoder_embeddings: bool = True
+    """Whether source and target have one vocabulary; the name is Marian's, like the next one."""
+    decoder_vocab_size: int | None = None
+    """Of the target; ``vocab_size`` where not given."""
     embedding_size: int = 256
     hidden_size: int = 512
     """Of the decoder's state, H."""
@@ -84,6 +89,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        self.decoder_vocab_size = self.decoder_vocab_size or self.vocab_size
         problems = [
             f"{name}: given {given!r}, one of {', '.join(get_args(allowed))} is allowed"
             for name, given, allowed in (("cell", self.cell, Cell), ("attention", self.attention, Score))
@@ -137,7 +143,7 @@ class DecoderState(NamedTuple):
 
 
 class RnnEncoder(nn.Module):
-    """The shared embeddings, the encoder, and the bridge from its last states to the decoder's first ones."""
+    """The embeddings of the source, the encoder, and the bridge from its last states to the decoder's first ones."""
 
     main_input_name = "input_ids"
 
@@ -152,10 +158,6 @@ class RnnEncoder(nn.Module):
         parts = 2 if config.cell == "lstm" else 1
         self.bridges = nn.ModuleList(nn.Linear(config.memory_size, config.hidden_size) for _ in range(parts))
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """(..., E), with dropout."""
-        return self.dropout(self.embeddings(ids))
-
     def encode(self, ids: Tensor, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """States (S, D) of a flat batch of ``ids`` (S,), and the decoder's first state (N, P, L, H).
 
@@ -164,7 +166,7 @@ class RnnEncoder(nn.Module):
         """
         if lengths.min() < 1:
             raise InputError(f"source {lengths.argmin()} of the batch has no token; leave empty sources out")
-        inputs, rows = self.embed(ids), None
+        inputs, rows = self.dropout(self.embeddings(ids)), None
         if self.reverse:
             offsets = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths)))).to(ids.device)
             rows = reversed_rows(ids, offsets, self.eos)
@@ -234,7 +236,10 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.combine = nn.Linear(config.memory_size + config.hidden_size, config.hidden_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.projection = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
-        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        if not config.share_encoder_decoder_embeddings:
+            self.target_embeddings = nn.Embedding(config.decoder_vocab_size, config.embedding_size)
+            self._tied_weights_keys = {"lm_head.weight": "target_embeddings.weight"}
+        self.lm_head = nn.Linear(config.embedding_size, config.decoder_vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -243,7 +248,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             initialization.uniform_(parameter, -bound, bound)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table that source, target and output share."""
+        """The table of the source, which target and output share unless they have their own."""
         return self.encoder.embeddings
 
     def set_input_embeddings(self, value: Any) -> None:
@@ -253,6 +258,11 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The output layer."""
         return self.lm_head
+
+    def embed_target(self, ids: Tensor) -> Tensor:
+        """(..., E), with dropout."""
+        shared = self.config.share_encoder_decoder_embeddings
+        return self.dropout((self.encoder.embeddings if shared else self.target_embeddings)(ids))
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """What ``generate`` encodes a source with."""
@@ -297,7 +307,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cross_layout: CrossLayout,
     ) -> Tensor:
         """Attentional vectors (T, H); attention is computed in padded buckets of ``memory`` (S, D)."""
-        outputs, _ = self.recurrence(order.packed(self.encoder.embed(target.ids)), start)
+        outputs, _ = self.recurrence(order.packed(self.embed_target(target.ids)), start)
         hidden = outputs.data[order.places]
         if self.config.attention == "none":
             return self.dropout(hidden)
@@ -330,7 +340,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 with torch.no_grad():
                     own = self.vocabulary_logits(self.projection(vectors[-1][: len(ids)][sampled[step]])).argmax(-1)
                 ids = ids.masked_scatter(sampled[step], own)
-            vector, weight, state = self._step(self.encoder.embed(ids)[:, None], state)
+            vector, weight, state = self._step(self.embed_target(ids)[:, None], state)
             vectors.append(vector[:, 0])
             weights.append(None if weight is None else weight[:, 0])
         return vectors, weights
@@ -398,7 +408,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ConfigError(f"a language model has no source to attend to; given attention {self.config.attention}")
         state = None
         for piece in ids.split(steps, 1):
-            inputs = self.encoder.embed(piece).transpose(0, 1)
+            inputs = self.embed_target(piece).transpose(0, 1)
             hidden, state = self.recurrence(inputs, None if state is None else state.detach())
             yield self.projection(self.dropout(hidden.transpose(0, 1)))
 
@@ -413,7 +423,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def step(self, state: DecoderState, tokens: Tensor) -> tuple[Tensor, DecoderState]:
         """Log-probabilities (N, k, V) of the next tokens in float32, after each hypothesis has read its one of
         ``tokens`` (N, k); and the state after it."""
-        vectors, _, state = self._step(self.encoder.embed(tokens), state)
+        vectors, _, state = self._step(self.embed_target(tokens), state)
         return self.vocabulary_logits(self.projection(vectors)).float().log_softmax(-1), state
 
     def select(self, state: DecoderState, sentences: Tensor, beams: Tensor) -> DecoderState:
@@ -460,7 +470,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             found, of_steps = self._in_steps(ids.unbind(1), self._first(start, memory))
             vectors, weights = torch.stack(found, 1), torch.stack([w for w in of_steps if w is not None], 1)
         else:
-            hidden = self.recurrence(self.encoder.embed(ids).transpose(0, 1), start)[0].transpose(0, 1)
+            hidden = self.recurrence(self.embed_target(ids).transpose(0, 1), start)[0].transpose(0, 1)
             before = torch.cat([start[:, :1, -1].to(hidden.dtype), hidden[:, :-1]], 1)
             vectors, weights = self._attend(hidden, before, memory)
         logits = self.vocabulary_logits(self.projection(vectors))
