@@ -121,7 +121,7 @@ class TranslationConfig(FinetuneConfig):
         if self.tokenizer.separate:
             self.model.check_separate()
         if isinstance(self.model, TransformerSection):
-            self.objective.check_forcing()
+            self.objective.check_transformer()
         if self.run.sharding != "none":
             raise ValueError(f"run.sharding: given {self.run.sharding!r}; decoding needs whole weights: give none")
         return self
@@ -184,7 +184,7 @@ class Translating(Finetuning):
         check_vocabularies(tokenizer, self._translation.target_tokenizer, found, section.from_, "model.from")
         check_length(section.from_, found, config.train.phases[0].sequence_length)
         if hasattr(found, "encoder_ffn_dim"):
-            config.objective.check_forcing()
+            config.objective.check_transformer()
         return tokenizer
 
     @property
@@ -284,7 +284,7 @@ class Translating(Finetuning):
         if self.config.train.average > 1:
             self._average(objective)
         objective.decoding = self.decode  # evaluations in training are greedy
-        _set_generation(objective.exported(), self.decode)
+        self.decode.write_to(objective.exported().generation_config)
         results = super().result(trainer, ended)
         return results and results | {"perplexity": self._perplexities(), "decode": self.config.decode.model_dump()}
 
@@ -344,14 +344,3 @@ class Translating(Finetuning):
         """Translate something."""
         text = self.task.split(self.config.task.validation[0]).texts[0][0] if hasattr(self, "task") else "..."
         return f"make translate MODEL={self.path / 'export'} TEXT={printable(text)[:80]!r}"
-
-
-def _set_generation(model: Any, section: DecodeSection) -> None:
-    """Let the stock ``generate`` of the export search as this run did."""
-    config = model.generation_config
-    config._from_model_config = False
-    config.num_beams, config.max_new_tokens = section.beam, section.max_length
-    if section.beam > 1:
-        config.early_stopping = {"exact": "never", "heuristic": False, "first": True}[section.stop]
-        if section.normalization == "length":
-            config.length_penalty = section.length_penalty

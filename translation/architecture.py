@@ -48,7 +48,9 @@ class ModelSection(Section):
             values = {key: value for key, value in values.items() if key != "from"}
         return handler(values) if chosen is cls else chosen.model_validate(values)
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """The model with the packed attention, drawn from torch's global generator; ``target`` is a vocabulary of the
         target's own."""
         raise NotImplementedError
@@ -115,7 +117,9 @@ class TransformerSection(ModelSection):
                 "target share their embeddings; give norm=post, or one vocabulary for both"
             )
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """``MarianMTModel``, or with ``norm: pre`` ``PegasusForConditionalGeneration``."""
         settings: dict[str, Any] = {
             **vocabulary_sizes(tokenizer, target),
@@ -171,7 +175,9 @@ class RnnSection(ModelSection):
     initializer_range: Epsilon = 0.08
     """Weights are drawn uniformly from -range to range."""
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """A model of ours, which ``import bertillery`` registers with the Auto classes."""
         config = RnnSeq2SeqConfig(**vocabulary_sizes(tokenizer, target), **self._settings, **ends(tokenizer))
         return RnnSeq2SeqForConditionalGeneration(config)
@@ -194,7 +200,9 @@ class ExistingSection(ModelSection):
     dropout: Dropout | None = None
     """Dropout instead of the model's own."""
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """With the weights of the directory."""
         return load_encoder_decoder(self.from_, {} if self.dropout is None else {"dropout": self.dropout})
 

@@ -59,6 +59,10 @@ class TranslationModel:
                 )
         return sources
 
+    def search_settings(self, given: DecodeSection) -> DecodeSection:
+        """The keys that were given, over the model's own settings, with which its run searched."""
+        return given.over(self.model.generation_config)
+
     def translate(
         self, texts: Sequence[str], section: DecodeSection, *, n_best: int = 1, batch_tokens: int = 4096
     ) -> list[list[tuple[str, Hypothesis]]]:

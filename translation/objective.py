@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, Section
-from bertillery.config.types import Share
+from bertillery.config.types import Count, Share
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.chunks import LOGITS, in_chunks
@@ -29,9 +29,17 @@ class ObjectiveSection(Section):
     smoothing: Literal["all", "others"] = "all"
     """Where it goes: to all tokens alike, as in torch, or to the V - 1 others, as in Tensor2Tensor and fairseq."""
     teacher_forcing: TeacherForcingSection = TeacherForcingSection()
+    truncate: Count | None = None
+    """The state of a recurrent decoder goes on after so many target tokens, but no gradient flows back beyond:
+    truncated back-propagation through time, for long targets. null: through the whole target."""
 
-    def check_forcing(self) -> None:
-        """``ConfigError`` where a Transformer would be fed its own tokens."""
+    def check_transformer(self) -> None:
+        """``ConfigError`` where a Transformer would be fed its own tokens, or its gradient cut."""
+        if self.truncate is not None:
+            raise ConfigError(
+                f"objective.truncate: given {self.truncate}; a Transformer has no state from which gradients flow "
+                "through time; leave the key out, or take a model with architecture: rnn"
+            )
         if not self.teacher_forcing.always:
             raise ConfigError(
                 "objective.teacher_forcing: a Transformer computes all target positions at once and is always fed the "
@@ -57,7 +65,11 @@ class TranslationObjective(Objective):
         model = encoder_decoder(self.model)
         assert batch.cross_layout is not None
         states = model.decoder_states(
-            batch.streams["source"], batch.streams["target"], batch.cross_layout, batch.targets.get("forced")
+            batch.streams["source"],
+            batch.streams["target"],
+            batch.cross_layout,
+            batch.targets.get("forced"),
+            self.section.truncate,
         )
         epsilon, others = self.section.label_smoothing, self.section.smoothing == "others"
 

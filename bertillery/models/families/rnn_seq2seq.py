@@ -58,7 +58,7 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     share_encoder_decoder_embeddings: bool = True
     """Whether source and target have one vocabulary; the name is Marian's, like the next one."""
     decoder_vocab_size: int | None = None
-    """Of the target; ``vocab_size`` where not given."""
+    """Of the target, if the two do not share theirs."""
     embedding_size: int = 256
     hidden_size: int = 512
     """Of the decoder's state, H."""
@@ -89,7 +89,6 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.decoder_vocab_size = self.decoder_vocab_size or self.vocab_size
         problems = [
             f"{name}: given {given!r}, one of {', '.join(get_args(allowed))} is allowed"
             for name, given, allowed in (("cell", self.cell, Cell), ("attention", self.attention, Score))
@@ -236,10 +235,12 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.combine = nn.Linear(config.memory_size + config.hidden_size, config.hidden_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.projection = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
+        size = config.vocab_size
         if not config.share_encoder_decoder_embeddings:
-            self.target_embeddings = nn.Embedding(config.decoder_vocab_size, config.embedding_size)
+            size = config.decoder_vocab_size or size
+            self.target_embeddings = nn.Embedding(size, config.embedding_size)
             self._tied_weights_keys = {"lm_head.weight": "target_embeddings.weight"}
-        self.lm_head = nn.Linear(config.embedding_size, config.decoder_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.embedding_size, size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -275,7 +276,12 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Training, on packed batches
 
     def decoder_states(
-        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
+        self,
+        source: Stream,
+        target: Stream,
+        cross_layout: CrossLayout,
+        forced: Tensor | None = None,
+        truncate: int | None = None,
     ) -> Tensor:
         """States (T, E) just before the vocabulary logits, for every token of ``target``, the decoder's input, which
         attends to ``source`` by ``cross_layout``.
@@ -284,17 +290,20 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         probable itself, through which no gradient flows (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099). The
         first token of a sequence is always read. None means everywhere, and is computed in one go unless attentional
         vectors are fed.
+
+        With ``truncate`` the decoder's state goes on after every so many tokens, but no gradient flows back beyond:
+        back-propagation through time is truncated (Williams and Peng 1990). The source's states keep theirs.
         """
         lengths, source_lengths = target.lengths, source.lengths
         states, start = self.encoder.encode(source.ids, source_lengths)
         order = time_major(lengths, target.ids.device)
         if forced is None and not self.config.input_feeding:
-            vectors = self._in_one_go(target, order, states, start, cross_layout)
+            vectors = self._in_one_go(target, order, states, start, cross_layout, truncate)
         else:
             state = self._first(start, self._memory(states, source_lengths))
             state = _sentences(state, order.order)
             sampled = None if forced is None else [~each for each in order.steps(forced)]
-            found, _ = self._in_steps(order.steps(target.ids), state, sampled)
+            found, _ = self._in_steps(order.steps(target.ids), state, sampled, truncate)
             vectors = torch.cat(found)[order.places]
         return self.projection(vectors)
 
@@ -305,15 +314,23 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         memory: Tensor,
         start: Tensor,
         cross_layout: CrossLayout,
+        truncate: int | None,
     ) -> Tensor:
         """Attentional vectors (T, H); attention is computed in padded buckets of ``memory`` (S, D)."""
-        outputs, _ = self.recurrence(order.packed(self.embed_target(target.ids)), start)
-        hidden = outputs.data[order.places]
+        inputs = self.embed_target(target.ids)
+        if truncate is None:
+            states = self.recurrence(order.packed(inputs), start)[0].data
+        else:
+            states = torch.cat([*self.recurrence.pieces(order, inputs, start, truncate)])
+        hidden = states[order.places]
         if self.config.attention == "none":
             return self.dropout(hidden)
         queries = hidden
         if self.config.attention == "additive":
             queries = hidden.roll(1, 0).index_copy(0, target.first_rows, start[:, 0, -1].to(hidden.dtype))
+            if truncate is not None:
+                cut = (target.positions % truncate == 0) & (target.positions > 0)
+                queries = torch.where(cut[:, None], queries.detach(), queries)
         of_queries, of_keys = cross_layout.queries, cross_layout.keys
         keys = padded_buckets(self.attention.keys(memory), of_keys)
         buckets = zip(padded_buckets(queries, of_queries), keys, padded_buckets(memory, of_keys), strict=True)
@@ -324,18 +341,25 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self._attentional(torch.cat(contexts)[of_queries.scatter], hidden)
 
     def _in_steps(
-        self, tokens: Sequence[Tensor], state: DecoderState, sampled: Sequence[Tensor] | None = None
+        self,
+        tokens: Sequence[Tensor],
+        state: DecoderState,
+        sampled: Sequence[Tensor] | None = None,
+        truncate: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Attentional vectors (n, H) and attention weights (n, S) of each step.
 
         ``tokens`` (n,) of a step belong to the first n sentences, which are no more than in the step before; where
-        ``sampled`` (n,), the decoder reads its own most probable token.
+        ``sampled`` (n,), the decoder reads its own most probable token. No gradient flows from one group of
+        ``truncate`` steps to the one before it.
         """
         vectors: list[Tensor] = []
         weights: list[Tensor | None] = []
         for step, ids in enumerate(tokens):
             if len(ids) < len(state.recurrent):  # each slice costs a copy in the backward pass
                 state = _sentences(state, slice(len(ids)))
+            if step and truncate is not None and step % truncate == 0:
+                state = state._replace(recurrent=state.recurrent.detach(), attentional=state.attentional.detach())
             if step and sampled is not None:
                 with torch.no_grad():
                     own = self.vocabulary_logits(self.projection(vectors[-1][: len(ids)][sampled[step]])).argmax(-1)
