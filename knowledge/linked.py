@@ -25,7 +25,7 @@ from knowledge.linker import Linker
 from knowledge.stage import EmbedConfig
 from knowledge.vectors import read_vectors
 
-_VERSION = 1
+_VERSION = 2
 """Part of the folder's name; raise it when linking changes."""
 
 
