@@ -2,10 +2,10 @@
 
 The article of an alias ("the Moon") belongs to a mention only where the label has it, too, or the name without it
 means something else. In text without capitals a word alone is a mention only by a label: most names that are one
-common word are aliases, such as "others" of a film. Where a phrase names several entities, the one with most edges in the graph is meant; where two
-have as many, none is. In cased text a phrase links as the dictionary writes it, in upper case throughout, or with its
-first letter in upper case; a name with capitals does not link to a word without, and a single word with such a capital
-not where a sentence begins, since any word has it there.
+common word are aliases, such as "others" of a film. Where a phrase names several entities, the one with most edges in
+the graph is meant; where two have as many, none is. In cased text a phrase links as the dictionary writes it, in upper
+case throughout, or with its first letter in upper case; a name with capitals does not link to a word without, and a
+single word with such a capital not where a sentence begins, since any word has it there.
 """
 
 from __future__ import annotations
