@@ -259,6 +259,7 @@ class Finetuning(Stage):
             self.directory.export,
             card=card,
             auxiliary_models=objective.auxiliary_models(),
+            tokenizers=self.task_type.tokenizers(),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,

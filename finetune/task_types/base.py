@@ -7,7 +7,7 @@ Legend: N examples of a split, M rows of outputs of some examples, K outputs of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +166,10 @@ class TaskType(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Entries of the model's configuration that follow from the task."""
+
+    def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]:
+        """Further tokenizers of an export, by the folders that they are in."""
+        return {}
 
     def head_fits(self, config: PreTrainedConfig) -> bool:
         """Whether the head that comes with a model of this configuration is for this task type and its labels. A
