@@ -105,6 +105,16 @@ def test_places_are_marked_and_entities_lie_at_the_first_tokens(tmp_path: Path) 
     assert vocabulary_size(tokenizer) == 66
 
 
+def test_types_above_one_half_hold_of_the_marked_mention(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "mention": row["head"], "links": row["links"], "label": ["a"]} for row in ROWS]
+    kind, task = task_of(tmp_path, rows, type="entity_typing", metrics="micro_f1")
+    assert task.split("train").texts[0] == ["[ENT] w1 [ENT] w2w3 w4 w5", "w7 w8 [ENT] w10 [ENT]", "[ENT] w11 [ENT] w13"]
+    assert kind.best(np.array([[0.5, 0.51], [0.9, 0.1]])).tolist() == [[0, 1], [1, 0]]
+    model: Any = load(kind.model_class, ernie(tmp_path / "ernie"), **kind.settings())[0]
+    assert model.classifier.bias.shape == (2,)
+    assert logits_of(kind, task, tmp_path / "ernie").shape == (3, 2)
+
+
 def test_markers_may_be_pieces_of_the_vocabulary(tmp_path: Path) -> None:
     """As in the released code, which has # and $."""
     kind, task = task_of(tmp_path, markers=["w20", "w22"])
