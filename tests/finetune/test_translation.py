@@ -261,9 +261,6 @@ BAD: dict[str, tuple[list[str], str]] = {
         "train.average: given 3",
     ),
     "sampling for a Transformer": (["objective.teacher_forcing.k=0.5"], "always fed the reference"),
-    "a gradient cut in a Transformer": (["objective.truncate=5"], "objective.truncate: given 5"),
-    "two vocabularies where embeddings are shared": (["tokenizer.separate=true", "model.norm=pre"], "give norm=post"),
-    "a vocabulary that is there, and others": (["tokenizer.separate=true", "tokenizer.path=x"], "leave this key out"),
     "a missing language": (["task.label=cc"], "end with .aa and .cc"),
     "a vocabulary that the text does not support": (["tokenizer.vocab_size=5000"], "supports"),
 }
