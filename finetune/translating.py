@@ -208,7 +208,7 @@ class Translating(Finetuning):
             raise InputError(f"{config.task.name}: the split train has no column {config.task.label!r} to learn from")
         sides = {config.task.text[0]: [*train.texts[0]], config.task.label: [*train.labels]}
         if tokenizer is None and config.tokenizer.separate:
-            tokenizer, target = (train_vocabulary(texts, config.tokenizer) for texts in sides.values())
+            tokenizer, target = (self._trained(language, texts) for language, texts in sides.items())
             self._translation.set_target_tokenizer(target)
         elif tokenizer is None:
             tokenizer = train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
@@ -219,6 +219,13 @@ class Translating(Finetuning):
         if target := self._translation.target_tokenizer:
             self.pin(lambda: {"target tokenizer": tokenizer_input(target)["tokenizer"]})
         return tokenizer
+
+    def _trained(self, language: str, texts: list[str]) -> Any:
+        """A vocabulary of one side."""
+        try:
+            return train_vocabulary(texts, self.config.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (that is {language}; tokenizer.separate trains one for each side)") from None
 
     def _examples(self, name: str, training: bool = False) -> Any:
         """The same, with the schedule of teacher forcing in training."""
