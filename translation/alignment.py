@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,65 @@ from bertillery.models.seq2seq import encoder_decoder
 from bertillery.report.plot import figure, plain, save
 from translation.examples import TranslationExamples
 
-_PAIRS = 4
+_SHOWN = 4
+_TITLE, _PANEL = "attention of each target piece to the source", (4.4, 4.4)
 
 
-@torch.no_grad()
 def draw_alignments(model: PreTrainedModel, examples: TranslationExamples, path: Path) -> Path | None:
     """Draw the weights of the first pairs, with references as targets: a row for each pair, and in it for each layer,
     the last one first, the mean over its heads. None for a model without attention."""
-    if getattr(model.config, "attention", "") == "none":
+    pairs = _pairs(model, examples)
+    if not pairs:
         return None
-    rows = examples.examples(0, 0)[:_PAIRS]
-    batch = examples.collate(rows)
-    weights = encoder_decoder(model).alignments(batch.streams["source"], batch.streams["target"])
-    tokenizer, layers = examples.tokenizer, len(weights[0])
-    axes = figure(len(rows) * layers, "attention of each target piece to the source", columns=layers, panel=(4.4, 4.4))
-    for row, (index, each) in enumerate(zip(rows["index"], weights, strict=True)):
-        sides = [side.take(np.array([index]))[0] for side in (examples.source, examples.target)]
-        source, target = ([plain(_shown(tokenizer, piece)) for piece in ids] for ids in sides)
-        for layer in range(layers):
-            axis = axes[row * layers + layer]
-            axis.imshow(each[layers - 1 - layer].mean(0), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-            axis.set_xticks(range(len(source)), source, rotation=90, fontsize=6)
-            axis.set_yticks(range(len(target)), target, fontsize=6)
-            axis.set_title(f"layer {layers - layer}" if layers > 1 else "", fontsize=8)
+    layers = len(pairs[0].weights)
+    axes = figure(len(pairs) * layers, _TITLE, columns=layers, panel=_PANEL)
+    for row, pair in enumerate(pairs):
+        pair.draw(axes[row * layers : (row + 1) * layers])
     save(axes, path)
     return path
+
+
+def draw_each(model: PreTrainedModel, examples: TranslationExamples, folder: Path) -> dict[int, Path]:
+    """A picture for each of these pairs, by the number of the example; none for a model without attention."""
+    drawn = {}
+    for pair in _pairs(model, examples):
+        axes = figure(len(pair.weights), _TITLE, panel=_PANEL)
+        pair.draw(axes)
+        drawn[pair.index] = folder / f"{pair.index}.png"
+        save(axes, drawn[pair.index])
+    return drawn
+
+
+@dataclass(frozen=True)
+class _Pair:
+    index: int
+    weights: Sequence[np.ndarray]
+    """Of each layer (heads, target pieces, source pieces)."""
+    source: list[str]
+    target: list[str]
+
+    def draw(self, axes: Sequence[Any]) -> None:
+        """In an axis for each layer, the last layer first."""
+        for axis, (layer, weights) in zip(axes, reversed([*enumerate(self.weights, 1)]), strict=True):
+            axis.imshow(weights.mean(0), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            axis.set_xticks(range(len(self.source)), self.source, rotation=90, fontsize=6)
+            axis.set_yticks(range(len(self.target)), self.target, fontsize=6)
+            axis.set_title(f"layer {layer}" if len(self.weights) > 1 else "", fontsize=8)
+
+
+@torch.no_grad()
+def _pairs(model: PreTrainedModel, examples: TranslationExamples) -> list[_Pair]:
+    """The first pairs with the weights of a model's attention; none without attention."""
+    if getattr(model.config, "attention", "") == "none":
+        return []
+    rows = examples.examples(0, 0)[:_SHOWN]
+    batch, tokenizer, found = examples.collate(rows), examples.tokenizer, []
+    weights = encoder_decoder(model).alignments(batch.streams["source"], batch.streams["target"])
+    for index, each in zip(rows["index"].tolist(), weights, strict=True):
+        sides = [side.take(np.array([index]))[0] for side in (examples.source, examples.target)]
+        source, target = ([plain(_shown(tokenizer, piece)) for piece in ids] for ids in sides)
+        found.append(_Pair(index, each, source, target))
+    return found
 
 
 def _shown(tokenizer: Any, piece: int) -> str:

@@ -78,6 +78,7 @@ def prepare(stage: Any) -> dict[str, Any]:
     path = section.entities or str(Embedding(embed_config(section.graph, config)).path / "export")
     vectors = entity_table(path, graph)
     stage.pin(lambda: {"graph": graph.fingerprint, **model_fingerprints(entities=path)})
+    stage.model_paths["entities"] = path
     with main_process_first(stage.accelerator):
         found = link_corpus(stage.corpus, graph, vectors, config.run.data_dir)
     stage.say(f"{graph_report(graph)}\n{found.describe()}")
