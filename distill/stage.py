@@ -49,7 +49,7 @@ from pretrain.samples import fill_masks
 class TaskAgnostic(Stage):
     """A run of task-agnostic distillation."""
 
-    folder = "distill"
+    folder = job = "distill"
     makes = "student"
     config: TaskAgnosticConfig | TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -197,7 +197,7 @@ class TaskAgnostic(Stage):
 class TaskSpecific(Finetuning):
     """A run of task-specific distillation: fine-tuning with a teacher."""
 
-    folder = "distill"
+    folder = job = "distill"
     makes = "student"
     config: TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 

@@ -62,7 +62,7 @@ class TaskResults(Results):
 class Finetuning(Stage):
     """One fine-tuning run."""
 
-    folder = "finetune"
+    folder = job = "finetune"
     makes = "fine-tuned"
     axis = "examples"
     config: FinetuneConfig

@@ -162,6 +162,8 @@ class Translating(Finetuning):
 
     config: TranslationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    job = "translate"
+
     def models(self) -> dict[str, Fingerprint]:
         """Of the model that is trained further, if there is one."""
         section = self.config.model

@@ -96,7 +96,7 @@ def load_config(arguments: Sequence[str]) -> EmbedConfig:
 class Embedding(Stage):
     """One training of TransE."""
 
-    folder = "embed"
+    folder = job = "embed"
     makes = "vectors"
     axis = "examples"
     config: EmbedConfig

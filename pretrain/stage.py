@@ -36,7 +36,7 @@ def stages(config: PretrainConfig) -> list[Stage]:
 class Pretraining(Stage):
     """One pretraining run."""
 
-    folder = "pretrain"
+    folder = job = "pretrain"
     makes = "pretrained"
     config: PretrainConfig
 

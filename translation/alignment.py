@@ -47,8 +47,8 @@ def draw_each(model: PreTrainedModel, examples: TranslationExamples, folder: Pat
 @dataclass(frozen=True)
 class _Pair:
     index: int
-    weights: Sequence[np.ndarray]
-    """Of each layer (heads, target pieces, source pieces)."""
+    weights: np.ndarray
+    """(layers, heads, target pieces, source pieces)."""
     source: list[str]
     target: list[str]
 

@@ -114,9 +114,11 @@ class Stage(ABC):
     """
 
     folder: ClassVar[str]
-    """Folder of the stage's runs, below ``run.dir``; what the stage is called where runs are listed."""
+    """Folder of the stage's runs, below ``run.dir``."""
+    job: ClassVar[str]
+    """What the stage is called where runs are listed."""
     makes: ClassVar[str]
-    """What the exported model is called there: ``pretrained``, ``fine-tuned``, ``student``."""
+    """What its models are called there: ``pretrained``, ``fine-tuned``, ``student``."""
     axis: ClassVar[Literal["tokens", "examples"]] = "tokens"
     """What curves of such runs are compared over."""
     results_schema: ClassVar[type[Results]] = Results
@@ -183,7 +185,7 @@ class Stage(ABC):
         task, model = self.subject
         precision = self.accelerator.mixed_precision.replace("no", "fp32")
         tags = dict.fromkeys([self.makes, task, model, self.accelerator.device.type, precision])
-        return Listing(self.name, f"{task}/{model}", self.folder, tuple(tags), self.axis)
+        return Listing(self.name, f"{task}/{model}", self.job, tuple(tags), self.axis)
 
     def results(self) -> dict[str, Any]:
         """Results of the finished run; ``InputError`` if they are damaged or another stage's."""

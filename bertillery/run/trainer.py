@@ -307,6 +307,8 @@ class Trainer:
 
     def _evaluate(self, tracker: Tracker, progress: Progress, meter: Meter) -> None:
         values = self.held_out.evaluate(self.accelerator, self.objective)
+        if not self.held_out.shown:
+            self.held_out.look_at(self.accelerator, self.objective)
         self.evaluations[self.step] = values
         tracker.define({f"{HELD_OUT}{name}": better for name, better in self.held_out.better().items()})
         named = {f"{HELD_OUT}{name}": value for name, value in values.items()}
