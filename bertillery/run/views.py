@@ -236,14 +236,13 @@ class TrackioView(View):
         self.table("confusion", rows, step)
 
     def _send(self, found: Any, aliases: list[str], *, used: bool) -> None:
-        """What another run made is used, not made again."""
+        """What another run made is used, not made again; it is known by an alias that is its fingerprint."""
+        version = found.metadata["sha256"][:16]
         if used:
-            with suppress(ValueError):  # there is none of this name
-                known = self.module.Api().artifact(f"{self.project}/{found.name}")
-                if known.metadata == found.metadata:
-                    self.run.use_artifact(known)
-                    return
-        logged = self.run.log_artifact(found, aliases=aliases)
+            with suppress(ValueError):  # nobody has made it
+                self.run.use_artifact(f"{found.name}:{version}")
+                return
+        logged = self.run.log_artifact(found, aliases=[*aliases, version])
         if used:
             self.run.use_artifact(logged)
 
@@ -256,7 +255,7 @@ class TrackioView(View):
     def finish(self, exit_code: int, *, preempted: bool) -> None:
         """Write what is left."""
         with redirect_stdout(io.StringIO()):
-            self.run.finish()
+            self.module.finish()
 
 
 def wandb_mode(wanted: Literal["auto", "online", "offline"]) -> Mode:

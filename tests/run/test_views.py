@@ -161,7 +161,7 @@ for job, used in (("pretrain", False), ("finetune", True)):
         section = TrackingSection(to="trackio", project="kept")
         tracker = Tracker(section, run, listing=listing, config={"x": {"y": 1}}, is_main=True, resume_step=resumed)
         assert tracker.mode == "offline"
-        artifact = Artifact("m", "model", Fingerprint("ab", "1 file"), references={"model.bin": model}, alias="made")
+        artifact = Artifact("m", "model", Fingerprint("ab" * 32, "1 file"), references={"model.bin": model}, alias="made")
         if used:
             tracker.used([artifact])
         else:
