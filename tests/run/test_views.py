@@ -161,7 +161,8 @@ for job, used in (("pretrain", False), ("finetune", True)):
         section = TrackingSection(to="trackio", project="kept")
         tracker = Tracker(section, run, listing=listing, config={"x": {"y": 1}}, is_main=True, resume_step=resumed)
         assert tracker.mode == "offline"
-        artifact = Artifact("m", "model", Fingerprint("ab" * 32, "1 file"), references={"model.bin": model}, alias="made")
+        fingerprint = Fingerprint("ab" * 32, "1 file")
+        artifact = Artifact("m", "model", fingerprint, references={"model.bin": model}, alias="made")
         if used:
             tracker.used([artifact])
         else:
@@ -187,12 +188,13 @@ def test_trackio_keeps_runs_on_this_machine(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout) == (0, ""), told.stderr
     assert "does not show" not in told.stderr
     assert "failed" not in told.stderr
-    asked = (
-        "import trackio, json\napi = trackio.Api()\n"
-        + """
-print(json.dumps({run.name: sorted({key for row in run.history() for key in row}) for run in api.runs("kept")}))
+    asked = """
+import json, trackio
+from trackio.sqlite_storage import SQLiteStorage
+names = [run.name for run in trackio.Api().runs("kept")]
+rows = {name: SQLiteStorage.get_logs("kept", name) for name in names}
+print(json.dumps({name: sorted({key for row in found for key in row}) for name, found in rows.items()}))
 """
-    )
     found = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
     runs = json.loads(found.stdout.splitlines()[-1])
     assert runs.keys() == {"a (pretrain)", "a (finetune)"}, "a resumed run is one run"
