@@ -234,7 +234,7 @@ dashboard: .venv/.installed ## workspaces in W&B for pretraining, fine-tuning, d
 
 # trackio asks for an older Pillow than was tested, and for that alone.
 .PHONY: trackio
-trackio: .venv/.installed ## install trackio, whose web page needs no account, for ARGS=tracking.to=trackio
+trackio: .venv/.installed ## install trackio, whose web page needs no account (tracking.to=trackio)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c <(grep -v '^pillow=' constraints.txt) -e '.[trackio]'
 
 .PHONY: bench

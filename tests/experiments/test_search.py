@@ -291,7 +291,6 @@ def test_the_sweep_is_one_that_an_agent_can_start(folder: Path, tmp_path: Path, 
     said = said_in(tmp_path)
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/python").symlink_to(program)
-    filled["interpreter"] = ["python"]
     command[command.index(str(program))] = "no such interpreter"
     assert said_in(folder) == said, "the project's own interpreter, where there is one"
     assert said[:2] == ["-m", "finetune"]
