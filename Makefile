@@ -16,6 +16,7 @@ TRIALS ?= 20
 SHOTS ?= 0,1,4
 DATA ?=
 ARGS ?=
+RUN ?=
 PROCESSES ?= 1
 GPUS ?= 0
 MACHINES ?= 1
@@ -54,6 +55,8 @@ TAKES_probes := MODEL ARGS
 TAKES_translate := MODEL TEXT ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
+TAKES_watch := RUN ARGS
+TAKES_dashboard := ARGS
 TAKES_bench := ARGS
 TAKES_test := ARGS
 TAKEN := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))) HUB PYTHON
@@ -220,6 +223,19 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 .PHONY: onnx
 onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.onnx) ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
 	@$(BIN)/python -m deploy.onnx $(call quoted,model=$(MODEL)) $(ARGS)
+
+.PHONY: watch
+watch: .venv/.installed ## a run on this machine in the terminal, without an account: RUN; ARGS=to=trackio
+	@$(BIN)/python -m experiments.watch $(if $(RUN),$(call quoted,run=$(RUN))) $(ARGS)
+
+.PHONY: dashboard
+dashboard: .venv/.installed ## workspaces in W&B for pretraining, fine-tuning, distillation, translation
+	@$(BIN)/python -m experiments.dashboard $(ARGS)
+
+# trackio asks for an older Pillow than was tested, and for that alone.
+.PHONY: trackio
+trackio: .venv/.installed ## install trackio, whose web page needs no account (tracking.to=trackio)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c <(grep -v '^pillow=' constraints.txt) -e '.[trackio]'
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against stock transformers; ARGS="workloads=[glue] threads=[1]"

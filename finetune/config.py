@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
@@ -22,6 +21,7 @@ from bertillery.config.section import (
 from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs, Weight
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
+from bertillery.run.lineage import model_name
 from bertillery.run.stage import StageConfig
 from finetune.recipe import choose_recipe, known_recipe, recipe_values
 from finetune.task import TaskSection, run_of
@@ -167,12 +167,3 @@ def check_task(values: dict[str, Any], sources: dict[str, str]) -> None:
             f"{sources[loose[0]]}: {', '.join(loose)} describe a task and belong into the section task: write `task:` "
             "above them and indent them"
         )
-
-
-def model_name(start: str) -> str:
-    """What a model is called: the run of an export directory (and the task, if it is of a fine-tuning run), or the last
-    part of a path or id."""
-    parts = [part for part in Path(start).parts if part not in ("export", "/", ".", "..")]
-    if len(parts) > 2 and parts[-1].startswith("seed-"):
-        return f"{parts[-2]}+{parts[-3]}"
-    return parts[-1] if parts else "model"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -172,6 +172,12 @@ class Scored(HeldOut):
     def score(self, values: dict[str, float]) -> float:
         """The deciding metric on the first validation split."""
         return values[self._best_by]
+
+    def better(self) -> dict[str, Literal["lower", "higher"]]:
+        """The same, and of the metrics, of all splits, the higher ones."""
+        prefixes = ["" if source is self._source else f"{name}/" for name, source, _ in self._splits]
+        names = [f"{prefix}{metric}" for prefix in prefixes for metric in self._task_type.section.metrics]
+        return super().better() | dict.fromkeys(names, "higher")
 
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -91,6 +92,29 @@ def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: in
             told.append(printable(f"  {right}, off by {distances[i]:.2f} with {wrong}: {' | '.join(texts)[:160]}"))
     write_tsv(path, lines)
     return "\n".join(told)
+
+
+ROWS = 64
+"""Examples in a table of a tracker."""
+
+
+def table_rows(predicted: Predicted, kind: TaskType, distances: np.ndarray, which: np.ndarray) -> list[dict[str, Any]]:
+    """Texts, label, prediction and its numbers, such as probabilities, of the examples ``which`` (R,), for a table.
+
+    ``distances`` (N,) are the errors of all examples.
+    """
+    split, (names, numbers) = predicted.split, kind.columns(predicted)
+    return [
+        {
+            "id": str(split.index[i]),
+            **{n: kind.format_text(column[i]) for n, column in zip(kind.text_names(), split.texts, strict=True)},
+            "expected": kind.format_label(predicted.labels[i]),
+            "predicted": kind.format_prediction(predicted.predictions[i]),
+            "error": float(distances[i]),
+            **{name: float(value) for name, value in zip(names, numbers[i], strict=True)},
+        }
+        for i in which.tolist()
+    ]
 
 
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}

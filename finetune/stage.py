@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
@@ -19,6 +21,7 @@ from bertillery.report.plot import plot_curves
 from bertillery.run.command import make_command
 from bertillery.run.directory import FINISHED_REMEDY
 from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.lineage import model_name
 from bertillery.run.stage import Parts, Results, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
@@ -29,11 +32,13 @@ from finetune.examples import Examples
 from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
 from finetune.report import (
+    ROWS,
     hardest_examples,
     model_card,
     panels,
     results_table,
     show_example,
+    table_rows,
     write_predictions,
 )
 from finetune.sources import glue_dir_from_environment
@@ -57,7 +62,9 @@ class TaskResults(Results):
 class Finetuning(Stage):
     """One fine-tuning run."""
 
-    folder = "finetune"
+    folder = job = "finetune"
+    makes = "fine-tuned"
+    axis = "examples"
     config: FinetuneConfig
     results_schema = TaskResults
 
@@ -69,8 +76,10 @@ class Finetuning(Stage):
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
+        self.model_paths.setdefault("starting weights", getattr(config.model, "from_", None))
         self.pin(self.models)
         self.task_type = task_type_of(section)
+        self.baselines: dict[str, dict[str, float]] = {}
         if getattr(config.model, "add_orders", False):
             self.task_type.add_orders()
         self.task_type.data_dir = config.run.data_dir
@@ -211,6 +220,13 @@ class Finetuning(Stage):
         sizes = {name: split.num_examples for name, split in self.task.splits.items()}
         return {"data": {"where": self.task.where, "examples": sizes}}
 
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The task, and the model: what runs of other seeds share."""
+        path = Path(self.name)
+        model = path.parts[1] if len(path.parts) > 2 else model_name(self.config.model.from_)
+        return self.config.task.name, model
+
     def banner(self, trainer: Trainer) -> str:
         """Model, recipe and one example."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
@@ -279,18 +295,41 @@ class Finetuning(Stage):
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
             results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")
-        scores = results["scores"].items()
-        tracker.summary({f"{split}/{name}": value for split, found in scores for name, value in found.items()})
+        self.baselines = results["baselines"][section.validation[0]]
         pictures = []
         with beside(f"the picture {self.path / 'curves.png'}"):
-            baselines = results["baselines"][section.validation[0]]
-            shown = panels(section.metrics, baselines)
-            plot_curves(self.directory.metrics_file, shown, self.path / "curves.png", self.name)
+            self.draw(trainer)
             pictures.append(self.path / "curves.png")
         with beside(f"pictures of the predictions in {self.path}"):
             pictures += self.task_type.draw(first, self.path)
         for picture in pictures:
             tracker.image(picture.stem, picture, ended.step)
+        with beside("what a tracker shows of the predictions"):
+            if tracker.shows:
+                self._show_predictions(tracker, ended.step, results)
+
+    def draw(self, trainer: Trainer) -> None:
+        """The loss and the metrics."""
+        shown = panels(self.config.task.metrics, self.baselines)
+        plot_curves(self.directory.metrics_file, shown, self.path / "curves.png", self.name)
+
+    def _show_predictions(self, tracker: Tracker, step: int, results: dict[str, Any]) -> None:
+        """Scores, and of the first validation split: predictions, the hardest examples, errors, confused classes."""
+        kind, split = self.task_type, self.config.task.validation[0]
+        first, scores = self.predicted[split], results["scores"]
+        found = {f"result/{name}/{metric}": value for name, each in scores.items() for metric, value in each.items()}
+        for name, each in self.baselines.items():
+            found |= {f"baseline/{split}/{metric}/{name}": value for metric, value in each.items()}
+        # Sweeps ask for a number with a name of one part.
+        tracker.summary({**found, "score": scores[split][self.config.task.metrics[0]]}, step)
+        distances = kind.distances(first)
+        hardest = np.argsort(-distances, kind="stable")[:ROWS]
+        for name, which in (("predictions", np.arange(min(ROWS, len(distances)))), ("hardest_examples", hardest)):
+            tracker.table(name, table_rows(first, kind, distances, which), step)
+        tracker.histogram("errors", distances.tolist(), step)
+        if kind.classes:
+            labels, predictions = first.labels.tolist(), first.predictions.tolist()
+            tracker.confusion(labels, predictions, kind.section.labels, step)
 
     def _card(self, results: dict[str, Any]) -> str:
         table = "\n\n".join(filter(None, (results["table"], self.task_type.usage)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -22,7 +24,7 @@ from bertillery.run.trainer import Fit, Trainer
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig, FinetuneOptimSection, FinetunePhase, FinetuneTrainSection, model_name
 from finetune.stage import Finetuning, check_length
-from translation.alignment import draw_alignments
+from translation.alignment import draw_alignments, draw_each
 from translation.architecture import ExistingSection, ModelSection, RnnSection, TransformerSection
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.scores import length_ratio, looks_tokenized, signatures
@@ -167,6 +169,8 @@ class Translating(Finetuning):
     """One run of a translation model."""
 
     config: TranslationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    job = "translate"
 
     def models(self) -> dict[str, Fingerprint]:
         """Of the model that is trained further, if there is one."""
@@ -346,6 +350,24 @@ class Translating(Finetuning):
             examples: Any = self.validation[name]
             for path in draw_alignments(objective.exported(), examples, self.path):
                 tracker.image(path.stem, path, ended.step)
+            if tracker.shows:
+                self._show_attention(tracker, objective.exported(), ended.step)
+
+    def _show_attention(self, tracker: Tracker, model: Any, step: int) -> None:
+        """A table of some translations, each with its picture."""
+        name, kind = self.config.task.validation[0], self.task_type
+        found, examples = self.predicted[name], self.validation[name]
+        with TemporaryDirectory() as folder:
+            rows = [
+                {
+                    "source": kind.format_text(found.split.texts[0][index]),
+                    "reference": kind.format_label(found.labels[index]),
+                    "translation": kind.format_prediction(found.predictions[index]),
+                    "attention": picture,
+                }
+                for index, picture in draw_each(model, examples, Path(folder)).items()  # pyright: ignore
+            ]
+            tracker.table("translations", rows, step)
 
     def next_command(self, results: dict[str, Any]) -> str:
         """Translate something."""

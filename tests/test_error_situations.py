@@ -66,6 +66,8 @@ COMMANDS = {
     "beams": "translation.beams",
     "lengths": "translation.lengths",
     "curves": "experiments.curves",
+    "watch": "experiments.watch",
+    "dashboard": "experiments.dashboard",
     "compare": "deploy.compare",
     "onnx": "deploy.onnx",
     "generate": "prompting.generate",

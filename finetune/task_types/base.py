@@ -82,6 +82,8 @@ class TaskType(ABC):
     """Whether predictions are written by id, so that two examples of a split cannot share one."""
     reads_causal: ClassVar[bool] = False
     """Whether a causal model can learn it, from the state behind the whole text."""
+    classes: ClassVar[bool] = False
+    """Whether labels and predictions are numbers of classes, of which one can be taken for another."""
     spaced: ClassVar[bool] = False
     """Whether words are tokenized with a space before each."""
     reads_text_alone: bool = True

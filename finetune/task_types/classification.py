@@ -56,6 +56,7 @@ class Type(VectorType):
 
     objective_class = Objective
     problem = "single_label_classification"
+    classes = True
 
     def best(self, outputs: np.ndarray) -> np.ndarray:
         """The most probable label, int64 (N,)."""
