@@ -180,6 +180,6 @@ class Scored(HeldOut):
             assert examples.labels is not None
             outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=self.micro_batch_tokens)
             predictions = self._task_type.decide(outputs, examples, rows["index"])
-            values = means | self._task_type.scores(predictions, examples.labels[rows["index"]])
+            values = means | self._task_type.scores(predictions, examples.labels[rows["index"]], outputs)
             found |= {key if examples is self._source else f"{name}/{key}": value for key, value in values.items()}
         return found

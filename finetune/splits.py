@@ -36,7 +36,7 @@ class Split:
     index: np.ndarray
     """Id of each example ``(N,)``: what its column holds, as it is written there, or the row's number from 0."""
     left_out: int = 0
-    """Incomplete rows that are not among the examples."""
+    """Incomplete rows that are not among the examples; among unlabelled ones they are, without their text."""
 
     @property
     def num_examples(self) -> int:
@@ -103,6 +103,20 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     return Task(section, splits, missing, source.where)
 
 
+def read_unlabelled(section: TaskSection, table: Table, name: str) -> tuple[Split | None, list[str]]:
+    """The rows of a table as a split to be predicted, whose labels and ids are not looked at; None where it has no
+    usable row. Then what is wrong with the other rows, for :func:`unusable`."""
+    reader = _SplitReader(section, Source(name, lambda _: [], {}, section.values), name, labelled=False)
+    reader.read(table)
+    return reader.split() if reader.index else None, reader.problems
+
+
+def unusable(section: TaskSection, problems: Sequence[str], num_rows: int) -> InputError:
+    """The error for rows that cannot be predicted."""
+    remedy = "task.incomplete=skip takes a text that is missing for an empty one"
+    return InputError(f"{_listing(section.name, problems, num_rows)}\n{remedy}")
+
+
 def row_inputs(task: Task) -> dict[str, Fingerprint]:
     """Fingerprints of the rows of all splits, by the names under which a run pins them."""
     return {f"{name} rows": split.fingerprint() for name, split in task.splits.items()}
@@ -156,9 +170,11 @@ def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
 class _SplitReader:
     """Gathers the rows of one split's tables."""
 
-    def __init__(self, section: TaskSection, source: Source, name: str) -> None:
+    def __init__(self, section: TaskSection, source: Source, name: str, *, labelled: bool = True) -> None:
         self.section, self.source, self.name, self.task_type = section, source, name, task_type_of(section)
-        self.is_test = name in section.test
+        self.labelled = labelled
+        """Whether labels and ids are read."""
+        self.is_test = name in section.test or not labelled
         self.skippable = False
         """Whether there is a problem that ``task.incomplete=skip`` would not have."""
         self.texts: list[tuple[Any, ...]] = []
@@ -174,7 +190,7 @@ class _SplitReader:
         task_type, section = self.task_type, self.section
         texts = {name: self._column(table, name, setting) for name, setting in task_type.text_columns().items()}
         label = self._called(section.label)
-        labels = task_type.label_cells(self.source, table, label)
+        labels = task_type.label_cells(self.source, table, label) if self.labelled else None
         if labels is None and not self.is_test:
             self._column(table, section.label, f"task.label={section.label}{task_type.label_hint}")
         if labels is not None and self.is_test and all(map(unlabelled, labels)):
@@ -204,7 +220,8 @@ class _SplitReader:
         self.num_unlabelled += labels is None
 
     def _ids(self, table: Table) -> list[Any] | None:
-        return table.columns.get(self._called(self.section.index)) if self.section.index else None
+        given = self.section.index if self.labelled else None
+        return table.columns.get(self._called(given)) if given else None
 
     def _place(self, table: Table, row: int) -> str:
         """Where a row is, and its id where it has one."""
@@ -257,7 +274,7 @@ class _SplitReader:
             )
         if self.num_unlabelled and self.labels:
             raise InputError(f"{section.name} {self.name}: some of its files have labels and some have none")
-        if self.left_out:
+        if self.left_out and self.labelled:
             kept = "kept, without the text" if self.is_test else "left out"
             logger.warning(
                 "%s %s: %d of %d rows %s, the first is %s",
@@ -269,5 +286,5 @@ class _SplitReader:
                 "a submission is in the official order"
             )
         labels = None if self.num_unlabelled else self.task_type.label_array(self.labels)
-        left_out = 0 if self.is_test else len(self.left_out)
+        left_out = 0 if self.is_test and self.labelled else len(self.left_out)
         return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, objects(self.index), left_out)

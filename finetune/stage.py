@@ -28,11 +28,13 @@ from finetune.config import FinetuneConfig
 from finetune.examples import Examples
 from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
+from finetune.record import FILE, Record
 from finetune.report import (
     hardest_examples,
     model_card,
     panels,
     results_table,
+    scored,
     show_example,
     write_predictions,
 )
@@ -237,12 +239,7 @@ class Finetuning(Stage):
             return {}
         section = self.config.task
         chosen = self.task_type.choose(predicted[section.validation[0]])
-        values, warnings = {}, {}
-        for name in self.scored():
-            predictions, labels = predicted[name].predictions, predicted[name].labels
-            values[name] = self.task_type.scores(predictions, labels)
-            warning = self.task_type.warning(predictions, labels)
-            warnings |= {name: warning} if warning else {}
+        values, warnings = scored(self.task_type, {name: predicted[name] for name in self.scored()})
         results = {
             "steps": ended.step,
             "scores": values,
@@ -260,6 +257,7 @@ class Finetuning(Stage):
             self.directory.export,
             card=card,
             auxiliary_models=objective.auxiliary_models(),
+            beside={FILE: Record.of(self.config.model_dump(mode="json"), chosen).text()},
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,
@@ -274,8 +272,11 @@ class Finetuning(Stage):
         for name in results["scores"]:
             with beside(f"baselines of {name}"):
                 results["baselines"][name] = self.task_type.baselines(self.task, name)
-        with beside(f"the card {card}"):
+        with beside("the table"):
             results["table"] = self.table(results)
+        with beside("the scores of each class"):
+            results["classes"] = markdown_table(self.task_type.class_report(first) or [[]])
+        with beside(f"the card {card}"):
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
             results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")

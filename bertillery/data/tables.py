@@ -81,7 +81,7 @@ def read_tables(path: Path, *, header: Sequence[str], needed: Sequence[str], mos
     return (suffix == ".json" and _read_squad(path, most)) or _read_json(path, most)
 
 
-def _parts(rows: Iterable[T], most: Part | None, size: Callable[[T], int]) -> Iterator[list[T]]:
+def parts(rows: Iterable[T], most: Part | None, size: Callable[[T], int]) -> Iterator[list[T]]:
     """The rows in lists within ``most``, the only one empty where there are none; ``size`` is a row's in characters."""
     part: list[T] = []
     held, first = 0, True
@@ -110,7 +110,7 @@ def _from_rows(
         names, found = list(header), [start]
     if len(set(names)) < len(names):
         raise InputError(f"{path}: two columns of the same name in the first line: {', '.join(map(repr, names))}")
-    for part in _parts(chain(found, rows), most, lambda row: sum(map(len, row[1]))):
+    for part in parts(chain(found, rows), most, lambda row: sum(map(len, row[1]))):
         columns: dict[str, list[Any]] = {name: [] for name in names}
         lines, incomplete = [], {}
         for at, (number, row) in enumerate(part):
@@ -125,7 +125,7 @@ def _from_rows(
 def _read_json(path: Path, most: Part | None) -> Iterator[Table]:
     names: dict[str, None] = {}
     lines = files.read_lines(path, files.Decoder())
-    for part in _parts(files.json_objects(path, lines), most, lambda row: _characters(row[1])):
+    for part in parts(files.json_objects(path, lines), most, lambda row: _characters(row[1])):
         names |= dict.fromkeys(name for _, row in part for name in row)
         yield _from_objects(path, [row for _, row in part], [number for number, _ in part], names)
 
@@ -181,10 +181,10 @@ def _read_squad(path: Path, most: Part | None) -> Iterator[Table] | None:
     if not rows:
         raise InputError(f"{path}: no questions in it")
     names = dict.fromkeys(name for row in rows for name in row)
-    parts = _parts(enumerate(rows, 1), most, lambda row: _characters(row[1]))
+    found = parts(enumerate(rows, 1), most, lambda row: _characters(row[1]))
     return (
         _from_objects(path, [row for _, row in part], [number for number, _ in part], names, counted="question")
-        for part in parts
+        for part in found
     )
 
 
@@ -227,7 +227,7 @@ def _read_conll(path: Path, header: Sequence[str], most: Part | None) -> Iterato
             break
     names = list(header) or [TOKENS, *(f"column {i}" for i in range(2, len(first))), TAGS][: len(first)]
     sentences = _sentences(path, chain(before, numbered), len(names))
-    for part in _parts(sentences, most, lambda sentence: sum(map(len, sentence[1][0]))):
+    for part in parts(sentences, most, lambda sentence: sum(map(len, sentence[1][0]))):
         if not part:
             raise InputError(f"{path}: empty file")
         columns = {name: [row[i] for _, row in part] for i, name in enumerate(names)}
@@ -276,7 +276,7 @@ def _read_parquet(path: Path, most: Part | None) -> Iterator[Table]:
         schema = file.schema_arrow
         features = _features(path, (schema.metadata or {}).get(b"huggingface", b"{}"))
         within = most and Part(-(-most.rows // files.BATCH), most.characters)  # batches, not rows
-        for part in _parts(files.parquet_batches(path, file), within, lambda batch: batch[1].nbytes):
+        for part in parts(files.parquet_batches(path, file), within, lambda batch: batch[1].nbytes):
             first, table = part[0][0] if part else 1, pa.Table.from_batches([batch for _, batch in part], schema)
             yield from_arrow(str(path), table, features, first)
 

@@ -26,6 +26,7 @@ def export_model(
     card: str,
     auxiliary_models: Mapping[str, PreTrainedModel] | None = None,
     carried: Mapping[str, nn.Module] | None = None,
+    beside: Mapping[str, str] | None = None,
     max_length: int | None = None,
     texts_only: bool = False,
     spaced: bool = False,
@@ -33,9 +34,10 @@ def export_model(
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
     ``auxiliary_models`` are written whole, with the tokenizer, to folders of their names within it; the tensors of what
-    is ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads. The folder appears only after
-    everything was read back, models by their own classes without a warning, and every tensor was found equal bit by
-    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
+    is ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads; texts ``beside`` them to
+    files of their names. The folder appears only after everything was read back, models by their own classes without a
+    warning, and every tensor was found equal bit by bit; ``RuntimeError`` otherwise. The attention function used in
+    training is no part of what is saved.
 
     The tokenizer beside each model gives stock code the sequences of training
     (:func:`bertillery.models.frame.exported_tokenizer`,
@@ -52,13 +54,13 @@ def export_model(
             with writing(partial / name):
                 each.save_pretrained(partial / name)
                 options = {"max_length": max_length, "texts_only": texts_only, "spaced": spaced}
-                beside = exported_tokenizer(tokenizer, each.config, **options)
-                beside.save_pretrained(partial / name)
+                exported_tokenizer(tokenizer, each.config, **options).save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
         for name, part in (carried or {}).items():
             with writing(partial / f"{name}.safetensors"):
                 problems += _write_tensors(part, partial / f"{name}.safetensors")
-        write_text(partial / "README.md", card)
+        for name, text in {**(beside or {}), "README.md": card}.items():
+            write_text(partial / name, text)
     if problems or warnings:
         listing = "\n".join(f"  - {problem}" for problem in [*problems, *warnings])
         raise RuntimeError(f"what was read back from {partial} is not what was to be exported:\n{listing}")

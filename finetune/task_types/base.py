@@ -7,7 +7,7 @@ Legend: N examples of a split, M rows of outputs of some examples, K outputs of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,17 @@ from transformers import (
 
 from bertillery.config.section import InputError
 from bertillery.data.tables import Table
-from bertillery.models.encoders import labels_of
-from bertillery.models.heads import problem_of
+from bertillery.models.encoders import ANY, ONE_STREAM, family, labels_of
+from bertillery.models.frame import with_transform_tokens
+from bertillery.models.heads import head_in_words, problem_of
+from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
 from bertillery.report.table import read_tsv
 from bertillery.run.inputs import Fingerprint
 from finetune.baselines import bag_of_words
 from finetune.examples import Examples, TextExamples
 from finetune.metrics import all_alike, diverged, scores
 from finetune.predict import Predictor
+from finetune.record import Record
 from finetune.rows import as_text, class_id_reader
 from finetune.sources import Source
 from finetune.splits import Split, Task
@@ -56,6 +59,10 @@ class Predicted:
     """(M, K) float32, in the order of the examples."""
     predictions: np.ndarray
     """(N,) or (N, L), as the labels of the split are."""
+    number: np.ndarray | None = None
+    """Rows of outputs of each example (N,), where it is known."""
+    num_cut: int = 0
+    """Examples that were longer than the model reads."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -177,6 +184,38 @@ class TaskType(ABC):
         made.orders = self.orders
         return made
 
+    def reopen(self, start: str, record: Record) -> tuple[Any, PreTrainedTokenizerBase]:
+        """Objective and tokenizer of a model that was trained on the task, to predict with.
+
+        Raises ``InputError`` for a model of another kind, or of other labels, and for one whose head is not there.
+        """
+        config = read_config(start, roles=ANY)
+        if family(config).role == "encoder-decoder":
+            raise self.another_kind(start, "translates")
+        causal = family(config).causal
+        tokenizer = load_tokenizer(start, "model", role=family(config).role)
+        check_vocabulary(tokenizer, config, start, "model")
+        named = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+        if not (named and self.reads_causal and self.labels_fit(config) if causal else self.head_fits(config)):
+            raise self.another_kind(start, f"answers with: {head_in_words(config)}")
+        model_class = AutoModelForSequenceClassification if causal else self.model_class
+        settings = {"num_labels": 1} if causal else {}
+        model, loaded = load(model_class, start, roles=ONE_STREAM, **{**settings, **self.settings()})
+        if loaded.fresh:
+            raise self.another_kind(start, f"has no weights for {', '.join(loaded.fresh[:4])}")
+        return self.objective(model), with_transform_tokens(tokenizer) if causal else tokenizer
+
+    def another_kind(self, start: str, does: str) -> InputError:
+        """The error for a model that was not trained on the task, and that ``does`` something else."""
+        section, labels = self.section, ", ".join(self.section.labels)
+        wanted = f"{section.name} is of type {section.type}{f' with the labels {labels}' * bool(labels)}"
+        return InputError(
+            f"{start}: not a model of this task: it {does}, and {wanted}; give a model that was fine-tuned on the task"
+        )
+
+    def restore(self, chosen: Mapping[str, float]) -> None:  # noqa: B027 (most choose nothing)
+        """Take what :meth:`choose` chose when the model was trained."""
+
     # Predictions and their scores.
 
     @abstractmethod
@@ -184,8 +223,14 @@ class TaskType(ABC):
         """Predictions (N,) or (N, L) for the examples ``index`` (N,), from their outputs (M, K), end to end."""
 
     @abstractmethod
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics, in their order."""
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """The task's metrics, in their order; without ``outputs`` (M, K) those that need none."""
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Rows of a table, the first being the head, with the scores of each class; none where there are no classes."""
+        return []
 
     @abstractmethod
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
@@ -230,6 +275,17 @@ class TaskType(ABC):
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
         """Names, and numbers (N, number of names) to write beside the prediction of each example."""
         return (), np.empty((predicted.split.num_examples, 0))
+
+    def plain(self, prediction: Any) -> Any:
+        """A prediction as a value of JSON."""
+        return self.format_prediction(prediction)
+
+    def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
+        """What a file of predictions has of each example, as values of JSON: the prediction and :meth:`columns`."""
+        names, numbers = self.columns(predicted)
+        return {"prediction": [*map(self.plain, predicted.predictions)]} | dict(
+            zip(names, numbers.T.tolist(), strict=True)
+        )
 
     def write(self, folder: Path, predicted: Predicted) -> list[Path]:
         """Write a split's predictions as the official scorer reads them, where there is one; returns the files."""
@@ -301,9 +357,11 @@ class VectorType(TaskType):
         """From the outputs alone."""
         return self.best(outputs)
 
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Those of :mod:`finetune.metrics`."""
-        return scores(self.section.metrics, predictions, labels)
+        return scores(self.section.metrics, predictions, labels, outputs)
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """Predictions that are not numbers, or all alike."""
@@ -329,13 +387,18 @@ class VectorType(TaskType):
         outputs = mean_outputs(files)
         with _reading(files):
             labels = np.array([self.parse_prediction(row[2]) for row in read_tsv(files[0])[1:]])
-            return self.scores(self.best(outputs), labels)
+            return self.scores(self.best(outputs), labels, outputs)
 
 
 def label_names(names: Sequence[str]) -> dict[str, Any]:
     """The names of labels as a model's configuration holds them."""
     both = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     return both if names else {}
+
+
+def nine_digits(value: float) -> float:
+    """A float32 without the digits that it does not have."""
+    return float(f"{value:.9g}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from bertillery.report.plot import plot_confusion
+from finetune.metrics import OF_ONE_CLASS, class_report
 from finetune.predict import Predictor
 from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, VectorType
@@ -20,13 +21,18 @@ from finetune.task_types.base import Predicted, VectorType
 class Config(TaskSection):
     """One label for each text or pair of texts."""
 
-    available_metrics = ("accuracy", "f1", "macro_f1", "matthews_correlation")
+    available_metrics = (
+        *("accuracy", "f1", "macro_f1", "matthews_correlation", "precision", "recall"),
+        *("macro_precision", "macro_recall", "roc_auc"),
+    )
 
     def problems(self) -> list[str]:
-        """F1 of a class needs two classes."""
+        """Scores of one class need two classes."""
         found = super().problems()
-        if "f1" in self.metrics and len(self.labels) not in (0, 2):
-            found.append(f"f1 is that of the second of two labels, and there are {len(self.labels)}; use macro_f1")
+        for name in self.metrics:
+            if name in OF_ONE_CLASS and len(self.labels) not in (0, 2):
+                number = len(self.labels)
+                found.append(f"{name} is that of the second of two labels, and there are {number}; use macro_{name}")
         return found
 
 
@@ -82,6 +88,10 @@ class Type(VectorType):
         """1 less the probability of the label."""
         _, probabilities = self.columns(predicted)
         return 1 - probabilities[np.arange(len(probabilities)), predicted.labels]
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Precision, recall and F1 of each label."""
+        return class_report(predicted.predictions, predicted.labels, self.section.labels)
 
     def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
         """The confusion matrix."""

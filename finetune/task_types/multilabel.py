@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from finetune.metrics import class_report
 from finetune.predict import Predictor
 from finetune.rows import class_id_reader
 from finetune.sources import Source
@@ -31,7 +32,7 @@ _WRITTEN_VECTOR = re.compile(rf"\[?\s*{_WRITTEN_BIT}(?:[\s,]+{_WRITTEN_BIT})*\s*
 class Config(TaskSection):
     """Any number of labels for each text or pair of texts."""
 
-    available_metrics = ("macro_f1", "accuracy")
+    available_metrics = ("macro_f1", "accuracy", "macro_precision", "macro_recall", "roc_auc")
 
 
 class Objective(Predictor):
@@ -117,12 +118,20 @@ class Type(VectorType):
 
     def format_prediction(self, prediction: Any) -> str:
         """Names with commas between, as csv has them; nothing where no label is given."""
-        return join_names(name for name, on in zip(self.section.labels, prediction, strict=True) if on)
+        return join_names(self.plain(prediction))
+
+    def plain(self, prediction: Any) -> list[str]:
+        """The names."""
+        return [name for name, on in zip(self.section.labels, prediction, strict=True) if on]
 
     def parse_prediction(self, text: str) -> list[float]:
         """A row of 0 and 1."""
         given = split_names(text)
         return [float(name in given) for name in self.section.labels]
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Precision, recall and F1 of each label."""
+        return class_report(predicted.predictions, predicted.labels, self.section.labels)
 
     def distances(self, predicted: Predicted) -> np.ndarray:
         """The largest error among the labels."""

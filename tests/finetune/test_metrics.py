@@ -119,7 +119,7 @@ def test_symmetries() -> None:
 def test_what_cannot_be_scored() -> None:
     with pytest.raises(InputError, match=r"given 'f2'; there are: accuracy, f1, macro_f1, matthews_correlation"):
         metric("f2")
-    with pytest.raises(InputError, match="f1 is the F1 of class 1 of two"):
+    with pytest.raises(InputError, match="f1 is that of class 1 of two"):
         scores(["f1"], np.array([0, 2]), np.array([0, 1]))
     with pytest.raises(InputError, match="give one for each"):
         scores(["accuracy"], np.array([0, 1]), np.array([0]))
