@@ -75,6 +75,7 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
     record: Record
+    """``sequence_length`` is no more than the model reads."""
     micro_batch_tokens: int
 
     @classmethod
@@ -83,18 +84,21 @@ class Trained:
 
         Raises ``InputError`` for a model that was not trained on a task, and for one of another kind or other labels.
         """
-        config = read_config(use.model, roles=ANY)
         found = read_record(use.model)
         if found is None and not named:
+            read_config(use.model, roles=ANY)  # a model that is not there is told so
             raise ConfigError(
                 f"{use.model}: nothing there says which task it was trained on (task.yaml, or the run's config.yaml "
                 "beside export/); give a fine-tuned model, or TASK=<name in configs/finetune or a .yaml>"
             )
         record = found or Record(task={})
         values, _ = merge_layers([Layer({} if named else deepcopy(record.task), ""), Layer(dict(use.task), "")])
+        if own is None and not any(values.get(place) for place in ("files", "embedded", "folder", "hub")):
+            raise ConfigError(
+                f"{use.model}: it does not say where labelled rows of its task are; give DATA=<file with labels>, or "
+                "TASK=<name in configs/finetune or a .yaml>"
+            )
         section = validate(_Task, {"task": values if own is None else {**values, **own}}).task
-        length = min(record.sequence_length, longest_sequence(config))
-        record = record.model_copy(update={"sequence_length": length})
         task_type = task_type_of(section)
         if record.add_orders:
             task_type.add_orders()
@@ -102,6 +106,8 @@ class Trained:
         task_type.restore(record.chosen)
         accelerator = start_accelerator(use.run)
         objective, tokenizer = task_type.reopen(use.model, record)
+        length = min(record.sequence_length, longest_sequence(objective.model.config))
+        record = record.model_copy(update={"sequence_length": length})
         objective = objective.to(accelerator.device).eval()
         return cls(use.called, section, task_type, objective, tokenizer, accelerator, record, use.micro_batch_tokens)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -46,6 +47,33 @@ def results_table(
     notes = [escaped(f"Note: on {split} the model {warning}.") for split, warning in warnings.items()]
     notes += [escaped(f"Chosen on {next(iter(values))}: {name} {value:.4g}.") for name, value in chosen.items()]
     return "\n\n".join([markdown_table(rows), *notes])
+
+
+def scored(kind: TaskType, predicted: Mapping[str, Predicted]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """The metrics, and warnings of predictions that do not depend on the example, of labelled splits by name."""
+    values = {name: kind.scores(each.predictions, each.labels, each.outputs) for name, each in predicted.items()}
+    warnings = {name: kind.warning(each.predictions, each.labels) for name, each in predicted.items()}
+    return values, {name: warning for name, warning in warnings.items() if warning}
+
+
+def classes_table(predicted: Predicted, kind: TaskType) -> str:
+    """The scores of each class as Markdown; empty where there are no classes."""
+    rows = kind.class_report(predicted)
+    return f"By class, on {predicted.split.name}:\n\n{markdown_table(rows)}" if rows else ""
+
+
+def findings(results: Mapping[str, Any], folder: Path) -> str:
+    """What a person reads at the end: the table, the scores of each class, and the hardest examples."""
+    parts = [results["table"], results.get("classes", "")]
+    if parts[1].count("\n") > _SHOWN:
+        parts[1] = f"{parts[1].count(chr(10)) - 3:,} classes: their scores are in {folder}"
+    if "hardest" in results:
+        parts.append(f"hardest examples (all of them in {folder / 'hardest.tsv'})\n{results['hardest']}")
+    return "\n\n".join(filter(None, parts))
+
+
+_SHOWN = 50
+"""Lines of scores by class that a terminal is shown."""
 
 
 def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskType) -> None:

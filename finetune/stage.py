@@ -30,6 +30,8 @@ from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
 from finetune.record import FILE, Record
 from finetune.report import (
+    classes_table,
+    findings,
     hardest_examples,
     model_card,
     panels,
@@ -275,7 +277,7 @@ class Finetuning(Stage):
         with beside("the table"):
             results["table"] = self.table(results)
         with beside("the scores of each class"):
-            results["classes"] = markdown_table(self.task_type.class_report(first) or [[]])
+            results["classes"] = classes_table(first, self.task_type)
         with beside(f"the card {card}"):
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
@@ -294,7 +296,7 @@ class Finetuning(Stage):
             tracker.image(picture.stem, picture, ended.step)
 
     def _card(self, results: dict[str, Any]) -> str:
-        table = "\n\n".join(filter(None, (results["table"], self.task_type.usage)))
+        table = "\n\n".join(filter(None, (results["table"], results.get("classes"), self.task_type.usage)))
         return model_card(
             self.name, self.about(), table, results["scores"], self.config, self.text, self.task_type.pipeline,
             baselines=results["baselines"], warnings=results["warnings"],
@@ -323,11 +325,9 @@ class Finetuning(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Scores, files, and the next command."""
-        path, hardest = self.path, ""
-        if "hardest" in results:
-            hardest = f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
+        path = self.path
         return (
-            f"\n{results['table']}\n\n{hardest}"
+            f"\n{findings(results, path)}\n\n"
             f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
             f"next        {self.next_command(results)}"
         )

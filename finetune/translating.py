@@ -25,7 +25,7 @@ from finetune.stage import Finetuning, check_length
 from translation.alignment import draw_alignments
 from translation.architecture import ExistingSection, ModelSection, RnnSection, TransformerSection
 from translation.objective import ObjectiveSection, TranslationObjective
-from translation.scores import length_ratio, looks_tokenized, signatures
+from translation.scores import looks_tokenized
 from translation.search import DecodeSection
 from translation.vocabulary import VocabularySection, check_alphabet, train_vocabulary
 
@@ -288,14 +288,7 @@ class Translating(Finetuning):
 
     def table(self, results: dict[str, Any]) -> str:
         """The scores, how they were computed, and the perplexity of the references."""
-        section: Any = self.config.task
-        lines = [super().table(results)]
-        for name, value in self._perplexities().items():
-            predicted = self.predicted[name]
-            ratio = length_ratio([*predicted.predictions], [*predicted.labels], section.bleu_tokens)
-            lines.append(f"{name}: perplexity {value:.3f}, length of the translations {ratio:.3f} of the references'.")
-        lines += [f"{name}: {text}" for name, text in signatures(section.metrics, section.bleu_tokens).items()]
-        return "\n\n".join(lines)
+        return "\n\n".join([super().table(results), *self.task_type.notes(self.predicted, self.means)])
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """The same, and what the decoder attends to."""

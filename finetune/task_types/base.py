@@ -228,6 +228,10 @@ class TaskType(ABC):
     ) -> dict[str, float]:
         """The task's metrics, in their order; without ``outputs`` (M, K) those that need none."""
 
+    def notes(self, predicted: Mapping[str, Predicted], means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Lines to stand below the table of scores; ``means`` are those of the objective's terms, by split."""
+        return []
+
     def class_report(self, predicted: Predicted) -> list[list[str]]:
         """Rows of a table, the first being the head, with the scores of each class; none where there are no classes."""
         return []

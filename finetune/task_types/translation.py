@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from finetune.translating import Translating, TranslationConfig
 from translation.examples import TranslationExamples
 from translation.lengths import by_length, draw, group_scores, mean_lengths
 from translation.objective import ObjectiveSection, TranslationObjective
-from translation.scores import METRICS, Tokens, baselines, corpus_scores, sentence_scores
+from translation.scores import METRICS, Tokens, baselines, corpus_scores, length_ratio, sentence_scores, signatures
 from translation.search import DecodeSection
 
 RunConfig, RunStage = TranslationConfig, Translating
@@ -171,6 +171,17 @@ class Type(TaskType):
     ) -> dict[str, float]:
         """By sacreBLEU."""
         return corpus_scores(self.section.metrics, [*predictions], [*labels], self.section.bleu_tokens)
+
+    def notes(self, predicted: Mapping[str, Predicted], means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """The perplexity of the references, the length of the translations, and how the scores were computed."""
+        section, lines = self.section, []
+        for name, found in means.items():
+            if "perplexity" in found:
+                each = predicted[name]
+                ratio = length_ratio([*each.predictions], [*each.labels], section.bleu_tokens)
+                value = f"{name}: perplexity {found['perplexity']:.3f}"
+                lines.append(f"{value}, length of the translations {ratio:.3f} of the references'.")
+        return [*lines, *(f"{name}: {text}" for name, text in signatures(section.metrics, section.bleu_tokens).items())]
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """Few different translations of many sources."""
