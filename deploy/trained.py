@@ -17,7 +17,7 @@ from bertillery.config.types import Count
 from bertillery.models.encoders import ANY, longest_sequence
 from bertillery.models.load import read_config
 from bertillery.run.device import RunSection, start_accelerator
-from finetune.config import model_name
+from finetune.config import beside_yaml, model_name
 from finetune.predict import predict
 from finetune.record import Record, read_record
 from finetune.splits import Split
@@ -56,7 +56,7 @@ class UseSection(Section):
 def read_use(arguments: Sequence[str], schema: type[Any]) -> tuple[Any, bool]:
     """The section of a command, and whether a YAML among the arguments names the task. Of a YAML only its section
     ``task`` counts."""
-    layers = read_layers(arguments)
+    layers = beside_yaml(read_layers(arguments))
     tasks = [layer for layer in layers if names_file(layer.argument)]
     if lacking := [layer.source for layer in tasks if not isinstance(layer.values.get("task"), dict)]:
         raise ConfigError(f"{lacking[0]}: no section task; give the YAML of a task, as for make finetune")

@@ -75,5 +75,6 @@ def read_record(model: str) -> Record | None:
             return Record.of(values, results.get("chosen") or {})
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise InputError(f"{run}: not the configuration of a fine-tuning ({error}); {_REMEDY}") from None
-    file = file_of(model, FILE)
+    on_the_hub = model.count("/") <= 1 and not model.startswith((".", "/", "~"))
+    file = file_of(model, FILE) if folder.is_dir() or on_the_hub else None
     return None if file is None else read_yaml(file, Record, remedy=_REMEDY)

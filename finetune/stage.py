@@ -189,6 +189,8 @@ class Finetuning(Stage):
         if section.score_bias == "mean" and labels is not None and not same:
             begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
+        if labels is not None:
+            self.task_type.weigh(labels)
         objective = self.task_type.objective(model)
         objective.auxiliary_lm = section.auxiliary_lm
         return objective

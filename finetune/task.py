@@ -169,7 +169,8 @@ class TaskSection(Section):
     (.conll or .txt), also .gz, .xz, .zst. The splits are `train` and those named in `validation` and `test`. Where it
     is given, no other source is asked; `files=null`, or `files.test=null`, takes back what a YAML names."""
     root: Path = Path()
-    """Folder that `files` are relative to."""
+    """Folder that `files` are relative to; where it is not given, and they lie beside the YAML that names them, the
+    folder of that YAML."""
     header: Words = Field(default=[])
     """Columns of a file of yours whose first line does not name them."""
     values: Words = Field(default=[])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -94,6 +95,8 @@ class TaskType(ABC):
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
     orders: int = 1
     """Sequences of an example: 2 where a pair is read in both orders (:meth:`add_orders`)."""
+    class_weights: np.ndarray | None = None
+    """Weights (L,) of the classes in the loss of a training (:meth:`weigh`)."""
     data_dir: Path = Path("data")
     """Where a type prepares what it needs beside the rows; the run's own, which the stage sets."""
 
@@ -178,10 +181,15 @@ class TaskType(ABC):
         """Whether a head of this task type is for its labels."""
         return labels_of(config) == dict(enumerate(self.section.labels))
 
+    def weigh(self, labels: np.ndarray) -> None:  # noqa: B027 (most weigh all alike)
+        """Set the weights of the classes from the labels of the training split, where the task asks for some."""
+
     def objective(self, model: PreTrainedModel) -> Predictor:
         """The objective to train the model with."""
         made = type(self).objective_class(model)
         made.orders = self.orders
+        if self.class_weights is not None:
+            made.class_weights = torch.from_numpy(self.class_weights)
         return made
 
     def reopen(self, start: str, record: Record) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -14,11 +14,11 @@ from bertillery.engine.objective import Term
 from bertillery.report.plot import plot_confusion
 from finetune.metrics import OF_ONE_CLASS, class_report
 from finetune.predict import Predictor
-from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, VectorType
+from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 
 
-class Config(TaskSection):
+class Config(WeightedSection):
     """One label for each text or pair of texts."""
 
     available_metrics = (
@@ -44,7 +44,7 @@ class Objective(Predictor):
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
-            "cross_entropy": Term(F.cross_entropy(logits, labels, reduction="sum"), "examples"),
+            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), "examples"),
             "accuracy": Term(right, "examples", weight=0.0),
         }
 
@@ -62,6 +62,12 @@ class Type(VectorType):
 
     objective_class = Objective
     problem = "single_label_classification"
+
+    def weigh(self, labels: np.ndarray) -> None:
+        """By the frequency of each label."""
+        if isinstance(self.section, WeightedSection):
+            counts = np.bincount(labels, minlength=len(self.section.labels))
+            self.class_weights = weights_of_classes(self.section, counts)
 
     def best(self, outputs: np.ndarray) -> np.ndarray:
         """The most probable label, int64 (N,)."""

@@ -33,13 +33,13 @@ from finetune.predict import Predictor
 from finetune.rows import as_text, class_id_reader, objects
 from finetune.sources import Source
 from finetune.splits import Split
-from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, TaskType, label_names, nine_digits
+from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 
 logger = logging.getLogger(__name__)
 
 
-class Config(TaskSection):
+class Config(WeightedSection):
     """Words with a tag each, in the notation IOB1 or IOB2."""
 
     available_metrics = ("f1", "precision", "recall", "accuracy")
@@ -68,7 +68,7 @@ class Objective(Predictor):
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
-            "cross_entropy": Term(F.cross_entropy(logits, labels, reduction="sum"), "words"),
+            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), "words"),
             "accuracy": Term(right, "words", weight=0.0),
         }
 
@@ -159,6 +159,12 @@ class Type(TaskType):
     pipeline = "token-classification"
     objective_class = Objective
     spaced = True
+    section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def weigh(self, labels: np.ndarray) -> None:
+        """By the frequency of each tag."""
+        counts = np.bincount(np.concatenate(labels), minlength=len(self.section.labels))
+        self.class_weights = weights_of_classes(self.section, counts)
 
     def read_text(self, cell: Any) -> Any:
         """A list of words."""
