@@ -121,8 +121,19 @@ def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: in
     return "\n".join(told)
 
 
-_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}
+_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}
 """What the Hub calls metrics that have another name here."""
+
+
+def _hub_metric(name: str, value: float, config: FinetuneConfig) -> dict[str, Any]:
+    """A metric as the Hub reads it, with how it was computed."""
+    average = {"average": "macro"} if name.startswith("macro_") or name == "roc_auc" else {}
+    return {
+        "type": _HUB_METRICS.get(name, name.removeprefix("macro_")),
+        "name": name,
+        "value": round(value, 6),
+        "args": {**average, "sequence_length": config.train.phases[0].sequence_length, "seed": config.run.seed},
+    }
 
 
 def model_card(
@@ -146,12 +157,10 @@ def model_card(
             "dataset": {
                 "name": section.name,
                 "type": section.hub.dataset if section.hub else section.name,
+                **({"config": section.hub.subset} if section.hub and section.hub.subset else {}),
                 "split": split,
             },
-            "metrics": [
-                {"type": _HUB_METRICS.get(metric, metric), "name": metric, "value": round(value, 6)}
-                for metric, value in found.items()
-            ],
+            "metrics": [_hub_metric(metric, value, config) for metric, value in found.items()],
         }
         for split, found in values.items()
     ]
