@@ -227,11 +227,11 @@ evaluate: .venv/.installed ## score a model on labelled data, without training: 
 
 .PHONY: export
 export: .venv/.installed ## export a run again, from a checkpoint: MODEL=<folder of the run>; ARGS=checkpoint=best
-	@$(BIN)/python -m deploy.export $(call quoted,run=$(MODEL)) $(ARGS)
+	@$(BIN)/python -m deploy.export $(call quoted,model=$(MODEL)) $(ARGS)
 
 .PHONY: push
 push: .venv/.installed ## what would go to the Hub, and with HUB=1 send it: MODEL, REPO; ARGS='license=mit language=en'
-	@$(BIN)/python -m deploy.push $(call quoted,model=$(MODEL)) repo=$(REPO) $(ARGS)
+	@$(BIN)/python -m deploy.push $(call quoted,model=$(MODEL)) $(call quoted,repo=$(REPO)) $(ARGS)
 
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"

@@ -266,7 +266,7 @@ class Finetuning(Stage):
             texts_only=True,
             spaced=self.task_type.spaced,
         )
-        write_predictions(self.path / "predictions", predicted, self.task_type)
+        write_predictions(self.directory.export.with_name("predictions"), predicted, self.task_type)
         return results
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:

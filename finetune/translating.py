@@ -14,7 +14,7 @@ from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRa
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.load import check_vocabulary, load_tokenizer, read_config
-from bertillery.run.checkpoint import newest_whole
+from bertillery.run.checkpoint import checkpoint_name, newest_whole
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.stage import Parts, beside
 from bertillery.run.tracking import Tracker
@@ -247,7 +247,8 @@ class Translating(Finetuning):
     def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
         """Average checkpoints, translate all splits, export."""
         objective = self.accelerator.unwrap_model(trainer.objective)
-        if self.config.train.average > 1:
+        newest = newest_whole(self.directory.checkpoints, 1)
+        if self.config.train.average > 1 and [path.name for path in newest] == [checkpoint_name(ended.step)]:
             self._average(objective)
         objective.decoding = self.decode  # evaluations in training are greedy
         _set_generation(objective.exported(), self.decode)
