@@ -60,7 +60,8 @@ def stage_of(run: Path, given: Sequence[str]) -> Stage:
     config, found = run / "config.yaml", run.absolute()
     if not config.is_file():
         what = "no config.yaml in this folder" if run.is_dir() else "no such folder"
-        raise ConfigError(f"{run}: {what}; give the folder of a run, such as runs/pretrain/bert_docs")
+        meant = f" (did you mean {run.parent}?)" * (run.parent / "config.yaml").is_file()
+        raise ConfigError(f"{run}: {what}{meant}; give the folder of a run, such as runs/pretrain/bert_docs")
     values = read_yaml(config, dict[str, Any], remedy="restore it")
     name = str((values.get("run") or {}).get("name"))
     place = found.parents[min(name.count("/"), len(found.parents) - 1)]

@@ -160,16 +160,20 @@ def _correlation(function: Callable[..., Any], predictions: np.ndarray, labels: 
         return float(np.nan_to_num(function(*sides).statistic))
 
 
+_F1, _PRECISION, _RECALL = map(_of_classes, ("f1", "precision", "recall"))
 _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
+    "f1": _F1[0],
+    "macro_f1": _F1[1],
     "matthews_correlation": _matthews_correlation,
+    "precision": _PRECISION[0],
+    "recall": _RECALL[0],
+    "macro_precision": _PRECISION[1],
+    "macro_recall": _RECALL[1],
+    "roc_auc": _roc_auc,
     "pearson": _pearson,
     "spearman": _spearman,
-    "roc_auc": _roc_auc,
 }
-for _name in ("f1", "precision", "recall"):
-    _FUNCTIONS[_name], _FUNCTIONS[f"macro_{_name}"] = _of_classes(_name)
-
 RANKING = ("roc_auc",)
 """Metrics of outputs, not of predictions."""
 OF_ONE_CLASS = ("f1", "precision", "recall")
