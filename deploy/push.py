@@ -290,6 +290,7 @@ def usage(repo: str, tag: str | None, config: ConfigFile, *, pair: bool = False)
     """Python that loads the model, as Markdown; for a ``pair`` of texts, if it reads one."""
     name = (config.architectures or ["AutoModel"])[0]
     stock = hasattr(transformers, name)
+    tag = tag or {"MaskedLM": "fill-mask"}.get(name.partition("For")[2])
     if stock and tag in _PIPELINES:
         example = '{"text": "A sentence.", "text_pair": "Another one."}' if pair else '"A sentence."'
         if tag == "fill-mask":

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from bertillery.config.section import ConfigError, validate
 from bertillery.models.load import load
+from finetune.splits import Split
 from finetune.task import TaskSection, task_type_of
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import sentences, write_encoder
@@ -73,8 +74,6 @@ def test_the_loss_is_torchs_own_with_these_weights(kind: str, tmp_path: Path) ->
         "tokens": np.array([rng.integers(0, 3, len(text.split())) for text in texts], dtype=object),
     }[kind]
     found, plain = weighed(kind, [1, 2, 8], labels), weighed(kind, None, labels)
-    from finetune.splits import Split
-
     texts = [text.split() for text in texts] if kind == "tokens" else texts
     split = Split("train", (texts,), labels, np.arange(8))
     source = found.examples(split, tiny_tokenizer(64), max_length=32, seed=0)
