@@ -120,7 +120,7 @@ class Rows:
         for table in section.read_parts(file):
             if number == 0 and not table.lines:
                 break
-            _, wrong = read_unlabelled(section, table, f"{section.name}, {file.name}")
+            _, wrong = read_unlabelled(trained.task_type, table, f"{section.name}, {file.name}")
             problems, number = [*problems, *wrong], number + len(table.lines)
             names |= dict.fromkeys(table.columns)
             source = Source(str(file), lambda _: [], {}, section.values)
@@ -162,7 +162,7 @@ class Rows:
         """The columns of each part of the file, with those of its predictions."""
         section = trained.section
         for table in section.read_parts(self.file):
-            split, problems = read_unlabelled(section, table, f"{section.name}, {self.file.name}")
+            split, problems = read_unlabelled(trained.task_type, table, f"{section.name}, {self.file.name}")
             if split is None or problems or not {*table.columns} <= {*self.columns}:
                 raise InputError(f"{self.file}: has changed since the command began; start it again")
             predicted, _ = trained.predict(split)

@@ -129,6 +129,27 @@ def _roc_auc(outputs: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.5
 
 
+def _micro(score: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn import metrics
+
+    return float(getattr(metrics, score)(labels, predictions, average="micro", zero_division=0))
+
+
+def _micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of all labels of all examples together."""
+    return _micro("f1_score", predictions, labels)
+
+
+def _micro_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the predicted labels of all examples that are right."""
+    return _micro("precision_score", predictions, labels)
+
+
+def _micro_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the labels of all examples that are predicted."""
+    return _micro("recall_score", predictions, labels)
+
+
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews 1975; for more than two classes Gorodkin 2004. 0 where all are one class."""
     from sklearn.metrics import matthews_corrcoef
@@ -165,6 +186,9 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _F1[0],
     "macro_f1": _F1[1],
+    "micro_f1": _micro_f1,
+    "micro_precision": _micro_precision,
+    "micro_recall": _micro_recall,
     "matthews_correlation": _matthews_correlation,
     "precision": _PRECISION[0],
     "recall": _RECALL[0],
@@ -178,6 +202,10 @@ RANKING = ("roc_auc",)
 """Metrics of outputs, not of predictions."""
 OF_ONE_CLASS = ("f1", "precision", "recall")
 """Metrics of the second class of two."""
+
+
+_OF_LABELS = ("accuracy", "macro_f1", "micro_f1", "micro_precision", "micro_recall")
+"""Those that also score 0 and 1 for each of several labels."""
 
 
 @cache
@@ -197,6 +225,9 @@ def _metric_class() -> type[evaluate.Metric]:
             pairs = [(given, labels), (datasets.Sequence(given), datasets.Sequence(labels))][: 1 + several]
             if name in RANKING:  # outputs are a row each, also where labels are one
                 pairs = [(datasets.Sequence(given), labels), pairs[1]]
+    "micro_f1": _micro_f1,
+    "micro_precision": _micro_precision,
+    "micro_recall": _micro_recall,
             return evaluate.MetricInfo(
                 description=_FUNCTIONS[name].__doc__ or name,
                 citation="",

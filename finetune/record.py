@@ -36,8 +36,6 @@ class Record(Section):
     """Tokens of a sequence, at most; longer ones are cut, or read in windows, as in training."""
     add_orders: bool = False
     """Whether it reads a pair in both orders."""
-    decode: dict[str, Any] = Field(default={})
-    """How a translation is searched for, the keys of ``decode``."""
     chosen: dict[str, float] = Field(default={})
     """What was chosen on the first validation split, such as a threshold."""
 
@@ -49,7 +47,6 @@ class Record(Section):
             task=config["task"],
             sequence_length=config["train"]["phases"][0]["sequence_length"],
             add_orders=bool(model.get("add_orders", False)),
-            decode=config.get("decode") or {},
             chosen=dict(chosen),
         )
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from bertillery.run.inputs import Fingerprint, digest
 from finetune.rows import as_id, objects, unlabelled
 from finetune.sources import Source, find_source
 from finetune.task import TaskSection, task_type_of
+
+if TYPE_CHECKING:
+    from finetune.task_types.base import TaskType
 
 logger = logging.getLogger(__name__)
 _LISTED = 5
@@ -79,6 +82,8 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     once for all splits, for rows without text and labels that are none, counted and the first ones with file and line.
     """
     source = find_source(section, data_dir=data_dir, glue_dir=glue_dir)
+    task_type = task_type_of(section)
+    task_type.data_dir = data_dir
     splits: dict[str, Split] = {}
     missing: dict[str, str] = {}
     problems: list[str] = []
@@ -89,7 +94,7 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
         except FileNotFoundError as error:
             missing[name] = str(error)
             continue
-        reader = _SplitReader(section, source, name)
+        reader = _SplitReader(task_type, source, name)
         for table in tables:
             reader.read(table)
         skippable |= reader.skippable
@@ -103,10 +108,11 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     return Task(section, splits, missing, source.where)
 
 
-def read_unlabelled(section: TaskSection, table: Table, name: str) -> tuple[Split | None, list[str]]:
+def read_unlabelled(task_type: TaskType, table: Table, name: str) -> tuple[Split | None, list[str]]:
     """The rows of a table as a split to be predicted, whose labels and ids are not looked at; None where it has no
     usable row. Then what is wrong with the other rows, for :func:`unusable`."""
-    reader = _SplitReader(section, Source(name, lambda _: [], {}, section.values), name, labelled=False)
+    source = Source(name, lambda _: [], {}, task_type.section.values)
+    reader = _SplitReader(task_type, source, name, labelled=False)
     reader.read(table)
     return reader.split() if reader.index else None, reader.problems
 
@@ -170,8 +176,8 @@ def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
 class _SplitReader:
     """Gathers the rows of one split's tables."""
 
-    def __init__(self, section: TaskSection, source: Source, name: str, *, labelled: bool = True) -> None:
-        self.section, self.source, self.name, self.task_type = section, source, name, task_type_of(section)
+    def __init__(self, task_type: TaskType, source: Source, name: str, *, labelled: bool = True) -> None:
+        self.task_type, self.section, self.source, self.name = task_type, task_type.section, source, name
         self.labelled = labelled
         """Whether labels and ids are read."""
         self.is_test = name in section.test or not labelled

@@ -121,7 +121,7 @@ class Finetuning(Stage):
         tokenizer = load_tokenizer(start, "model.from", role=found.role)
         check_length(start, config, asked)
         check_vocabulary(tokenizer, config, start, "model.from")
-        return with_transform_tokens(tokenizer) if found.causal else tokenizer
+        return with_transform_tokens(tokenizer) if found.causal else self.task_type.fitted(tokenizer)
 
     def _fitted(self, tokenizer: Any) -> PreTrainedTokenizerBase:
         """The tokenizer for the rows that have been read."""
@@ -178,8 +178,7 @@ class Finetuning(Stage):
             random=section.weights == "random",
             **settings,
         )
-        if causal:
-            add_rows(model, vocabulary_size(self.tokenizer))
+        add_rows(model, vocabulary_size(self.tokenizer))
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
         found = read_config(section.from_, roles=ONE_STREAM)
         same = section.weights == "pretrained" and self.task_type.head_fits(found)
@@ -262,6 +261,7 @@ class Finetuning(Stage):
             card=card,
             auxiliary_models=objective.auxiliary_models(),
             beside={FILE: Record.of(self.config.model_dump(mode="json"), chosen).text()},
+            tokenizers=self.task_type.tokenizers(),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,

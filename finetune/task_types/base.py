@@ -24,6 +24,7 @@ from transformers import (
 
 from bertillery.config.section import InputError
 from bertillery.data.tables import Table
+from bertillery.engine.batch import Entities
 from bertillery.models.encoders import ANY, ONE_STREAM, family, labels_of
 from bertillery.models.frame import with_transform_tokens
 from bertillery.models.heads import head_in_words, problem_of
@@ -91,6 +92,8 @@ class TaskType(ABC):
     """Whether a causal model can learn it, from the state behind the whole text."""
     spaced: ClassVar[bool] = False
     """Whether words are tokenized with a space before each."""
+    reads_text_alone: bool = True
+    """Whether no entities are read beside the tokens."""
     usage: str = ""
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
     orders: int = 1
@@ -166,9 +169,17 @@ class TaskType(ABC):
 
     # The model.
 
+    def fitted(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """The tokenizer with the tokens that the type adds: by default none."""
+        return tokenizer
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Entries of the model's configuration that follow from the task."""
+
+    def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]:
+        """Further tokenizers of an export, by the folders that they are in."""
+        return {}
 
     def head_fits(self, config: PreTrainedConfig) -> bool:
         """Whether the head that comes with a model of this configuration is for this task type and its labels. A
@@ -186,6 +197,9 @@ class TaskType(ABC):
 
     def objective(self, model: PreTrainedModel) -> Predictor:
         """The objective to train the model with."""
+        if self.reads_text_alone and family(model.config).beside is Entities:
+            base: Any = model.base_model
+            base.leave_out_entities()
         made = type(self).objective_class(model)
         made.orders = self.orders
         if self.class_weights is not None:

@@ -32,7 +32,10 @@ _WRITTEN_VECTOR = re.compile(rf"\[?\s*{_WRITTEN_BIT}(?:[\s,]+{_WRITTEN_BIT})*\s*
 class Config(WeightedSection):
     """Any number of labels for each text or pair of texts."""
 
-    available_metrics = ("macro_f1", "accuracy", "macro_precision", "macro_recall", "roc_auc")
+    available_metrics = (
+        *("macro_f1", "micro_f1", "micro_precision", "micro_recall", "accuracy"),
+        *("macro_precision", "macro_recall", "roc_auc"),
+    )
 
 
 class Objective(Predictor):

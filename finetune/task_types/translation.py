@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
-from bertillery.config.section import InputError, validate
+from bertillery.config.section import InputError
 from bertillery.data import files
 from bertillery.data.tables import Part, Table, parts
 from bertillery.models.encoders import ANY, family, longest_sequence
 from bertillery.models.heads import head_in_words
-from bertillery.models.load import check_vocabulary, load_encoder_decoder, load_tokenizer, read_config
+from bertillery.models.load import load_encoder_decoder, load_tokenizer, read_config
 from finetune.record import Record
 from finetune.rows import as_text, objects
 from finetune.sources import Source
@@ -27,8 +27,17 @@ from translation.lengths import by_length, draw, group_scores, mean_lengths
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.scores import METRICS, Tokens, baselines, corpus_scores, length_ratio, sentence_scores, signatures
 from translation.search import DecodeSection
+from translation.vocabulary import TARGET, check_vocabularies, open_target
 
 RunConfig, RunStage = TranslationConfig, Translating
+_TWO_VOCABULARIES = f"""The target has a vocabulary of its own, in the folder `{TARGET}`:
+
+```python
+source = AutoTokenizer.from_pretrained(folder)
+target = AutoTokenizer.from_pretrained(folder, subfolder="{TARGET}")
+model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+target.batch_decode(model.generate(**source(["..."], return_tensors="pt")), skip_special_tokens=True)
+```"""
 
 
 class Config(TaskSection):
@@ -108,6 +117,18 @@ class Type(TaskType):
     model_class = AutoModelForSeq2SeqLM
     pipeline = "translation"
     section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+    target_tokenizer: PreTrainedTokenizerBase | None = None
+    """Of the target, where it has a vocabulary of its own."""
+
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """The target's."""
+        return {} if self.target_tokenizer is None else {TARGET: self.target_tokenizer}
+
+    def set_target_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Give the target a vocabulary of its own; stock pipelines, which have one for both, are not for it then."""
+        self.target_tokenizer = tokenizer
+        if tokenizer is not None:
+            self.pipeline, self.usage = None, _TWO_VOCABULARIES
 
     def label_reader(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
         """Text as it is."""
@@ -134,7 +155,7 @@ class Type(TaskType):
         """Pairs of sentences; ``both_orders`` has no meaning here."""
         (texts,) = split.texts
         found = TranslationExamples(
-            texts, None if split.labels is None else [*split.labels], tokenizer,
+            texts, None if split.labels is None else [*split.labels], tokenizer, self.target_tokenizer,
             max_length=max_length, seed=seed, drop=training,
         )  # fmt: skip
         if training and found.num_cut and self.section.too_long == "fail":
@@ -149,14 +170,16 @@ class Type(TaskType):
         return {}
 
     def reopen(self, start: str, record: Record) -> tuple[Any, PreTrainedTokenizerBase]:
-        """An encoder-decoder, and how its translations are searched for."""
+        """An encoder-decoder that searches as its run did."""
         config = read_config(start, roles=ANY)
         if family(config).role != "encoder-decoder":
             raise self.another_kind(start, f"answers with: {head_in_words(config)}")
         tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
-        check_vocabulary(tokenizer, config, start, "model")
-        decode = validate(DecodeSection, dict(record.decode)).within(longest_sequence(config))
-        return TranslationObjective(load_encoder_decoder(start, {}), ObjectiveSection(), decode), tokenizer
+        self.set_target_tokenizer(open_target(start, tokenizer, "model"))
+        check_vocabularies(tokenizer, self.target_tokenizer, config, start, "model")
+        model: Any = load_encoder_decoder(start, {})
+        decode = DecodeSection().over(model.generation_config).within(longest_sequence(config))
+        return TranslationObjective(model, ObjectiveSection(), decode), tokenizer
 
     def plain(self, prediction: Any) -> str:
         """The translation."""
