@@ -98,23 +98,27 @@ def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _of_classes(name: str) -> tuple[Callable[[np.ndarray, np.ndarray], float], ...]:
-    """scikit-learn's ``<name>_score`` of class 1 of two, as GLUE scores MRPC and QQP by F1, and the mean over the
-    labels where there may be several, else over the classes that are labelled or predicted."""
+    """scikit-learn's ``<name>_score`` of class 1 of two, as GLUE scores MRPC and QQP by F1; the mean over the labels
+    where there may be several, else over the classes that are labelled or predicted; and that of all labels of all
+    examples together."""
 
     def of_one(predictions: np.ndarray, labels: np.ndarray) -> float:
         if not np.isin(np.unique(np.append(predictions, labels)), (0, 1)).all():
             raise InputError(f"{name} is that of class 1 of two; for more classes use macro_{name}")
         return compute(predictions, labels, average="binary")
 
-    def of_all(predictions: np.ndarray, labels: np.ndarray) -> float:
+    def mean(predictions: np.ndarray, labels: np.ndarray) -> float:
         return compute(predictions, labels, average="macro")
+
+    def together(predictions: np.ndarray, labels: np.ndarray) -> float:
+        return compute(predictions, labels, average="micro")
 
     def compute(predictions: np.ndarray, labels: np.ndarray, average: str) -> float:
         import sklearn.metrics
 
         return float(getattr(sklearn.metrics, f"{name}_score")(labels, predictions, average=average, zero_division=0))
 
-    return of_one, of_all
+    return of_one, mean, together
 
 
 def _roc_auc(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -127,27 +131,6 @@ def _roc_auc(outputs: np.ndarray, labels: np.ndarray) -> float:
     pairs = [(there, values) for there, values in zip(one_hot.T, outputs.T, strict=True) if len({*there.tolist()}) == 2]
     found = [float(roc_auc_score(there, np.nan_to_num(values))) for there, values in pairs]
     return float(np.mean(found)) if found else 0.5
-
-
-def _micro(score: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn import metrics
-
-    return float(getattr(metrics, score)(labels, predictions, average="micro", zero_division=0))
-
-
-def _micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of all labels of all examples together."""
-    return _micro("f1_score", predictions, labels)
-
-
-def _micro_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the predicted labels of all examples that are right."""
-    return _micro("precision_score", predictions, labels)
-
-
-def _micro_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the labels of all examples that are predicted."""
-    return _micro("recall_score", predictions, labels)
 
 
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -186,9 +169,9 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _F1[0],
     "macro_f1": _F1[1],
-    "micro_f1": _micro_f1,
-    "micro_precision": _micro_precision,
-    "micro_recall": _micro_recall,
+    "micro_f1": _F1[2],
+    "micro_precision": _PRECISION[2],
+    "micro_recall": _RECALL[2],
     "matthews_correlation": _matthews_correlation,
     "precision": _PRECISION[0],
     "recall": _RECALL[0],
@@ -204,10 +187,6 @@ OF_ONE_CLASS = ("f1", "precision", "recall")
 """Metrics of the second class of two."""
 
 
-_OF_LABELS = ("accuracy", "macro_f1", "micro_f1", "micro_precision", "micro_recall")
-"""Those that also score 0 and 1 for each of several labels."""
-
-
 @cache
 def _metric_class() -> type[evaluate.Metric]:
     """Made when first needed: importing ``evaluate`` takes seconds."""
@@ -221,13 +200,10 @@ def _metric_class() -> type[evaluate.Metric]:
             name = self.config_name
             labels = datasets.Value("float64" if name in ("pearson", "spearman") else "int64")
             given = datasets.Value("float64") if name in RANKING else labels
-            several = name in ("accuracy", *RANKING) or name.startswith("macro_")
+            several = name in ("accuracy", *RANKING) or name.startswith(("macro_", "micro_"))
             pairs = [(given, labels), (datasets.Sequence(given), datasets.Sequence(labels))][: 1 + several]
             if name in RANKING:  # outputs are a row each, also where labels are one
                 pairs = [(datasets.Sequence(given), labels), pairs[1]]
-    "micro_f1": _micro_f1,
-    "micro_precision": _micro_precision,
-    "micro_recall": _micro_recall,
             return evaluate.MetricInfo(
                 description=_FUNCTIONS[name].__doc__ or name,
                 citation="",

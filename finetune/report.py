@@ -127,12 +127,16 @@ _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}
 
 def _hub_metric(name: str, value: float, config: FinetuneConfig) -> dict[str, Any]:
     """A metric as the Hub reads it, with how it was computed."""
-    average = {"average": "macro"} if name.startswith("macro_") or name == "roc_auc" else {}
+    average, _, plain = name.partition("_") if name.startswith(("macro_", "micro_")) else ("", "", name)
     return {
-        "type": _HUB_METRICS.get(name, name.removeprefix("macro_")),
+        "type": _HUB_METRICS.get(plain, plain),
         "name": name,
         "value": round(value, 6),
-        "args": {**average, "sequence_length": config.train.phases[0].sequence_length, "seed": config.run.seed},
+        "args": {
+            **({"average": average} if average else {}),
+            "sequence_length": config.train.phases[0].sequence_length,
+            "seed": config.run.seed,
+        },
     }
 
 

@@ -180,7 +180,7 @@ class _SplitReader:
         self.task_type, self.section, self.source, self.name = task_type, task_type.section, source, name
         self.labelled = labelled
         """Whether labels and ids are read."""
-        self.is_test = name in section.test or not labelled
+        self.is_test = name in self.section.test or not labelled
         self.skippable = False
         """Whether there is a problem that ``task.incomplete=skip`` would not have."""
         self.texts: list[tuple[Any, ...]] = []

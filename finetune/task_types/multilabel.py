@@ -33,8 +33,8 @@ class Config(WeightedSection):
     """Any number of labels for each text or pair of texts."""
 
     available_metrics = (
-        *("macro_f1", "micro_f1", "micro_precision", "micro_recall", "accuracy"),
-        *("macro_precision", "macro_recall", "roc_auc"),
+        *("macro_f1", "macro_precision", "macro_recall", "micro_f1", "micro_precision", "micro_recall"),
+        *("accuracy", "roc_auc"),
     )
 
 
