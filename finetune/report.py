@@ -43,10 +43,14 @@ def results_table(
     for split, found in values.items():
         for metric, value in found.items():
             base = [baselines[split].get(name, {}).get(metric, float("nan")) for name in names]
-            rows.append([f"{split} {metric}", *(f"{100 * number:.2f}" for number in [value, *base])])
+            rows.append([f"{split} {metric}", *(_percent(number) for number in [value, *base])])
     notes = [escaped(f"Note: on {split} the model {warning}.") for split, warning in warnings.items()]
     notes += [escaped(f"Chosen on {next(iter(values))}: {name} {value:.4g}.") for name, value in chosen.items()]
     return "\n\n".join([markdown_table(rows), *notes])
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 
 def scored(kind: TaskType, predicted: Mapping[str, Predicted]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
