@@ -33,6 +33,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from pydantic import BeforeValidator, Field
 
 from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.types import Texts
 from bertillery.models.folder import ConfigFile
 from bertillery.report.card import shortened
 from bertillery.report.table import code, fenced
@@ -48,7 +49,7 @@ _OF_LOADING = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", 
 """What libraries note in their files of where something was loaded from."""
 _PIPELINES = ("text-classification", "token-classification", "fill-mask", "text-generation")
 """Pipelines that take a text alone."""
-_Listed = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+_Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
 
 
 class PushSection(Section):
@@ -60,12 +61,12 @@ class PushSection(Section):
     """Repository on the Hub, `owner/name`."""
     license: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")
     """License of the weights, by the Hub's identifier, such as `apache-2.0`, `mit`, `cc-by-sa-4.0`, `other`."""
-    language: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]], _Listed]
+    language: Annotated[list[_Language], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
     """Languages of the texts, by their codes: `en`, or `[en, de]`."""
     base_model: str | None = None
     """The Hub's id of the model that this one was made from; by default the one that the run was started from, if that
     is one of the Hub."""
-    datasets: Annotated[list[str], _Listed] | None = None
+    datasets: Texts | None = None
     """The Hub's ids of the data; by default that of the task, or of the corpus, if it is one of the Hub."""
     private: bool = True
     """Whether a new repository can be seen by its owner alone."""

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from bertillery.config.section import ConfigError, Layer, Section, merge_layers, names_file, read_layers, validate
-from bertillery.config.types import Count
+from bertillery.config.types import Count, Texts
 from bertillery.models.encoders import ANY, longest_sequence
 from bertillery.models.load import read_config
 from bertillery.run.device import RunSection, start_accelerator
@@ -35,7 +35,7 @@ class UseSection(Section):
 
     model: str
     """Directory of a fine-tuned model, such as the ``export`` of a run, or its id on the Hub."""
-    data: list[str] = []  # noqa: RUF012 (frozen)
+    data: Texts = []  # noqa: RUF012 (frozen)
     """Files with the rows: csv, tsv, jsonl, parquet, SQuAD's json, CoNLL's columns, also .gz, .xz, .zst."""
     task: dict[str, Any] = {}  # noqa: RUF012 (frozen)
     """Keys of the task that differ from those the model was trained with, such as ``task.text=review``. A YAML of a
