@@ -17,6 +17,7 @@ SHOTS ?= 0,1,4
 DATA ?=
 ARGS ?=
 RUN ?=
+REPO ?=
 PROCESSES ?= 1
 GPUS ?= 0
 MACHINES ?= 1
@@ -53,6 +54,10 @@ TAKES_generate := MODEL PROMPT ARGS
 TAKES_fewshot := TASK MODEL SHOTS ARGS
 TAKES_probes := MODEL ARGS
 TAKES_translate := MODEL TEXT ARGS
+TAKES_predict := MODEL TASK DATA ARGS
+TAKES_evaluate := MODEL TASK DATA ARGS
+TAKES_export := MODEL ARGS
+TAKES_push := MODEL REPO ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
 TAKES_watch := RUN ARGS
@@ -104,6 +109,7 @@ help: ## list the targets
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
 	@echo "PROMPT='a text to continue'  TEXT='a sentence to translate'  SHOTS=<numbers of worked examples, with commas>"
+	@echo "REPO=<owner/name on the Hub>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
@@ -210,6 +216,25 @@ demo: ## all stages on the embedded text: pretrain, fine-tune, distil, compare
 	@$(MAKE) --no-print-directory distill CONFIG=distilbert_task TASK=docs_proofreading TEACHER=$(DEMO_TEACHER) STUDENT=$(DEMO_STUDENT) ARGS="optim.learning_rate=3e-4 train.steps='4 epochs'"
 	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
 	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_proofreading/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_proofreading/distilbert_docs-random/seed-12345/export"
+
+# Files of rows, and a task only where it is given: a model knows its own.
+USED := $(if $(filter file,$(origin TASK)),,$(TASK_FILE)) $(call quoted,model=$(MODEL)) $(if $(DATA),'data=$(call list,$(DATA))')
+
+.PHONY: predict
+predict: .venv/.installed ## predictions for the rows of files, whatever their size: MODEL, DATA
+	@$(BIN)/python -m deploy.predict $(USED) $(ARGS)
+
+.PHONY: evaluate
+evaluate: .venv/.installed ## score a model on labelled data, without training: MODEL, TASK or DATA
+	@$(BIN)/python -m deploy.evaluate $(USED) $(ARGS)
+
+.PHONY: export
+export: .venv/.installed ## export a run again, from a checkpoint: MODEL=<folder of the run>; ARGS=checkpoint=best
+	@$(BIN)/python -m deploy.export $(call quoted,model=$(MODEL)) $(ARGS)
+
+.PHONY: push
+push: .venv/.installed ## what would go to the Hub, and with HUB=1 send it: MODEL, REPO; ARGS='license=mit language=en'
+	@$(BIN)/python -m deploy.push $(call quoted,model=$(MODEL)) $(call quoted,repo=$(REPO)) $(ARGS)
 
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"

@@ -10,10 +10,12 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from bertillery.config.section import (
     ConfigError,
+    InputError,
     Layer,
     Section,
     check_sections,
     merge_layers,
+    names_file,
     read_layers,
     read_values,
     validate,
@@ -24,6 +26,7 @@ from bertillery.engine.schedule import Phase, TrainSection
 from bertillery.run.lineage import model_name
 from bertillery.run.stage import StageConfig
 from finetune.recipe import choose_recipe, known_recipe, recipe_values
+from finetune.sources import resolve
 from finetune.task import TaskSection, run_of
 
 
@@ -125,7 +128,7 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     # A task's section `prompt` is for evaluation in context (make fewshot).
     layers = [
         replace(layer, values={key: value for key, value in layer.values.items() if key != "prompt"})
-        for layer in read_layers(arguments)
+        for layer in beside_yaml(read_layers(arguments))
     ]
     values, sources = merge_layers(layers)
     check_task(values, sources)
@@ -149,6 +152,30 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
             config = _with_recipe(saved, section, layers)
     config.task.check_model(start)
     return config
+
+
+def beside_yaml(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers, where the files of a task that lie beside its YAML are found there: ``task.root`` is then the folder
+    of the YAML, unless it is given."""
+    tasks = [layer.values.get("task") for layer in layers]
+    if any(isinstance(task, dict) and "root" in task for task in tasks):
+        return [*layers]
+    found = []
+    for layer, task in zip(layers, tasks, strict=True):
+        files, folder = task.get("files") if isinstance(task, dict) else None, Path(layer.argument).parent
+        if isinstance(files, dict) and names_file(layer.argument) and folder != Path() and _lie_in(folder, files):
+            layer = replace(layer, values={**layer.values, "task": {**task, "root": str(folder)}})  # pyright: ignore
+        found.append(layer)
+    return found
+
+
+def _lie_in(folder: Path, files: dict[str, Any]) -> bool:
+    names = next((names for names in files.values() if names), [])
+    patterns = [names] if isinstance(names, str) else names
+    try:
+        return bool(resolve(folder, patterns))
+    except (InputError, TypeError):  # not there; or no list of names, which is told when the task is read
+        return False
 
 
 def _with_recipe(name: str, task: dict[str, Any], layers: list[Layer]) -> FinetuneConfig:

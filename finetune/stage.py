@@ -31,12 +31,16 @@ from finetune.config import FinetuneConfig
 from finetune.examples import Examples
 from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
+from finetune.record import FILE, Record
 from finetune.report import (
     ROWS,
+    classes_table,
+    findings,
     hardest_examples,
     model_card,
     panels,
     results_table,
+    scored,
     show_example,
     table_rows,
     write_predictions,
@@ -193,6 +197,8 @@ class Finetuning(Stage):
         if section.score_bias == "mean" and labels is not None and not same:
             begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
+        if labels is not None:
+            self.task_type.weigh(labels)
         objective = self.task_type.objective(model)
         objective.auxiliary_lm = section.auxiliary_lm
         return objective
@@ -252,12 +258,7 @@ class Finetuning(Stage):
             return {}
         section = self.config.task
         chosen = self.task_type.choose(predicted[section.validation[0]])
-        values, warnings = {}, {}
-        for name in self.scored():
-            predictions, labels = predicted[name].predictions, predicted[name].labels
-            values[name] = self.task_type.scores(predictions, labels)
-            warning = self.task_type.warning(predictions, labels)
-            warnings |= {name: warning} if warning else {}
+        values, warnings = scored(self.task_type, {name: predicted[name] for name in self.scored()})
         results = {
             "steps": ended.step,
             "scores": values,
@@ -275,12 +276,13 @@ class Finetuning(Stage):
             self.directory.export,
             card=card,
             auxiliary_models=objective.auxiliary_models(),
+            beside={FILE: Record.of(self.config.model_dump(mode="json"), chosen).text()},
             tokenizers=self.task_type.tokenizers(),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,
         )
-        write_predictions(self.path / "predictions", predicted, self.task_type)
+        write_predictions(self.directory.export.with_name("predictions"), predicted, self.task_type)
         return results
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
@@ -290,8 +292,11 @@ class Finetuning(Stage):
         for name in results["scores"]:
             with beside(f"baselines of {name}"):
                 results["baselines"][name] = self.task_type.baselines(self.task, name)
-        with beside(f"the card {card}"):
+        with beside("the table"):
             results["table"] = self.table(results)
+        with beside("the scores of each class"):
+            results["classes"] = classes_table(first, self.task_type)
+        with beside(f"the card {card}"):
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
             results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")
@@ -332,7 +337,7 @@ class Finetuning(Stage):
             tracker.confusion(labels, predictions, kind.section.labels, step)
 
     def _card(self, results: dict[str, Any]) -> str:
-        table = "\n\n".join(filter(None, (results["table"], self.task_type.usage)))
+        table = "\n\n".join(filter(None, (results["table"], results.get("classes"), self.task_type.usage)))
         return model_card(
             self.name, self.about(), table, results["scores"], self.config, self.text, self.task_type.pipeline,
             baselines=results["baselines"], warnings=results["warnings"],
@@ -361,11 +366,9 @@ class Finetuning(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Scores, files, and the next command."""
-        path, hardest = self.path, ""
-        if "hardest" in results:
-            hardest = f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
+        path = self.path
         return (
-            f"\n{results['table']}\n\n{hardest}"
+            f"\n{findings(results, path)}\n\n"
             f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
             f"next        {self.next_command(results)}"
         )

@@ -26,6 +26,7 @@ from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
 from bertillery.engine.rng import key
 from bertillery.engine.schedule import EpochSize, Schedule, TrainSection, steps_per_epoch
 from bertillery.engine.sharding import prepared
+from bertillery.run.checkpoint import checkpoint_name
 from bertillery.run.device import RunSection, compile_layers, start_accelerator
 from bertillery.run.directory import FINISHED_REMEDY, RunDirectory
 from bertillery.run.inputs import Fingerprint, Inputs, differences, model_inputs, refuse, tokenizer_input
@@ -217,6 +218,29 @@ class Stage(ABC):
             status = self._train(trainer)
         AcceleratorState._reset_state()  # the next stage in these processes may use another precision
         return status
+
+    def export_checkpoint(
+        self, which: Literal["best", "last"] | int, folder: Path | None = None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Export the weights of one of the run's checkpoints to ``<folder>/export``, by default
+        ``exports/step-<n>/export`` of the run, which stays as it is otherwise. Returns the folder, and what
+        :meth:`result` says.
+
+        Raises ``InputError`` for a run without that checkpoint, and where the run's inputs are not what they were.
+        """
+        directory = self.directory = self.open(is_main=False)
+        if not directory.begun:
+            raise InputError(f"{self.path}: it has no checkpoint to export; train it first, with the same command")
+        check_writable(folder or self.path)
+        self.pinned, self.trained = directory.pins.read(), directory.trained
+        trainer = self.start()
+        ended = trainer.take(which)
+        if directory.pins.tokenizer.exists():
+            self.tokenizer = directory.pins.open_tokenizer(self.inputs)
+        folder = folder or self.path / "exports" / checkpoint_name(ended.step)
+        directory.export = folder / "export"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, {**self.result(trainer, ended), "steps": ended.step}
 
     def defect(self) -> str | None:
         """What is missing or damaged in the finished run's export, or None."""

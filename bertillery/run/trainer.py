@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from bertillery.config.section import InputError
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Steps, load
 from bertillery.engine.loop import DivergedError, StepInfo, training_steps
@@ -115,6 +116,24 @@ class Trainer:
             else:  # checkpoints of older versions
                 self.evaluations = held_out_numbers(self.accelerator, self.run_directory.metrics_file, self.step)
         return self.step
+
+    def take(self, which: Literal["best", "last"] | int) -> Fit:
+        """Load the weights of a checkpoint, without training: the one of the best evaluation, the newest, or that of a
+        step. ``InputError`` where there is none."""
+        self.resume()
+        step = {"last": self.step, "best": self.best if self.evaluations else self.step}.get(str(which), which)
+        path = self.run_directory.checkpoints / checkpoint_name(int(step))
+        if found := defect(path):
+            there = sorted(int(each.name.removeprefix("step-")) for each in path.parent.glob("step-*[0-9]"))
+            steps = ", ".join(f"{each:,}" for each in there) or "none"
+            raise InputError(
+                f"{path}: no such checkpoint, or a damaged one ({found}); there are those of steps {steps}"
+            )
+        meter = Meter(self.accelerator, self._plain, self._load(path).get("interval"))
+        held_out = self.evaluations.get(int(step)) or self.held_out.evaluate(self.accelerator, self.objective)
+        if not self.held_out.shown:
+            self.held_out.look_at(self.accelerator, self.objective)
+        return Fit(int(step), None, held_out, meter.overall, meter.trained_tokens)
 
     def run(self, tracker: Tracker, evaluated: Callable[[], None] = lambda: None) -> Fit:
         """Train to the end, until patience runs out, or until a signal asks to stop; all processes call ``evaluated``
