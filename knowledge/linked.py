@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,3 +116,9 @@ def entity_table(path: str, graph: Graph) -> Tensor:
     :func:`knowledge.vectors.read_vectors` does."""
     entities, _ = read_vectors(path, graph)
     return torch.cat([torch.zeros(1, entities.shape[1]), torch.from_numpy(entities)])
+
+
+def link_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, graph: Graph) -> np.ndarray:
+    """For each token of one text 0, or the row of the entity whose mention begins there, as in a corpus: int32 (T,)."""
+    tokens: Any = SimpleNamespace(ids=np.asarray(ids), sentences=np.array([0, len(ids)]))
+    return _linked(tokens, tokenizer, Linker(graph, cased=not _lowercases(tokenizer)))
