@@ -14,6 +14,7 @@ STUDENTS ?=
 SEEDS ?= 1
 TRIALS ?= 20
 SHOTS ?= 0,1,4
+RUNS ?=
 DATA ?=
 ARGS ?=
 PROCESSES ?= 1
@@ -54,6 +55,9 @@ TAKES_probes := MODEL ARGS
 TAKES_translate := MODEL TEXT ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
+TAKES_report := RUNS ARGS
+TAKES_inspect := MODEL TEXT PAIR ARGS
+TAKES_screenshots := ARGS
 TAKES_bench := ARGS
 TAKES_test := ARGS
 TAKEN := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))) HUB PYTHON
@@ -100,7 +104,7 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
-	@echo "PROMPT='a text to continue'  TEXT='a sentence to translate'  SHOTS=<numbers of worked examples, with commas>"
+	@echo "PROMPT='a text to continue'  TEXT='a sentence'  PAIR='a second text'  RUNS='<folders>'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
@@ -220,6 +224,25 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 .PHONY: onnx
 onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.onnx) ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
 	@$(BIN)/python -m deploy.onnx $(call quoted,model=$(MODEL)) $(ARGS)
+
+.PHONY: report
+report: .venv/.installed ## one page over runs, HTML and Markdown: RUNS="folders"
+	@$(BIN)/python -m pages.report $(if $(RUNS),'runs=$(call list,$(RUNS))') $(ARGS)
+
+.PHONY: inspect
+inspect: export TEXT := $(value TEXT)
+inspect: export PAIR := $(value PAIR)
+inspect: .venv/.installed ## what a model does with a text, as a page: MODEL, TEXT, PAIR
+	@$(BIN)/python -m pages.inspect $(call quoted,model=$(MODEL)) $(ARGS)
+
+.venv/.browser: .venv/.installed
+	@echo 'installing the package that drives a browser into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
+.PHONY: screenshots
+screenshots: .venv/.browser ## pictures of pages in Chromium, light and dark, wide and narrow: ARGS="pages.<name>=<file>"
+	@$(BIN)/python -m pages.screenshots $(ARGS)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against stock transformers; ARGS="workloads=[glue] threads=[1]"

@@ -45,7 +45,9 @@ def attention_blocks(
         for layer, each in enumerate(found, 1)
         for head, one in enumerate(each, 1)
     ]
-    sees = {"all": "all tokens", "earlier": "itself and earlier tokens", "source": "the tokens of the source"}[direction]
+    sees = {"all": "all tokens", "earlier": "itself and earlier tokens", "source": "the tokens of the source"}[
+        direction
+    ]
     size = f"{len(found)} {'layer' if len(found) == 1 else 'layers'}, {len(heads)} heads"
     yield Heads(f"{size}; each token sees {sees}", queries[:MOST], keys[:MOST], heads, direction)
     if max(len(queries), len(keys)) > MOST:

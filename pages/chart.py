@@ -66,7 +66,11 @@ class Chart:
     @property
     def summary(self) -> str:
         """What a screen reader says of the picture."""
-        ends = [f"{each.name} ends at {number(each.points[-1][1])}" for each in self.series if each.like is None]
+        ends = [
+            f"{each.name} ends at {number(each.points[-1][1])}"
+            for each in self.series
+            if each.like is None and each.points
+        ]
         levels = [f"{name} is {number(value)}" for name, value in self.levels.items()]
         return f"{self.title}: {self.y_label} over {self.x_label}. {'; '.join([*ends, *levels])}."
 
@@ -130,7 +134,8 @@ class Drawn:
         counted = [number for number, each in enumerate(every) if each.like is None]
         points = [(self.x(x), self.y(y)) for x, y in thinned(series.points)]
         path = " ".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points)) if series.line else ""
-        dots = [(self.x(x), self.y(y), f"{series.name}: {number(y)} at {number(x)}") for x, y in series.points]
+        known = [(x, y) for x, y in series.points if math.isfinite(x) and math.isfinite(y)]
+        dots = [(self.x(x), self.y(y), f"{series.name}: {number(y)} at {number(x)}") for x, y in known]
         spans = [
             (self.x(x), self.y(low), self.y(high))
             for (x, _), (low, high) in zip(series.points, series.spans, strict=False)
@@ -142,7 +147,9 @@ class Drawn:
         )  # fmt: skip
 
 
-def _axis(values: Sequence[float], wanted: int, *, margin: float) -> tuple[list[tuple[float, str]], tuple[float, float]]:
+def _axis(
+    values: Sequence[float], wanted: int, *, margin: float
+) -> tuple[list[tuple[float, str]], tuple[float, float]]:
     """Ticks with their labels, and the ends of an axis that shows these values."""
     from matplotlib.ticker import MaxNLocator
 

@@ -61,7 +61,9 @@ def tags(model: Any, text: Read) -> Iterator[Block]:
         name, probability = names[best], float(share[best])
         outside = name == "O"
         if not special:
-            marks.append(Mark(token, 0.0 if outside else probability, f"{name}, {probability:.1%}", "" if outside else name))
+            marks.append(
+                Mark(token, 0.0 if outside else probability, f"{name}, {probability:.1%}", "" if outside else name)
+            )
     yield Marks("Labels of the tokens, the colour being their probability; O is not marked", marks)
 
 

@@ -22,7 +22,10 @@ def fill_mask(model: Any, tokenizer: Any, text: Read) -> Iterator[Block]:
     places = [place for place, token in enumerate(text.ids) if token == mask]
     if places:
         logits = mlm_logits(model, text.stream, torch.tensor(places))
-        rows = [[f"{place}. {text.tokens[place]}", *_guesses(each, tokenizer)] for place, each in zip(places, logits, strict=True)]
+        rows = [
+            [f"{place}. {text.tokens[place]}", *_guesses(each, tokenizer)]
+            for place, each in zip(places, logits, strict=True)
+        ]
         yield Table("Guesses for the masks, with their probabilities", [["token", *_numbered()], *rows])
         return
     places = [place for place, special in enumerate(text.special) if not special][:MOST]
@@ -65,8 +68,12 @@ def next_tokens(model: Any, tokenizer: Any, text: Read) -> Iterator[Block]:
     found = model.get_output_embeddings()(hidden).float().softmax(-1)
     own = found[:-1].gather(1, text.stream.ids[1:, None])[:, 0].tolist()
     best = found[-1].topk(min(2 * _BEST, found.shape[1]))
-    rows = [[shown(tokenizer, int(token)), f"{share:.1%}"] for share, token in zip(*map(Tensor.tolist, best), strict=True)]
-    yield Table("What follows the text", [["token", "probability"], *rows], note=f"Entropy {_entropy(found[-1]):.2f} nats.")
+    rows = [
+        [shown(tokenizer, int(token)), f"{share:.1%}"] for share, token in zip(*map(Tensor.tolist, best), strict=True)
+    ]
+    yield Table(
+        "What follows the text", [["token", "probability"], *rows], note=f"Entropy {_entropy(found[-1]):.2f} nats."
+    )
     if len(text.ids) < 2:
         return
     yield Marks(
@@ -74,7 +81,12 @@ def next_tokens(model: Any, tokenizer: Any, text: Read) -> Iterator[Block]:
         [Mark(token, share, f"{share:.1%} for {token}") for token, share in zip(text.tokens[1:], own, strict=True)],
     )
     rows = [
-        [f"{place}. {text.tokens[place]}", f"{own[place - 1]:.1%}", f"{_entropy(found[place - 1]):.2f}", *_guesses(found[place - 1].log(), tokenizer)]
+        [
+            f"{place}. {text.tokens[place]}",
+            f"{own[place - 1]:.1%}",
+            f"{_entropy(found[place - 1]):.2f}",
+            *_guesses(found[place - 1].log(), tokenizer),
+        ]
         for place in range(1, min(len(text.ids), MOST + 1))
     ]
     yield Table("Next-token distributions", [["token", "its probability", "entropy, nats", *_numbered()], *rows])
@@ -86,7 +98,9 @@ def _entropy(shares: Tensor) -> float:
 
 def _guesses(logits: Tensor, tokenizer: Any) -> list[str]:
     best = logits.softmax(-1).topk(min(_BEST, len(logits)))
-    cells = [f"{shown(tokenizer, int(token))} {share:.0%}" for share, token in zip(*map(Tensor.tolist, best), strict=True)]
+    cells = [
+        f"{shown(tokenizer, int(token))} {share:.0%}" for share, token in zip(*map(Tensor.tolist, best), strict=True)
+    ]
     return cells + [""] * (_BEST - len(cells))
 
 
@@ -96,4 +110,6 @@ def _numbered() -> Sequence[str]:
 
 def without_head() -> Paragraph:
     """Where a model has no head."""
-    return Paragraph("This model has no head: it turns a text into hidden states, and what can be seen is its attention.")
+    return Paragraph(
+        "This model has no head: it turns a text into hidden states, and what can be seen is its attention."
+    )

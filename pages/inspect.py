@@ -78,7 +78,9 @@ class InspectSection(Keys):
 def main(arguments: Sequence[str]) -> int:
     """Write the page; returns the exit status. A text is text, whatever YAML would make of it."""
     parts = [argument.partition("=") for argument in arguments]
-    arguments = ["".join((key, mark, as_yaml(value) if key in ("text", "pair") else value)) for key, mark, value in parts]
+    arguments = [
+        "".join((key, mark, as_yaml(value) if key in ("text", "pair") else value)) for key, mark, value in parts
+    ]
     return tool(arguments, help=__doc__, schema=InspectSection, action=lambda: _run(arguments))
 
 
@@ -99,9 +101,15 @@ def page(start: str, text: str, pair: str | None) -> Page:
     """What the model of this name does with a text."""
     config = read_config(start, roles=(*ONE_STREAM, "encoder-decoder"))
     role = family(config).role
-    sections = _translation(start, text, pair) if role == "encoder-decoder" else _Inspected.open(start, text, pair).sections()
+    sections = (
+        _translation(start, text, pair) if role == "encoder-decoder" else _Inspected.open(start, text, pair).sections()
+    )
     given = [("model", shortened(start)), ("text", text), *([("pair", pair)] if pair else [])]
-    return Page(f"Inside {shortened(start)}", f"A {config.model_type} model, {role}.", [Section("Given", [Facts(given)]), *sections])
+    return Page(
+        f"Inside {shortened(start)}",
+        f"A {config.model_type} model, {role}.",
+        [Section("Given", [Facts(given)]), *sections],
+    )
 
 
 @dataclass(frozen=True)
@@ -120,18 +128,28 @@ class _Inspected:
     def open(cls, start: str, text: str, pair: str | None) -> _Inspected:
         config: Any = read_config(start, roles=ONE_STREAM)
         if joint_head(config):
-            raise InputError(f"model: {start} has a joint head for answers, which this page does not show; see its predictions")
+            raise InputError(
+                f"model: {start} has a joint head for answers, which this page does not show; see its predictions"
+            )
         name, causal = (config.architectures or [""])[0], family(config).causal
         ending = next((each for each in _CLASSES if name.endswith(each)), "")
         model, report = load(_CLASSES.get(ending, AutoModel), start, roles=ONE_STREAM)
-        if report.fresh and ending not in ("", "ForMultipleChoice") and any(not key.startswith(model.base_model_prefix) for key in report.fresh):
-            raise InputError(f"model: {start}: its weights lack the head that config.json names ({report}); give a whole export")
+        if (
+            report.fresh
+            and ending not in ("", "ForMultipleChoice")
+            and any(not key.startswith(model.base_model_prefix) for key in report.fresh)
+        ):
+            raise InputError(
+                f"model: {start}: its weights lack the head that config.json names ({report}); give a whole export"
+            )
         tokenizer = load_tokenizer(start, "model", role=family(config).role)
         check_vocabulary(tokenizer, config, start, "model")
         begin: Any = tokenizer.eos_token_id if causal and ending == "LMHeadModel" else None
         if begin is not None and pair is not None:
             raise InputError("pair: a causal language model reads one text; leave it out")
-        return cls(start, model.eval(), tokenizer, ending, read(tokenizer, config, text, pair, begin=begin), pair is not None)
+        return cls(
+            start, model.eval(), tokenizer, ending, read(tokenizer, config, text, pair, begin=begin), pair is not None
+        )
 
     def sections(self) -> list[Section]:
         """What it says, then where it looks."""
@@ -158,7 +176,9 @@ class _Inspected:
     def _words(self) -> list[Block]:
         if self.ending == "LMHeadModel":
             return [*guesses.next_tokens(self.model, self.tokenizer, self.text)]
-        if self.ending == "ForMaskedLM" or (self.ending == "ForPreTraining" and self.model.config.model_type != "electra"):
+        if self.ending == "ForMaskedLM" or (
+            self.ending == "ForPreTraining" and self.model.config.model_type != "electra"
+        ):
             filling, _ = load(AutoModelForMaskedLM, self.start)
             return [*guesses.fill_mask(filling.eval(), self.tokenizer, self.text)]
         if self.ending == "ForPreTraining":

@@ -82,7 +82,12 @@ class Linked:
         yield Marks(
             "Entities, at the first token of each mention",
             [
-                Mark(token, float(place in names), f"linked to {names[place]}" if place in names else "no entity", names.get(place, ""))
+                Mark(
+                    token,
+                    float(place in names),
+                    f"linked to {names[place]}" if place in names else "no entity",
+                    names.get(place, ""),
+                )
                 for place, (token, special) in enumerate(zip(self.text.tokens, self.text.special, strict=True))
                 if not special
             ],

@@ -23,7 +23,12 @@ from pages.blocks import Block, Facts, Heads, Lines, Marks, Page, Paragraph, Tab
 from pages.chart import Chart
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MARKERS = ["m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", "m-4 -4h8v8h-8z", "m0 -5l5 9h-10z", "m0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z"]
+_MARKERS = [
+    "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
+    "m-4 -4h8v8h-8z",
+    "m0 -5l5 9h-10z",
+    "m0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
+]
 """Circle, square, triangle, diamond, as paths from the middle."""
 
 

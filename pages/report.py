@@ -110,7 +110,9 @@ def _curves(runs: Sequence[Run]) -> Iterator[Block]:
     for run in runs:
         groups.setdefault((run.stage, run.about), []).append(run)
     if any(name.startswith("held_out/") for run in runs for row in run.rows for name in row):
-        yield Paragraph("Strong lines are held-out data, faint ones training, grey ones what needs no model or no context.")
+        yield Paragraph(
+            "Strong lines are held-out data, faint ones training, grey ones what needs no model or no context."
+        )
     for (_, about), group in groups.items():
         for name in _metrics(group):
             if chart := _chart(f"{about}: {name.replace('_', ' ')}", name, group):
@@ -121,7 +123,13 @@ def _curves(runs: Sequence[Run]) -> Iterator[Block]:
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
     """Metrics that were evaluated on held-out data, the loss and those of the results first."""
-    known = {name.removeprefix("held_out/") for run in runs for row in run.rows for name in row if name.startswith("held_out/")}
+    known = {
+        name.removeprefix("held_out/")
+        for run in runs
+        for row in run.rows
+        for name in row
+        if name.startswith("held_out/")
+    }
     named = [name for run in runs if run.finished for name in (*run.finished.held_out, *_scored(run))]
     return [name for name in dict.fromkeys(["loss", *named]) if name in known] or sorted(known)[:4]
 
@@ -175,7 +183,7 @@ def _students(compared: Compared) -> Iterator[Block]:
     if not compared.models:
         return
     speeds = min(compared.speeds, key=lambda each: (each["batch_size"], -each["length"]), default=None)
-    seconds = {name: _middle(values) for name, values in (speeds or {}).get("seconds", {}).items()}
+    seconds = {name: float(side["median_seconds"]) for name, side in (speeds or {}).get("sides", {}).items()}
     teacher = compared.models[0]["name"]
     rows = [["model", "score", "kept", "parameters", "MB", "milliseconds"]]
     points: dict[str, list[tuple[float, float]]] = {}
@@ -201,14 +209,13 @@ def _students(compared: Compared) -> Iterator[Block]:
         yield Chart(f"Score against latency, {shape}", "milliseconds", metrics[0], series[:_MOST_LINES], x_from=0.0)
 
 
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2] if values else float("nan")
-
-
 def _samples(run: Run) -> Iterator[Block]:
     if run.finished is None:
         return
-    for caption, text in (("guesses for masked tokens", run.finished.fill_mask), ("continuations", run.finished.samples)):
+    for caption, text in (
+        ("guesses for masked tokens", run.finished.fill_mask),
+        ("continuations", run.finished.samples),
+    ):
         if text:
             yield Lines(f"{run.name}: {caption}", [shortened(line) for line in text.splitlines()])
     file = run.path / "hardest.tsv"
@@ -229,7 +236,11 @@ def _cut(text: str, most: int = 240) -> str:
 def _contexts(contexts: Sequence[Outcomes]) -> Iterator[Block]:
     for task in dict.fromkeys(each.task for each in contexts):
         mine = [each for each in contexts if each.task == task]
-        shown = [name for name in mine[0].outcomes[0]["metrics"] if name in ("accuracy", "accuracy_norm")] if mine[0].outcomes else []
+        shown = (
+            [name for name in mine[0].outcomes[0]["metrics"] if name in ("accuracy", "accuracy_norm")]
+            if mine[0].outcomes
+            else []
+        )
         names = shown or ([*mine[0].outcomes[0]["metrics"]][:1] if mine[0].outcomes else [])
         for name in names:
             yield from _shots(task, name, mine)
@@ -255,7 +266,9 @@ def _shots(task: str, name: str, contexts: Sequence[Outcomes]) -> Iterator[Block
     floors = {floor: scale * value for floor, value in contexts[0].floors.items()} if share else {}
     rows += [[floor, "", "", f"{value:.2f}", "", "", "", ""] for floor, value in floors.items()]
     if any(len(each.points) > 1 for each in series):
-        yield Chart(f"{task}: {name.replace('_', ' ')} in context", "worked examples", unit, series[:_MOST_LINES], floors, 0.0)
+        yield Chart(
+            f"{task}: {name.replace('_', ' ')} in context", "worked examples", unit, series[:_MOST_LINES], floors, 0.0
+        )
     yield Table(f"{task}, in context", rows)
 
 
@@ -269,14 +282,21 @@ def _costs(runs: Sequence[Run]) -> Iterator[Block]:
     totals = [0.0, 0.0, 0.0]
     for run in runs:
         cost = cost_of(run)
-        totals = [total + each for total, each in zip(totals, (cost.device_hours, cost.tokens, cost.flops), strict=True)]
-        numbers = [f"{cost.device_hours:.3f}", f"{cost.tokens:,.0f}", f"{cost.tokens_per_second:,.0f}", f"{cost.flops:.2e}"]
+        totals = [
+            total + each for total, each in zip(totals, (cost.device_hours, cost.tokens, cost.flops), strict=True)
+        ]
+        numbers = [
+            f"{cost.device_hours:.3f}",
+            f"{cost.tokens:,.0f}",
+            f"{cost.tokens_per_second:,.0f}",
+            f"{cost.flops:.2e}",
+        ]
         rows.append([run.name, cost.device, str(cost.processes), *numbers, f"{cost.memory_gib:.2f}"])
     if runs:
         rows.append(["all", "", "", f"{totals[0]:.3f}", f"{totals[1]:,.0f}", "", f"{totals[2]:.2e}", ""])
         note = (
-            "Training alone, without evaluations and without steps that a killed process repeated. A device is a GPU, or "
-            "a process on CPUs. FLOP: the operations of matrix products in training, by the run's own count."
+            "Training alone, without evaluations and without steps that a killed process repeated. A device is a GPU, "
+            "or a process on CPUs. FLOP: the operations of matrix products in training, by the run's own count."
         )
         yield Table("Cost of training", rows, note=note)
 

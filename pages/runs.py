@@ -147,7 +147,11 @@ class Run:
         if task:
             hub, files = task.get("hub"), task.get("files")
             named = hub.get("dataset") if isinstance(hub, dict) else None
-            given = [each if isinstance(each, list) else [each] for each in files.values()] if isinstance(files, dict) else []
+            given = (
+                [each if isinstance(each, list) else [each] for each in files.values()]
+                if isinstance(files, dict)
+                else []
+            )
             listed = distinct(str(file) for each in given for file in each)
             return shortened(str(named or listed or task.get("documentation") or self.task))
         paths = data.get("path") or self.section("graph").get("path") or []
@@ -201,7 +205,9 @@ def find(folders: Sequence[Path]) -> Found:
     found = Found()
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"runs: {folder}: no such folder; give folders of runs, or one that holds them, such as runs")
+            raise InputError(
+                f"runs: {folder}: no such folder; give folders of runs, or one that holds them, such as runs"
+            )
     for path in dict.fromkeys(each.resolve() for folder in folders for each in _below(folder)):
         shown = Path(os.path.relpath(path))
         try:
@@ -224,7 +230,9 @@ def _below(folder: Path) -> Iterator[Path]:
         if "config.yaml" in files or "results.json" in files:
             yield Path(path)
             folders.clear()
-        folders[:] = sorted(name for name in folders if name not in _NOT_RUNS and not name.endswith((".partial", ".old")))
+        folders[:] = sorted(
+            name for name in folders if name not in _NOT_RUNS and not name.endswith((".partial", ".old"))
+        )
 
 
 def _read(found: Found, path: Path) -> None:

@@ -1,8 +1,8 @@
 """``python -m pages.screenshots pages.report=runs/report/report.html output=docs``: pictures of pages in a browser.
 
-For each page two PNG files, ``<name>-light.png`` and ``<name>-dark.png``, with the page at the width of a desktop and of
-a phone side by side. A page is a file, with ``#section`` to begin there, or the address of a local dashboard. It needs
-Chromium and the package playwright: ``apt-get install chromium`` and ``pip install -e '.[browser]'``.
+For each page two PNG files, ``<name>-light.png`` and ``<name>-dark.png``, with the page at the width of a desktop and
+of a phone side by side. A page is a file, with ``#section`` to begin there, or the address of a local dashboard. It
+needs Chromium and the package playwright: ``apt-get install chromium`` and ``pip install -e '.[browser]'``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from bertillery.run.command import tool
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 WIDTHS = {"wide": 1120, "narrow": 390}
 """In pixels of CSS: a desktop and a phone."""
 _COLOURS = 48
@@ -61,11 +61,17 @@ def _run(arguments: Sequence[str]) -> int:
     section.output.mkdir(parents=True, exist_ok=True)
     with browser() as found:
         for name, page in addresses.items():
-            for scheme in ("light", "dark"):
-                file = section.output / f"{name}-{scheme}.png"
-                _side_by_side([_picture(found, page, scheme, width, section.height) for width in WIDTHS.values()], file)
+            for file in photograph(found, page, section.output / name, height=section.height):
                 print(f"picture     {file}   ({file.stat().st_size:,} bytes)")
     return 0
+
+
+def photograph(context: Any, url: str, stem: Path, *, height: int) -> Iterator[Path]:
+    """Take a page's pictures in both colour schemes; yields each file, whose name begins with ``stem``."""
+    for scheme in ("light", "dark"):
+        file = stem.with_name(f"{stem.name}-{scheme}.png")
+        _side_by_side([_picture(context, url, scheme, width, height) for width in WIDTHS.values()], file)
+        yield file
 
 
 def address(page: str) -> str:
@@ -74,7 +80,9 @@ def address(page: str) -> str:
         return page
     path, mark, section = page.partition("#")
     if "://" in page or not Path(path).is_file():
-        raise InputError(f"pages: {page}: no such file; give an HTML file, or the address of a dashboard on this machine")
+        raise InputError(
+            f"pages: {page}: no such file; give an HTML file, or the address of a dashboard on this machine"
+        )
     return f"{Path(path).resolve().as_uri()}{mark}{section}"
 
 
@@ -100,7 +108,7 @@ def browser() -> Iterator[Any]:
 
     with TemporaryDirectory() as profile, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=_program(), headless=True, args=list(_FLAGS), offline=False
+            profile, executable_path=_program(), headless=True, args=list(_FLAGS)
         )
         try:
             yield context
