@@ -201,7 +201,7 @@ class _Inspected:
 
 
 def _translation(start: str, text: str, pair: str | None) -> list[Section]:
-    """Translations of a text, and what the decoder looks at in the source for each token of the best, or of ``pair``."""
+    """Translations of a text, and what the decoder looks at in the source, for the best of them or for ``pair``."""
     opened = TranslationModel.open(start)
     (source,) = opened.encode([text])
     (best,) = opened.translate([text], DecodeSection(), n_best=min(_TRANSLATIONS, DecodeSection().beam))
