@@ -14,7 +14,7 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from bertillery.run.command import as_yaml, tool
 from pages import decisions, guesses
 from pages.attention import attention_blocks, weights
 from pages.blocks import Block, Facts, Lines, Page, Paragraph, Section, Table
-from pages.links import Linked, graph_of
+from pages.links import entity_blocks, graph_of, linked
 from pages.render import write_page
 from pages.tokens import Read, read, shown
 from translation.model import TranslationModel
@@ -153,14 +153,22 @@ class _Inspected:
 
     def sections(self) -> list[Section]:
         """What it says, then where it looks."""
-        found = [Section("Decision", self._decision()), Section("Words", self._words())]
-        linked, entities = None, []
+        entities: list[Block] = []
         if self.model.config.model_type == "ernie_thu":
             graph = graph_of(self.start)
-            linked = None if isinstance(graph, str) else Linked(self.text, self.tokenizer, graph)
-            entities = [Paragraph(f"{graph[:1].upper()}{graph[1:]}.")] if isinstance(graph, str) else []
-            entities += [*linked.blocks(self.model)] if linked else []
-        return [*found, Section("Entities", entities), Section("Attention", self._attention(linked))]
+            if not isinstance(graph, str):
+                shown_entities = replace(self, text=linked(self.text, self.tokenizer, graph))
+                return shown_entities._sections([*entity_blocks(self.model, shown_entities.text, graph)])
+            entities = [Paragraph(f"{graph[:1].upper()}{graph[1:]}.")]
+        return self._sections(entities)
+
+    def _sections(self, entities: list[Block]) -> list[Section]:
+        return [
+            Section("Decision", self._decision()),
+            Section("Words", self._words()),
+            Section("Entities", entities),
+            Section("Attention", self._attention()),
+        ]
 
     def _decision(self) -> list[Block]:
         decide = {
@@ -189,12 +197,9 @@ class _Inspected:
             return found
         return [guesses.without_head()] if not self.ending else []
 
-    def _attention(self, linked: Linked | None) -> list[Block]:
+    def _attention(self) -> list[Block]:
         record: list[Recorded] = []
-        if linked:
-            record = linked.recorded(self.model)
-        else:
-            encode(self.model, self.text.stream, record=record)
+        encode(self.model, self.text.stream, record=record)
         causal = family(self.model.config).causal
         found = weights(record, causal=causal)
         return [*attention_blocks([*found], self.text.tokens, self.text.tokens, "earlier" if causal else "all")]
@@ -204,10 +209,12 @@ def _translation(start: str, text: str, pair: str | None) -> list[Section]:
     """Translations of a text, and what the decoder looks at in the source, for the best of them or for ``pair``."""
     opened = TranslationModel.open(start)
     (source,) = opened.encode([text])
-    (best,) = opened.translate([text], DecodeSection(), n_best=min(_TRANSLATIONS, DecodeSection().beam))
+    decode = opened.search_settings(DecodeSection())
+    (best,) = opened.translate([text], decode, n_best=min(_TRANSLATIONS, decode.beam))
     rows = [["translation", "score", "log-probability"]]
     rows += [[words, f"{each.score:.3f}", f"{each.log_probability:.3f}"] for words, each in best]
-    target = opened.encode([pair])[0] if pair else best[0][1].ids
+    of_target = replace(opened, tokenizer=opened.target_tokenizer)
+    target = of_target.encode([pair])[0] if pair else best[0][1].ids
     said = [Table("Translations, by beam search", rows, note="The score is normalised by length; the best is first.")]
     sections = [Section("Translation", said)]
     if getattr(opened.model.config, "attention", "") == "none":
@@ -216,8 +223,9 @@ def _translation(start: str, text: str, pair: str | None) -> list[Section]:
     entering = np.array([opened.model.config.decoder_start_token_id, *target[:-1]])
     streams = [pack_stream(ids, np.array([len(ids)])) for ids in (np.array(source), entering)]
     (found,) = opened.network.alignments(*streams)
-    names = [[shown(opened.tokenizer, token) for token in ids] for ids in (target, source)]
-    blocks = [*attention_blocks([*found], names[0], names[1], "source")]
+    queries = [shown(opened.target_tokenizer, token) for token in target]
+    keys = [shown(opened.tokenizer, token) for token in source]
+    blocks = [*attention_blocks([*found], queries, keys, "source")]
     about = Lines("Of which translation", [pair if pair else best[0][0]])
     return [*sections, Section("Attention", [about, *blocks])]
 

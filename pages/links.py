@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from bertillery.config.section import InputError
-from bertillery.engine.batch import pack_stream
-from bertillery.models.attention import Recorded
-from bertillery.models.encoders import encode, model_inputs
+from bertillery.models.encoders import encode
 from bertillery.system.records import read_yaml
 from knowledge.graph import Graph, GraphSection, prepare_graph
-from knowledge.linked import link_ids
+from knowledge.linked import link_texts, linker_of
 from pages.blocks import Block, Mark, Marks, Paragraph, Table
 from pages.tokens import Read
 
@@ -49,57 +48,43 @@ def graph_of(start: str) -> Graph | str:
         return f"the graph that this model was trained with cannot be read: {error}"
 
 
-class Linked:
-    """A text with the rows of its entities."""
+def linked(text: Read, tokenizer: Any, graph: Graph) -> Read:
+    """The text with the entities that the dictionary of the graph finds in it."""
+    inside = np.array([token for token, special in zip(text.ids, text.special, strict=True) if not special])
+    found = link_texts(inside, np.array([0, len(inside)]), tokenizer, linker_of(graph, tokenizer))
+    rows = iter(found.tolist())
+    return replace(text, entities=[0 if special else next(rows) for special in text.special])
 
-    def __init__(self, text: Read, tokenizer: Any, graph: Graph) -> None:
-        self.text, self.graph = text, graph
-        inside = [token for token, special in zip(text.ids, text.special, strict=True) if not special]
-        rows = iter(link_ids(inside, tokenizer, graph).tolist())
-        self.rows = [0 if special else next(rows) for special in text.special]
-        """0 for none, for each token."""
 
-    def inputs(self, config: Any) -> dict[str, Any]:
-        """Arguments of the model, with the entities: [CLS] first, whose row is 0."""
-        places = [0, *(place for place, row in enumerate(self.rows) if row)]
-        stream = pack_stream(np.array([self.rows[place] for place in places]), np.array([len(places)]))
-        shown = {"entity_ids": stream.ids[None], "entity_layout": stream.layout, "entity_rows": torch.tensor(places)}
-        return model_inputs(config, self.text.stream) | shown
-
-    def recorded(self, model: Any) -> list[Recorded]:
-        """Queries and keys of the text's attention where the entities are shown."""
-        record: list[Recorded] = []
-        model.base_model(**self.inputs(model.config), record=record)
-        return record
-
-    def blocks(self, model: Any) -> Iterator[Block]:
-        """The links, and what the model names without being shown any."""
-        places = [place for place, row in enumerate(self.rows) if row]
-        if not places:
-            yield Paragraph("The dictionary of the graph's labels and aliases finds no entity in this text.")
-            return
-        names = {place: self.graph.labels[self.rows[place] - 1] for place in places}
-        yield Marks(
-            "Entities, at the first token of each mention",
-            [
-                Mark(
-                    token,
-                    float(place in names),
-                    f"linked to {names[place]}" if place in names else "no entity",
-                    names.get(place, ""),
-                )
-                for place, (token, special) in enumerate(zip(self.text.tokens, self.text.special, strict=True))
-                if not special
-            ],
+def entity_blocks(model: Any, text: Read, graph: Graph) -> Iterator[Block]:
+    """The links of a text, and what the model names without being shown any."""
+    rows = text.entities or []
+    names = {place: graph.labels[row - 1] for place, row in enumerate(rows) if row}
+    if not names:
+        yield Paragraph("The dictionary of the graph's labels and aliases finds no entity in this text.")
+        return
+    marks = [
+        Mark(
+            token,
+            float(place in names),
+            f"linked to {names[place]}" if place in names else "no entity",
+            names.get(place, ""),
         )
-        if not hasattr(model, "entity_logits"):
-            return
-        candidates = torch.tensor([0, *sorted({self.rows[place] for place in places})])
-        hidden = encode(model, self.text.stream)[torch.tensor(places)]
-        shares = model.entity_logits(hidden, candidates.expand(len(places), -1)).softmax(-1)
-        rows = [["mention", "the dictionary says", "the model names", "with probability"]]
-        for place, share in zip(places, shares, strict=True):
-            best = int(candidates[share.argmax()])
-            named = self.graph.labels[best - 1] if best else "none"
-            rows.append([self.text.tokens[place], names[place], named, f"{float(share.max()):.1%}"])
-        yield Table("Named by the model among the entities of this text, while none is shown to it", rows)
+        for place, (token, special) in enumerate(zip(text.tokens, text.special, strict=True))
+        if not special
+    ]
+    yield Marks("Entities, at the first token of each mention", marks)
+    if hasattr(model, "entity_logits"):
+        yield _named(model, text, graph, names)
+
+
+def _named(model: Any, text: Read, graph: Graph, names: dict[int, str]) -> Table:
+    candidates = torch.tensor([0, *sorted({row for row in text.entities or [] if row})])
+    hidden = encode(model, replace(text, entities=None).stream)[torch.tensor([*names])]
+    shares = model.entity_logits(hidden, candidates.expand(len(names), -1)).softmax(-1)
+    rows = [["mention", "the dictionary says", "the model names", "with probability"]]
+    for (place, name), share in zip(names.items(), shares, strict=True):
+        best = int(candidates[share.argmax()])
+        named = graph.labels[best - 1] if best else "none"
+        rows.append([text.tokens[place], name, named, f"{float(share.max()):.1%}"])
+    return Table("Named by the model among the entities of this text, while none is shown to it", rows)

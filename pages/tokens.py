@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bertillery.config.section import InputError
-from bertillery.engine.batch import Stream, pack_stream
+from bertillery.engine.batch import Entities, Stream, pack_stream
 from bertillery.models.encoders import longest_sequence
 
 
@@ -23,11 +23,16 @@ class Read:
     special: list[bool]
     """Whether a token is of the frame."""
     tokens: list[str]
+    entities: list[int] | None = None
+    """For each token 0, or the row of the entity that is shown to the model there."""
 
     @property
     def stream(self) -> Stream:
         """As a batch of this sequence alone."""
-        return repeated(self.ids, self.types, 1)
+        found = repeated(self.ids, self.types, 1)
+        if self.entities is None:
+            return found
+        return replace(found, beside=Entities.aligned(np.array(self.entities, np.int64), np.array([len(self.ids)])))
 
 
 def repeated(ids: Sequence[int], types: Sequence[int], times: int) -> Stream:

@@ -247,7 +247,7 @@ def test_entities_are_linked_shown_and_named(tmp_path: Path, monkeypatch: pytest
     folder = save(model, tmp_path / "ernie")
     assert "is not known" in page_html(looked_at(folder))
     monkeypatch.setattr("pages.inspect.graph_of", lambda start: graph)
-    monkeypatch.setattr(links, "link_ids", lambda ids, tokenizer, graph: np.array([0, 3, 0, 9, 0]))
+    monkeypatch.setattr(links, "link_texts", lambda *given: np.array([0, 3, 0, 9, 0]))
     found = looked_at(folder)
     (_, entities) = blocks(found, Marks)
     assert [mark.below for mark in entities.marks] == ["", "e2", "", "e8", ""]
