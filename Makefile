@@ -14,6 +14,7 @@ STUDENTS ?=
 SEEDS ?= 1
 TRIALS ?= 20
 SHOTS ?= 0,1,4
+RUNS ?=
 DATA ?=
 ARGS ?=
 RUN ?=
@@ -62,6 +63,9 @@ TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
 TAKES_watch := RUN ARGS
 TAKES_dashboard := ARGS
+TAKES_report := RUNS ARGS
+TAKES_inspect := MODEL TEXT PAIR ARGS
+TAKES_screenshots := ARGS
 TAKES_bench := ARGS
 TAKES_test := ARGS
 TAKEN := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))) HUB PYTHON
@@ -108,8 +112,8 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
-	@echo "PROMPT='a text to continue'  TEXT='a sentence to translate'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "REPO=<owner/name on the Hub>"
+	@echo "PROMPT='a text to continue'  TEXT='a sentence'  PAIR='a second text'  RUNS='<folders>'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
@@ -261,6 +265,24 @@ dashboard: .venv/.installed ## workspaces in W&B for pretraining, fine-tuning, d
 .PHONY: trackio
 trackio: .venv/.installed ## install trackio, whose web page needs no account (tracking.to=trackio)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c <(grep -v '^pillow=' constraints.txt) -e '.[trackio]'
+.PHONY: report
+report: .venv/.installed ## one page over runs, HTML and Markdown: RUNS="folders"
+	@$(BIN)/python -m pages.report $(if $(RUNS),'runs=$(call list,$(RUNS))') $(ARGS)
+
+.PHONY: inspect
+inspect: export TEXT := $(value TEXT)
+inspect: export PAIR := $(value PAIR)
+inspect: .venv/.installed ## what a model does with a text, as a page: MODEL, TEXT, PAIR
+	@$(BIN)/python -m pages.inspect $(call quoted,model=$(MODEL)) $(ARGS)
+
+.venv/.browser: .venv/.installed
+	@echo 'installing the package that drives a browser into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
+.PHONY: screenshots
+screenshots: .venv/.browser ## pictures of pages in Chromium, light and dark, wide and narrow: ARGS="pages.<name>=<file>"
+	@$(BIN)/python -m pages.screenshots $(ARGS)
 
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against stock transformers; ARGS="workloads=[glue] threads=[1]"

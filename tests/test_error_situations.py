@@ -77,6 +77,9 @@ COMMANDS = {
     "generate": "prompting.generate",
     "fewshot": "prompting.fewshot",
     "probes": "prompting.probes",
+    "report": "pages.report",
+    "inspect": "pages.inspect",
+    "screenshots": "pages.screenshots",
     "gpus": "bertillery.system.gpus",
 }
 """The module whose ``main`` takes a command's arguments and returns its exit status; ``make`` is itself."""

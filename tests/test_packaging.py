@@ -25,15 +25,17 @@ def test_a_wheel_has_every_configuration(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy", "configs"):
+    for name in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy", "pages", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("configs/")}
+        templates = {name for name in archive.namelist() if name.startswith("pages/templates/")}
         archive.extractall(tmp_path / "installed")
     assert packed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
+    assert templates == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("pages/templates/*")}
     code = "from bertillery.config.section import CONFIGS; print(CONFIGS)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run(

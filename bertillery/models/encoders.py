@@ -266,6 +266,20 @@ def mlm_logits(model: PreTrainedModel, stream: Stream, positions: Tensor, hidden
     return _head(model, stream, hidden[positions][None]).logits[0].float()
 
 
+def pair_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor | None:
+    """Logits (B, 2), float32, of the head for pairs in a stock ``*ForPreTraining`` (next sentences, their order): 0 is
+    a pair as it stood in the text. None for a model without one."""
+    outputs = _head(model, stream, _first_states(model, stream, hidden))
+    found = [outputs[name] for name in ("seq_relationship_logits", "sop_logits") if name in outputs]
+    return found[0].float() if found else None
+
+
+def replaced_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+    """Logits (T,), float32, that each token was replaced, of a stock ``ElectraForPreTraining``."""
+    hidden = encode(model, stream) if hidden is None else hidden
+    return _head(model, stream, hidden[None]).logits[0].float()
+
+
 def _extract_logits(
     model: PreTrainedModel,
     stream: Stream,

@@ -31,6 +31,7 @@ from bertillery.run.device import RunSection, compile_layers, start_accelerator
 from bertillery.run.directory import FINISHED_REMEDY, RunDirectory
 from bertillery.run.inputs import Fingerprint, Inputs, differences, model_inputs, refuse, tokenizer_input
 from bertillery.run.lineage import Artifact, model_artifact, used_artifacts
+from bertillery.run.starts import note_start
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.views import Listing
@@ -301,6 +302,11 @@ class Stage(ABC):
         loading = f"{trainer.workers} processes" if trainer.workers else "main process"
         size = f"micro-batches of at most {trainer.micro_batch_tokens:,} tokens; data loading: {loading}"
         self.say(f"\n{self.banner(trainer)}\n\n{begins}, {trainer.schedule.total:,} steps; {size}\n")
+        if accelerator.is_main_process:
+            note_start(
+                self.path, step=resumed, processes=accelerator.num_processes, device=accelerator.device.type,
+                precision=accelerator.mixed_precision, environment=environment(), data=self.recorded(),
+            )  # fmt: skip
         tracker = Tracker(
             self.config.tracking,
             self.path,
