@@ -42,7 +42,7 @@ def commands(page: Path) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     text = "\n".join(re.sub(r"^([^\n]*<<'(\w+)'[^\n]*)\n.*?^\2$", r"\1", each, flags=re.M | re.S) for each in blocks)
     lines = (re.sub(r"(^|\s+)#.*", "", line).strip() for line in text.replace("\\\n", " ").splitlines())
-    return [line for line in lines if line]
+    return [part.strip() for line in lines if line for part in re.split(r" (?:&&|\|\|) ", line)]
 
 
 if __name__ == "__main__":
