@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from transformers.utils import logging
 
-from benchmarks import contests, translation
+from benchmarks import contests, scoring, translation
 from benchmarks.contest import Contest, Ratio, apart, measure
 from benchmarks.material import Material, read_material
 from benchmarks.same import Losses, same_losses
@@ -40,7 +40,7 @@ NAMES = (
     *WORKLOADS,
     "examples",
     *(name.replace("glue", "evaluation") for name in WORKLOADS if name.startswith("glue")),
-    *("translation_tiny", "translation_beam5"),
+    *("translation_tiny", "translation_beam5", "scoring"),
     *("checkpoint_save", "checkpoint_load", "start_up", "text_to_ids"),
 )
 """All contests in the order of measurement."""
@@ -115,6 +115,7 @@ def contest(name: str, material: Material, folder: Path) -> Contest:
         "examples": lambda: contests.examples(material),
         "translation_tiny": lambda: translation.training(name, Pairs()),
         "translation_beam5": lambda: translation.beam_search(name, Pairs(), folder),
+        "scoring": lambda: scoring.scoring(folder),
         "start_up": lambda: contests.start_up(folder),
         "text_to_ids": lambda: contests.text_to_ids(material),
     }

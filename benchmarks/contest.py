@@ -40,8 +40,8 @@ class Contest:
     """Items in a round."""
     part: Callable[[Any], Any] = lambda item: item
     """The part of an item that suffices to warm up a baseline."""
-    unit: Literal["tokens", "sentences", "times"] = "tokens"
-    """Work in tokens or sentences is measured in CPU-seconds on one thread, all else in wall-clock seconds."""
+    unit: Literal["tokens", "sentences", "questions", "times"] = "tokens"
+    """What is done a number of times is measured in seconds of the clock, all else on one thread in CPU-seconds."""
     threaded: bool = True
     """Whether it is also measured with more than one thread."""
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import BertForMaskedLM
 
-from benchmarks import conventional, ours
+from benchmarks import conventional, nanogpt, ours
 from benchmarks.contest import Contest, Step
 from benchmarks.conventional import DROPOUT, baseline_of, listed, masking, stock
 from benchmarks.material import ROOT, Material
@@ -45,14 +45,16 @@ EVALUATED = 256
 def training(name: str, workload: Workload, material: Material) -> Contest:
     """One training step; an item is the rows of a step, the unit a real token."""
     source = ours.source(workload, material)
-    mine, theirs = (
-        partial(ours.objective, workload, material),
-        partial(baseline_of(workload), workload, material, source),
-    )
+    mine = partial(ours.objective, workload, material)
+    baselines = {"": baseline_of(workload)} | ({"nanoGPT ": nanogpt.baseline} if workload.learns == "causal_lm" else {})
     return Contest(
         named(name, workload, material),
         ours={variant.label: partial(ours.step, mine, source, variant) for variant in workload.variants},
-        theirs={label: partial(conventional.step, theirs, bf16=bf16) for label, bf16 in PRECISIONS.items()},
+        theirs={
+            whose + label: partial(conventional.step, partial(build, workload, material, source), bf16=bf16)
+            for whose, build in baselines.items()
+            for label, bf16 in PRECISIONS.items()
+        },
         items=rows(workload, source),
         steps=workload.steps,
         part=quarter,

@@ -44,6 +44,7 @@ from pretrain.objectives.causal_lm import gpt2_config
 from pretrain.objectives.electra import Config, electra_config, generator_sizes
 
 DROPOUT = 0.1
+CPU = torch.device("cpu")
 Example = dict[str, Any]
 Inputs = Mapping[str, Tensor]
 
@@ -61,19 +62,19 @@ class Baseline:
     """The amount of work in a batch: real tokens."""
 
 
-def step(build: Callable[[], Baseline], *, bf16: bool) -> Step:
+def step(build: Callable[[], Baseline], *, bf16: bool, device: torch.device = CPU) -> Step:
     """The training step, from a list of examples to the updated weights."""
     torch.manual_seed(SEED)
     baseline = build()
-    trained = baseline.trained.train()
+    trained = baseline.trained.train().to(device)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
 
     def run(examples: list[Example]) -> int:
         inputs = baseline.collate(examples)
         tokens = baseline.work(inputs)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = baseline.loss(inputs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = baseline.loss({name: tensor.to(device) for name, tensor in inputs.items()})
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

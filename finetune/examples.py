@@ -6,14 +6,16 @@ Legend: N examples, S sequences of all of them, P texts of a sequence, B sequenc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bertillery.data.listed import ListedExamples, tokenize
-from bertillery.engine.batch import PackedBatch, pack, ranges
+from bertillery.engine.batch import Entities, PackedBatch, pack, ranges
 from bertillery.models.frame import Template, template
 
 
@@ -41,6 +43,8 @@ class Sequences:
     """Where each text of a sequence begins (P, S)."""
     sizes: np.ndarray
     """How many tokens of it are taken (P, S)."""
+    named: np.ndarray | None = None
+    """For each token of all texts the row of the entity whose mention begins there, or 0; None without entities."""
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -49,23 +53,38 @@ class Sequences:
 
     def lay_out(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and token types of some sequences, special tokens included, end to end: (T,) each."""
-        lengths = self.lengths[which]
-        place = np.cumsum(lengths) - lengths
-        ids, types = np.empty((2, int(lengths.sum())), np.int64)
-        around = zip(self.template.parts, self.template.types, strict=True)
-        for part, (special, special_types) in enumerate(around):
-            cells = place[:, None] + np.arange(len(special))
+        ids, types = np.empty((2, int(self.lengths[which].sum())), np.int64)
+        begins = self._begins(which)
+        for place, special, special_types in zip(begins, self.template.parts, self.template.types, strict=True):
+            cells = place[:, None] - np.arange(len(special), 0, -1)
             ids[cells], types[cells] = special, special_types
-            place = place + len(special)
-            if part == len(self.starts):
-                break
-            size = self.sizes[part, which]
-            step = ranges(size)
-            cells = np.repeat(place, size) + step
-            types[cells] = self.template.text_types[part]
-            ids[cells] = self.ids[np.repeat(self.starts[part, which], size) + step]
-            place = place + size
+        for kind, (cells, tokens) in zip(self.template.text_types, self._placed(which), strict=True):
+            ids[cells], types[cells] = self.ids[tokens], kind
         return ids, types
+
+    def aligned(self, values: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """``values``, one for each token of all texts, where these lie in some sequences, end to end (T,) int64; 0 for
+        special tokens."""
+        found = np.zeros(int(self.lengths[which].sum()), np.int64)
+        for cells, tokens in self._placed(which):
+            found[cells] = values[tokens]
+        return found
+
+    def _begins(self, which: np.ndarray) -> list[np.ndarray]:
+        """Where each text of some sequences begins, end to end, and last where they end."""
+        place = np.cumsum(self.lengths[which]) - self.lengths[which]
+        found = []
+        for part, special in enumerate(self.template.parts):
+            place = place + len(special)
+            found.append(place)
+            place = place + (self.sizes[part, which] if part < len(self.sizes) else 0)
+        return found
+
+    def _placed(self, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each text, where its tokens lie in some sequences, end to end, and among those of all texts."""
+        for place, start, size in zip(self._begins(which), self.starts[:, which], self.sizes[:, which], strict=False):
+            step = ranges(size)
+            yield np.repeat(place, size) + step, np.repeat(start, size) + step
 
 
 class Examples(ListedExamples, ABC):
@@ -91,7 +110,15 @@ class Examples(ListedExamples, ABC):
         ids, types = self.sequences.lay_out(which)
         targets, counts = self.targets(rows["index"])
         counts = {"sequences": len(which), **counts}
-        return pack(ids, types, self.sequences.lengths[which], targets=targets, counts=counts)
+        lengths = self.sequences.lengths[which]
+        return pack(ids, types, lengths, targets=targets, counts=counts, beside=self.beside(which))
+
+    def beside(self, which: np.ndarray) -> Any:
+        """What a network reads beside the tokens of some sequences (:attr:`bertillery.engine.batch.Stream.beside`); by
+        default the entities that the tokens name, where these are known."""
+        if self.sequences.named is None:
+            return None
+        return Entities.aligned(self.sequences.aligned(self.sequences.named, which), self.sequences.lengths[which])
 
     @abstractmethod
     def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:

@@ -90,6 +90,27 @@ def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(f1_score(labels, predictions, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
 
 
+def _micro(score: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn import metrics
+
+    return float(getattr(metrics, score)(labels, predictions, average="micro", zero_division=0))
+
+
+def _micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of all labels of all examples together."""
+    return _micro("f1_score", predictions, labels)
+
+
+def _micro_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the predicted labels of all examples that are right."""
+    return _micro("precision_score", predictions, labels)
+
+
+def _micro_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the labels of all examples that are predicted."""
+    return _micro("recall_score", predictions, labels)
+
+
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews 1975; for more than two classes Gorodkin 2004. 0 where all are one class."""
     from sklearn.metrics import matthews_corrcoef
@@ -125,10 +146,17 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "macro_f1": _macro_f1,
+    "micro_f1": _micro_f1,
+    "micro_precision": _micro_precision,
+    "micro_recall": _micro_recall,
     "matthews_correlation": _matthews_correlation,
     "pearson": _pearson,
     "spearman": _spearman,
 }
+
+
+_OF_LABELS = ("accuracy", "macro_f1", "micro_f1", "micro_precision", "micro_recall")
+"""Those that also score 0 and 1 for each of several labels."""
 
 
 @cache
@@ -142,7 +170,7 @@ def _metric_class() -> type[evaluate.Metric]:
 
         def _info(self) -> evaluate.MetricInfo:
             value = datasets.Value("float64" if self.config_name in ("pearson", "spearman") else "int64")
-            kinds = [value, datasets.Sequence(value)] if self.config_name in ("macro_f1", "accuracy") else [value]
+            kinds = [value, datasets.Sequence(value)] if self.config_name in _OF_LABELS else [value]
             return evaluate.MetricInfo(
                 description=_FUNCTIONS[self.config_name].__doc__ or f"{self.config_name} correlation",
                 citation="",

@@ -89,7 +89,7 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
         except FileNotFoundError as error:
             missing[name] = str(error)
             continue
-        reader = _SplitReader(section, source, name)
+        reader = _SplitReader(section, source, name, data_dir)
         for table in tables:
             reader.read(table)
         skippable |= reader.skippable
@@ -156,8 +156,9 @@ def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
 class _SplitReader:
     """Gathers the rows of one split's tables."""
 
-    def __init__(self, section: TaskSection, source: Source, name: str) -> None:
+    def __init__(self, section: TaskSection, source: Source, name: str, data_dir: Path) -> None:
         self.section, self.source, self.name, self.task_type = section, source, name, task_type_of(section)
+        self.task_type.data_dir = data_dir
         self.is_test = name in section.test
         self.skippable = False
         """Whether there is a problem that ``task.incomplete=skip`` would not have."""

@@ -117,7 +117,7 @@ class Finetuning(Stage):
         tokenizer = load_tokenizer(start, "model.from", role=found.role)
         check_length(start, config, asked)
         check_vocabulary(tokenizer, config, start, "model.from")
-        return with_transform_tokens(tokenizer) if found.causal else tokenizer
+        return with_transform_tokens(tokenizer) if found.causal else self.task_type.fitted(tokenizer)
 
     def _fitted(self, tokenizer: Any) -> PreTrainedTokenizerBase:
         """The tokenizer for the rows that have been read."""
@@ -174,8 +174,7 @@ class Finetuning(Stage):
             random=section.weights == "random",
             **settings,
         )
-        if causal:
-            add_rows(model, vocabulary_size(self.tokenizer))
+        add_rows(model, vocabulary_size(self.tokenizer))
         # A head that was trained for other labels is a start no better than another, and one nobody asked for.
         found = read_config(section.from_, roles=ONE_STREAM)
         same = section.weights == "pretrained" and self.task_type.head_fits(found)
@@ -260,6 +259,7 @@ class Finetuning(Stage):
             self.directory.export,
             card=card,
             auxiliary_models=objective.auxiliary_models(),
+            tokenizers=self.task_type.tokenizers(),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,

@@ -13,9 +13,9 @@ from bertillery.config.section import ConfigError, InputError, describe, validat
 from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Length, Runs, Tokens, Weight
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
-from bertillery.models.load import check_vocabulary, load_tokenizer, read_config
+from bertillery.models.load import load_tokenizer, read_config
 from bertillery.run.checkpoint import newest_whole
-from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.inputs import Fingerprint, model_inputs, tokenizer_input
 from bertillery.run.stage import Parts, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
@@ -27,7 +27,13 @@ from translation.architecture import ExistingSection, ModelSection, RnnSection, 
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.scores import length_ratio, looks_tokenized, signatures
 from translation.search import DecodeSection
-from translation.vocabulary import VocabularySection, check_alphabet, train_vocabulary
+from translation.vocabulary import (
+    VocabularySection,
+    check_alphabet,
+    check_vocabularies,
+    open_target,
+    train_vocabulary,
+)
 
 logger = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
@@ -112,8 +118,10 @@ class TranslationConfig(FinetuneConfig):
             raise ValueError(
                 f"train.phases: a sequence_length of {asked} is more than the model's max_position_embeddings {longest}"
             )
+        if self.tokenizer.separate:
+            self.model.check_separate()
         if isinstance(self.model, TransformerSection):
-            self.objective.check_forcing()
+            self.objective.check_transformer()
         if self.run.sharding != "none":
             raise ValueError(f"run.sharding: given {self.run.sharding!r}; decoding needs whole weights: give none")
         return self
@@ -167,16 +175,30 @@ class Translating(Finetuning):
 
     def _tokenizer(self) -> Any:
         """The tokenizer of an existing model or of ``tokenizer.path``; None where one is trained on the rows."""
-        config, section, role = self.config, self.config.model, "encoder-decoder"
+        config, section = self.config, self.config.model
         if not isinstance(section, ExistingSection):
             path = config.tokenizer.path
-            return None if path is None else load_tokenizer(path, "tokenizer.path", role=role)
-        found = read_config(section.from_, roles=(role,))
-        tokenizer = load_tokenizer(section.from_, "model.from", role=role)
-        check_vocabulary(tokenizer, found, section.from_, "model.from")
+            return None if path is None else self._opened(path, "tokenizer.path")
+        found = read_config(section.from_, roles=("encoder-decoder",))
+        tokenizer = self._opened(section.from_, "model.from")
+        check_vocabularies(tokenizer, self._translation.target_tokenizer, found, section.from_, "model.from")
         check_length(section.from_, found, config.train.phases[0].sequence_length)
         if hasattr(found, "encoder_ffn_dim"):
-            config.objective.check_forcing()
+            config.objective.check_transformer()
+        return tokenizer
+
+    @property
+    def _translation(self) -> Any:
+        """The task type, which has the target's vocabulary."""
+        return self.task_type
+
+    def _opened(self, start: str, key: str) -> Any:
+        """The tokenizer of a directory; the target's own, if there is one, goes to the task type."""
+        tokenizer = load_tokenizer(start, key, role="encoder-decoder")
+        target = open_target(start, tokenizer, key)
+        if target is not None:
+            self.config.model.check_separate()
+        self._translation.set_target_tokenizer(target)
         return tokenizer
 
     def _fitted(self, tokenizer: Any) -> Any:
@@ -185,10 +207,17 @@ class Translating(Finetuning):
         if train.labels is None:
             raise InputError(f"{config.task.name}: the split train has no column {config.task.label!r} to learn from")
         sides = {config.task.text[0]: [*train.texts[0]], config.task.label: [*train.labels]}
-        if tokenizer is None:
-            return train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
-        for language, texts in sides.items():
-            check_alphabet(tokenizer, texts, language, "tokenizer.path" if config.tokenizer.path else "model.from")
+        if tokenizer is None and config.tokenizer.separate:
+            tokenizer, target = (train_vocabulary(texts, config.tokenizer) for texts in sides.values())
+            self._translation.set_target_tokenizer(target)
+        elif tokenizer is None:
+            tokenizer = train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
+        else:
+            both = tokenizer, self._translation.target_tokenizer or tokenizer
+            for each, (language, texts) in zip(both, sides.items(), strict=True):
+                check_alphabet(each, texts, language, "tokenizer.path" if config.tokenizer.path else "model.from")
+        if target := self._translation.target_tokenizer:
+            self.pin(lambda: {"target tokenizer": tokenizer_input(target)["tokenizer"]})
         return tokenizer
 
     def _examples(self, name: str, training: bool = False) -> Any:
@@ -214,7 +243,7 @@ class Translating(Finetuning):
 
     def _objective(self) -> Any:
         with warnings_of_transformers():
-            model = self.config.model.build(self.tokenizer)
+            model = self.config.model.build(self.tokenizer, self._translation.target_tokenizer)
         self.decode = self.config.decode.within(longest_sequence(model.config))
         return TranslationObjective(model, self.config.objective, self.decode.model_copy(update={"beam": 1}))
 
@@ -222,13 +251,18 @@ class Translating(Finetuning):
         """Model, vocabulary, rates and one pair."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
         size = sum(parameter.numel() for parameter in model.parameters())
-        examples, pieces = trainer.sources[0], len(self.tokenizer)
+        examples = trainer.sources[0]
+        tokenizers = [examples.tokenizer, examples.target_tokenizer]
         ids = [
             side.take(examples.examples(0, 0)["index"][:1])[0].tolist() for side in (examples.source, examples.target)
         ]
-        shown = ["  " + printable(" ".join(self.tokenizer.convert_ids_to_tokens(each))) for each in ids]
+        shown = [
+            "  " + printable(" ".join(tokenizer.convert_ids_to_tokens(each)))
+            for tokenizer, each in zip(tokenizers, ids, strict=True)
+        ]
+        pieces = " and ".join(f"{number:,}" for number in map(len, dict.fromkeys(tokenizers)))
         return (
-            f"model       {type(model).__name__}, {size:,} parameters, {pieces:,} pieces\n"
+            f"model       {type(model).__name__}, {size:,} parameters, {pieces} pieces\n"
             f"            learning rate {config.optim.learning_rate:g}, batches of {config.train.phases[0]}, "
             f"{config.train.steps}\n\nfirst pair\n" + "\n".join(shown)
         )
@@ -250,7 +284,7 @@ class Translating(Finetuning):
         if self.config.train.average > 1:
             self._average(objective)
         objective.decoding = self.decode  # evaluations in training are greedy
-        _set_generation(objective.exported(), self.decode)
+        self.decode.write_to(objective.exported().generation_config)
         results = super().result(trainer, ended)
         return results and results | {"perplexity": self._perplexities(), "decode": self.config.decode.model_dump()}
 
@@ -300,25 +334,13 @@ class Translating(Finetuning):
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """The same, and what the decoder attends to."""
         super().show(trainer, ended, tracker, results)
-        with beside(f"the picture {self.path / 'alignments.png'}"):
+        with beside(f"pictures of the attention in {self.path}"):
             objective, name = trainer.assembled(), self.config.task.validation[0]
             examples: Any = self.validation[name]
-            path = draw_alignments(objective.exported(), examples, self.path / "alignments.png")
-            if path is not None:
+            for path in draw_alignments(objective.exported(), examples, self.path):
                 tracker.image(path.stem, path, ended.step)
 
     def next_command(self, results: dict[str, Any]) -> str:
         """Translate something."""
         text = self.task.split(self.config.task.validation[0]).texts[0][0] if hasattr(self, "task") else "..."
         return f"make translate MODEL={self.path / 'export'} TEXT={printable(text)[:80]!r}"
-
-
-def _set_generation(model: Any, section: DecodeSection) -> None:
-    """Let the stock ``generate`` of the export search as this run did."""
-    config = model.generation_config
-    config._from_model_config = False
-    config.num_beams, config.max_new_tokens = section.beam, section.max_length
-    if section.beam > 1:
-        config.early_stopping = {"exact": "never", "heuristic": False, "first": True}[section.stop]
-        if section.normalization == "length":
-            config.length_penalty = section.length_penalty

@@ -165,6 +165,19 @@ class Texts:
         return (self[number] for number in range(len(self)))
 
 
+def within(section: GraphSection, root: Path) -> GraphSection:
+    """The same graph, whose files are relative to ``root``."""
+    folder = root.expanduser()
+
+    def found(paths: list[str]) -> list[str]:
+        return [path if path == "python-docs" else str(folder / Path(path).expanduser()) for path in paths]
+
+    changes = {name: found(getattr(section, name)) for name in ("path", "valid", "test")}
+    return section.model_copy(
+        update={**changes, "entities": section.entities and folder / section.entities.expanduser()}
+    )
+
+
 def prepare_graph(section: GraphSection, cache: Path, *, name: str | None = None) -> Graph:
     """Open the graph of these settings; if ``cache`` lacks it, it is made first, by one process.
 

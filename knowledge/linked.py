@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from bertillery.config.section import CONFIGS, read_values, validate
 from bertillery.data.prepared import PreparedCorpus, TokenArrays
 from bertillery.data.tokenizer import starts_of_words
+from bertillery.models.frame import text_backend
 from bertillery.run.inputs import digest
 from bertillery.run.stage import StageConfig
 from bertillery.system.files import make_once
@@ -64,10 +66,10 @@ def link_corpus(corpus: PreparedCorpus, graph: Graph, vectors: Tensor, cache: Pa
         made = partial / "linked"
         made.mkdir(exist_ok=True)
         tokenizer = corpus.tokenizer()
-        linker = Linker(graph, cased=not _lowercases(tokenizer))
+        linker = linker_of(graph, tokenizer)
         for part in ("train", "valid"):
-            rows = _linked(getattr(corpus, part), tokenizer, linker)
-            rows.tofile(made / f"{part}.bin")
+            tokens: TokenArrays = getattr(corpus, part)
+            link_texts(tokens.ids, tokens.sentences, tokenizer, linker).tofile(made / f"{part}.bin")
         return made
 
     make_once(folder, make, doing="is linking this corpus")
@@ -81,14 +83,22 @@ def _lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
     )
 
 
-def _linked(tokens: TokenArrays, tokenizer: PreTrainedTokenizerBase, linker: Linker) -> np.ndarray:
-    """int32 (T,), sentence by sentence."""
-    found = np.zeros(len(tokens.ids), np.int32)
+def linker_of(graph: Graph, tokenizer: PreTrainedTokenizerBase) -> Linker:
+    """The dictionary of a graph, for texts with or without capitals as the tokenizer leaves them."""
+    return Linker(graph, cased=not _lowercases(tokenizer))
+
+
+def link_texts(
+    token_ids: np.ndarray, bounds: np.ndarray, tokenizer: PreTrainedTokenizerBase, linker: Linker
+) -> np.ndarray:
+    """For each token (T,) of texts end to end, which ``bounds`` (N+1,) part, 0 or the row of the entity whose mention
+    begins there: int32 (T,)."""
+    found = np.zeros(len(token_ids), np.int32)
     opens = starts_of_words(tokenizer)
     pieces: Any = tokenizer.convert_ids_to_tokens([*range(len(opens))])
     texts = [(piece or "").removeprefix("##").removeprefix("▁") for piece in pieces]
-    for begin, end in pairwise(np.asarray(tokens.sentences).tolist()):
-        ids = tokens.ids[begin:end].tolist()
+    for begin, end in pairwise(np.asarray(bounds).tolist()):
+        ids = token_ids[begin:end].tolist()
         words: list[str] = []
         places: list[int] = []
         for place, number in enumerate(ids):
@@ -100,6 +110,46 @@ def _linked(tokens: TokenArrays, tokenizer: PreTrainedTokenizerBase, linker: Lin
         for mention in linker.link(words):
             found[begin + places[mention.start]] = mention.entity + 1
     return found
+
+
+class Mention(NamedTuple):
+    """Characters ``start`` to ``end`` (not included) of a text, and the name of the entity that they mention."""
+
+    start: int
+    end: int
+    entity: str
+
+
+def read_mentions(cells: Any, text: str) -> list[Mention]:
+    """The mentions of a text, ``[[start, end, name], ...]``, in its order. ``ValueError`` for what is none, lies
+    outside of the text, or overlaps another."""
+    if not isinstance(cells, list):
+        raise ValueError(f"mentions are a list of [start, end, name], not {cells!r:.200}")
+    found = []
+    for cell in cells:
+        numbered = isinstance(cell, list) and len(cell) == 3 and all(type(each) is int for each in cell[:2])
+        if not numbered or not isinstance(cell[2], str):
+            raise ValueError(f"a mention is [start, end, name], not {cell!r:.200}")
+        found.append(Mention(*cell))
+        if not 0 <= cell[0] < cell[1] <= len(text):
+            raise ValueError(f"the mention {cell} is no part of a text of {len(text):,} characters")
+    found.sort()
+    for first, second in pairwise(found):
+        if second.start < first.end:
+            raise ValueError(f"the mentions {[*first]} and {[*second]} overlap; give one of them")
+    return found
+
+
+def first_tokens(text: str, mentions: Sequence[Mention], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The token of the text in which each mention begins, int64; -1 for one of which no token is left."""
+    if not mentions:
+        return np.zeros(0, np.int64)
+    offsets = np.array(text_backend(tokenizer).encode(text, add_special_tokens=False).offsets, np.int64).reshape(-1, 2)
+    starts, ends = np.array([mention[:2] for mention in mentions], np.int64).T
+    places = np.searchsorted(offsets[:, 1], starts, side="right")
+    there = places < len(offsets)
+    there[there] = offsets[places[there], 0] < ends[there]
+    return np.where(there, places, -1)
 
 
 def embed_config(graph: GraphSection, config: StageConfig) -> EmbedConfig:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel
 
 from bertillery.config.section import InputError
 from bertillery.engine.batch import ranges
+from bertillery.models.families.kagnet import SchemaGraphs
 from bertillery.run.inputs import digest
 from bertillery.system.files import make_once
 from bertillery.system.records import read_json
@@ -81,9 +83,8 @@ class SchemaTable:
     """(M, 2): node, and the relation to the next: r, r + R against its direction, 2 R at the end."""
     counts: Counts
 
-    def take(self, choices: np.ndarray) -> dict[str, np.ndarray]:
-        """The graphs of some choices (k,), end to end, as :class:`bertillery.models.families.kagnet.SchemaGraphs` has
-        them, each name behind ``graph_``; all numbers count through."""
+    def take(self, choices: np.ndarray) -> SchemaGraphs:
+        """The graphs of some choices (k,), end to end; all numbers count through."""
         sizes = self.sizes[choices].astype(np.int64)
         before = np.cumsum(sizes, 0) - sizes
 
@@ -105,7 +106,7 @@ class SchemaTable:
             "path_nodes": steps[:, 0] + owners(4, 0),
             "path_relations": steps[:, 1],
         }
-        return {f"graph_{name}": np.ascontiguousarray(value) for name, value in found.items()}
+        return SchemaGraphs(**{name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in found.items()})
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -115,11 +116,9 @@ class SchemaTable:
     def path(self, choice: int, number: int) -> tuple[list[int], list[int]]:
         """The concepts of one path of a choice, and the relations between them."""
         found = self.take(np.array([choice]))
-        lengths = found["graph_path_lengths"]
-        end = int(lengths[: number + 1].sum())
-        steps = slice(end - int(lengths[number]), end)
-        concepts = found["graph_concepts"][found["graph_path_nodes"][steps]]
-        return concepts.tolist(), found["graph_path_relations"][steps][:-1].tolist()
+        end = int(found.path_lengths[: number + 1].sum())
+        steps = slice(end - int(found.path_lengths[number]), end)
+        return found.concepts[found.path_nodes[steps]].tolist(), found.path_relations[steps][:-1].tolist()
 
     def links(self) -> np.ndarray:
         """Links of one edge and of two between the concepts of each choice and of its question, int64 (S, 2)."""

@@ -54,7 +54,8 @@ def test_all_sides_of_a_step_train_on_the_same_real_tokens(name: str, material: 
     chosen = next(each for each in contest.items if full or np.ptp(each["length"]))  # of unequal lengths: with padding
     found = worked(contest, [chosen])
     # Where the machine does not multiply bfloat16, two variants may be one.
-    assert len(found) == len({variant.label for variant in WORKLOADS[name].variants}) + 2
+    baselines = 4 if name.startswith("gpt") else 2  # nanoGPT's, too
+    assert len(found) == len({variant.label for variant in WORKLOADS[name].variants}) + baselines
     assert {*found.values()} == {int(chosen["length"].sum())}
 
 

@@ -34,6 +34,7 @@ class TranslateSection(Section):
     n_best: Runs = 1
     """Translations of each sentence, at most `decode.beam`."""
     decode: DecodeSection = DecodeSection()
+    """The search; keys that are not given are those of the model's ``generation_config.json``, as its run searched."""
     output: Path | None = None
     """A file for the best translations, one a line, as sacreBLEU reads them."""
 
@@ -46,10 +47,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     section = validate(TranslateSection, *read_values(arguments))
-    if section.n_best > section.decode.beam:
-        raise InputError(f"n_best: given {section.n_best}, and decode.beam is {section.decode.beam}; give a wider beam")
     texts = given_texts(section.text, section.file, key="text", what="a sentence")
-    found = TranslationModel.open(section.model).translate(texts, section.decode, n_best=section.n_best)
+    model = TranslationModel.open(section.model)
+    decode = model.search_settings(section.decode)
+    if section.n_best > decode.beam:
+        raise InputError(f"n_best: given {section.n_best}, and decode.beam is {decode.beam}; give a wider beam")
+    found = model.translate(texts, decode, n_best=section.n_best)
     for text, translations in zip(texts, found, strict=True):
         print(printable(text))
         for translation, hypothesis in translations:

@@ -17,29 +17,57 @@ _PAIRS = 4
 
 
 @torch.no_grad()
-def draw_alignments(model: PreTrainedModel, examples: TranslationExamples, path: Path) -> Path | None:
-    """Draw the weights of the first pairs, with references as targets: a row for each pair, and in it for each layer,
-    the last one first, the mean over its heads. None for a model without attention."""
+def draw_alignments(model: PreTrainedModel, examples: TranslationExamples, folder: Path) -> list[Path]:
+    """Draw the weights of the first pairs, with references as targets: ``alignments.png``, a row for each pair and in
+    it each layer, the last one first, as the mean over its heads; and where there are several heads ``heads.png``, of
+    the first pair each layer's heads. Returns the pictures: none for a model without attention."""
     if getattr(model.config, "attention", "") == "none":
-        return None
+        return []
     rows = examples.examples(0, 0)[:_PAIRS]
-    batch = examples.collate(rows)
-    weights = encoder_decoder(model).alignments(batch.streams["source"], batch.streams["target"])
-    tokenizer, layers = examples.tokenizer, len(weights[0])
-    axes = figure(len(rows) * layers, "attention of each target piece to the source", columns=layers, panel=(4.4, 4.4))
-    for row, (index, each) in enumerate(zip(rows["index"], weights, strict=True)):
-        sides = [side.take(np.array([index]))[0] for side in (examples.source, examples.target)]
-        source, target = ([plain(_shown(tokenizer, piece)) for piece in ids] for ids in sides)
-        for layer in range(layers):
-            axis = axes[row * layers + layer]
-            axis.imshow(each[layers - 1 - layer].mean(0), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-            axis.set_xticks(range(len(source)), source, rotation=90, fontsize=6)
-            axis.set_yticks(range(len(target)), target, fontsize=6)
-            axis.set_title(f"layer {layers - layer}" if layers > 1 else "", fontsize=8)
+    batch, training = examples.collate(rows).to(model.device), model.training
+    weights = encoder_decoder(model.eval()).alignments(batch.streams["source"], batch.streams["target"])
+    model.train(training)
+    pieces = [_pieces(examples, index) for index in rows["index"]]
+    layers, heads = weights[0].shape[:2]
+    means = [
+        (f"layer {layer + 1}" * (layers > 1), each[layer].mean(0), of_pair)
+        for each, of_pair in zip(weights, pieces, strict=True)
+        for layer in reversed(range(layers))
+    ]
+    title = "attention of each target piece to the source"
+    pictures = [_draw(means, f"{title}, mean over heads" if heads > 1 else title, layers, folder / "alignments.png")]
+    if heads > 1:
+        of_heads = [
+            (f"layer {layer + 1}, head {head + 1}", weights[0][layer, head], pieces[0])
+            for layer in range(layers)
+            for head in range(heads)
+        ]
+        pictures.append(_draw(of_heads, title, heads, folder / "heads.png"))
+    return pictures
+
+
+Map = tuple[str, np.ndarray, tuple[list[str], list[str]]]
+"""A title, weights (target, source), and the pieces of source and target."""
+
+
+def _draw(maps: list[Map], title: str, columns: int, path: Path) -> Path:
+    axes = figure(len(maps), title, columns=columns, panel=(4.4, 4.4))
+    for axis, (name, weights, (source, target)) in zip(axes, maps, strict=True):
+        axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(source)), source, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(target)), target, fontsize=6)
+        axis.set_title(name, fontsize=8)
     save(axes, path)
     return path
 
 
-def _shown(tokenizer: Any, piece: int) -> str:
-    """A piece as text; its bytes may be half a character."""
-    return tokenizer.decode([int(piece)]).strip() or str(tokenizer.convert_ids_to_tokens(int(piece)))
+def _pieces(examples: TranslationExamples, index: int) -> tuple[list[str], list[str]]:
+    """Of the source and the target of a pair, as text; bytes of a piece may be half a character."""
+
+    def shown(tokenizer: Any, side: Any) -> list[str]:
+        ids = side.take(np.array([index]))[0].tolist()
+        return [
+            plain(tokenizer.decode([piece]).strip() or str(tokenizer.convert_ids_to_tokens(piece))) for piece in ids
+        ]
+
+    return shown(examples.tokenizer, examples.source), shown(examples.target_tokenizer, examples.target)

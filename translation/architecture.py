@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bertillery.config.section import Section
+from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Name, Tokens, Width
 from bertillery.models.attention import NAME
 from bertillery.models.families.rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
@@ -48,14 +48,20 @@ class ModelSection(Section):
             values = {key: value for key, value in values.items() if key != "from"}
         return handler(values) if chosen is cls else chosen.model_validate(values)
 
-    def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """The model with the packed attention, drawn from torch's global generator."""
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
+        """The model with the packed attention, drawn from torch's global generator; ``target`` is a vocabulary of the
+        target's own."""
         raise NotImplementedError
 
     @property
     def longest(self) -> int | None:
         """Positions of source and of target; None if there is no limit, or it is not known yet."""
         return None
+
+    def check_separate(self) -> None:
+        """``ConfigError`` where the model cannot have two vocabularies."""
 
 
 class TransformerSection(ModelSection):
@@ -103,10 +109,20 @@ class TransformerSection(ModelSection):
         """Positions."""
         return self.max_position_embeddings
 
-    def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def check_separate(self) -> None:
+        """The same."""
+        if self.norm == "pre":
+            raise ConfigError(
+                "tokenizer.separate: with norm=pre the model is PegasusForConditionalGeneration, in which source and "
+                "target share their embeddings; give norm=post, or one vocabulary for both"
+            )
+
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """``MarianMTModel``, or with ``norm: pre`` ``PegasusForConditionalGeneration``."""
         settings: dict[str, Any] = {
-            "vocab_size": vocabulary_size(tokenizer),
+            **vocabulary_sizes(tokenizer, target),
             "d_model": self.hidden_size,
             **{f"{side}_layers": getattr(self, f"{side}_layers") for side in ("encoder", "decoder")},
             **{f"{side}_ffn_dim": self.intermediate_size for side in ("encoder", "decoder")},
@@ -121,8 +137,9 @@ class TransformerSection(ModelSection):
             "attn_implementation": NAME,
         }
         if self.norm == "post":
-            model = MarianMTModel(MarianConfig(**settings, share_encoder_decoder_embeddings=True))
+            model = MarianMTModel(MarianConfig(**settings))
         else:
+            del settings["share_encoder_decoder_embeddings"]
             model = PegasusForConditionalGeneration(PegasusConfig(**settings))
         if self.initializer == "glorot":
             draw_glorot(model)
@@ -138,7 +155,7 @@ class RnnSection(ModelSection):
     cell: Literal["rnn", "lstm", "gru"] = "gru"
     """Kind of cell."""
     embedding_size: Width = 256
-    """Width of the embeddings, which source, target and output share."""
+    """Width of the embeddings, which target and output share, and with one vocabulary the source, too."""
     hidden_size: Width = 512
     """Width of the decoder's state."""
     encoder_hidden_size: Width = 256
@@ -158,9 +175,11 @@ class RnnSection(ModelSection):
     initializer_range: Epsilon = 0.08
     """Weights are drawn uniformly from -range to range."""
 
-    def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """A model of ours, which ``import bertillery`` registers with the Auto classes."""
-        config = RnnSeq2SeqConfig(vocab_size=vocabulary_size(tokenizer), **self._settings, **ends(tokenizer))
+        config = RnnSeq2SeqConfig(**vocabulary_sizes(tokenizer, target), **self._settings, **ends(tokenizer))
         return RnnSeq2SeqForConditionalGeneration(config)
 
     @property
@@ -181,9 +200,20 @@ class ExistingSection(ModelSection):
     dropout: Dropout | None = None
     """Dropout instead of the model's own."""
 
-    def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedModel:
         """With the weights of the directory."""
         return load_encoder_decoder(self.from_, {} if self.dropout is None else {"dropout": self.dropout})
+
+
+def vocabulary_sizes(tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """What a configuration says of one vocabulary or of two; the keys are Marian's."""
+    found: dict[str, Any] = {
+        "vocab_size": vocabulary_size(tokenizer),
+        "share_encoder_decoder_embeddings": target is None,
+    }
+    return found if target is None else found | {"decoder_vocab_size": vocabulary_size(target)}
 
 
 def ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -206,7 +236,8 @@ def draw_glorot(model: nn.Module) -> None:
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    table: Any = model
-    weight = table.get_input_embeddings().weight
-    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-    weight[table.config.pad_token_id] = 0  # every target begins with it, at its first position
+    config: Any = model.config
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad}
+    for weight in tables.values():
+        nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        weight[config.pad_token_id] = 0  # every target begins with it, at its first position

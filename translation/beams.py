@@ -41,7 +41,7 @@ class BeamsSection(Section):
     beams: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default=[1, 2, 4, 8, 16], min_length=1)
     """Sizes of the beam."""
     decode: DecodeSection = DecodeSection()
-    """All else of the search."""
+    """All else of the search; keys that are not given are the model's own."""
     bleu_tokens: Tokens = "13a"
     """How BLEU finds words."""
     picture: Path | None = None
@@ -70,8 +70,9 @@ def _run(arguments: Sequence[str]) -> int:
     section = validate(BeamsSection, *read_values(arguments))
     texts, references = read_lines(section.file, section.reference)
     model = TranslationModel.open(section.model)
+    decode = model.search_settings(section.decode)
     found = [
-        measure(model, texts, references, section.decode.model_copy(update={"beam": beam}), section.bleu_tokens)
+        measure(model, texts, references, decode.model_copy(update={"beam": beam}), section.bleu_tokens)
         for beam in section.beams
     ]
     print(table(found))

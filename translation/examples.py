@@ -30,16 +30,20 @@ class TranslationExamples(ListedExamples):
         sources: Sequence[str],
         references: Sequence[str] | None,
         tokenizer: PreTrainedTokenizerBase,
+        target_tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         max_length: int,
         seed: int,
         drop: bool = False,
     ) -> None:
-        """Sentences of more than ``max_length`` tokens are cut, or with ``drop`` left out with their partner;
-        :attr:`num_cut` says how many. Raises ``InputError`` where nothing is left."""
-        self.tokenizer = tokenizer
+        """``tokenizer`` is for both sides unless the target has its own.
+
+        Sentences of more than ``max_length`` tokens are cut, or with ``drop`` left out with their partner;
+        :attr:`num_cut` says how many. Raises ``InputError`` where nothing is left.
+        """
+        self.tokenizer, self.target_tokenizer = tokenizer, target_tokenizer or tokenizer
         end = cast(int, tokenizer.eos_token_id)
-        targets = [[]] * len(sources) if references is None else encode(references, tokenizer)
+        targets = [[]] * len(sources) if references is None else encode(references, self.target_tokenizer)
         found = [encode(sources, tokenizer), targets]
         too_long = [max(map(len, pair)) >= max_length for pair in zip(*found, strict=True)]
         kept = [number for number, long in enumerate(too_long) if not (drop and long)]
@@ -82,4 +86,4 @@ class TranslationExamples(ListedExamples):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a translation's ids, which end with the end-of-sequence token or are cut."""
-        return str(cast(Any, self.tokenizer).decode([*ids], skip_special_tokens=True))
+        return str(cast(Any, self.target_tokenizer).decode([*ids], skip_special_tokens=True))

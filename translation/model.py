@@ -14,9 +14,10 @@ from bertillery.engine.batch import pack_stream
 from bertillery.engine.loader import shares
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.frame import text_backend
-from bertillery.models.load import check_vocabulary, load_encoder_decoder, load_tokenizer, read_config
+from bertillery.models.load import load_encoder_decoder, load_tokenizer, read_config
 from bertillery.models.seq2seq import EncoderDecoder, encoder_decoder
 from translation.search import DecodeSection, Hypothesis, search
+from translation.vocabulary import check_vocabularies, open_target
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class TranslationModel:
     """Directory or Hub id."""
     model: Any
     tokenizer: PreTrainedTokenizerBase
+    target_tokenizer: PreTrainedTokenizerBase
+    """The same one, unless the target has a vocabulary of its own."""
     network: EncoderDecoder
     positions: int
     """The most tokens of a source, the end-of-sequence token included, and of a translation."""
@@ -37,9 +40,10 @@ class TranslationModel:
         another vocabulary."""
         config = read_config(start, roles=("encoder-decoder",))
         tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
-        check_vocabulary(tokenizer, config, start, "model")
+        target = open_target(start, tokenizer, "model")
+        check_vocabularies(tokenizer, target, config, start, "model")
         model = load_encoder_decoder(start, {}).eval()
-        return cls(start, model, tokenizer, encoder_decoder(model), longest_sequence(config))
+        return cls(start, model, tokenizer, target or tokenizer, encoder_decoder(model), longest_sequence(config))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text with the end-of-sequence token; ``InputError`` that names the first text that is too
@@ -54,6 +58,10 @@ class TranslationModel:
                     "single sentences"
                 )
         return sources
+
+    def search_settings(self, given: DecodeSection) -> DecodeSection:
+        """The keys that were given, over the model's own settings, with which its run searched."""
+        return given.over(self.model.generation_config)
 
     def translate(
         self, texts: Sequence[str], section: DecodeSection, *, n_best: int = 1, batch_tokens: int = 4096
@@ -76,5 +84,5 @@ class TranslationModel:
             yield part.tolist(), search(self.network, stream, section, n_best=n_best, **ends)
 
     def _text(self, ids: Sequence[int]) -> str:
-        tokenizer: Any = self.tokenizer
+        tokenizer: Any = self.target_tokenizer
         return str(tokenizer.decode([*ids], skip_special_tokens=True))

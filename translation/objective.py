@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, Section
-from bertillery.config.types import Share
+from bertillery.config.types import Count, Share
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.chunks import LOGITS, in_chunks
@@ -29,9 +29,17 @@ class ObjectiveSection(Section):
     smoothing: Literal["all", "others"] = "all"
     """Where it goes: to all tokens alike, as in torch, or to the V - 1 others, as in Tensor2Tensor and fairseq."""
     teacher_forcing: TeacherForcingSection = TeacherForcingSection()
+    truncate: Count | None = None
+    """The state of a recurrent decoder goes on after so many target tokens, but no gradient flows back beyond:
+    truncated back-propagation through time, for long targets. null: through the whole target."""
 
-    def check_forcing(self) -> None:
-        """``ConfigError`` where a Transformer would be fed its own tokens."""
+    def check_transformer(self) -> None:
+        """``ConfigError`` where a Transformer would be fed its own tokens, or its gradient cut."""
+        if self.truncate is not None:
+            raise ConfigError(
+                f"objective.truncate: given {self.truncate}; a Transformer has no state from which gradients flow "
+                "through time; leave the key out, or take a model with architecture: rnn"
+            )
         if not self.teacher_forcing.always:
             raise ConfigError(
                 "objective.teacher_forcing: a Transformer computes all target positions at once and is always fed the "
@@ -57,7 +65,11 @@ class TranslationObjective(Objective):
         model = encoder_decoder(self.model)
         assert batch.cross_layout is not None
         states = model.decoder_states(
-            batch.streams["source"], batch.streams["target"], batch.cross_layout, batch.targets.get("forced")
+            batch.streams["source"],
+            batch.streams["target"],
+            batch.cross_layout,
+            batch.targets.get("forced"),
+            self.section.truncate,
         )
         epsilon, others = self.section.label_smoothing, self.section.smoothing == "others"
 
@@ -66,9 +78,9 @@ class TranslationObjective(Objective):
             plain, smoothed = smoothed_losses(logits, targets, epsilon, others=others)
             return smoothed.sum(), plain.detach().sum(), (logits.detach().argmax(-1) == targets).sum()
 
-        targets, config = batch.targets["next_ids"], self.model.config
+        targets, (size, _) = batch.targets["next_ids"], self._output.shape
         loss, plain, right = in_chunks(
-            sums, states, targets, parameters=self.model.parameters(), width=config.vocab_size, most=LOGITS
+            sums, states, targets, parameters=self.model.parameters(), width=size, most=LOGITS
         )
         return {
             "translation": Term(loss, "target_tokens", title="smoothed loss (nats per token)"),
@@ -100,6 +112,11 @@ class TranslationObjective(Objective):
             row[: len(best.ids)] = torch.tensor(best.ids, dtype=torch.float32)
         return terms, ids
 
+    @property
+    def _output(self) -> Tensor:
+        """Weights (V, E) of the vocabulary projection."""
+        return self.model.get_output_embeddings().weight
+
     def exported(self) -> PreTrainedModel:
         """The model."""
         return self.model
@@ -108,7 +125,7 @@ class TranslationObjective(Objective):
         """Three times the forward pass: every matrix on each token that it reads, the vocabulary projection, and the
         attention of a Transformer."""
         source, target = batch.streams["source"], batch.streams["target"]
-        total = 2.0 * target.num_tokens * self.model.config.vocab_size * self.model.get_input_embeddings().embedding_dim
+        total = 2.0 * target.num_tokens * self._output.numel()
         for name, parameter in self.model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name and "shared" not in name:
                 of_source = "encoder." in name or "encoder_attn.k_proj" in name or "encoder_attn.v_proj" in name

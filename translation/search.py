@@ -16,11 +16,16 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from transformers import GenerationConfig
 
 from bertillery.config.section import Section
 from bertillery.config.types import Count
 from bertillery.engine.batch import Stream
 from bertillery.models.seq2seq import EncoderDecoder
+
+_STOPS: dict[str, str | bool] = {"exact": "never", "heuristic": False, "first": True}
+"""The stock ``early_stopping`` of each rule."""
+_GNMT = "gnmt_length_penalty"
 
 
 class DecodeSection(Section):
@@ -46,6 +51,29 @@ class DecodeSection(Section):
     def within(self, positions: int) -> DecodeSection:
         """The same, for a model of so many positions."""
         return self.model_copy(update={"max_length": min(self.max_length, positions)})
+
+    def over(self, config: GenerationConfig) -> DecodeSection:
+        """The keys that were given, over what a model's ``generation_config.json`` says, over the defaults."""
+        longest = config.max_new_tokens or (config.max_length and config.max_length - 1)
+        found = {"beam": config.num_beams, "length_penalty": config.length_penalty, "max_length": longest}
+        if config.early_stopping is not None:
+            found["stop"] = {stock: stop for stop, stock in _STOPS.items()}[config.early_stopping]
+        if (penalty := getattr(config, _GNMT, None)) is not None:
+            found |= {"normalization": "gnmt", "length_penalty": penalty}
+        known = {key: value for key, value in found.items() if value is not None}
+        return DecodeSection.model_validate(known | self.model_dump(exclude_unset=True))
+
+    def write_to(self, config: GenerationConfig) -> None:
+        """Let the stock ``generate``, and :meth:`over`, search with these settings. GNMT's normalisation has a name
+        that only the latter reads."""
+        config._from_model_config = False
+        config.num_beams, config.max_new_tokens = self.beam, self.max_length
+        if self.beam > 1:
+            config.early_stopping = _STOPS[self.stop]
+        if self.normalization == "gnmt":
+            setattr(config, _GNMT, self.length_penalty)
+        elif self.beam > 1:
+            config.length_penalty = self.length_penalty
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One vocabulary for source and target, trained on the sentences of both."""
+"""One vocabulary for source and target, trained on the sentences of both, or one for each of them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer, decoders, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Count
 from bertillery.data import unigram
 from bertillery.data.tokenizer import TokenizerSection, too_few_pieces
+from bertillery.models.folder import file_of
 from bertillery.models.frame import text_backend
+from bertillery.models.load import check_vocabulary, load_tokenizer
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 """Special tokens, at ids 0, 1 and 2. The decoder starts with the first; every source and every target ends with the
 second. Bytes have no unknown characters, and so no third token."""
+TARGET = "target"
+"""Folder of the target's own vocabulary, within that of the source's."""
 _UNREADABLE = 0.001
 """Share of unknown pieces at which a tokenizer is refused: texts of its own languages have one in some thousand."""
 
@@ -32,11 +36,23 @@ class VocabularySection(Section):
     """What is trained: byte-level BPE, which reads back every text exactly, or Unigram (SentencePiece)."""
     path: str | None = None
     """Directory or Hub name of an existing tokenizer, with an end-of-sequence and a padding token; none is trained
-    then."""
+    then. One in the folder ``target`` within it is the target's."""
     vocab_size: int = Field(default=10_000, ge=258, le=10**7)
     """Pieces of a trained vocabulary, special tokens included."""
+    separate: bool = False
+    """Train a vocabulary of its own for each side, of this size each: for languages that share no words. An export has
+    the target's in the folder ``target``."""
     min_frequency: Count = 2
     """How often two pieces must meet before they are merged (bpe), or a piece must occur (unigram)."""
+
+    @model_validator(mode="after")
+    def _trains_or_opens(self) -> VocabularySection:
+        if self.separate and self.path is not None:
+            raise ValueError(
+                f"separate: the directory {self.path} says whether there are two vocabularies (by a folder "
+                f"{TARGET}); leave this key out"
+            )
+        return self
 
 
 def train_vocabulary(texts: Sequence[str], section: VocabularySection) -> PreTrainedTokenizerBase:
@@ -92,6 +108,42 @@ def _framed(tokenizer: Tokenizer, *, unknown: bool) -> PreTrainedTokenizerBase:
         single=f"$A {END}", special_tokens=[(END, made.eos_token_id)]
     )
     return made
+
+
+def open_target(start: str, tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTokenizerBase | None:
+    """The target's own vocabulary beside the source's ``tokenizer``, both of ``start``, which the setting ``key``
+    names; None where there is one for both. ``ConfigError`` where the two begin and end texts differently."""
+    files = [file_of(start, f"{TARGET}/{name}") for name in ("tokenizer.json", "tokenizer_config.json")]
+    if files[0] is None:
+        return None
+    found = load_tokenizer(str(files[0].parent), key, role="encoder-decoder")
+    ids = [(each.pad_token_id, each.eos_token_id) for each in (tokenizer, found)]
+    if ids[0] != ids[1]:
+        raise ConfigError(
+            f"{key}: the padding and the end-of-sequence token have the numbers {ids[0]} in {start} and {ids[1]} in "
+            f"its folder {TARGET}; a model has one number for each: give two vocabularies that agree"
+        )
+    return found
+
+
+def check_vocabularies(
+    tokenizer: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase | None,
+    config: PreTrainedConfig,
+    start: str,
+    key: str,
+) -> None:
+    """``ConfigError`` unless the vocabularies in ``start``, given as ``key``, are those of the model there."""
+    check_vocabulary(tokenizer, config, start, key)
+    shared = getattr(config, "share_encoder_decoder_embeddings", True)
+    if shared != (target is None):
+        has, lacks = ("one vocabulary for both sides", "a") if shared else ("two vocabularies", "no")
+        raise ConfigError(
+            f"{key}: the model in {start} has {has} (share_encoder_decoder_embeddings in its config.json), and there "
+            f"is {lacks} folder {TARGET} with a tokenizer; give a whole export"
+        )
+    if target is not None:
+        check_vocabulary(target, config, f"{start}/{TARGET}", key, size="decoder_vocab_size")
 
 
 def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str, key: str) -> None:

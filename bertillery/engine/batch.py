@@ -32,6 +32,8 @@ class Stream:
     """(T,) int64, 0 for the first segment and 1 for the second; None where there are no segments."""
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(B,) int64, tokens of each sequence, on the host."""
+    beside: Any = None
+    """What a network reads beside the tokens: a dataclass of tensors, such as :class:`Entities`; None for nothing."""
 
     @property
     def num_tokens(self) -> int:
@@ -57,6 +59,36 @@ class Stream:
     def last_rows(self) -> Tensor:
         """(B,) row of each sequence's last token."""
         return self.offsets[1:] - 1
+
+
+@dataclass(frozen=True)
+class Entities:
+    """What some tokens of a stream name: rows of a table, where row 0 is none. The first token of every sequence is
+    among them, and names none."""
+
+    ids: Tensor
+    """(R,) int64, rows of the table."""
+    rows: Tensor
+    """(R,) int64, where they lie in the stream, ascending."""
+    layout: PackingLayout
+    """How attention between the entities of a sequence pads them."""
+    lengths: np.ndarray
+    """(B,) int64, entities of each sequence, on the host."""
+
+    @classmethod
+    def aligned(cls, named: np.ndarray, lengths: np.ndarray) -> Entities:
+        """From what each token names (T,) int64, 0 for nothing, as special tokens do, in sequences of so many tokens
+        (B,)."""
+        firsts = np.cumsum(lengths) - lengths
+        there = named > 0
+        there[firsts] = True
+        rows = np.flatnonzero(there)
+        numbers = np.diff(np.searchsorted(rows, np.append(firsts, len(named))))
+        return cls(torch.from_numpy(named[rows]), torch.from_numpy(rows), packing_layout(numbers), numbers)
+
+    def inputs(self) -> dict[str, Any]:
+        """As a model takes them beside ``input_ids``."""
+        return {"entity_ids": self.ids[None], "entity_rows": self.rows, "entity_layout": self.layout}
 
 
 @dataclass(frozen=True)
@@ -154,12 +186,13 @@ def pack(
     *,
     targets: dict[str, np.ndarray],
     counts: dict[str, int],
+    beside: Any = None,
 ) -> PackedBatch:
-    """A batch of one stream, from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``.
+    """A batch of one stream, from flat arrays ``(T,)`` and the sequences' lengths ``(B,)``, and what is read beside it.
 
     Adds the counts ``tokens`` and ``pairs_of_tokens`` (within a sequence, the number of attention scores).
     """
-    stream = pack_stream(ids, lengths, token_type_ids)
+    stream = replace(pack_stream(ids, lengths, token_type_ids), beside=beside)
     return PackedBatch(
         {"input": stream},
         targets={name: torch.from_numpy(np.array(value)) for name, value in targets.items()},

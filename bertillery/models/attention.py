@@ -5,7 +5,7 @@ Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s 
 A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention
 alone needs padded buckets: sequences of similar length are gathered into a few of them, and only their scores and
 values see padding. The gather indices are made once per batch, on the host, and every layer uses them. A GPU needs
-padded buckets only for dropout (:mod:`bertillery.models.gpu_attention`).
+them only where no kernel fits (:mod:`bertillery.models.gpu_attention`).
 
 A module's ``is_causal`` decides between bidirectional and causal attention. What cannot be computed is refused.
 """
@@ -139,7 +139,8 @@ def packed_attention(
     kernel = gpu_attention.kernel_for(query, dropout)
     if kernel == "varlen":
         starts, longest = (queries.starts, keys.starts), (queries.longest, keys.longest)
-        return gpu_attention.by_varlen(q, k, v, starts, longest, scale, causal=bool(causal))[None], None
+        heads = gpu_attention.by_varlen(q, k, v, starts, longest, scale, causal=bool(causal), dropout=dropout)
+        return heads[None], None
     if kernel == "flex":
         mask = crossing.sequence_mask if crossing else queries.causal_mask if causal else queries.sequence_mask
         return gpu_attention.by_flex(query, key, value, mask, scale).transpose(1, 2), None

@@ -52,6 +52,8 @@ class Family:
     square_projection: bool = False
     """Whether embeddings as wide as the model pass through a projection, too."""
     role: Role = "encoder"
+    beside: type | None = None
+    """The class of what its models read beside the tokens, whose ``inputs`` they take; None for nothing."""
 
     @property
     def causal(self) -> bool:
@@ -180,6 +182,9 @@ def model_inputs(config: PreTrainedConfig, stream: Stream) -> dict[str, Any]:
     if reads_token_types(config):
         types = stream.token_type_ids
         inputs["token_type_ids"] = (torch.zeros_like(stream.ids) if types is None else types)[None]
+    reads = family(config).beside
+    if reads is not None and isinstance(stream.beside, reads):
+        inputs |= stream.beside.inputs()
     return inputs
 
 

@@ -26,6 +26,7 @@ def export_model(
     card: str,
     auxiliary_models: Mapping[str, PreTrainedModel] | None = None,
     carried: Mapping[str, nn.Module] | None = None,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     max_length: int | None = None,
     texts_only: bool = False,
     spaced: bool = False,
@@ -33,7 +34,8 @@ def export_model(
     """Write model, tokenizer and model card (Markdown) to ``folder``, replacing an older export, and return it.
 
     ``auxiliary_models`` are written whole, with the tokenizer, to folders of their names within it; the tensors of what
-    is ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads. The folder appears only after
+    is ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads; further ``tokenizers`` to
+    folders of their names. The folder appears only after
     everything was read back, models by their own classes without a warning, and every tensor was found equal bit by
     bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
 
@@ -44,6 +46,7 @@ def export_model(
     partial = folder.with_name(f"{folder.name}.partial")
     remove(partial)
     models = {".": model, **(auxiliary_models or {})}
+    options: Any = {"max_length": max_length, "texts_only": texts_only, "spaced": spaced}
     problems = []
     with warnings_of_transformers() as warnings:
         for name, each in models.items():
@@ -51,10 +54,12 @@ def export_model(
             assert dtypes == {"torch.float32"}, f"weights are trained and exported in float32, not {dtypes}"
             with writing(partial / name):
                 each.save_pretrained(partial / name)
-                options = {"max_length": max_length, "texts_only": texts_only, "spaced": spaced}
-                beside = exported_tokenizer(tokenizer, each.config, **options)
-                beside.save_pretrained(partial / name)
+                exported_tokenizer(tokenizer, each.config, **options).save_pretrained(partial / name)
             problems += _differences(each, tokenizer, partial / name)
+        for name, each in (tokenizers or {}).items():
+            with writing(partial / name):
+                exported_tokenizer(each, model.config, **options).save_pretrained(partial / name)
+            problems += _other_vocabulary(each, partial / name)
         for name, part in (carried or {}).items():
             with writing(partial / f"{name}.safetensors"):
                 problems += _write_tensors(part, partial / f"{name}.safetensors")
@@ -78,9 +83,12 @@ def _differences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         problems.append(f"config.json: architectures {read.config.architectures}, dtype {read.config.dtype}")
     if "attn_implementation" in (folder / "config.json").read_text(encoding="utf-8"):
         problems.append("config.json: names an attention function, which other programs may not have")
-    if AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
-        problems.append("tokenizer: another vocabulary")
-    return problems
+    return problems + _other_vocabulary(tokenizer, folder)
+
+
+def _other_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
+    same = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() == tokenizer.get_vocab()
+    return [] if same else [f"{folder.name}: tokenizer: another vocabulary"]
 
 
 def _write_tensors(part: nn.Module, file: Path) -> list[str]:

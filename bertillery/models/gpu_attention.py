@@ -2,8 +2,8 @@
 
 Legend: T tokens of the batch, S tokens of the keys' stream, B sequences, H heads, D head size.
 
-No kernel drops out attention weights, and each needs certain number formats and devices; :func:`choose` knows which.
-If neither fits, attention uses padded buckets, as on a CPU (:mod:`bertillery.models.attention`).
+Each kernel needs certain number formats and devices, and only flash attention drops out weights; :func:`choose` knows
+which fits. If neither does, attention uses padded buckets, as on a CPU (:mod:`bertillery.models.attention`).
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def choose(device: str, dtype: torch.dtype, dropout: float, head_size: int, *, v
 
     ``varlen`` is flash attention: 16 bits, heads of 8 to 256 in steps of 8. ``flex`` multiplies tiles of at least 16.
     """
-    if device != "cuda" or dropout:
+    if device != "cuda":
         return "padded_buckets"
     if varlen and dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256:
         return "varlen"
-    return "flex" if flex and 16 <= head_size <= 256 else "padded_buckets"
+    return "flex" if flex and not dropout and 16 <= head_size <= 256 else "padded_buckets"
 
 
 def kernel_for(query: Tensor, dropout: float) -> Kernel:
@@ -78,11 +78,16 @@ def by_varlen(
     scale: float,
     *,
     causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention (T, H, D) from queries (T, H, D), keys and values (S, H, D), 16 bits wide.
 
-    ``starts``, (B+1,) int32 each, and ``longest`` are those of the queries' layout and of the keys'.
+    ``starts``, (B+1,) int32 each, and ``longest`` are those of the queries' layout and of the keys'. The backward pass
+    draws the mask of ``dropout`` again, from the state that torch's generator had.
     """
+    if dropout:  # the library's function has none; the operator behind it, and its derivative, do
+        flash = torch.ops.aten._flash_attention_forward.default
+        return flash(query, key, value, *starts, *longest, dropout, causal, False, scale=scale)[0]
     assert varlen_attn is not None
     window = (-1, 0) if causal else (-1, -1)
     return varlen_attn(query, key, value, *starts, *longest, scale=scale, window_size=window)

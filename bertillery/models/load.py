@@ -331,10 +331,14 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, start: str, key: str) -> None:
-    """Raise ``ConfigError`` unless the tokenizer in ``start``, given as ``key``, is one for the model there."""
-    if vocabulary_size(tokenizer) > config.vocab_size:
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, start: str, key: str, *, size: str = "vocab_size"
+) -> None:
+    """Raise ``ConfigError`` unless the tokenizer in ``start``, given as ``key``, is one for the model there, whose
+    configuration calls the number of its pieces ``size``."""
+    known = getattr(config, size)
+    if vocabulary_size(tokenizer) > known:
         raise ConfigError(
             f"{key}: the tokenizer in {start} has {vocabulary_size(tokenizer):,} pieces, its weights know "
-            f"{config.vocab_size:,}; give a folder whose tokenizer and weights belong together"
+            f"{known:,}; give a folder whose tokenizer and weights belong together"
         )

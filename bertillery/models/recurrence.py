@@ -5,6 +5,7 @@ Legend: N sequences, T tokens of all of them; L layers; P tensors of a state, 2 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -90,3 +91,15 @@ class Recurrence(nn.Module):
         last = torch.stack(parts)  # (P, L x directions, N, width)
         directions = 1 + self.cells.bidirectional
         return outputs, last.unflatten(1, (-1, directions)).permute(3, 0, 1, 2, 4).flatten(3)
+
+    def pieces(self, order: TimeMajor, flat: Tensor, state: Tensor, steps: int) -> Iterator[Tensor]:
+        """States of the top layer, in the rows of ``order``, for rows (T, ...) of a flat batch, ``steps`` of time after
+        the other: a piece starts from the last states of the one before, without a gradient to it. ``state`` (N, P, L,
+        H) is the first one."""
+        sizes = order.sizes.split(steps)
+        rows = flat[order.rows].split([int(piece.sum()) for piece in sizes])
+        state = state[order.order]
+        for piece, of_piece in zip(rows, sizes, strict=True):
+            outputs, last = self(PackedSequence(piece, of_piece), state[: int(of_piece[0])])
+            state = last.detach()
+            yield outputs.data

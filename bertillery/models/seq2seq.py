@@ -31,11 +31,17 @@ class EncoderDecoder(Protocol):
     """What training and decoding ask of an encoder-decoder."""
 
     def decoder_states(
-        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
+        self,
+        source: Stream,
+        target: Stream,
+        cross_layout: CrossLayout,
+        forced: Tensor | None = None,
+        truncate: int | None = None,
     ) -> Tensor:
         """States (T, H) before the vocabulary projection, of every token that enters the decoder.
 
         ``forced`` (T,) says where the reference is fed; elsewhere the model's own best token is. ``None``: everywhere.
+        Gradients go back through at most ``truncate`` states of a recurrent decoder.
         """
         ...
 
@@ -88,10 +94,16 @@ class Transformer:
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
 
     def decoder_states(
-        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
+        self,
+        source: Stream,
+        target: Stream,
+        cross_layout: CrossLayout,
+        forced: Tensor | None = None,
+        truncate: int | None = None,
     ) -> Tensor:
-        """The same; the reference is always fed, since all positions are computed at once."""
-        if forced is not None:
+        """The same; the reference is always fed, since all positions are computed at once, and there is no state to cut
+        a gradient at."""
+        if forced is not None or truncate is not None:
             raise ValueError("a Transformer computes all target positions at once: the reference is always fed")
         memory = self.source_states(source)[None]
         hidden = self._embedded(self.decoder, target.ids, target.positions)[None]

@@ -7,7 +7,7 @@ Legend: N examples of a split, M rows of outputs of some examples, K outputs of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from transformers import (
 
 from bertillery.config.section import InputError
 from bertillery.data.tables import Table
-from bertillery.models.encoders import labels_of
+from bertillery.engine.batch import Entities
+from bertillery.models.encoders import family, labels_of
 from bertillery.models.heads import problem_of
 from bertillery.report.table import read_tsv
 from bertillery.run.inputs import Fingerprint
@@ -83,6 +84,8 @@ class TaskType(ABC):
     """Whether a causal model can learn it, from the state behind the whole text."""
     spaced: ClassVar[bool] = False
     """Whether words are tokenized with a space before each."""
+    reads_text_alone: bool = True
+    """Whether no entities are read beside the tokens."""
     usage: str = ""
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
     orders: int = 1
@@ -156,9 +159,17 @@ class TaskType(ABC):
 
     # The model.
 
+    def fitted(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """The tokenizer with the tokens that the type adds: by default none."""
+        return tokenizer
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Entries of the model's configuration that follow from the task."""
+
+    def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]:
+        """Further tokenizers of an export, by the folders that they are in."""
+        return {}
 
     def head_fits(self, config: PreTrainedConfig) -> bool:
         """Whether the head that comes with a model of this configuration is for this task type and its labels. A
@@ -173,6 +184,9 @@ class TaskType(ABC):
 
     def objective(self, model: PreTrainedModel) -> Predictor:
         """The objective to train the model with."""
+        if self.reads_text_alone and family(model.config).beside is Entities:
+            base: Any = model.base_model
+            base.leave_out_entities()
         made = type(self).objective_class(model)
         made.orders = self.orders
         return made

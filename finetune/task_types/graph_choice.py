@@ -30,7 +30,7 @@ from bertillery.run.inputs import Fingerprint, model_inputs
 from finetune.splits import Split
 from finetune.task_types import choice
 from finetune.task_types.base import Predicted
-from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph
+from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
 from knowledge.paths import PathFinder
 from knowledge.schema import SchemaTable, prepare_schema
 from knowledge.vectors import drawn_vectors, read_vectors
@@ -65,7 +65,7 @@ class Config(choice.Config):
 
 
 class Objective(choice.Objective):
-    """Targets are those of ``choice``, and the schema graphs of the sequences."""
+    """Targets are those of ``choice``; beside the sequences are their schema graphs."""
 
     entries = ("logits", "scored")
 
@@ -88,7 +88,7 @@ class Objective(choice.Objective):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             hidden = encode(self.encoder, batch.input)
         model: Any = self.model
-        return model.score(hidden[batch.input.first_rows], SchemaGraphs.of(batch.targets))
+        return model.score(hidden[batch.input.first_rows], batch.input.beside)
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(S,)."""
@@ -117,7 +117,8 @@ class Objective(choice.Objective):
 def _strongest(found: Scored, batch: PackedBatch) -> Tensor:
     """The paths of each choice that count most, number and share (S, 2 T): the pair's share times the path's in it."""
     assert found.read is not None
-    graphs, number = SchemaGraphs.of(batch.targets), len(found.logits)
+    graphs: SchemaGraphs = batch.input.beside
+    number = len(found.logits)
     shares = found.read.pair_attention[graphs.path_pairs] * found.read.path_attention
     owner = graphs.pairs[0][graphs.path_pairs]
     counts = torch.zeros_like(found.logits, dtype=torch.int64).index_add(0, owner, torch.ones_like(owner))
@@ -142,10 +143,9 @@ class GraphChoiceExamples(choice.ChoiceExamples):
         self.table = table
         self.about = str(table.counts)
 
-    def targets(self, index: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """Those of ``choice``, and the graphs of all sequences."""
-        targets, counts = super().targets(index)
-        return targets | self.table.take(self.members(index)), counts
+    def beside(self, which: np.ndarray) -> SchemaGraphs:
+        """The graphs of the sequences."""
+        return self.table.take(which)
 
 
 class Type(choice.Type):
@@ -163,14 +163,7 @@ class Type(choice.Type):
     @cached_property
     def graph_section(self) -> GraphSection:
         """The graph, its files found from ``task.root``."""
-        given, root = self.section.graph, self.section.root.expanduser()
-
-        def found(paths: list[str]) -> list[str]:
-            return [path if path == "python-docs" else str(root / Path(path).expanduser()) for path in paths]
-
-        entities = given.entities and root / given.entities.expanduser()
-        changes = {name: found(getattr(given, name)) for name in ("path", "valid", "test")}
-        return given.model_copy(update={**changes, "entities": entities})
+        return within(self.section.graph, self.section.root)
 
     @cached_property
     def graph(self) -> Graph:

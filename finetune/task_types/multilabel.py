@@ -31,7 +31,7 @@ _WRITTEN_VECTOR = re.compile(rf"\[?\s*{_WRITTEN_BIT}(?:[\s,]+{_WRITTEN_BIT})*\s*
 class Config(TaskSection):
     """Any number of labels for each text or pair of texts."""
 
-    available_metrics = ("macro_f1", "accuracy")
+    available_metrics = ("macro_f1", "micro_f1", "micro_precision", "micro_recall", "accuracy")
 
 
 class Objective(Predictor):

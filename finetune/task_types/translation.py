@@ -21,8 +21,17 @@ from finetune.translating import Translating, TranslationConfig
 from translation.examples import TranslationExamples
 from translation.lengths import by_length, draw, group_scores, mean_lengths
 from translation.scores import METRICS, Tokens, baselines, corpus_scores, sentence_scores
+from translation.vocabulary import TARGET
 
 RunConfig, RunStage = TranslationConfig, Translating
+_TWO_VOCABULARIES = f"""The target has a vocabulary of its own, in the folder `{TARGET}`:
+
+```python
+source = AutoTokenizer.from_pretrained(folder)
+target = AutoTokenizer.from_pretrained(folder, subfolder="{TARGET}")
+model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+target.batch_decode(model.generate(**source(["..."], return_tensors="pt")), skip_special_tokens=True)
+```"""
 
 
 class Config(TaskSection):
@@ -93,6 +102,18 @@ class Type(TaskType):
     model_class = AutoModelForSeq2SeqLM
     pipeline = "translation"
     section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+    target_tokenizer: PreTrainedTokenizerBase | None = None
+    """Of the target, where it has a vocabulary of its own."""
+
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """The target's."""
+        return {} if self.target_tokenizer is None else {TARGET: self.target_tokenizer}
+
+    def set_target_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Give the target a vocabulary of its own; stock pipelines, which have one for both, are not for it then."""
+        self.target_tokenizer = tokenizer
+        if tokenizer is not None:
+            self.pipeline, self.usage = None, _TWO_VOCABULARIES
 
     def label_reader(self, source: Source, table: Table, column: str) -> Callable[[Any], Any]:
         """Text as it is."""
@@ -119,7 +140,7 @@ class Type(TaskType):
         """Pairs of sentences; ``both_orders`` has no meaning here."""
         (texts,) = split.texts
         found = TranslationExamples(
-            texts, None if split.labels is None else [*split.labels], tokenizer,
+            texts, None if split.labels is None else [*split.labels], tokenizer, self.target_tokenizer,
             max_length=max_length, seed=seed, drop=training,
         )  # fmt: skip
         if training and found.num_cut and self.section.too_long == "fail":

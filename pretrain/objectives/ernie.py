@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from bertillery.config.types import Count, Probability
-from bertillery.engine.batch import PackedBatch, pack_stream, ranges
+from bertillery.engine.batch import Entities, PackedBatch, ranges
 from bertillery.engine.objective import Term
 from bertillery.engine.rng import integers, key, uniform
-from bertillery.models.encoders import model_inputs
+from bertillery.models.encoders import encode
 from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuForPreTraining
 from bertillery.run.inputs import model_inputs as model_fingerprints
 from bertillery.run.waiting import main_process_first
@@ -99,7 +99,7 @@ def source(
 
 
 class LinkedSource(DocumentSource):
-    """Examples with a second stream, ``entities``: rows of the table, [CLS] first, whose row is 0."""
+    """Examples whose tokens name entities, rows of the table."""
 
     def __init__(self, tokens: Any, *more: Any, config: Config, knowledge: Knowledge | None, **others: Any) -> None:
         super().__init__(tokens, *more, **others)
@@ -107,9 +107,9 @@ class LinkedSource(DocumentSource):
         self._rows = None if knowledge is None else knowledge.rows(tokens)
 
     def collate(self, rows: np.ndarray) -> PackedBatch:
-        """The batch of BERT with the stream ``entities``; targets ``entity_rows`` (R,), where these lie in ``input``,
-        ``dea_positions`` (I,), ``dea_candidates`` (I, C), the entities of the example with 0 for none first and -1
-        behind the last, and ``dea_labels`` (I,), which of them is true; count ``entities``, I."""
+        """The batch of BERT with its entities; targets ``dea_positions`` (I,), ``dea_candidates`` (I, C), the entities
+        of the example with 0 for none first and -1 behind the last, and ``dea_labels`` (I,), which of them is true;
+        count ``entities``, I."""
         batch = super().collate(rows)
         lengths = rows["length"].astype(np.int64)
         firsts = np.cumsum(lengths) - lengths
@@ -118,24 +118,19 @@ class LinkedSource(DocumentSource):
             true = self.aligned(rows, self._rows)
         places = np.flatnonzero(true)
         of = np.searchsorted(firsts, places, side="right") - 1
-        shown = self._shown(true[places], key(rows["key"][of], places - firsts[of]))
-        kept = places[shown > 0]
-        at = np.concatenate([firsts, kept])
-        order = np.argsort(at, kind="stable")
-        stream = pack_stream(
-            np.concatenate([np.zeros(len(firsts), np.int64), shown[shown > 0]])[order],
-            1 + np.bincount(of[shown > 0], minlength=len(firsts)),
-        )
+        shown = np.zeros_like(true)
+        shown[places] = self._shown(true[places], key(rows["key"][of], places - firsts[of]))
         candidates, labels = _candidates(true[places], of, len(firsts))
         targets = {
-            "entity_rows": at[order],
             "dea_positions": places,
             "dea_candidates": candidates[of],
             "dea_labels": labels,
         }
         return replace(
             batch,
-            streams={**batch.streams, "entities": stream} if self._config.fuse else batch.streams,
+            streams={"input": replace(batch.input, beside=Entities.aligned(shown, lengths))}
+            if self._config.fuse
+            else batch.streams,
             targets={**batch.targets, **{name: torch.from_numpy(value) for name, value in targets.items()}},
             counts={**batch.counts, "entities": len(places)},
         )
@@ -196,27 +191,13 @@ class Ernie(MaskedObjective):
         )
         if knowledge is not None:
             self.model.bert.set_table(knowledge.vectors, [*knowledge.graph.names])
-        self._freeze()
-
-    def _freeze(self) -> None:
-        """What gets no gradient: the last layer's new states of entities, and what an ablation leaves out."""
-        unused = [self.model.bert.encoder.layer[-1].output.dense_entities]
-        unused.append(self.model.bert.encoder.layer[-1].output.LayerNorm_entities)
-        unused += [] if self.config.dea else [self.model.entity_transform]
-        for part in unused:
-            part.requires_grad_(False)
-        if not self.config.fuse:
-            for name, parameter in self.model.bert.encoder.named_parameters():
-                if "_entities" in name:
-                    parameter.requires_grad_(False)
+        self.model.entity_transform.requires_grad_(config.dea)
+        if not config.fuse:
+            self.model.bert.leave_out_entities()
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``mlm`` and ``nsp`` with their accuracies, and ``dea`` with its own."""
-        inputs, entities = model_inputs(self.model.config, batch.input), batch.streams.get("entities")
-        if entities is not None:
-            inputs |= {"entity_ids": entities.ids[None], "entity_layout": entities.layout}
-            inputs["entity_rows"] = batch.targets["entity_rows"]
-        hidden = self.model.bert(**inputs).last_hidden_state[0]
+        hidden = encode(self.model, batch.input)
         terms = bert.both_terms(self.model, hidden, batch)
         if not self.config.dea:
             return terms
@@ -235,7 +216,7 @@ class Ernie(MaskedObjective):
 
     def flops(self, batch: PackedBatch) -> float:
         """Those of BERT, and of the entities: attention, both projections of each fused layer, and the head."""
-        config, entities = self.model.config, batch.streams.get("entities")
+        config, entities = self.model.config, batch.input.beside
         width, size, inner = config.hidden_size, config.entity_size, config.intermediate_size
         total = super().flops(batch)
         if self.config.dea:
@@ -243,9 +224,9 @@ class Ernie(MaskedObjective):
         if entities is None:
             return total
         kinds = [kind for kind in config.fusion if kind != "sim"]
-        rows, norms = entities.num_tokens, kinds.count("norm")
+        rows, norms = len(entities.rows), kinds.count("norm")
         across = (2 * len(kinds) - 1) * 2.0 * rows * size * inner
-        return total + 3 * (across + norms * (8.0 * rows * size**2 + 4.0 * size * entities.squared_lengths))
+        return total + 3 * (across + norms * (8.0 * rows * size**2 + 4.0 * size * int((entities.lengths**2).sum())))
 
     def baselines(
         self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]

@@ -14,7 +14,6 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.export import export_model
-from bertillery.models.families.kagnet import SchemaGraphs
 from bertillery.models.families.transe import TransEConfig, TransEModel
 from bertillery.models.load import load
 from finetune.predict import predict
@@ -75,8 +74,8 @@ def test_no_concept_of_a_choice_is_among_those_of_its_question(tmp_path: Path) -
     for choices in split.texts[1]:
         for text in filter(None, choices):
             found = table.take(np.array([row]))
-            concepts = [names[concept] for concept in found["graph_concepts"]]
-            pairs = {(concepts[a], concepts[b]) for _, a, b in found["graph_pairs"].T}
+            concepts = [names[concept] for concept in found.concepts]
+            pairs = {(concepts[a], concepts[b]) for _, a, b in found.pairs.T}
             assert not {asked for asked, _ in pairs} & {chosen for _, chosen in pairs}
             assert all(chosen in text for _, chosen in pairs)
             met |= pairs
@@ -91,11 +90,11 @@ def test_no_concept_of_a_choice_is_among_those_of_its_question(tmp_path: Path) -
 def test_every_link_is_there_in_both_directions(tmp_path: Path) -> None:
     kind, task = task_of(tmp_path)
     found = kind.table(task.split("train")).take(np.arange(5))
-    edges = {(int(a), int(b)) for a, b in found["graph_edges"].T}
-    assert len(edges) == found["graph_edges"].shape[1]
+    edges = {(int(a), int(b)) for a, b in found.edges.T}
+    assert len(edges) == found.edges.shape[1]
     assert edges == {(b, a) for a, b in edges}
     facts = {frozenset((h, t)) for h, _, t in kind.graph.triples.tolist()}
-    concepts = found["graph_concepts"].tolist()
+    concepts = found.concepts.tolist()
     assert {frozenset((concepts[a], concepts[b])) for a, b in edges} <= facts
 
 
@@ -131,7 +130,7 @@ def test_packed_training_is_the_forward_pass_of_the_export(tmp_path: Path, encod
     for number in (2, 0, 1):
         texts = [text for text in split.texts[1][number] if text]
         inputs = tokenizer([split.texts[0][number]] * len(texts), texts, padding=True, return_tensors="pt")
-        graphs = SchemaGraphs.of(batch_of(kind, task, encoder, [number]).targets)
+        graphs = batch_of(kind, task, encoder, [number]).input.beside
         with torch.no_grad():
             read += opened(**{name: each[None] for name, each in inputs.items()}, graphs=graphs).logits[0].tolist()
     assert read == pytest.approx(packed, rel=1e-4, abs=1e-5)

@@ -66,21 +66,21 @@ def test_taking_choices_lays_their_graphs_end_to_end(table: SchemaTable) -> None
         nodes, edges, pairs, number, steps = table.sizes[choice]
         node, pair, path, step = (begin[name] for name in begin)
         edge = int(table.sizes[which[:place], 1].sum())
-        assert (whole["graph_concepts"][node : node + nodes] == alone["graph_concepts"]).all()
-        assert (whole["graph_edges"][:, edge : edge + edges] - node == alone["graph_edges"]).all()
-        assert (whole["graph_pairs"][0, pair : pair + pairs] == place).all()
-        assert (whole["graph_pairs"][1:, pair : pair + pairs] - node == alone["graph_pairs"][1:]).all()
-        assert (whole["graph_path_pairs"][path : path + number] - pair == alone["graph_path_pairs"]).all()
-        assert (whole["graph_path_lengths"][path : path + number] == alone["graph_path_lengths"]).all()
-        assert (whole["graph_path_nodes"][step : step + steps] - node == alone["graph_path_nodes"]).all()
-        assert (whole["graph_path_relations"][step : step + steps] == alone["graph_path_relations"]).all()
+        assert (whole.concepts[node : node + nodes] == alone.concepts).all()
+        assert (whole.edges[:, edge : edge + edges] - node == alone.edges).all()
+        assert (whole.pairs[0, pair : pair + pairs] == place).all()
+        assert (whole.pairs[1:, pair : pair + pairs] - node == alone.pairs[1:]).all()
+        assert (whole.path_pairs[path : path + number] - pair == alone.path_pairs).all()
+        assert (whole.path_lengths[path : path + number] == alone.path_lengths).all()
+        assert (whole.path_nodes[step : step + steps] - node == alone.path_nodes).all()
+        assert (whole.path_relations[step : step + steps] == alone.path_relations).all()
         begin = dict(zip(begin, (node + nodes, pair + pairs, path + number, step + steps), strict=True))
-    assert len(whole["graph_concepts"]) == begin["concepts"]
-    assert whole["graph_path_lengths"].sum() == len(whole["graph_path_nodes"])
+    assert len(whole.concepts) == begin["concepts"]
+    assert whole.path_lengths.sum() == len(whole.path_nodes)
 
 
 def test_a_path_ends_without_a_relation(graph: Graph, table: SchemaTable) -> None:
     found = table.take(np.arange(8))
-    ends = np.cumsum(found["graph_path_lengths"]) - 1
-    last = found["graph_path_relations"] == 2 * graph.num_relations
+    ends = np.cumsum(found.path_lengths) - 1
+    last = found.path_relations == 2 * graph.num_relations
     assert np.flatnonzero(last).tolist() == ends.tolist()

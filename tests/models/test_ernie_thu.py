@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from transformers import (
 )
 
 from bertillery.config.section import ConfigError
-from bertillery.engine.batch import pack_stream
+from bertillery.engine.batch import Entities, pack_stream
 from bertillery.models.attention import NAME
-from bertillery.models.encoders import model_inputs
+from bertillery.models.encoders import encode
 from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuForPreTraining, default_layers
 
 SIZES: dict[str, Any] = {
@@ -52,19 +53,16 @@ def ids() -> np.ndarray:
 
 
 def packed_states(model: Any, entities: list[dict[int, int]] | None) -> Tensor:
-    stream = pack_stream(ids(), np.array(LENGTHS))
-    more: dict[str, Any] = {}
+    beside = None
     if entities is not None:
-        starts = np.cumsum(LENGTHS) - LENGTHS
-        found = [{0: 0, **each} for each in entities]
-        rows = [start + place for start, each in zip(starts, found, strict=True) for place in each]
-        of_entities = pack_stream(
-            np.array([row for each in found for row in each.values()]), np.array([len(each) for each in found])
-        )
-        more = {"entity_ids": of_entities.ids[None], "entity_rows": torch.tensor(rows)}
-        more["entity_layout"] = of_entities.layout
+        named = np.zeros(sum(LENGTHS), np.int64)
+        for start, each in zip(np.cumsum(LENGTHS) - LENGTHS, entities, strict=True):
+            for place, entity in each.items():
+                named[start + place] = entity
+        beside = Entities.aligned(named, np.array(LENGTHS))
+    stream = replace(pack_stream(ids(), np.array(LENGTHS)), beside=beside)
     model.set_attn_implementation(NAME)
-    return model.bert(**model_inputs(model.config, stream), **more).last_hidden_state[0]
+    return encode(model, stream)
 
 
 def padded_states(model: Any, entities: list[dict[int, int]] | None) -> Tensor:

@@ -195,7 +195,8 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         ("cuda", FP32, 0.0, 8, True, True, "padded_buckets"),
         ("cuda", FP32, 0.0, 64, True, False, "padded_buckets"),
         ("cuda", BF16, 0.0, 64, False, False, "padded_buckets"),
-        ("cuda", BF16, 0.1, 64, True, True, "padded_buckets"),
+        ("cuda", BF16, 0.1, 64, True, True, "varlen"),
+        ("cuda", BF16, 0.1, 64, False, True, "padded_buckets"),
         ("cuda", FP32, 0.1, 64, True, True, "padded_buckets"),
         ("cpu", BF16, 0.0, 64, True, True, "padded_buckets"),
         ("cpu", FP32, 0.0, 64, True, True, "padded_buckets"),
@@ -230,3 +231,40 @@ def test_many_shapes_need_no_new_kernel(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: "flex")
     for total in range(40, 640, 40):
         attend([total // 2, total - total // 2], "cuda", BF16)
+
+
+@needs_gpu
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attention_drops_weights_out(causal: bool) -> None:
+    """With the identity as values the output is the weights: a tenth of them 0, the others scaled; the gradient of the
+    values has the mask of the output."""
+    length, heads = 64, 8
+    layout: Any = plan_of([length, length], "cuda")
+    generator = torch.Generator("cuda").manual_seed(3)
+    query, key = (
+        torch.randn(1, heads, 2 * length, length, generator=generator, device="cuda").to(BF16) for _ in range(2)
+    )
+    value = torch.eye(length, device="cuda", dtype=BF16).repeat(1, heads, 2, 1)
+    module = Module(is_causal=causal)
+
+    def weights(dropout: float) -> Tensor:
+        torch.manual_seed(7)
+        values = value.clone().requires_grad_()
+        output, _ = packed_attention(module, query, key, values, None, layout=layout, dropout=dropout)
+        (grads,) = torch.autograd.grad(output.float().sum(), values)
+        by_query = output[0].detach().float().view(2, length, heads, length)
+        # A value's gradient is the sum of the weights that it was taken with.
+        torch.testing.assert_close(
+            grads.float()[0].view(heads, 2, length, length)[..., 0].transpose(0, 1),
+            by_query.sum(1),
+            atol=5e-2,
+            rtol=2e-2,
+        )
+        return by_query
+
+    whole, dropped = weights(0.0), weights(0.1)
+    seen = whole > 1e-3
+    gone = (dropped == 0) & seen
+    assert (gone.sum() / seen.sum()).item() == pytest.approx(0.1, abs=0.01)
+    torch.testing.assert_close(dropped[seen & ~gone], whole[seen & ~gone] / 0.9, atol=2e-2, rtol=2e-2)
+    assert torch.equal(dropped, weights(0.1)), "a function of the seed"

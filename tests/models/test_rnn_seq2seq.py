@@ -30,9 +30,9 @@ from tests.corpora import tiny_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def decoder_states(model: Any, source: Stream, target: Stream, forced: Tensor | None = None) -> Tensor:
+def decoder_states(model: Any, source: Stream, target: Stream, *more: Any) -> Tensor:
     crossing = cross_layout(target.offsets.diff().numpy(), source.offsets.diff().numpy())
-    return model.decoder_states(source, target, crossing, forced)
+    return model.decoder_states(source, target, crossing, *more)
 
 
 def alignments(model: Any, source: Stream, target: Stream) -> list[np.ndarray]:
@@ -40,6 +40,7 @@ def alignments(model: Any, source: Stream, target: Stream) -> list[np.ndarray]:
     return [weights[0, 0] for weights in model.alignments(source, target)]
 
 
+TWO_VOCABULARIES = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 60}
 SOURCES, TARGETS = [5, 9, 1, 12, 20, 3], [4, 11, 7, 1, 2, 15]
 SCORES = ["none", "dot", "general", "concat", "additive"]
 VARIANTS: list[dict[str, Any]] = [
@@ -49,6 +50,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"cell": "rnn", "bidirectional": False, "attention": "additive", "reverse_source": True},
     {"cell": "lstm", "num_hidden_layers": 3, "attention": "none", "bidirectional": False},
     {"cell": "rnn", "num_hidden_layers": 2, "attention": "concat", "input_feeding": True, "reverse_source": True},
+    TWO_VOCABULARIES,
 ]
 
 
@@ -152,7 +154,7 @@ def test_the_family_reads_no_token_types() -> None:
 def reference(model: Any, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
     """States (T, E) and attention weights (T, S) of one pair of sentences, token by token as the papers have them."""
     config, encoder = model.config, model.encoder
-    embed = encoder.embeddings.weight
+    embed, embed_target = encoder.embeddings.weight, model.lm_head.weight
     if config.reverse_source:
         source = torch.cat([source[:-1].flip(0), source[-1:]])
     memory, last = encoder.recurrence.cells(embed[source][:, None])
@@ -166,7 +168,7 @@ def reference(model: Any, source: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     vector, found, weights = torch.zeros(config.hidden_size), [], []
     for token in target:
         before = state[0][-1, 0]
-        inputs = torch.cat([embed[token], vector]) if config.input_feeding else embed[token]
+        inputs = torch.cat([embed_target[token], vector]) if config.input_feeding else embed_target[token]
         _, after = model.recurrence.cells(inputs[None, None], tuple(state) if len(state) > 1 else state[0])
         state = list(after) if isinstance(after, tuple) else [after]
         vector = hidden = state[0][-1, 0]
@@ -199,7 +201,7 @@ def test_packed_padded_and_stepwise_forms_equal_the_papers_arithmetic(settings: 
     states = torch.cat([each for each, _ in expected])
     close(decoder_states(model, source, target), states)
     logits = model.vocabulary_logits(states)
-    close(logits, states @ model.encoder.embeddings.weight.T)
+    close(logits, states @ model.lm_head.weight.T)
     output, real = stock(model, source, target)
     close(output.logits[real], logits)
     search = model.begin(source)
@@ -448,6 +450,40 @@ def test_the_gradient_ends_where_back_propagation_through_time_is_truncated(cell
     assert (model.encoder.embeddings.weight.grad[ids].abs().sum(-1) > 0).all()
     with pytest.raises(ConfigError, match="no source to attend to; given attention general"):
         next(tiny().truncated_states(ids, 5))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention": "none", "num_hidden_layers": 2},
+        {"attention": "general", "cell": "lstm"},
+        {"attention": "additive"},
+        {"attention": "general", "input_feeding": True},
+        {"attention": "additive", "input_feeding": True, "cell": "lstm", "num_hidden_layers": 2},
+    ],
+)
+def test_a_decoder_goes_on_where_its_gradient_ends(settings: dict[str, Any]) -> None:
+    """The states are the same, and the last one of each sentence depends on the tokens of its own piece alone."""
+    model, (source, _), steps = tiny(**TWO_VOCABULARIES, **settings), streams(), 3
+    lengths = [11, 4, 8, 5, 1, 10]
+    target = stream(np.split(np.arange(1, sum(lengths) + 1), np.cumsum(lengths)[:-1]))  # no token twice
+    cut = decoder_states(model, source, target, None, steps)
+    close(cut, decoder_states(model, source, target))
+    for states, ids in zip(parts(cut, target), parts(target.ids, target), strict=True):
+        model.zero_grad()
+        states[-1].sum().backward(retain_graph=True)
+        reached = model.target_embeddings.weight.grad[ids].abs().sum(-1) > 0  # pyright: ignore[reportOptionalSubscript]
+        assert reached.tolist() == [place >= (len(ids) - 1) // steps * steps for place in range(len(ids))]
+
+
+def test_two_vocabularies_share_nothing() -> None:
+    """Source and target have tables of their own; the target's is the output's, too."""
+    model, joint = tiny(**TWO_VOCABULARIES), tiny()
+    assert model.get_input_embeddings().weight.shape == (50, 12)
+    assert model.lm_head.weight is model.target_embeddings.weight
+    assert model.lm_head.weight.shape == (60, 12)
+    assert model.num_parameters() - joint.num_parameters() == 60 * 12
+    assert joint.lm_head.weight is joint.get_input_embeddings().weight
 
 
 def test_the_language_model_of_the_documentation_learns() -> None:

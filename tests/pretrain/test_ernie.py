@@ -43,8 +43,8 @@ def test_five_fifteen_eighty_percent_and_labels_that_stay_true(knowledge: Knowle
     rows = source.examples(0, 0)
     batch, true = source.collate(rows), source.aligned(rows, knowledge.train)
     shown = np.zeros_like(true)
-    entities = batch.streams["entities"]
-    shown[batch.targets["entity_rows"].numpy()] = entities.ids.numpy()
+    entities = batch.input.beside
+    shown[entities.rows.numpy()] = entities.ids.numpy()
     places = np.flatnonzero(true)
     number = len(places)
     assert number == batch.counts["entities"] > 1000
@@ -78,8 +78,8 @@ def test_entities_are_functions_of_seed_epoch_example_and_position(knowledge: Kn
     rows = source.examples(0, 0)
     for number in (3, 17):
         alone, together = source.collate(rows[number : number + 1]), source.collate(rows[number - 2 : number + 3])
-        begin, end = together.streams["entities"].offsets[2:4].tolist()
-        assert torch.equal(alone.streams["entities"].ids, together.streams["entities"].ids[begin:end])
+        begin, end = together.input.beside.lengths.cumsum()[1:3]
+        assert torch.equal(alone.input.beside.ids, together.input.beside.ids[begin:end])
 
 
 def test_text_and_masks_are_those_of_bert(knowledge: Knowledge) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from bertillery.config.section import ConfigError, validate
 from bertillery.engine.batch import Stream
@@ -136,3 +138,30 @@ def test_normalisations() -> None:
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         validate(DecodeSection, wrong)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        DecodeSection(beam=4, length_penalty=0.6, normalization="gnmt", stop="heuristic", max_length=60),
+        DecodeSection(beam=3, length_penalty=0.0, stop="first"),
+        DecodeSection(beam=1, max_length=7),
+        DecodeSection(),
+    ],
+)
+def test_an_export_carries_its_search(section: DecodeSection, tmp_path: Path) -> None:
+    """What was written is read; what is given beside it wins, and nothing else changes."""
+    written = GenerationConfig()
+    section.write_to(written)
+    written.save_pretrained(tmp_path)
+    read = GenerationConfig.from_pretrained(tmp_path)
+    assert DecodeSection().over(read) == section
+    given = DecodeSection(beam=9, stop="first")
+    assert given.over(read) == section.model_copy(update={"beam": 9, "stop": "first"})
+
+
+def test_a_stock_models_search_is_read() -> None:
+    """A maximal length counts the token that begins a translation; what is not said is ours."""
+    stock = GenerationConfig(num_beams=6, max_length=512, early_stopping=False)
+    assert DecodeSection().over(stock) == DecodeSection(beam=6, max_length=511, stop="heuristic")
+    assert DecodeSection().over(GenerationConfig()) == DecodeSection()

@@ -45,6 +45,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertAttention, BertLayer, BertPredictionHeadTransform
 
 from bertillery.config.section import ConfigError
+from bertillery.engine import batch
 from bertillery.engine.layout import PackingLayout
 from bertillery.models.encoders import Family
 
@@ -65,7 +66,7 @@ class ErnieThuConfig(BertConfig):
     """BERT's sizes, and those of the entities. Raises ``ConfigError`` for layers of unknown types."""
 
     model_type = "ernie_thu"
-    family: ClassVar[Family] = Family()
+    family: ClassVar[Family] = Family(beside=batch.Entities)
 
     entity_size: int = 100
     """D."""
@@ -177,6 +178,9 @@ class FusedLayer(nn.Module):
         self.intermediate = FusedIntermediate(config)
         self.output = FusedOutput(config)
         self.is_last = number == config.num_hidden_layers - 1
+        if self.is_last:  # nobody reads the entities behind it
+            self.output.dense_entities.requires_grad_(False)
+            self.output.LayerNorm_entities.requires_grad_(False)
 
     def forward(self, hidden: Tensor, mask: Any, entities: Entities | None, **kwargs: Any) -> Tensor:
         """New states of the text; those of the ``entities`` are replaced."""
@@ -187,7 +191,7 @@ class FusedLayer(nn.Module):
         if entities is not None and states is not None:
             states = entities.kept(states)
         inner = self.intermediate(text, entities, states)
-        if entities is None or states is None or self.is_last:  # nobody reads the entities behind the last layer
+        if entities is None or states is None or self.is_last:
             return self.output(inner, text)
         hidden, entities.states = self.output.both(inner, text, entities.of(inner), states)
         return hidden
@@ -254,6 +258,12 @@ class ErnieThuModel(_WithTable, BertModel):
         super()._init_weights(module)
         if isinstance(module, ErnieThuModel):
             initialization.zeros_(module.table)
+
+    def leave_out_entities(self) -> None:
+        """Train nothing of what reads entities: for text alone."""
+        for name, parameter in self.encoder.named_parameters():
+            if "_entities" in name:
+                parameter.requires_grad_(False)
 
     def set_table(self, vectors: Tensor, names: list[str]) -> None:
         """Use these vectors (rows, D), whose row 0 is none; ``ConfigError`` for another number or width."""

@@ -11,7 +11,7 @@ concept of the question and one of the choice, P paths, M nodes of all paths; R 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -43,11 +43,6 @@ class SchemaGraphs:
     path_relations: Tensor
     """(M,), the relation that leads from each node to the next: r, or r + R against its direction; 2 R where the path
     ends."""
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> SchemaGraphs:
-        """From tensors by name, each behind ``graph_``."""
-        return cls(**{each.name: tensors[f"graph_{each.name}"] for each in fields(cls)})
 
 
 class KagnetConfig(PreTrainedConfig):

@@ -1,7 +1,8 @@
 """A recurrent encoder-decoder with attention: the models of Sutskever et al. 2014 (arXiv 1409.3215), Bahdanau et al.
 2015 (arXiv 1409.0473) and Luong et al. 2015 (arXiv 1508.04025).
 
-Source, target and output share one table of embeddings. The form is Luong's: the decoder's state looks for its context
+Source, target and output share one table of embeddings, or target and output where the target has a vocabulary of its
+own. The form is Luong's: the decoder's state looks for its context
 after it has read a token, and both make the *attentional vector* tanh(W [context; state]), from which the next token is
 predicted. A decoder without attention predicts from its state.
 
@@ -54,6 +55,10 @@ class RnnSeq2SeqConfig(PreTrainedConfig):
     )
 
     vocab_size: int = 8000
+    share_encoder_decoder_embeddings: bool = True
+    """Whether source and target have one vocabulary; the name is Marian's, like the next one."""
+    decoder_vocab_size: int | None = None
+    """Of the target, if the two do not share theirs."""
     embedding_size: int = 256
     hidden_size: int = 512
     """Of the decoder's state, H."""
@@ -137,7 +142,7 @@ class DecoderState(NamedTuple):
 
 
 class RnnEncoder(nn.Module):
-    """The shared embeddings, the encoder, and the bridge from its last states to the decoder's first ones."""
+    """The embeddings of the source, the encoder, and the bridge from its last states to the decoder's first ones."""
 
     main_input_name = "input_ids"
 
@@ -152,10 +157,6 @@ class RnnEncoder(nn.Module):
         parts = 2 if config.cell == "lstm" else 1
         self.bridges = nn.ModuleList(nn.Linear(config.memory_size, config.hidden_size) for _ in range(parts))
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """(..., E), with dropout."""
-        return self.dropout(self.embeddings(ids))
-
     def encode(self, ids: Tensor, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """States (S, D) of a flat batch of ``ids`` (S,), and the decoder's first state (N, P, L, H).
 
@@ -164,7 +165,7 @@ class RnnEncoder(nn.Module):
         """
         if lengths.min() < 1:
             raise InputError(f"source {lengths.argmin()} of the batch has no token; leave empty sources out")
-        inputs, rows = self.embed(ids), None
+        inputs, rows = self.dropout(self.embeddings(ids)), None
         if self.reverse:
             offsets = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths)))).to(ids.device)
             rows = reversed_rows(ids, offsets, self.eos)
@@ -234,7 +235,12 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.combine = nn.Linear(config.memory_size + config.hidden_size, config.hidden_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.projection = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
-        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        size = config.vocab_size
+        if not config.share_encoder_decoder_embeddings:
+            size = config.decoder_vocab_size or size
+            self.target_embeddings = nn.Embedding(size, config.embedding_size)
+            self._tied_weights_keys = {"lm_head.weight": "target_embeddings.weight"}
+        self.lm_head = nn.Linear(config.embedding_size, size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -243,7 +249,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             initialization.uniform_(parameter, -bound, bound)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table that source, target and output share."""
+        """The table of the source, which target and output share unless they have their own."""
         return self.encoder.embeddings
 
     def set_input_embeddings(self, value: Any) -> None:
@@ -253,6 +259,11 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The output layer."""
         return self.lm_head
+
+    def embed_target(self, ids: Tensor) -> Tensor:
+        """(..., E), with dropout."""
+        shared = self.config.share_encoder_decoder_embeddings
+        return self.dropout((self.encoder.embeddings if shared else self.target_embeddings)(ids))
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """What ``generate`` encodes a source with."""
@@ -265,7 +276,12 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Training, on packed batches
 
     def decoder_states(
-        self, source: Stream, target: Stream, cross_layout: CrossLayout, forced: Tensor | None = None
+        self,
+        source: Stream,
+        target: Stream,
+        cross_layout: CrossLayout,
+        forced: Tensor | None = None,
+        truncate: int | None = None,
     ) -> Tensor:
         """States (T, E) just before the vocabulary logits, for every token of ``target``, the decoder's input, which
         attends to ``source`` by ``cross_layout``.
@@ -274,17 +290,20 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         probable itself, through which no gradient flows (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099). The
         first token of a sequence is always read. None means everywhere, and is computed in one go unless attentional
         vectors are fed.
+
+        With ``truncate`` the decoder's state goes on after every so many tokens, but no gradient flows back beyond:
+        back-propagation through time is truncated (Williams and Peng 1990). The source's states keep theirs.
         """
         lengths, source_lengths = target.lengths, source.lengths
         states, start = self.encoder.encode(source.ids, source_lengths)
         order = time_major(lengths, target.ids.device)
         if forced is None and not self.config.input_feeding:
-            vectors = self._in_one_go(target, order, states, start, cross_layout)
+            vectors = self._in_one_go(target, order, states, start, cross_layout, truncate)
         else:
             state = self._first(start, self._memory(states, source_lengths))
             state = _sentences(state, order.order)
             sampled = None if forced is None else [~each for each in order.steps(forced)]
-            found, _ = self._in_steps(order.steps(target.ids), state, sampled)
+            found, _ = self._in_steps(order.steps(target.ids), state, sampled, truncate)
             vectors = torch.cat(found)[order.places]
         return self.projection(vectors)
 
@@ -295,15 +314,23 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         memory: Tensor,
         start: Tensor,
         cross_layout: CrossLayout,
+        truncate: int | None,
     ) -> Tensor:
         """Attentional vectors (T, H); attention is computed in padded buckets of ``memory`` (S, D)."""
-        outputs, _ = self.recurrence(order.packed(self.encoder.embed(target.ids)), start)
-        hidden = outputs.data[order.places]
+        inputs = self.embed_target(target.ids)
+        if truncate is None:
+            states = self.recurrence(order.packed(inputs), start)[0].data
+        else:
+            states = torch.cat([*self.recurrence.pieces(order, inputs, start, truncate)])
+        hidden = states[order.places]
         if self.config.attention == "none":
             return self.dropout(hidden)
         queries = hidden
         if self.config.attention == "additive":
             queries = hidden.roll(1, 0).index_copy(0, target.first_rows, start[:, 0, -1].to(hidden.dtype))
+            if truncate is not None:
+                cut = (target.positions % truncate == 0) & (target.positions > 0)
+                queries = torch.where(cut[:, None], queries.detach(), queries)
         of_queries, of_keys = cross_layout.queries, cross_layout.keys
         keys = padded_buckets(self.attention.keys(memory), of_keys)
         buckets = zip(padded_buckets(queries, of_queries), keys, padded_buckets(memory, of_keys), strict=True)
@@ -314,23 +341,30 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self._attentional(torch.cat(contexts)[of_queries.scatter], hidden)
 
     def _in_steps(
-        self, tokens: Sequence[Tensor], state: DecoderState, sampled: Sequence[Tensor] | None = None
+        self,
+        tokens: Sequence[Tensor],
+        state: DecoderState,
+        sampled: Sequence[Tensor] | None = None,
+        truncate: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Attentional vectors (n, H) and attention weights (n, S) of each step.
 
         ``tokens`` (n,) of a step belong to the first n sentences, which are no more than in the step before; where
-        ``sampled`` (n,), the decoder reads its own most probable token.
+        ``sampled`` (n,), the decoder reads its own most probable token. No gradient flows from one group of
+        ``truncate`` steps to the one before it.
         """
         vectors: list[Tensor] = []
         weights: list[Tensor | None] = []
         for step, ids in enumerate(tokens):
             if len(ids) < len(state.recurrent):  # each slice costs a copy in the backward pass
                 state = _sentences(state, slice(len(ids)))
+            if step and truncate is not None and step % truncate == 0:
+                state = state._replace(recurrent=state.recurrent.detach(), attentional=state.attentional.detach())
             if step and sampled is not None:
                 with torch.no_grad():
                     own = self.vocabulary_logits(self.projection(vectors[-1][: len(ids)][sampled[step]])).argmax(-1)
                 ids = ids.masked_scatter(sampled[step], own)
-            vector, weight, state = self._step(self.encoder.embed(ids)[:, None], state)
+            vector, weight, state = self._step(self.embed_target(ids)[:, None], state)
             vectors.append(vector[:, 0])
             weights.append(None if weight is None else weight[:, 0])
         return vectors, weights
@@ -398,7 +432,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ConfigError(f"a language model has no source to attend to; given attention {self.config.attention}")
         state = None
         for piece in ids.split(steps, 1):
-            inputs = self.encoder.embed(piece).transpose(0, 1)
+            inputs = self.embed_target(piece).transpose(0, 1)
             hidden, state = self.recurrence(inputs, None if state is None else state.detach())
             yield self.projection(self.dropout(hidden.transpose(0, 1)))
 
@@ -413,7 +447,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def step(self, state: DecoderState, tokens: Tensor) -> tuple[Tensor, DecoderState]:
         """Log-probabilities (N, k, V) of the next tokens in float32, after each hypothesis has read its one of
         ``tokens`` (N, k); and the state after it."""
-        vectors, _, state = self._step(self.encoder.embed(tokens), state)
+        vectors, _, state = self._step(self.embed_target(tokens), state)
         return self.vocabulary_logits(self.projection(vectors)).float().log_softmax(-1), state
 
     def select(self, state: DecoderState, sentences: Tensor, beams: Tensor) -> DecoderState:
@@ -460,7 +494,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
             found, of_steps = self._in_steps(ids.unbind(1), self._first(start, memory))
             vectors, weights = torch.stack(found, 1), torch.stack([w for w in of_steps if w is not None], 1)
         else:
-            hidden = self.recurrence(self.encoder.embed(ids).transpose(0, 1), start)[0].transpose(0, 1)
+            hidden = self.recurrence(self.embed_target(ids).transpose(0, 1), start)[0].transpose(0, 1)
             before = torch.cat([start[:, :1, -1].to(hidden.dtype), hidden[:, :-1]], 1)
             vectors, weights = self._attend(hidden, before, memory)
         logits = self.vocabulary_logits(self.projection(vectors))
