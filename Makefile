@@ -236,7 +236,7 @@ test: .venv/.installed ## run the tests
 
 .PHONY: docs
 docs: .venv/.site ## the documentation as a site, in site/; a broken link fails
-	@$(BIN)/mkdocs build --quiet --strict && echo site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
 .PHONY: golden
 golden: .venv/.installed ## rewrite the golden losses that the tests compare with
