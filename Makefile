@@ -292,6 +292,15 @@ bench: .venv/.installed ## measure this machine against stock transformers; ARGS
 test: .venv/.installed ## run the tests
 	@OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+.venv/.site: .venv/.installed
+	@echo 'installing the packages of the site into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@
+
+.PHONY: docs
+docs: .venv/.site ## the documentation as a site, in site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
+
 .PHONY: golden
 golden: .venv/.installed ## rewrite the golden losses that the tests compare with
 	@$(BIN)/python -m tests.write_golden

@@ -172,6 +172,11 @@ class Scored(HeldOut):
         self._splits = [(name, source, rows) for (name, source), rows in zip(splits.items(), drawn, strict=True)]
         self._task_type, self._best_by = task_type, best_by or task_type.section.metrics[0]
 
+    def seconds(self, accelerator: Accelerator, objective: nn.Module) -> float:
+        """That of the first split, and as much for each token of the others."""
+        tokens = [int(rows["length"].sum()) for _, _, rows in self._splits]
+        return super().seconds(accelerator, objective) * sum(tokens) / tokens[0]
+
     def score(self, values: dict[str, float]) -> float:
         """The deciding metric on the first validation split."""
         return values[self._best_by]

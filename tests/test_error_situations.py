@@ -50,6 +50,7 @@ from tests.prompting.exports import write_causal
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
+    "program": "bertillery.__main__",
     "pretrain": "pretrain.__main__",
     "prepare": "pretrain.prepare",
     "pretrain rates": "experiments.rates",

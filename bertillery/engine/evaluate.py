@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -107,6 +109,13 @@ class HeldOut:
     def look_at(self, accelerator: Accelerator, objective: nn.Module) -> None:
         """Learn :attr:`shown` from one batch: a resumed run may have nothing left to evaluate. All ranks call it."""
         self._sums(accelerator, objective, most=1)
+
+    def seconds(self, accelerator: Accelerator, objective: nn.Module) -> float:
+        """What :meth:`evaluate` will take, from its first batch. All ranks call it."""
+        began = time.perf_counter()
+        self._sums(accelerator, objective, most=1).means(accelerator)  # waits for the device
+        tokens = int(self.rows["length"].sum()) / accelerator.num_processes
+        return math.ceil(tokens / self.micro_batch_tokens) * (time.perf_counter() - began)
 
     @torch.no_grad()
     def _sums(self, accelerator: Accelerator, objective: nn.Module, most: int | None = None) -> Sums:

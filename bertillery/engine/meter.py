@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class Meter:
             "examples_per_second": self._examples / seconds,
             "seconds_per_step": seconds / self._steps,
             "model_tflops_per_device": self._flops / seconds / 1e12,
-            "memory_gib": _memory_gib(self._accelerator.device),
+            "memory_gib": memory_gib(self._accelerator.device),
         }
         beside = self._objective.seconds_beside()
         values |= {f"share_of_{name}": spent / seconds for name, spent in beside.items()}
@@ -108,7 +109,7 @@ class Meter:
         return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
 
 
-def _memory_gib(device: torch.device) -> float:
+def memory_gib(device: torch.device) -> float:
     """Peak memory: the device's, or this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
@@ -123,13 +124,28 @@ def _peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
 
 
+_BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {remaining} left{postfix}"
+_BESIDE = 5 + 6 + 3 + 13 + 2
+"""Columns of the bar without numbers of steps and losses: percentage, a short bar, spaces, time left, comma."""
+
+
+def fitting(parts: Sequence[str], room: int) -> str:
+    """As many of the first parts as fit into so many columns, with commas between, and at least one."""
+    shown = list(parts[:1])
+    for part in parts[1:]:
+        if len(", ".join([*shown, part])) > room:
+            break
+        shown.append(part)
+    return ", ".join(shown)
+
+
 class Progress:
     """A progress bar with losses, tokens/s and remaining time on a terminal; plain lines elsewhere."""
 
     def __init__(self, total: int, done: int, is_main: bool) -> None:
         self._total, self._is_main = total, is_main
         self._interactive = is_main and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=not self._interactive, dynamic_ncols=True)
+        self._bar = tqdm(total=total, initial=done, disable=not self._interactive, dynamic_ncols=True, bar_format=_BAR)
         self._began, self._first = time.perf_counter(), done
 
     def __enter__(self) -> Progress:
@@ -146,10 +162,12 @@ class Progress:
     def show(self, values: dict[str, float]) -> None:
         """Show losses and speed."""
         losses = {n.removeprefix("train/"): v for n, v in values.items() if n.startswith("train/")}
-        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        text += f"  {values['tokens_per_second']:,.0f} tokens/s"
+        speed = f"{values['tokens_per_second']:,.0f} tokens/s"
+        terms = [f"{name} {value:.3f}" for name, value in losses.items()]
+        text = "  ".join([*terms, speed])
         if self._interactive:
-            self._bar.set_postfix_str(text)
+            room = shutil.get_terminal_size().columns - _BESIDE - 2 * len(str(self._total))
+            self._bar.set_postfix_str(fitting([*terms[:1], speed, *terms[1:]], room))
         elif self._is_main:
             left = (time.perf_counter() - self._began) / (self._step - self._first) * (self._total - self._step)
             print(f"step {self._step:,}/{self._total:,}  {text}  {left / 60:.1f} min left", flush=True)

@@ -400,6 +400,17 @@ class Stage(ABC):
         self.pin(lambda: tokenizer_input(self.tokenizer))
         return self._trainer(parts)
 
+    def rehearsal(self) -> Trainer:
+        """A training that is ready for its next step, from the newest checkpoint where there is one; for a dry run,
+        which writes nothing of the run."""
+        directory = self.directory = self.open(is_main=False)
+        check_writable(self.path)
+        self.pinned = directory.pins.read() if directory.begun else {}
+        self.trained = directory.trained
+        trainer = self.start()
+        trainer.resume()
+        return trainer
+
     def say(self, text: str) -> None:
         """Print, on the main process."""
         if self.accelerator.is_main_process:
