@@ -62,10 +62,11 @@ class FewshotSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=FewshotSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=FewshotSection, action=lambda: _run(arguments), settings=read_arguments)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def read_arguments(arguments: Sequence[str]) -> tuple[FewshotSection, FewshotTask]:
+    """The keys of the evaluation and the task; raises what reading and validating raise."""
     section, rest = take(FewshotSection, arguments)
     values, sources = merge_layers(read_layers(rest))
     if not any(map(names_file, rest)) or "prompt" not in values:
@@ -79,7 +80,12 @@ def _run(arguments: Sequence[str]) -> int:
             f"{', '.join(sorted(unknown))}: unknown; beside the keys of this command (--help) there are the sections "
             "prompt, and task or data"
         )
-    config = validate(FewshotTask, {key: values[key] for key in ("prompt", "task", "data") if key in values}, sources)
+    given = {key: values[key] for key in ("prompt", "task", "data") if key in values}
+    return section, validate(FewshotTask, given, sources)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section, config = read_arguments(arguments)
     if config.prompt.written is not None:
         check_metric(config.prompt.written)
     items = read_items(config, section.data_dir)
