@@ -87,6 +87,7 @@ def prepare(stage: Any) -> dict[str, Any]:
     given = None
     if section.mentions is not None:
         given = GivenMentions(config.data, section.mentions, skip=section.unknown == "skip")
+    stage.model_paths["entities"] = path
     with main_process_first(stage.accelerator):
         found = link_corpus(stage.corpus, graph, vectors, config.run.data_dir, given)
     stage.say(f"{graph_report(graph)}\n{found.describe()}")
