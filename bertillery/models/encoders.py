@@ -29,6 +29,8 @@ Role = Literal["encoder", "decoder", "encoder-decoder"]
 sees earlier ones and all of a source (:mod:`bertillery.models.seq2seq`)."""
 ONE_STREAM: tuple[Role, ...] = ("encoder", "decoder")
 """Roles of models that read one text."""
+ANY: tuple[Role, ...] = (*ONE_STREAM, "encoder-decoder")
+"""All roles."""
 
 _ARTICLES = {"encoder": "an encoder", "decoder": "a decoder", "encoder-decoder": "an encoder-decoder"}
 
