@@ -75,7 +75,7 @@ def report(found: Found) -> Page:
             Section("Curves", [*_curves(found.runs)]),
             Section("Tasks", [t for task, runs in found.tasks.items() for t in task_tables(task, runs, published)]),
             Section("Students and teachers", [block for each in found.comparisons for block in _students(each)]),
-            Section("Samples", [block for run in found.runs for block in _samples(run)]),
+            Section("Samples", [block for run in _one_of_each(found.runs) for block in _samples(run)]),
             Section("In context", [*_contexts(found.contexts)]),
             Section("Cost", [*_costs(found.runs)]),
             Section("Commands, inputs and versions", [block for run in found.runs for block in _origin(run)]),
@@ -207,6 +207,15 @@ def _students(compared: Compared) -> Iterator[Block]:
     if points:
         series = [Series(name, at, line=False, markers=True, spans=spans[name]) for name, at in points.items()]
         yield Chart(f"Score against latency, {shape}", "milliseconds", metrics[0], series[:_MOST_LINES], x_from=0.0)
+
+
+def _one_of_each(runs: Sequence[Run]) -> list[Run]:
+    """The first finished run of those that differ in the seed."""
+    found: dict[tuple[str, str, str], Run] = {}
+    for run in runs:
+        if run.finished is not None:
+            found.setdefault((run.stage, run.task, run.group), run)
+    return [*found.values()]
 
 
 def _samples(run: Run) -> Iterator[Block]:
