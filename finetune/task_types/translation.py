@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bertillery.config.section import InputError
 from bertillery.data import files
@@ -177,6 +178,8 @@ class Type(TaskType):
         tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
         self.set_target_tokenizer(open_target(start, tokenizer, "model"))
         check_vocabularies(tokenizer, self.target_tokenizer, config, start, "model")
+        for each in filter(None, (tokenizer, self.target_tokenizer)):
+            each.model_max_length = VERY_LARGE_INTEGER  # examples cut texts, and the library would warn of each
         model: Any = load_encoder_decoder(start, {})
         decode = DecodeSection().over(model.generation_config).within(longest_sequence(config))
         return TranslationObjective(model, ObjectiveSection(), decode), tokenizer
