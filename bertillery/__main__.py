@@ -43,8 +43,16 @@ COMMANDS = {
     "fewshot": Command("prompting.fewshot", "evaluate a causal model in context", ("finetune", "prompting")),
     "probes": Command("prompting.probes", "does a causal model learn from its context?"),
     "translate": Command("translation.__main__", "translate sentences"),
+    "predict": Command("deploy.predict", "predictions beside the rows of a file", ("finetune",)),
+    "evaluate": Command("deploy.evaluate", "scores of a model, without training", ("finetune",)),
+    "export": Command("deploy.export", "export a run again, from a checkpoint"),
+    "push": Command("deploy.push", "publish a model on the Hub; shows first what would go"),
     "compare": Command("deploy.compare", "teacher and students side by side"),
     "onnx": Command("deploy.onnx", "export to ONNX, in float32 and int8"),
+    "report": Command("pages.report", "one page over runs"),
+    "inspect": Command("pages.inspect", "a page of what a model does with a text"),
+    "watch": Command("experiments.watch", "a run on this machine in the terminal"),
+    "dashboard": Command("experiments.dashboard", "workspaces in W&B, built from code"),
     "schema": Command("deploy.schema", "JSON schemas of the configurations, for editors"),
 }
 """All commands, in the order of the list: a new one is a line here."""

@@ -169,6 +169,18 @@ def draw_ngrams(keys: np.ndarray, longest: int) -> np.ndarray:
     return 1 + np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform(keys, _NGRAM), side="right")
 
 
+def _ranked(examples: np.ndarray, order: np.ndarray, first: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """The units (U,) example by example, each in its ``order``; ``first`` and ``number`` are an example's units."""
+    width = int(number.max(initial=0))
+    if width * len(number) > 3 * len(order):  # examples of very different lengths
+        return np.lexsort((order, examples))
+    # Short rows of a table are sorted in half the time.
+    table = np.full((len(number), width), np.inf)
+    table[examples, np.arange(len(order)) - first[examples]] = order
+    places = first[:, None] + np.argsort(table, axis=1, kind="stable")
+    return places[np.arange(width) < number[:, None]]
+
+
 def _choose(
     examples: np.ndarray, sizes: np.ndarray, spans: np.ndarray, order: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
@@ -177,9 +189,9 @@ def _choose(
     From each unit on, ``spans`` (U,) units are taken together: fewer at the end of the example or where the budget is
     short, none where one of them is taken already.
     """
-    ranked = np.lexsort((order, examples))
     first = np.searchsorted(examples, np.arange(len(wanted)))
     number = np.diff(np.append(first, len(examples)))
+    ranked = _ranked(examples, order, first, number)
     chosen = np.zeros(len(examples), dtype=bool)
     if (sizes == 1).all() and (spans == 1).all():
         chosen[ranked] = ranges(number) < wanted[examples[ranked]]

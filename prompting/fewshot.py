@@ -113,7 +113,7 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
         return _evaluate_texts(causal, items, seed)
     if items.kind == "written":
         return evaluate_written(causal, items, shots, seed)
-    scorer, fewer, cut, ties = Scorer(causal), 0, 0, 0
+    scorer, fewer, lacking, cut, ties = Scorer(causal), 0, 0, 0, 0
     found: dict[str, list[float]] = {}
     progress = tqdm(range(0, len(items.items), _CHUNK), desc=f"{items.name}, {shots} shots", unit="chunk", disable=None)
     for start in progress:
@@ -121,7 +121,7 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
         requests: list[Request] = []
         for number in chunk:
             pairs, left_out, fits = fitting(causal, items, number, draw_shots(items, number, shots, seed))
-            fewer, cut = fewer + (left_out > 0), cut + (not fits)
+            fewer, lacking, cut = fewer + (left_out > 0), lacking + left_out, cut + (not fits)
             requests += [Request(*pair) for pair in pairs]
         scores = scorer.scores(requests)
         for number in chunk:
@@ -136,7 +136,7 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
     if items.kind == "cloze":  # so far the nats of each answer
         metrics["perplexity"] = math.exp(min(700, metrics["perplexity"]))
         errors["perplexity"] *= metrics["perplexity"]
-    return Outcome(shots, seed, len(items.items), metrics, errors, ties, fewer, cut)
+    return Outcome(shots, seed, len(items.items), metrics, errors, ties, fewer, lacking, cut)
 
 
 def _evaluate_texts(causal: CausalModel, items: Items, seed: int) -> Outcome:

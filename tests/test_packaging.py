@@ -29,6 +29,7 @@ PACKAGES = [
     "distill",
     "experiments",
     "deploy",
+    "pages",
 ]
 
 
@@ -62,6 +63,8 @@ def bertillery(installed: Path, place: Path, *arguments: str) -> subprocess.Comp
 def test_a_wheel_has_every_configuration_and_its_types(installed: Path) -> None:
     packed = {path.relative_to(installed) for path in installed.glob("configs/**/*.yaml")}
     assert packed == {path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml")}
+    templates = {path.relative_to(installed) for path in installed.glob("pages/templates/*.*")}
+    assert templates == {path.relative_to(ROOT) for path in ROOT.glob("pages/templates/*.*")}
     assert all((installed / package / "py.typed").is_file() for package in PACKAGES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -86,6 +86,10 @@ class HeldOut:
     def score(self, values: dict[str, float]) -> float:
         """Score of an evaluation, higher is better; selects the best checkpoint."""
         return -values["loss"]
+
+    def better(self) -> dict[str, Literal["lower", "higher"]]:
+        """Which values of an evaluation are better, by name; known after :meth:`evaluate`."""
+        return {"loss": "lower", **{name: shown.direction for name, shown in self.shown.items()}}
 
     def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
         """One rank's part of the examples, the same number of batches for every rank.

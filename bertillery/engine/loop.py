@@ -130,7 +130,7 @@ def training_steps(
     for item in on_device(data, accelerator.device):
         counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
         # Dropout depends only on seed, step and rank, so that a resumed run needs no generator state.
-        torch.manual_seed(int(key(seed, item.step, accelerator.process_index) >> 1))
+        _set_seed(accelerator.device, int(key(seed, item.step, accelerator.process_index) >> 1))
         done, flops = [], 0.0
         for number, batch in enumerate(item.micro_batches, 1):
             last = number == len(item.micro_batches)
@@ -163,6 +163,16 @@ def training_steps(
             stop=counts["stop"] > 0,
         )
     watch.read()
+
+
+def _set_seed(device: torch.device, seed: int) -> None:
+    """As ``torch.manual_seed``, which asks for every kind of device, and takes a millisecond for it."""
+    if device.type in ("cpu", "cuda"):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _counts(item: StepData) -> dict[str, int]:

@@ -35,6 +35,8 @@ class Meter:
         self._all_tokens, self._all_seconds = (earlier["tokens"], earlier["seconds"]) if earlier else (0, 0.0)
         self.trained_tokens: int | None = 0 if earlier is None else earlier.get("trained_tokens")
         """Tokens of all steps; ``None`` in a run that was begun by a version that did not count them."""
+        self.trained_examples: int | None = 0 if earlier is None else earlier.get("trained_examples")
+        """Examples of all steps, likewise."""
         # Each rank's own sums; those of additional ranks are distributed over the present ones.
         self._start(earlier["sums"][accelerator.process_index :: accelerator.num_processes] if earlier else ())
 
@@ -46,7 +48,8 @@ class Meter:
         """Sums for the checkpoint, so that an interval's means do not depend on a resume. All processes call it."""
         sums = gather_object([self._sums.state()])
         speed = {"tokens": self._all_tokens, "seconds": self._all_seconds}  # of whole intervals
-        return {"sums": sums, **speed, "trained_tokens": self.trained_tokens}
+        trained = {"trained_tokens": self.trained_tokens, "trained_examples": self.trained_examples}
+        return {"sums": sums, **speed, **trained}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -64,6 +67,8 @@ class Meter:
         self._tokens += info.num_tokens
         if self.trained_tokens is not None:
             self.trained_tokens += info.num_tokens
+        if self.trained_examples is not None:
+            self.trained_examples += info.num_examples
         self._examples += info.num_examples
         self._flops += info.flops
         self._steps += 1
@@ -75,6 +80,7 @@ class Meter:
         self._all_tokens += self._tokens
         self._all_seconds += seconds
         values |= {
+            **self.trained,
             "learning_rate": info.learning_rate,
             "gradient_norm": info.gradient_norm.item(),
             "tokens_per_second": self._tokens / seconds,
@@ -90,6 +96,12 @@ class Meter:
             values["model_flops_utilisation"] = self._flops / seconds / peak
         self._start()
         return values
+
+    @property
+    def trained(self) -> dict[str, float]:
+        """Tokens and examples of all steps so far, where they are known: what curves may be drawn over."""
+        counts = {"tokens": self.trained_tokens, "examples": self.trained_examples}
+        return {name: count for name, count in counts.items() if count is not None}
 
     @property
     def overall(self) -> float:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -114,6 +115,7 @@ def guarded(action: Callable[[], int]) -> int:
         "distill",
         "experiments",
         "deploy",
+        "pages",
     ):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
@@ -147,9 +149,18 @@ def quoted(arguments: Sequence[str], key: str) -> list[str]:
     def each(argument: str) -> str:
         text = argument.removeprefix(start)
         plain = argument.startswith(start) and not text.startswith("[")
-        return start + json.dumps([text]) if plain else argument
+        return f"{start}[{as_yaml(text)}]" if plain else argument
 
     return [each(argument) for argument in arguments]
+
+
+def as_yaml(text: str) -> str:
+    """A YAML scalar of this text: in quotes, with escapes for what a YAML file may not hold."""
+    given = json.dumps(text, ensure_ascii=False)  # JSON's escapes of two halves are two characters in YAML
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", given)
+
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def given_texts(texts: Sequence[str], file: Path | None, *, key: str, what: str) -> list[str]:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.rng import key
+from pretrain import masking
 from pretrain.examples import FlatExamples
 from pretrain.masking import Masked, Masking, MaskingSection, mask_tokens, num_predictions
 from pretrain.objectives import mlm
@@ -179,3 +180,13 @@ def test_a_batch_does_not_read_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -
     examples = FlatExamples(ids, np.zeros_like(ids), lengths, ~maskable, keys, np.zeros(2, np.int64))
     monkeypatch.setattr(type(tokenizer), "get_vocab", lambda _: pytest.fail("read the vocabulary"))
     assert masking(examples).counts["masked"] > 0
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [3, 0, 7, 1], [1] * 40 + [400], [0, 0], []])
+def test_units_are_ranked_within_their_examples(lengths: list[int]) -> None:
+    """However they are sorted; equal places in the order keep the order of the text."""
+    examples = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.random.default_rng(1).integers(4, size=len(examples)) / 4
+    first = np.searchsorted(examples, np.arange(len(lengths)))
+    ranked = masking._ranked(examples, order, first, np.array(lengths, dtype=np.int64))
+    assert ranked.tolist() == sorted(range(len(examples)), key=lambda unit: (examples[unit], order[unit]))
