@@ -24,6 +24,10 @@ LEAST = {
     "fewshot": ["copa", "model=a"],
     "compare": ["teacher=a", "students=[b]"],
     "submission": ["a"],
+    "push": ["model=a", "repo=a/b", "license=mit", "language=en"],
+    "report": [],
+    "watch": [],
+    "dashboard": [],
     "schema": [],
 }
 """What commands need; the others need a model."""
