@@ -17,6 +17,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,13 +119,17 @@ def _warnings(task: str, summary: dict[str, Any]) -> list[str]:
 
 def _plot(summaries: dict[str, dict[str, Any]], picture: Path, title: str) -> None:
     axes = figure(1, title, panel=(4.0 + 0.8 * len(summaries), 4.0))
+    baselines: dict[str, list[tuple[int, float]]] = {}
     for place, summary in enumerate(summaries.values()):
         split, found = next(iter(summary["scores"].items()))
         metric, values = next(iter(found.items()))
         axes[0].plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="" if place else "seeds")
-        for (name, baseline), style in zip(summary["baselines"][split].items(), "_x+", strict=False):
+        for name, baseline in summary["baselines"][split].items():
             if metric in baseline:
-                axes[0].plot(place, baseline[metric], style, color="grey", label="" if place else name)
+                baselines.setdefault(name, []).append((place, baseline[metric]))
+    # A baseline looks the same wherever it stands, and tasks differ in which they have.
+    for (name, points), style in zip(baselines.items(), cycle("_x+|1234"), strict=False):
+        axes[0].plot(*zip(*points, strict=True), style, color="grey", label=name)
     axes[0].set_xticks(range(len(summaries)), [*map(plain, summaries)], rotation=30, ha="right")
     axes[0].grid(alpha=0.3, axis="y")
     axes[0].legend(fontsize=8)

@@ -167,6 +167,23 @@ def test_a_picture_that_fails_costs_no_table(
     assert "seeds.png failed" in caplog.text
 
 
+def test_the_picture_names_the_baselines_of_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("experiments.seeds.save", lambda axes, _: drawn.append(axes[0]))
+    single, pair, score = summary_of(0.5), summary_of(0.6), summary_of(0.7)
+    single["baselines"] = {"validation": {"majority": {"accuracy": 0.4}}}
+    pair["baselines"] = {"validation": {"majority": {"accuracy": 0.3}, "overlap": {"accuracy": 0.2}}}
+    score["baselines"] = {"validation": {"mean": {"accuracy": 0.0}, "overlap": {"accuracy": 0.1}}}
+    write_table({"single": single, "pair": pair, "score": score}, tmp_path, "model")
+    axes, found = drawn[0], {}
+    for line in axes.get_lines():
+        if not line.get_label().startswith("_"):
+            found[line.get_label()] = (list(line.get_xdata()), list(line.get_ydata()), line.get_marker())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["seeds", "majority", "overlap", "mean"]
+    assert found["overlap"][:2] == ([1, 2], [0.2, 0.1])
+    assert len({marker for *_, marker in found.values()}) == 4
+
+
 def test_a_statement_over_models_counts_those_it_is_true_of(tmp_path: Path) -> None:
     one, other = "predicts the class 'a' for every example", "predicts the majority class 'b' for every example"
     table = write_table({"toy": summary_of(0.5, 0.5, 0.4, 0.7, warnings=[other, one, other])}, tmp_path, "model")
