@@ -7,7 +7,7 @@ Offsets count characters of a text, the end not included.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -169,9 +169,10 @@ class MentionType(VectorType):
 
     def fitted(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """The tokenizer with the markers that it lacks."""
+        made: Any = tokenizer
         known = tokenizer.get_vocab()
         for marker in (marker for _, marker in self._marked() if marker not in known):
-            tokenizer.add_tokens(AddedToken(marker, normalized=False))
+            made.add_tokens(AddedToken(marker, normalized=False))
         return tokenizer
 
     def examples(
@@ -233,7 +234,7 @@ def _span(column: str, cell: Any, text: str) -> tuple[int, int]:
     return start, end
 
 
-def _mark(text: str, spans: Sequence[tuple[tuple[int, int], str]]) -> tuple[str, Any]:
+def _mark(text: str, spans: Sequence[tuple[tuple[int, int], str]]) -> tuple[str, Callable[[int, int], tuple[int, int]]]:
     """The text with a marker and a space before, and a space and the marker behind each of ascending spans; and a
     function that moves a start and an end of the text to where they are then."""
     parts, at, starts, ends = [], 0, [], []
