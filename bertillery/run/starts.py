@@ -40,7 +40,7 @@ def note_start(run: Path, **described: Any) -> None:
     start = Start(time=round(time.time(), 3), **described)
     file = run / "starts.jsonl"
     with writing(file), file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(start.model_dump()) + "\n")
+        stream.write(json.dumps(start.model_dump(), default=str) + "\n")
 
 
 def read_starts(run: Path) -> list[Start]:
