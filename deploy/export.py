@@ -16,11 +16,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from bertillery.config.section import ConfigError, Section, read_values, validate
+from bertillery.config.types import Count
 from bertillery.run.command import tool
 from bertillery.run.stage import Stage
 from bertillery.system.files import write_text
@@ -32,7 +31,7 @@ class ExportSection(Section):
 
     model: Path
     """Folder of a run, which has ``config.yaml`` and ``checkpoints/``."""
-    checkpoint: Literal["best", "last"] | Annotated[int, Field(ge=1)] | None = None
+    checkpoint: Literal["best", "last"] | Count | None = None
     """``best`` by the held-out evaluations, ``last``, or that of a step; by default what ``train.export`` of the run
     says. Beside the best a run keeps the newest ``train.keep``."""
     output: Path | None = None

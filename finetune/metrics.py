@@ -50,7 +50,8 @@ def class_report(predictions: np.ndarray, labels: np.ndarray, names: Sequence[st
     from sklearn.metrics import precision_recall_fscore_support
 
     classes = [*range(len(names))]
-    found: Any = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
+    scored: Any = precision_recall_fscore_support
+    found = scored(labels, predictions, labels=classes, zero_division=0)
     rows = [
         [name, *(f"{100 * value:.2f}" for value in values), f"{int(there):,}"]
         for name, *values, there in zip(names, *found, strict=True)

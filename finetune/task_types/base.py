@@ -311,9 +311,10 @@ class TaskType(ABC):
     def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
         """What a file of predictions has of each example, as values of JSON: the prediction and :meth:`columns`."""
         names, numbers = self.columns(predicted)
-        return {"prediction": [*map(self.plain, predicted.predictions)]} | dict(
-            zip(names, numbers.T.tolist(), strict=True)
-        )
+        found: dict[str, Sequence[Any]] = {"prediction": [*map(self.plain, predicted.predictions)]}
+        for name, column in zip(names, numbers.T, strict=True):
+            found[name] = [*map(nine_digits, column)]
+        return found
 
     def write(self, folder: Path, predicted: Predicted) -> list[Path]:
         """Write a split's predictions as the official scorer reads them, where there is one; returns the files."""
