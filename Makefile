@@ -14,8 +14,11 @@ STUDENTS ?=
 SEEDS ?= 1
 TRIALS ?= 20
 SHOTS ?= 0,1,4
+RUNS ?=
 DATA ?=
 ARGS ?=
+RUN ?=
+REPO ?=
 PROCESSES ?= 1
 GPUS ?= 0
 MACHINES ?= 1
@@ -52,8 +55,17 @@ TAKES_generate := MODEL PROMPT ARGS
 TAKES_fewshot := TASK MODEL SHOTS ARGS
 TAKES_probes := MODEL ARGS
 TAKES_translate := MODEL TEXT ARGS
+TAKES_predict := MODEL TASK DATA ARGS
+TAKES_evaluate := MODEL TASK DATA ARGS
+TAKES_export := MODEL ARGS
+TAKES_push := MODEL REPO ARGS
 TAKES_compare := TEACHER STUDENTS ARGS
 TAKES_onnx := MODEL ARGS
+TAKES_watch := RUN ARGS
+TAKES_dashboard := ARGS
+TAKES_report := RUNS ARGS
+TAKES_inspect := MODEL TEXT PAIR ARGS
+TAKES_screenshots := ARGS
 TAKES_bench := ARGS
 TAKES_test := ARGS
 TAKEN := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))) HUB PYTHON
@@ -100,7 +112,8 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
-	@echo "PROMPT='a text to continue'  TEXT='a sentence to translate'  SHOTS=<numbers of worked examples, with commas>"
+	@echo "REPO=<owner/name on the Hub>"
+	@echo "PROMPT='a text to continue'  TEXT='a sentence'  PAIR='a second text'  RUNS='<folders>'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"
 	@echo "PROCESSES=<CPU processes>  GPUS=<per machine>  MACHINES=<n> RANK=<this one> HEAD=<address of machine 0>"
@@ -208,6 +221,25 @@ demo: ## all stages on the embedded text: pretrain, fine-tune, distil, compare
 	@$(MAKE) --no-print-directory finetune MODEL=$(DEMO_STUDENT) ARGS=model.weights=random
 	@$(MAKE) --no-print-directory compare TEACHER=$(DEMO_TEACHER) STUDENTS="runs/distill/docs_proofreading/distilbert_docs-distilbert/seed-12345/export runs/finetune/docs_proofreading/distilbert_docs-random/seed-12345/export"
 
+# Files of rows, and a task only where it is given: a model knows its own.
+USED := $(if $(filter file,$(origin TASK)),,$(TASK_FILE)) $(call quoted,model=$(MODEL)) $(if $(DATA),'data=$(call list,$(DATA))')
+
+.PHONY: predict
+predict: .venv/.installed ## predictions for the rows of files, whatever their size: MODEL, DATA
+	@$(BIN)/python -m deploy.predict $(USED) $(ARGS)
+
+.PHONY: evaluate
+evaluate: .venv/.installed ## score a model on labelled data, without training: MODEL, TASK or DATA
+	@$(BIN)/python -m deploy.evaluate $(USED) $(ARGS)
+
+.PHONY: export
+export: .venv/.installed ## export a run again, from a checkpoint: MODEL=<folder of the run>; ARGS=checkpoint=best
+	@$(BIN)/python -m deploy.export $(call quoted,model=$(MODEL)) $(ARGS)
+
+.PHONY: push
+push: .venv/.installed ## what would go to the Hub, and with HUB=1 send it: MODEL, REPO; ARGS='license=mit language=en'
+	@$(BIN)/python -m deploy.push $(call quoted,model=$(MODEL)) $(call quoted,repo=$(REPO)) $(ARGS)
+
 .PHONY: compare
 compare: .venv/.installed ## teacher and students side by side, in size, speed and score: TEACHER, STUDENTS="a b"
 	@$(BIN)/python -m deploy.compare $(call quoted,teacher=$(TEACHER)) 'students=$(call list,$(STUDENTS))' $(ARGS)
@@ -221,6 +253,37 @@ compare: .venv/.installed ## teacher and students side by side, in size, speed a
 onnx: $(if $(filter --help -h --print-config,$(ARGS)),.venv/.installed,.venv/.onnx) ## a model for ONNX Runtime, in float32 and in 8 bits: MODEL
 	@$(BIN)/python -m deploy.onnx $(call quoted,model=$(MODEL)) $(ARGS)
 
+.PHONY: watch
+watch: .venv/.installed ## a run on this machine in the terminal, without an account: RUN; ARGS=to=trackio
+	@$(BIN)/python -m experiments.watch $(if $(RUN),$(call quoted,run=$(RUN))) $(ARGS)
+
+.PHONY: dashboard
+dashboard: .venv/.installed ## workspaces in W&B for pretraining, fine-tuning, distillation, translation
+	@$(BIN)/python -m experiments.dashboard $(ARGS)
+
+# trackio asks for an older Pillow than was tested, and for that alone.
+.PHONY: trackio
+trackio: .venv/.installed ## install trackio, whose web page needs no account (tracking.to=trackio)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c <(grep -v '^pillow=' constraints.txt) -e '.[trackio]'
+.PHONY: report
+report: .venv/.installed ## one page over runs, HTML and Markdown: RUNS="folders"
+	@$(BIN)/python -m pages.report $(if $(RUNS),'runs=$(call list,$(RUNS))') $(ARGS)
+
+.PHONY: inspect
+inspect: export TEXT := $(value TEXT)
+inspect: export PAIR := $(value PAIR)
+inspect: .venv/.installed ## what a model does with a text, as a page: MODEL, TEXT, PAIR
+	@$(BIN)/python -m pages.inspect $(call quoted,model=$(MODEL)) $(ARGS)
+
+.venv/.browser: .venv/.installed
+	@echo 'installing the package that drives a browser into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
+.PHONY: screenshots
+screenshots: .venv/.browser ## pictures of pages in Chromium, light and dark, wide and narrow: ARGS="pages.<name>=<file>"
+	@$(BIN)/python -m pages.screenshots $(ARGS)
+
 .PHONY: bench
 bench: .venv/.installed ## measure this machine against stock transformers; ARGS="workloads=[glue] threads=[1]"
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -228,6 +291,15 @@ bench: .venv/.installed ## measure this machine against stock transformers; ARGS
 .PHONY: test
 test: .venv/.installed ## run the tests
 	@OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.venv/.site: .venv/.installed
+	@echo 'installing the packages of the site into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@
+
+.PHONY: docs
+docs: .venv/.site ## the documentation as a site, in site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
 .PHONY: golden
 golden: .venv/.installed ## rewrite the golden losses that the tests compare with

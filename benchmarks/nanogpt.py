@@ -147,7 +147,11 @@ def _run(arguments: Sequence[str]) -> int:
     held_out = {
         name: HeldOut(
             causal_lm.Source(
-                causal_lm.Config(cross_document=crosses), corpus.valid, tokenizer, sequence_length=length, seed=0
+                causal_lm.Config(cross_document=crosses),
+                cast(Any, corpus.valid),
+                tokenizer,
+                sequence_length=length,
+                seed=0,
             ),
             num_examples=None,
         )
@@ -159,7 +163,8 @@ def _run(arguments: Sequence[str]) -> int:
     few = HeldOut(held_out["each document alone"]._source, num_examples=config.train.evaluate_examples)
     text = _one_sequence(corpus.train, cast(int, tokenizer.eos_token_id))
     curve = [*train(model, text, config, lambda: bits_per_byte(model, few.batches(), device))]
-    own: Any = AutoModelForCausalLM.from_pretrained(section.run / "export", trust_remote_code=False).to(device).eval()
+    own: Any = AutoModelForCausalLM.from_pretrained(section.run / "export", trust_remote_code=False)
+    own = own.to(device).eval()
     sides = {"nanoGPT's way": model.eval(), "ours": lambda ids: own(ids).logits}
     found = {
         side: {name: bits_per_byte(each, part.batches(), device) for name, part in held_out.items()}

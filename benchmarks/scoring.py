@@ -32,6 +32,7 @@ from prompting.scorer import Request, Scorer
 INSTALLED = find_spec("lm_eval") is not None
 QUESTIONS, SHOTS, ANSWERS = 32, 4, 5
 """Of a round, and of a question."""
+PIECES = 4096
 PADDED = 16
 """Requests of a batch of lm-eval."""
 Question = list[tuple[str, str]]
@@ -47,7 +48,7 @@ def scoring(folder: Path) -> Contest:
         num_hidden_layers=4, hidden_size=256, num_attention_heads=4, max_position_embeddings=256, layer_norm_eps=1e-5
     )
     tokenizer = train_byte_bpe(
-        [question[0][0] for question in asked], TokenizerSection(type="byte_bpe", vocab_size=8192)
+        [question[0][0] for question in asked], TokenizerSection(type="byte_bpe", vocab_size=PIECES)
     )
     torch.manual_seed(SEED)
     export = export_model(CausalLm(Config(), sizes, tokenizer).exported(), tokenizer, folder / "causal", card="")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from bertillery.config.section import describe
 from bertillery.engine.objective import describe_objectives
 from bertillery.run.command import command
+from bertillery.run.stage import Stage
 from distill.config import TaskAgnosticConfig, TaskConfig, load_config
 from distill.stage import FirstStage, TaskAgnostic, TaskSpecific
 from finetune.task import describe_task_types
@@ -24,7 +25,7 @@ from finetune.task import describe_task_types
 
 def main(arguments: Sequence[str]) -> int:
     """Distil once; returns the exit status."""
-    return command(arguments, help=__doc__, schema=TaskAgnosticConfig, load=load_config, run=run, more=_more_keys)
+    return command(arguments, help=__doc__, schema=TaskAgnosticConfig, load=load_config, stages=stages, more=_more_keys)
 
 
 def _more_keys() -> str:
@@ -32,12 +33,12 @@ def _more_keys() -> str:
     return f"{agnostic}\n\nFor a task:\n\n{describe(TaskConfig)}\n\n{describe_task_types()}\n\n{task}"
 
 
-def run(config: TaskAgnosticConfig | TaskConfig) -> int:
-    """Run all stages of a configuration; returns the exit status of the last one that ran."""
+def stages(config: TaskAgnosticConfig | TaskConfig) -> list[Stage]:
+    """The runs of a configuration, one after the other."""
     if isinstance(config, TaskAgnosticConfig):
-        return TaskAgnostic(config).run()
-    status = FirstStage(config.before, then=config).run() if config.before is not None else 0
-    return status or TaskSpecific(config).run()
+        return [TaskAgnostic(config)]
+    first = [FirstStage(config.before, then=config)] if config.before is not None else []
+    return [*first, TaskSpecific(config)]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from bertillery.run.command import run_name
 from bertillery.run.stage import StageConfig
 from distill.augment import AugmentSection
 from distill.student import StudentSection
-from finetune.config import EncoderSection, FinetuneConfig, check_task, model_name
+from finetune.config import EncoderSection, FinetuneConfig, beside_yaml, check_task, model_name
 from finetune.task_types.spans import Config as Questions
 
 _SHARED = "task", "teacher", "model", "run", "tracking"
@@ -70,7 +70,7 @@ def load_config(arguments: Sequence[str]) -> TaskAgnosticConfig | TaskConfig:
     one command serves all tasks. A run is by default named after its files, or with a task
     ``<task>/<student>-<method>/seed-<seed>``.
     """
-    layers = read_layers(arguments)
+    layers = beside_yaml(read_layers(arguments))
     values, sources = merge_layers(layers)
     check_task(values, sources)
     check_sections(TaskConfig if "task" in values else TaskAgnosticConfig, values, sources)

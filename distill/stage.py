@@ -25,6 +25,7 @@ from bertillery.report.card import fact_list, model_card
 from bertillery.report.plot import plot_curves, term_panels
 from bertillery.report.table import terms_table
 from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.lineage import model_name
 from bertillery.run.stage import Parts, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
@@ -42,22 +43,26 @@ from finetune.splits import Split, Task, current_rows, documentation_input, read
 from finetune.stage import Finetuning
 from finetune.task import task_type_of
 from pretrain.examples import DocumentSource, show_example
+from pretrain.samples import fill_masks
 
 
 class TaskAgnostic(Stage):
     """A run of task-agnostic distillation."""
 
-    folder = "distill"
+    folder = job = "distill"
+    makes = "student"
     config: TaskAgnosticConfig | TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def prepare(self) -> Parts:
         """Teacher, corpus in the teacher's tokens, and student."""
         config = self.config
         assert isinstance(config, TaskAgnosticConfig)
+        self.model_paths["teacher"] = config.teacher.from_
         self.pin(lambda: model_inputs(teacher=config.teacher.from_))
         self.open_teacher()
         corpus = prepare_for(self, config.data, TokenizerSection(path=config.teacher.from_), num_texts=1)
         self.say(corpus_report(corpus))
+        self.baselines: dict[str, float] = {}
         self.facts = {"corpus": f"{corpus.train.num_documents:,} documents, {corpus.train.num_tokens:,} tokens"}
 
         def source(tokens: Any, length: int) -> Any:
@@ -98,6 +103,11 @@ class TaskAgnostic(Stage):
                 "generator), or take objective.type=tinybert or minilm"
             )
         self.teacher: Teacher[PreTrainedModel] = Teacher(model)
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The method, and the teacher."""
+        return self.config.objective.model_dump()["type"], model_name(self.config.teacher.from_)
 
     def _objective(self) -> Objective:
         assert isinstance(self.config, TaskAgnosticConfig)
@@ -151,12 +161,21 @@ class TaskAgnostic(Stage):
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Curves."""
-        tracker.summary(ended.held_out)
+        found = {"result": ended.held_out, "teacher": self.baselines}
+        tracker.summary({f"{part}/{n}": v for part, values in found.items() for n, v in values.items()}, ended.step)
         picture = self.path / "curves.png"
         with beside(f"the picture {picture}"):
-            panels = term_panels(self.shown, self.baselines, "teacher")
-            plot_curves(self.directory.metrics_file, panels, picture, self.name)
+            self.draw(trainer)
             tracker.image("curves", picture, ended.step)
+        with beside("guesses for masked tokens"):
+            if self.method.MASKED_WORDS and tracker.shows:
+                tracker.table("masked_tokens", fill_masks(self.directory.export), ended.step)
+
+    def draw(self, trainer: Trainer) -> None:
+        """All terms that have a title."""
+        loss = {"loss": Shown("loss, all terms weighted", "lower", "")}
+        panels = term_panels(loss | trainer.held_out.shown, self.baselines, "teacher")
+        plot_curves(self.directory.metrics_file, panels, self.path / "curves.png", self.name)
 
     def ending(self, results: dict[str, Any]) -> str:
         """Numbers, files, and the next command."""
@@ -178,11 +197,13 @@ class TaskAgnostic(Stage):
 class TaskSpecific(Finetuning):
     """A run of task-specific distillation: fine-tuning with a teacher."""
 
-    folder = "distill"
+    folder = job = "distill"
+    makes = "student"
     config: TaskConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def prepare(self) -> Parts:
         """As in fine-tuning; the teacher must have learned this task, with labels in this order."""
+        self.model_paths |= task_model_paths(self.config)
         self.pin(self.models)
         teacher = open_task_teacher(self.config, self.config.model.from_)
         parts = super().prepare()
@@ -231,6 +252,7 @@ class FirstStage(TaskAgnostic):
     def prepare(self) -> Parts:
         """The task's texts, augmented, in the tokens that both read."""
         config, section = self.config, self.config.task
+        self.model_paths |= task_model_paths(config)
         self.pin(lambda: task_models(config))
         open_task_teacher(self.then, config.model.from_)
         check_readers(config, config.model.from_)
@@ -244,6 +266,7 @@ class FirstStage(TaskAgnostic):
             kind.examples(split, self.tokenizer, max_length=length, seed=config.run.seed)
             for split in (augmented_split(self, task), task.split(section.validation[0]))
         )
+        self.baselines = {}
         self.facts = {"task": f"{section.name}, {train.num_examples:,} training examples"}
         return Parts(
             [train],
@@ -345,12 +368,16 @@ def augmented_split(stage: TaskSpecific | FirstStage, task: Task) -> Split:
 def task_models(config: TaskConfig) -> dict[str, Fingerprint]:
     """Fingerprints of student and teacher, and of what the training split is augmented with."""
     section = config.augment
-    found = model_inputs(
-        student=config.model.from_, teacher=config.teacher.from_, augmenting_model=section.model if section else None
-    )
+    found = model_inputs(**{name.replace(" ", "_"): path for name, path in task_model_paths(config).items()})
     if section and section.vectors:
         found["augmenting vectors"] = Fingerprint(fingerprint(section.vectors), section.vectors.name)
     return found
+
+
+def task_model_paths(config: TaskConfig) -> dict[str, str | None]:
+    """Where student, teacher and augmenting model are."""
+    augmenting = config.augment.model if config.augment else None
+    return {"student": config.model.from_, "teacher": config.teacher.from_, "augmenting model": augmenting}
 
 
 def _size(model: PreTrainedModel) -> str:

@@ -195,20 +195,24 @@ class Search:
         The runs' folders are ``<name>/sweep-<id of the run>``. They record online: a sweep sees no offline runs.
         """
         given = [*(each for each in self.given if not each.startswith("tracking.wandb=")), "tracking.wandb=online"]
-        # An agent replaces only whole items of a command and knows no run id: a shell inserts it into the name.
-        start = f'exec "$0" -m finetune "$@" "run.name={self.name}/sweep-$WANDB_RUN_ID"'
+        # An agent replaces only whole items of a command, calls the interpreter `python`, and knows no run id: a shell
+        # takes this project's interpreter and inserts the id into the name.
+        python = "python=.venv/bin/python; [ -x $python ] || python=$0"
+        start = f'{python}; exec $python -m finetune "$@" "run.name={self.name}/sweep-$WANDB_RUN_ID"'
         sweep: dict[str, Any] = {
             "name": self.name,
             "project": self.config.tracking.project,
             "program": "finetune/__main__.py",
             "method": "random" if self.space.size is None else "grid",
-            "metric": {"name": f"held_out/{self.metric}", "goal": "maximize"},
+            "metric": {"name": "score", "goal": "maximize"},
             "run_cap": self.number,
             "parameters": {key: _parameter(values) for key, values in self.space.settings.items()},
             "command": ["${env}", "bash", "-c", start, "${interpreter}", *given, "${args_no_hyphens}"],
         }
-        head = "# wandb sweep <this file>, then, on each machine, in the root of the source and with .venv activated,\n"
-        return f"{head}# what it answers: wandb agent <id>\n{yaml.safe_dump(sweep, sort_keys=False, width=1000)}"
+        head = "# .venv/bin/wandb sweep <this file>, then, on each machine, in the root of the source,\n"
+        return (
+            f"{head}# what it answers: .venv/bin/wandb agent <id>\n{yaml.safe_dump(sweep, sort_keys=False, width=1000)}"
+        )
 
     def finished(self) -> list[Trial]:
         """The finished trials among those asked for; adds to the ledger what it lacks."""

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         help=__doc__,
         schema=FinetuneConfig,
         load=load_config,
-        run=lambda config: finetuning(config, arguments).run(),
+        stages=lambda config: [finetuning(config, arguments)],
         more=describe_task_types,
     )
 

@@ -11,10 +11,12 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from bertillery.config.section import (
     ConfigError,
+    InputError,
     Layer,
     Section,
     check_sections,
     merge_layers,
+    names_file,
     read_layers,
     read_values,
     validate,
@@ -22,8 +24,10 @@ from bertillery.config.section import (
 from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs, Weight
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
+from bertillery.run.lineage import model_name
 from bertillery.run.stage import StageConfig
 from finetune.recipe import choose_recipe, known_recipe, recipe_values
+from finetune.sources import resolve
 from finetune.task import TaskSection, run_of
 
 
@@ -125,7 +129,7 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     # A task's section `prompt` is for evaluation in context (make fewshot).
     layers = [
         replace(layer, values={key: value for key, value in layer.values.items() if key != "prompt"})
-        for layer in read_layers(arguments)
+        for layer in beside_yaml(read_layers(arguments))
     ]
     values, sources = merge_layers(layers)
     check_task(values, sources)
@@ -151,6 +155,30 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     return config
 
 
+def beside_yaml(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers, where the files of a task that lie beside its YAML are found there: ``task.root`` is then the folder
+    of the YAML, unless it is given."""
+    tasks = [layer.values.get("task") for layer in layers]
+    if any(isinstance(task, dict) and "root" in task for task in tasks):
+        return [*layers]
+    found = []
+    for layer, task in zip(layers, tasks, strict=True):
+        files, folder = task.get("files") if isinstance(task, dict) else None, Path(layer.argument).parent
+        if isinstance(files, dict) and names_file(layer.argument) and folder != Path() and _lie_in(folder, files):
+            layer = replace(layer, values={**layer.values, "task": {**task, "root": str(folder)}})  # pyright: ignore
+        found.append(layer)
+    return found
+
+
+def _lie_in(folder: Path, files: dict[str, Any]) -> bool:
+    names = next((names for names in files.values() if names), [])
+    patterns = [names] if isinstance(names, str) else names
+    try:
+        return bool(resolve(folder, patterns))
+    except (InputError, TypeError):  # not there; or no list of names, which is told when the task is read
+        return False
+
+
 def _with_recipe(name: str, task: dict[str, Any], layers: list[Layer]) -> FinetuneConfig:
     values, sources = merge_layers([Layer(recipe_values(name, task), f"recipe {name}"), *layers])
     values["recipe"] = name
@@ -167,12 +195,3 @@ def check_task(values: dict[str, Any], sources: dict[str, str]) -> None:
             f"{sources[loose[0]]}: {', '.join(loose)} describe a task and belong into the section task: write `task:` "
             "above them and indent them"
         )
-
-
-def model_name(start: str) -> str:
-    """What a model is called: the run of an export directory (and the task, if it is of a fine-tuning run), or the last
-    part of a path or id."""
-    parts = [part for part in Path(start).parts if part not in ("export", "/", ".", "..")]
-    if len(parts) > 2 and parts[-1].startswith("seed-"):
-        return f"{parts[-2]}+{parts[-3]}"
-    return parts[-1] if parts else "model"

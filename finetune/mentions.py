@@ -26,8 +26,9 @@ from finetune.predict import Predictor
 from finetune.splits import Split
 from finetune.task import TaskSection, Words
 from finetune.task_types.base import VectorType
+from knowledge.given import Mention, first_tokens, read_mentions, unknown_entity
 from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
-from knowledge.linked import Mention, first_tokens, link_texts, linker_of, read_mentions
+from knowledge.linked import link_texts, linker_of
 
 _USAGE = (
     " An encoder with entities takes `entity_ids`, too: for each token the row of the entity (its place in "
@@ -163,10 +164,7 @@ class MentionType(VectorType):
         if self.section.unknown == "fail":
             for mention in mentions:
                 if mention.entity not in self.rows:
-                    raise ValueError(
-                        f"a mention of {mention.entity!r}, and the graph has no such entity; give the graph that the "
-                        "model was made with, or task.unknown=skip to leave such mentions out"
-                    )
+                    raise ValueError(unknown_entity(mention.entity, "task.unknown"))
         return (marked, [Mention(*moved(mention.start, mention.end), mention.entity) for mention in mentions]), label
 
     def fitted(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -23,17 +23,40 @@ _NARROW = 1e-3
 """Scores that span less than this share of the labels' span count as one score."""
 
 
-def scores(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The named metrics, in that order.
+def scores(
+    names: Sequence[str], predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+) -> dict[str, float]:
+    """The named metrics, in that order; without ``outputs`` those that need none.
 
-    ``predictions`` and ``labels`` are class ids ``(N,)``, scores ``(N,)`` or 0/1 per label ``(N, L)``. Raises
-    ``InputError`` for an unknown name, nothing to score or shapes that differ.
+    ``predictions`` and ``labels`` are class ids ``(N,)``, scores ``(N,)`` or 0/1 per label ``(N, L)``; ``outputs`` are
+    probabilities of the classes, or of each label, ``(N, L)``. Raises ``InputError`` for an unknown name, nothing to
+    score or shapes that differ.
     """
     if predictions.shape != labels.shape or not len(labels):
         raise InputError(
             f"{predictions.shape} predictions for {labels.shape} labels; give one for each, and at least one"
         )
-    return {name: metric(name).compute(predictions=predictions, references=labels)[name] for name in names}  # pyright: ignore
+    given = {name: outputs if name in RANKING else predictions for name in names}
+    return {
+        name: metric(name).compute(predictions=found, references=labels)[name]  # pyright: ignore
+        for name, found in given.items()
+        if found is not None
+    }
+
+
+def class_report(predictions: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[list[str]]:
+    """Precision, recall and F1 of each class, or label where there may be several, in percent, and how often it is
+    there: rows of a table with its head, closed by the mean over the classes."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = [*range(len(names))]
+    found: Any = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
+    rows = [
+        [name, *(f"{100 * value:.2f}" for value in values), f"{int(there):,}"]
+        for name, *values, there in zip(names, *found, strict=True)
+    ]
+    means = [f"{100 * float(np.mean(values)):.2f}" for values in found[:3]]
+    return [["class", "precision", "recall", "f1", "there"], *rows, ["mean", *means, f"{int(sum(found[3])):,}"]]
 
 
 def metric(name: str) -> evaluate.Metric:
@@ -74,41 +97,40 @@ def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(right.all(axis=1) if right.ndim == 2 else right))
 
 
-def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Harmonic mean of precision and recall of class 1, as GLUE scores MRPC and QQP."""
-    from sklearn.metrics import f1_score
+def _of_classes(name: str) -> tuple[Callable[[np.ndarray, np.ndarray], float], ...]:
+    """scikit-learn's ``<name>_score`` of class 1 of two, as GLUE scores MRPC and QQP by F1; the mean over the labels
+    where there may be several, else over the classes that are labelled or predicted; and that of all labels of all
+    examples together."""
 
-    if not np.isin(np.unique(np.append(predictions, labels)), (0, 1)).all():
-        raise InputError("f1 is the F1 of class 1 of two; for more classes use macro_f1")
-    return float(f1_score(labels, predictions, zero_division=0))  # pyright: ignore[reportArgumentType]
+    def of_one(predictions: np.ndarray, labels: np.ndarray) -> float:
+        if not np.isin(np.unique(np.append(predictions, labels)), (0, 1)).all():
+            raise InputError(f"{name} is that of class 1 of two; for more classes use macro_{name}")
+        return compute(predictions, labels, average="binary")
 
+    def mean(predictions: np.ndarray, labels: np.ndarray) -> float:
+        return compute(predictions, labels, average="macro")
 
-def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Mean F1 of the labels where there may be several, else of the classes that are labelled or predicted."""
-    from sklearn.metrics import f1_score
+    def together(predictions: np.ndarray, labels: np.ndarray) -> float:
+        return compute(predictions, labels, average="micro")
 
-    return float(f1_score(labels, predictions, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
+    def compute(predictions: np.ndarray, labels: np.ndarray, average: str) -> float:
+        import sklearn.metrics
 
+        return float(getattr(sklearn.metrics, f"{name}_score")(labels, predictions, average=average, zero_division=0))
 
-def _micro(score: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn import metrics
-
-    return float(getattr(metrics, score)(labels, predictions, average="micro", zero_division=0))
-
-
-def _micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of all labels of all examples together."""
-    return _micro("f1_score", predictions, labels)
+    return of_one, mean, together
 
 
-def _micro_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the predicted labels of all examples that are right."""
-    return _micro("precision_score", predictions, labels)
+def _roc_auc(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the receiver operating characteristic of each class against the others, or of each label: the share of
+    pairs of an example with it and one without in which the former has the higher output, ties counting half. The mean
+    over the classes that some examples have and some have not; 0.5, as of guessing, where there is none."""
+    from sklearn.metrics import roc_auc_score
 
-
-def _micro_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the labels of all examples that are predicted."""
-    return _micro("recall_score", predictions, labels)
+    one_hot = labels if labels.ndim == 2 else np.equal.outer(labels, np.arange(outputs.shape[1]))
+    pairs = [(there, values) for there, values in zip(one_hot.T, outputs.T, strict=True) if len({*there.tolist()}) == 2]
+    found = [float(roc_auc_score(there, np.nan_to_num(values))) for there, values in pairs]
+    return float(np.mean(found)) if found else 0.5
 
 
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -142,21 +164,27 @@ def _correlation(function: Callable[..., Any], predictions: np.ndarray, labels: 
         return float(np.nan_to_num(function(*sides).statistic))
 
 
+_F1, _PRECISION, _RECALL = map(_of_classes, ("f1", "precision", "recall"))
 _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": _macro_f1,
-    "micro_f1": _micro_f1,
-    "micro_precision": _micro_precision,
-    "micro_recall": _micro_recall,
+    "f1": _F1[0],
+    "macro_f1": _F1[1],
+    "micro_f1": _F1[2],
+    "micro_precision": _PRECISION[2],
+    "micro_recall": _RECALL[2],
     "matthews_correlation": _matthews_correlation,
+    "precision": _PRECISION[0],
+    "recall": _RECALL[0],
+    "macro_precision": _PRECISION[1],
+    "macro_recall": _RECALL[1],
+    "roc_auc": _roc_auc,
     "pearson": _pearson,
     "spearman": _spearman,
 }
-
-
-_OF_LABELS = ("accuracy", "macro_f1", "micro_f1", "micro_precision", "micro_recall")
-"""Those that also score 0 and 1 for each of several labels."""
+RANKING = ("roc_auc",)
+"""Metrics of outputs, not of predictions."""
+OF_ONE_CLASS = ("f1", "precision", "recall")
+"""Metrics of the second class of two."""
 
 
 @cache
@@ -169,12 +197,17 @@ def _metric_class() -> type[evaluate.Metric]:
         """One of ``_FUNCTIONS``, named by the configuration's name."""
 
         def _info(self) -> evaluate.MetricInfo:
-            value = datasets.Value("float64" if self.config_name in ("pearson", "spearman") else "int64")
-            kinds = [value, datasets.Sequence(value)] if self.config_name in _OF_LABELS else [value]
+            name = self.config_name
+            labels = datasets.Value("float64" if name in ("pearson", "spearman") else "int64")
+            given = datasets.Value("float64") if name in RANKING else labels
+            several = name in ("accuracy", *RANKING) or name.startswith(("macro_", "micro_"))
+            pairs = [(given, labels), (datasets.Sequence(given), datasets.Sequence(labels))][: 1 + several]
+            if name in RANKING:  # outputs are a row each, also where labels are one
+                pairs = [(datasets.Sequence(given), labels), pairs[1]]
             return evaluate.MetricInfo(
-                description=_FUNCTIONS[self.config_name].__doc__ or f"{self.config_name} correlation",
+                description=_FUNCTIONS[name].__doc__ or name,
                 citation="",
-                features=[datasets.Features({"predictions": kind, "references": kind}) for kind in kinds],
+                features=[datasets.Features({"predictions": each, "references": label}) for each, label in pairs],
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, float]:  # pyright: ignore

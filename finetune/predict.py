@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,12 +39,15 @@ class Predictor(Objective):
     entries: ClassVar[tuple[str, ...]] = ("logits",)
     auxiliary_lm: float = 0.0
     """Weight of the language model's loss beside the task's, of a causal model (GPT-1's is 0.5)."""
+    class_weights: Tensor | None
+    """Weights (L,) of the classes in the loss."""
     orders: int = 1
     """Sequences of an example: 2 where a pair is read in both orders and the states are added."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("class_weights", None, persistent=False)  # of the data, so no part of a checkpoint
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(M, K), or (M,), in float32; by default a row for each example, from its [CLS] or its extract token."""
@@ -169,9 +172,20 @@ class Scored(HeldOut):
         self._splits = [(name, source, rows) for (name, source), rows in zip(splits.items(), drawn, strict=True)]
         self._task_type, self._best_by = task_type, best_by or task_type.section.metrics[0]
 
+    def seconds(self, accelerator: Accelerator, objective: nn.Module) -> float:
+        """That of the first split, and as much for each token of the others."""
+        tokens = [int(rows["length"].sum()) for _, _, rows in self._splits]
+        return super().seconds(accelerator, objective) * sum(tokens) / tokens[0]
+
     def score(self, values: dict[str, float]) -> float:
         """The deciding metric on the first validation split."""
         return values[self._best_by]
+
+    def better(self) -> dict[str, Literal["lower", "higher"]]:
+        """The same, and of the metrics, of all splits, the higher ones."""
+        prefixes = ["" if source is self._source else f"{name}/" for name, source, _ in self._splits]
+        names = [f"{prefix}{metric}" for prefix in prefixes for metric in self._task_type.section.metrics]
+        return super().better() | dict.fromkeys(names, "higher")
 
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""
@@ -180,6 +194,6 @@ class Scored(HeldOut):
             assert examples.labels is not None
             outputs, means = predict(accelerator, objective, examples, rows, micro_batch_tokens=self.micro_batch_tokens)
             predictions = self._task_type.decide(outputs, examples, rows["index"])
-            values = means | self._task_type.scores(predictions, examples.labels[rows["index"]])
+            values = means | self._task_type.scores(predictions, examples.labels[rows["index"]], outputs)
             found |= {key if examples is self._source else f"{name}/{key}": value for key, value in values.items()}
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -42,10 +43,41 @@ def results_table(
     for split, found in values.items():
         for metric, value in found.items():
             base = [baselines[split].get(name, {}).get(metric, float("nan")) for name in names]
-            rows.append([f"{split} {metric}", *(f"{100 * number:.2f}" for number in [value, *base])])
+            rows.append([f"{split} {metric}", *(_percent(number) for number in [value, *base])])
     notes = [escaped(f"Note: on {split} the model {warning}.") for split, warning in warnings.items()]
     notes += [escaped(f"Chosen on {next(iter(values))}: {name} {value:.4g}.") for name, value in chosen.items()]
     return "\n\n".join([markdown_table(rows), *notes])
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def scored(kind: TaskType, predicted: Mapping[str, Predicted]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """The metrics, and warnings of predictions that do not depend on the example, of labelled splits by name."""
+    values = {name: kind.scores(each.predictions, each.labels, each.outputs) for name, each in predicted.items()}
+    warnings = {name: kind.warning(each.predictions, each.labels) for name, each in predicted.items()}
+    return values, {name: warning for name, warning in warnings.items() if warning}
+
+
+def classes_table(predicted: Predicted, kind: TaskType) -> str:
+    """The scores of each class as Markdown; empty where there are no classes."""
+    rows = kind.class_report(predicted)
+    return f"By class, on {predicted.split.name}:\n\n{markdown_table(rows)}" if rows else ""
+
+
+def findings(results: Mapping[str, Any], folder: Path) -> str:
+    """What a person reads at the end: the table, the scores of each class, and the hardest examples."""
+    parts = [results["table"], results.get("classes", "")]
+    if parts[1].count("\n") > _SHOWN:
+        parts[1] = f"{parts[1].count(chr(10)) - 3:,} classes: their scores are in {folder}"
+    if "hardest" in results:
+        parts.append(f"hardest examples (all of them in {folder / 'hardest.tsv'})\n{results['hardest']}")
+    return "\n\n".join(filter(None, parts))
+
+
+_SHOWN = 50
+"""Lines of scores by class that a terminal is shown."""
 
 
 def write_predictions(folder: Path, predicted: dict[str, Predicted], kind: TaskType) -> None:
@@ -93,8 +125,46 @@ def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: in
     return "\n".join(told)
 
 
-_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}
+ROWS = 64
+"""Examples in a table of a tracker."""
+
+
+def table_rows(predicted: Predicted, kind: TaskType, distances: np.ndarray, which: np.ndarray) -> list[dict[str, Any]]:
+    """Texts, label, prediction and its numbers, such as probabilities, of the examples ``which`` (R,), for a table.
+
+    ``distances`` (N,) are the errors of all examples.
+    """
+    split, (names, numbers) = predicted.split, kind.columns(predicted)
+    return [
+        {
+            "id": str(split.index[i]),
+            **{n: kind.format_text(column[i]) for n, column in zip(kind.text_names(), split.texts, strict=True)},
+            "expected": kind.format_label(predicted.labels[i]),
+            "predicted": kind.format_prediction(predicted.predictions[i]),
+            "error": float(distances[i]),
+            **{name: float(value) for name, value in zip(names, numbers[i], strict=True)},
+        }
+        for i in which.tolist()
+    ]
+
+
+_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}
 """What the Hub calls metrics that have another name here."""
+
+
+def _hub_metric(name: str, value: float, config: FinetuneConfig) -> dict[str, Any]:
+    """A metric as the Hub reads it, with how it was computed."""
+    average, _, plain = name.partition("_") if name.startswith(("macro_", "micro_")) else ("", "", name)
+    return {
+        "type": _HUB_METRICS.get(plain, plain),
+        "name": name,
+        "value": round(value, 6),
+        "args": {
+            **({"average": average} if average else {}),
+            "sequence_length": config.train.phases[0].sequence_length,
+            "seed": config.run.seed,
+        },
+    }
 
 
 def model_card(
@@ -118,12 +188,10 @@ def model_card(
             "dataset": {
                 "name": section.name,
                 "type": section.hub.dataset if section.hub else section.name,
+                **({"config": section.hub.subset} if section.hub and section.hub.subset else {}),
                 "split": split,
             },
-            "metrics": [
-                {"type": _HUB_METRICS.get(metric, metric), "name": metric, "value": round(value, 6)}
-                for metric, value in found.items()
-            ],
+            "metrics": [_hub_metric(metric, value, config) for metric, value in found.items()],
         }
         for split, found in values.items()
     ]

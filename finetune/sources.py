@@ -88,12 +88,12 @@ def _own_files(task: TaskSection) -> Callable[[str], list[Table]]:
     def read(split: str) -> list[Table]:
         if split not in task.files:
             raise FileNotFoundError(f"task.files.{split} is not given")
-        return task.read_files(_resolve(task.root, task.files[split]))
+        return task.read_files(resolve(task.root, task.files[split]))
 
     return read
 
 
-def _resolve(root: Path, names: Sequence[str]) -> list[Path]:
+def resolve(root: Path, names: Sequence[str]) -> list[Path]:
     """Expand globs, sorted, each file once; a name also stands for a compressed file of that name."""
     paths: list[Path] = []
     for name in names:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from bertillery.run.inputs import Fingerprint, digest
 from finetune.rows import as_id, objects, unlabelled
 from finetune.sources import Source, find_source
 from finetune.task import TaskSection, task_type_of
+
+if TYPE_CHECKING:
+    from finetune.task_types.base import TaskType
 
 logger = logging.getLogger(__name__)
 _LISTED = 5
@@ -36,7 +39,7 @@ class Split:
     index: np.ndarray
     """Id of each example ``(N,)``: what its column holds, as it is written there, or the row's number from 0."""
     left_out: int = 0
-    """Incomplete rows that are not among the examples."""
+    """Incomplete rows that are not among the examples; among unlabelled ones they are, without their text."""
 
     @property
     def num_examples(self) -> int:
@@ -79,6 +82,8 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
     once for all splits, for rows without text and labels that are none, counted and the first ones with file and line.
     """
     source = find_source(section, data_dir=data_dir, glue_dir=glue_dir)
+    task_type = task_type_of(section)
+    task_type.data_dir = data_dir
     splits: dict[str, Split] = {}
     missing: dict[str, str] = {}
     problems: list[str] = []
@@ -89,7 +94,7 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
         except FileNotFoundError as error:
             missing[name] = str(error)
             continue
-        reader = _SplitReader(section, source, name, data_dir)
+        reader = _SplitReader(task_type, source, name)
         for table in tables:
             reader.read(table)
         skippable |= reader.skippable
@@ -101,6 +106,21 @@ def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) ->
         remedy = ["task.incomplete=skip leaves out rows without text and with missing fields"] * skippable
         raise InputError("\n".join([*problems, *remedy]))
     return Task(section, splits, missing, source.where)
+
+
+def read_unlabelled(task_type: TaskType, table: Table, name: str) -> tuple[Split | None, list[str]]:
+    """The rows of a table as a split to be predicted, whose labels and ids are not looked at; None where it has no
+    usable row. Then what is wrong with the other rows, for :func:`unusable`."""
+    source = Source(name, lambda _: [], {}, task_type.section.values)
+    reader = _SplitReader(task_type, source, name, labelled=False)
+    reader.read(table)
+    return reader.split() if reader.index else None, reader.problems
+
+
+def unusable(section: TaskSection, problems: Sequence[str], num_rows: int) -> InputError:
+    """The error for rows that cannot be predicted."""
+    remedy = "task.incomplete=skip takes a text that is missing for an empty one"
+    return InputError(f"{_listing(section.name, problems, num_rows)}\n{remedy}")
 
 
 def row_inputs(task: Task) -> dict[str, Fingerprint]:
@@ -156,10 +176,11 @@ def _listing(what: str, problems: Sequence[str], num_rows: int) -> str:
 class _SplitReader:
     """Gathers the rows of one split's tables."""
 
-    def __init__(self, section: TaskSection, source: Source, name: str, data_dir: Path) -> None:
-        self.section, self.source, self.name, self.task_type = section, source, name, task_type_of(section)
-        self.task_type.data_dir = data_dir
-        self.is_test = name in section.test
+    def __init__(self, task_type: TaskType, source: Source, name: str, *, labelled: bool = True) -> None:
+        self.task_type, self.section, self.source, self.name = task_type, task_type.section, source, name
+        self.labelled = labelled
+        """Whether labels and ids are read."""
+        self.is_test = name in self.section.test or not labelled
         self.skippable = False
         """Whether there is a problem that ``task.incomplete=skip`` would not have."""
         self.texts: list[tuple[Any, ...]] = []
@@ -175,7 +196,7 @@ class _SplitReader:
         task_type, section = self.task_type, self.section
         texts = {name: self._column(table, name, setting) for name, setting in task_type.text_columns().items()}
         label = self._called(section.label)
-        labels = task_type.label_cells(self.source, table, label)
+        labels = task_type.label_cells(self.source, table, label) if self.labelled else None
         if labels is None and not self.is_test:
             self._column(table, section.label, f"task.label={section.label}{task_type.label_hint}")
         if labels is not None and self.is_test and all(map(unlabelled, labels)):
@@ -205,7 +226,8 @@ class _SplitReader:
         self.num_unlabelled += labels is None
 
     def _ids(self, table: Table) -> list[Any] | None:
-        return table.columns.get(self._called(self.section.index)) if self.section.index else None
+        given = self.section.index if self.labelled else None
+        return table.columns.get(self._called(given)) if given else None
 
     def _place(self, table: Table, row: int) -> str:
         """Where a row is, and its id where it has one."""
@@ -258,7 +280,7 @@ class _SplitReader:
             )
         if self.num_unlabelled and self.labels:
             raise InputError(f"{section.name} {self.name}: some of its files have labels and some have none")
-        if self.left_out:
+        if self.left_out and self.labelled:
             kept = "kept, without the text" if self.is_test else "left out"
             logger.warning(
                 "%s %s: %d of %d rows %s, the first is %s",
@@ -270,5 +292,5 @@ class _SplitReader:
                 "a submission is in the official order"
             )
         labels = None if self.num_unlabelled else self.task_type.label_array(self.labels)
-        left_out = 0 if self.is_test else len(self.left_out)
+        left_out = 0 if self.is_test and self.labelled else len(self.left_out)
         return Split(self.name, tuple(map(list, zip(*self.texts, strict=True))), labels, objects(self.index), left_out)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
@@ -19,6 +21,7 @@ from bertillery.report.plot import plot_curves
 from bertillery.run.command import make_command
 from bertillery.run.directory import FINISHED_REMEDY
 from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.run.lineage import model_name
 from bertillery.run.stage import Parts, Results, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
@@ -28,12 +31,18 @@ from finetune.config import FinetuneConfig
 from finetune.examples import Examples
 from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
+from finetune.record import FILE, Record
 from finetune.report import (
+    ROWS,
+    classes_table,
+    findings,
     hardest_examples,
     model_card,
     panels,
     results_table,
+    scored,
     show_example,
+    table_rows,
     write_predictions,
 )
 from finetune.sources import glue_dir_from_environment
@@ -57,7 +66,9 @@ class TaskResults(Results):
 class Finetuning(Stage):
     """One fine-tuning run."""
 
-    folder = "finetune"
+    folder = job = "finetune"
+    makes = "fine-tuned"
+    axis = "examples"
     config: FinetuneConfig
     results_schema = TaskResults
 
@@ -69,8 +80,10 @@ class Finetuning(Stage):
     def prepare(self) -> Parts:
         """Read the task (the main process makes and downloads what is not there), open tokenizer and model."""
         config, section = self.config, self.config.task
+        self.model_paths.setdefault("starting weights", getattr(config.model, "from_", None))
         self.pin(self.models)
         self.task_type = task_type_of(section)
+        self.baselines: dict[str, dict[str, float]] = {}
         if getattr(config.model, "add_orders", False):
             self.task_type.add_orders()
         self.task_type.data_dir = config.run.data_dir
@@ -184,6 +197,8 @@ class Finetuning(Stage):
         if section.score_bias == "mean" and labels is not None and not same:
             begin_at(model, float(labels.mean()))
         self.loaded = replace(self.loaded, fresh=fresh)
+        if labels is not None:
+            self.task_type.weigh(labels)
         objective = self.task_type.objective(model)
         objective.auxiliary_lm = section.auxiliary_lm
         return objective
@@ -211,6 +226,13 @@ class Finetuning(Stage):
         sizes = {name: split.num_examples for name, split in self.task.splits.items()}
         return {"data": {"where": self.task.where, "examples": sizes}}
 
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The task, and the model: what runs of other seeds share."""
+        path = Path(self.name)
+        model = path.parts[1] if len(path.parts) > 2 else model_name(self.config.model.from_)
+        return self.config.task.name, model
+
     def banner(self, trainer: Trainer) -> str:
         """Model, recipe and one example."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
@@ -236,12 +258,7 @@ class Finetuning(Stage):
             return {}
         section = self.config.task
         chosen = self.task_type.choose(predicted[section.validation[0]])
-        values, warnings = {}, {}
-        for name in self.scored():
-            predictions, labels = predicted[name].predictions, predicted[name].labels
-            values[name] = self.task_type.scores(predictions, labels)
-            warning = self.task_type.warning(predictions, labels)
-            warnings |= {name: warning} if warning else {}
+        values, warnings = scored(self.task_type, {name: predicted[name] for name in self.scored()})
         results = {
             "steps": ended.step,
             "scores": values,
@@ -259,12 +276,13 @@ class Finetuning(Stage):
             self.directory.export,
             card=card,
             auxiliary_models=objective.auxiliary_models(),
+            beside={FILE: Record.of(self.config.model_dump(mode="json"), chosen).text()},
             tokenizers=self.task_type.tokenizers(),
             max_length=self.config.train.phases[0].sequence_length,
             texts_only=True,
             spaced=self.task_type.spaced,
         )
-        write_predictions(self.path / "predictions", predicted, self.task_type)
+        write_predictions(self.directory.export.with_name("predictions"), predicted, self.task_type)
         return results
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
@@ -274,26 +292,52 @@ class Finetuning(Stage):
         for name in results["scores"]:
             with beside(f"baselines of {name}"):
                 results["baselines"][name] = self.task_type.baselines(self.task, name)
-        with beside(f"the card {card}"):
+        with beside("the table"):
             results["table"] = self.table(results)
+        with beside("the scores of each class"):
+            results["classes"] = classes_table(first, self.task_type)
+        with beside(f"the card {card}"):
             write_text(card, self._card(results))
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
             results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")
-        scores = results["scores"].items()
-        tracker.summary({f"{split}/{name}": value for split, found in scores for name, value in found.items()})
+        self.baselines = results["baselines"][section.validation[0]]
         pictures = []
         with beside(f"the picture {self.path / 'curves.png'}"):
-            baselines = results["baselines"][section.validation[0]]
-            shown = panels(section.metrics, baselines)
-            plot_curves(self.directory.metrics_file, shown, self.path / "curves.png", self.name)
+            self.draw(trainer)
             pictures.append(self.path / "curves.png")
         with beside(f"pictures of the predictions in {self.path}"):
             pictures += self.task_type.draw(first, self.path)
         for picture in pictures:
             tracker.image(picture.stem, picture, ended.step)
+        with beside("what a tracker shows of the predictions"):
+            if tracker.shows:
+                self._show_predictions(tracker, ended.step, results)
+
+    def draw(self, trainer: Trainer) -> None:
+        """The loss and the metrics."""
+        shown = panels(self.config.task.metrics, self.baselines)
+        plot_curves(self.directory.metrics_file, shown, self.path / "curves.png", self.name)
+
+    def _show_predictions(self, tracker: Tracker, step: int, results: dict[str, Any]) -> None:
+        """Scores, and of the first validation split: predictions, the hardest examples, errors, confused classes."""
+        kind, split = self.task_type, self.config.task.validation[0]
+        first, scores = self.predicted[split], results["scores"]
+        found = {f"result/{name}/{metric}": value for name, each in scores.items() for metric, value in each.items()}
+        for name, each in self.baselines.items():
+            found |= {f"baseline/{split}/{metric}/{name}": value for metric, value in each.items()}
+        # Sweeps ask for a number with a name of one part.
+        tracker.summary({**found, "score": scores[split][self.config.task.metrics[0]]}, step)
+        distances = kind.distances(first)
+        hardest = np.argsort(-distances, kind="stable")[:ROWS]
+        for name, which in (("predictions", np.arange(min(ROWS, len(distances)))), ("hardest_examples", hardest)):
+            tracker.table(name, table_rows(first, kind, distances, which), step)
+        tracker.histogram("errors", distances.tolist(), step)
+        if kind.classes:
+            labels, predictions = first.labels.tolist(), first.predictions.tolist()
+            tracker.confusion(labels, predictions, kind.section.labels, step)
 
     def _card(self, results: dict[str, Any]) -> str:
-        table = "\n\n".join(filter(None, (results["table"], self.task_type.usage)))
+        table = "\n\n".join(filter(None, (results["table"], results.get("classes"), self.task_type.usage)))
         return model_card(
             self.name, self.about(), table, results["scores"], self.config, self.text, self.task_type.pipeline,
             baselines=results["baselines"], warnings=results["warnings"],
@@ -322,11 +366,9 @@ class Finetuning(Stage):
 
     def ending(self, results: dict[str, Any]) -> str:
         """Scores, files, and the next command."""
-        path, hardest = self.path, ""
-        if "hardest" in results:
-            hardest = f"hardest examples (all of them in {path / 'hardest.tsv'})\n{results['hardest']}\n\n"
+        path = self.path
         return (
-            f"\n{results['table']}\n\n{hardest}"
+            f"\n{findings(results, path)}\n\n"
             f"model       {path / 'export'}\npredictions {path / 'predictions'}\ncurves      {path / 'curves.png'}\n\n"
             f"next        {self.next_command(results)}"
         )

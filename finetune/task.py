@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorH
 
 from bertillery.config.section import Section, describe
 from bertillery.config.types import Name, check_name
-from bertillery.data.tables import Table, read_table
+from bertillery.data.tables import Part, Table, read_table, read_tables
 from bertillery.system.printable import printable
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ class TaskSection(Section):
     (.conll or .txt), also .gz, .xz, .zst. The splits are `train` and those named in `validation` and `test`. Where it
     is given, no other source is asked; `files=null`, or `files.test=null`, takes back what a YAML names."""
     root: Path = Path()
-    """Folder that `files` are relative to."""
+    """Folder that `files` are relative to; where it is not given, and they lie beside the YAML that names them, the
+    folder of that YAML."""
     header: Words = Field(default=[])
     """Columns of a file of yours whose first line does not name them."""
     values: Words = Field(default=[])
@@ -242,6 +243,10 @@ class TaskSection(Section):
     def read_files(self, paths: Sequence[Path]) -> list[Table]:
         """The tables of one split's files."""
         return [read_table(path, header=self.header, needed=self.text) for path in paths]
+
+    def read_parts(self, path: Path) -> Iterator[Table]:
+        """The tables of one file in parts of bounded size."""
+        return read_tables(path, header=self.header, needed=self.text, most=Part())
 
     def check_model(self, start: str) -> None:
         """``ConfigError`` where the task cannot be put to the model at ``start``, a directory or Hub id."""

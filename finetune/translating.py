@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRa
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.load import load_tokenizer, read_config
-from bertillery.run.checkpoint import newest_whole
+from bertillery.run.checkpoint import checkpoint_name, newest_whole
 from bertillery.run.inputs import Fingerprint, model_inputs, tokenizer_input
 from bertillery.run.stage import Parts, beside
 from bertillery.run.tracking import Tracker
@@ -22,10 +24,10 @@ from bertillery.run.trainer import Fit, Trainer
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig, FinetuneOptimSection, FinetunePhase, FinetuneTrainSection, model_name
 from finetune.stage import Finetuning, check_length
-from translation.alignment import draw_alignments
+from translation.alignment import draw_alignments, draw_each
 from translation.architecture import ExistingSection, ModelSection, RnnSection, TransformerSection
 from translation.objective import ObjectiveSection, TranslationObjective
-from translation.scores import length_ratio, looks_tokenized, signatures
+from translation.scores import looks_tokenized
 from translation.search import DecodeSection
 from translation.vocabulary import (
     VocabularySection,
@@ -168,6 +170,8 @@ class Translating(Finetuning):
 
     config: TranslationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    job = "translate"
+
     def models(self) -> dict[str, Fingerprint]:
         """Of the model that is trained further, if there is one."""
         section = self.config.model
@@ -208,7 +212,7 @@ class Translating(Finetuning):
             raise InputError(f"{config.task.name}: the split train has no column {config.task.label!r} to learn from")
         sides = {config.task.text[0]: [*train.texts[0]], config.task.label: [*train.labels]}
         if tokenizer is None and config.tokenizer.separate:
-            tokenizer, target = (train_vocabulary(texts, config.tokenizer) for texts in sides.values())
+            tokenizer, target = (self._trained(language, texts) for language, texts in sides.items())
             self._translation.set_target_tokenizer(target)
         elif tokenizer is None:
             tokenizer = train_vocabulary([text for texts in sides.values() for text in texts], config.tokenizer)
@@ -219,6 +223,13 @@ class Translating(Finetuning):
         if target := self._translation.target_tokenizer:
             self.pin(lambda: {"target tokenizer": tokenizer_input(target)["tokenizer"]})
         return tokenizer
+
+    def _trained(self, language: str, texts: list[str]) -> Any:
+        """A vocabulary of one side."""
+        try:
+            return train_vocabulary(texts, self.config.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (that is {language}; tokenizer.separate trains one for each side)") from None
 
     def _examples(self, name: str, training: bool = False) -> Any:
         """The same, with the schedule of teacher forcing in training."""
@@ -281,7 +292,8 @@ class Translating(Finetuning):
     def result(self, trainer: Trainer, ended: Fit) -> dict[str, Any]:
         """Average checkpoints, translate all splits, export."""
         objective = self.accelerator.unwrap_model(trainer.objective)
-        if self.config.train.average > 1:
+        newest = newest_whole(self.directory.checkpoints, 1)
+        if self.config.train.average > 1 and [path.name for path in newest] == [checkpoint_name(ended.step)]:
             self._average(objective)
         objective.decoding = self.decode  # evaluations in training are greedy
         self.decode.write_to(objective.exported().generation_config)
@@ -322,14 +334,7 @@ class Translating(Finetuning):
 
     def table(self, results: dict[str, Any]) -> str:
         """The scores, how they were computed, and the perplexity of the references."""
-        section: Any = self.config.task
-        lines = [super().table(results)]
-        for name, value in self._perplexities().items():
-            predicted = self.predicted[name]
-            ratio = length_ratio([*predicted.predictions], [*predicted.labels], section.bleu_tokens)
-            lines.append(f"{name}: perplexity {value:.3f}, length of the translations {ratio:.3f} of the references'.")
-        lines += [f"{name}: {text}" for name, text in signatures(section.metrics, section.bleu_tokens).items()]
-        return "\n\n".join(lines)
+        return "\n\n".join([super().table(results), *self.task_type.notes(self.predicted, self.means)])
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """The same, and what the decoder attends to."""
@@ -339,6 +344,24 @@ class Translating(Finetuning):
             examples: Any = self.validation[name]
             for path in draw_alignments(objective.exported(), examples, self.path):
                 tracker.image(path.stem, path, ended.step)
+            if tracker.shows:
+                self._show_attention(tracker, objective.exported(), ended.step)
+
+    def _show_attention(self, tracker: Tracker, model: Any, step: int) -> None:
+        """A table of some translations, each with its picture."""
+        name, kind = self.config.task.validation[0], self.task_type
+        found, examples = self.predicted[name], self.validation[name]
+        with TemporaryDirectory() as folder:
+            rows = [
+                {
+                    "source": kind.format_text(found.split.texts[0][index]),
+                    "reference": kind.format_label(found.labels[index]),
+                    "translation": kind.format_prediction(found.predictions[index]),
+                    "attention": picture,
+                }
+                for index, picture in draw_each(model, examples, Path(folder)).items()  # pyright: ignore
+            ]
+            tracker.table("translations", rows, step)
 
     def next_command(self, results: dict[str, Any]) -> str:
         """Translate something."""

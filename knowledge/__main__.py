@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         help=__doc__,
         schema=EmbedConfig,
         load=load_config,
-        run=lambda config: Embedding(config).run(),
+        stages=lambda config: [Embedding(config)],
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from bertillery.config.section import CONFIGS, read_values, validate
 from bertillery.data.prepared import PreparedCorpus, TokenArrays
 from bertillery.data.tokenizer import starts_of_words
-from bertillery.models.frame import text_backend
 from bertillery.run.inputs import digest
 from bertillery.run.stage import StageConfig
 from bertillery.system.files import make_once
+from knowledge.given import GivenMentions
 from knowledge.graph import Graph, GraphSection
 from knowledge.linker import Linker
 from knowledge.stage import EmbedConfig
 from knowledge.vectors import read_vectors
 
-_VERSION = 1
+_VERSION = 2
 """Part of the folder's name; raise it when linking changes."""
 
 
@@ -57,19 +56,27 @@ class Knowledge:
         )
 
 
-def link_corpus(corpus: PreparedCorpus, graph: Graph, vectors: Tensor, cache: Path) -> Knowledge:
-    """Find the mentions of a corpus; if ``cache`` lacks them, one process does it."""
-    name = digest([_VERSION, corpus.fingerprint.sha256, graph.fingerprint.sha256])[:16]
+def link_corpus(
+    corpus: PreparedCorpus, graph: Graph, vectors: Tensor, cache: Path, given: GivenMentions | None = None
+) -> Knowledge:
+    """The ``given`` mentions of a corpus, or those that the graph's dictionary finds; if ``cache`` lacks them, one
+    process makes them."""
+    parts = [_VERSION, corpus.fingerprint.sha256, graph.fingerprint.sha256]
+    name = digest(parts if given is None else [*parts, corpus.path.name, given.column, given.skip])[:16]
     folder = cache / f"linked-{name}"
 
     def make(partial: Path) -> Path:
         made = partial / "linked"
         made.mkdir(exist_ok=True)
         tokenizer = corpus.tokenizer()
-        linker = linker_of(graph, tokenizer)
-        for part in ("train", "valid"):
-            tokens: TokenArrays = getattr(corpus, part)
-            link_texts(tokens.ids, tokens.sentences, tokenizer, linker).tofile(made / f"{part}.bin")
+        if given is None:
+            linker = linker_of(graph, tokenizer)
+            halves = {"train": corpus.train, "valid": corpus.valid}
+            rows = {key: link_texts(half.ids, half.sentences, tokenizer, linker) for key, half in halves.items()}
+        else:
+            rows = given.rows(corpus, {name: row for row, name in enumerate(graph.names, 1)})
+        for part, values in rows.items():
+            values.tofile(made / f"{part}.bin")
         return made
 
     make_once(folder, make, doing="is linking this corpus")
@@ -110,46 +117,6 @@ def link_texts(
         for mention in linker.link(words):
             found[begin + places[mention.start]] = mention.entity + 1
     return found
-
-
-class Mention(NamedTuple):
-    """Characters ``start`` to ``end`` (not included) of a text, and the name of the entity that they mention."""
-
-    start: int
-    end: int
-    entity: str
-
-
-def read_mentions(cells: Any, text: str) -> list[Mention]:
-    """The mentions of a text, ``[[start, end, name], ...]``, in its order. ``ValueError`` for what is none, lies
-    outside of the text, or overlaps another."""
-    if not isinstance(cells, list):
-        raise ValueError(f"mentions are a list of [start, end, name], not {cells!r:.200}")
-    found = []
-    for cell in cells:
-        numbered = isinstance(cell, list) and len(cell) == 3 and all(type(each) is int for each in cell[:2])
-        if not numbered or not isinstance(cell[2], str):
-            raise ValueError(f"a mention is [start, end, name], not {cell!r:.200}")
-        found.append(Mention(*cell))
-        if not 0 <= cell[0] < cell[1] <= len(text):
-            raise ValueError(f"the mention {cell} is no part of a text of {len(text):,} characters")
-    found.sort()
-    for first, second in pairwise(found):
-        if second.start < first.end:
-            raise ValueError(f"the mentions {[*first]} and {[*second]} overlap; give one of them")
-    return found
-
-
-def first_tokens(text: str, mentions: Sequence[Mention], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """The token of the text in which each mention begins, int64; -1 for one of which no token is left."""
-    if not mentions:
-        return np.zeros(0, np.int64)
-    offsets = np.array(text_backend(tokenizer).encode(text, add_special_tokens=False).offsets, np.int64).reshape(-1, 2)
-    starts, ends = np.array([mention[:2] for mention in mentions], np.int64).T
-    places = np.searchsorted(offsets[:, 1], starts, side="right")
-    there = places < len(offsets)
-    there[there] = offsets[places[there], 0] < ends[there]
-    return np.where(there, places, -1)
 
 
 def embed_config(graph: GraphSection, config: StageConfig) -> EmbedConfig:

@@ -1,10 +1,11 @@
 """Mentions of entities in text by a dictionary of their labels and aliases: the longest match over words.
 
 The article of an alias ("the Moon") belongs to a mention only where the label has it, too, or the name without it
-means something else. Where a phrase names several entities, the one with most edges in the graph is meant; where two
-have as many, none is. In cased text a phrase links as the dictionary writes it, in upper case throughout, or with its
-first letter in upper case; a name with capitals does not link to a word without, and a single word with such a capital
-not where a sentence begins, since any word has it there.
+means something else. In text without capitals a word alone is a mention only by a label: most names that are one
+common word are aliases, such as "others" of a film. Where a phrase names several entities, the one with most edges in
+the graph is meant; where two have as many, none is. In cased text a phrase links as the dictionary writes it, in upper
+case throughout, or with its first letter in upper case; a name with capitals does not link to a word without, and a
+single word with such a capital not where a sentence begins, since any word has it there.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Linker:
             self._add(found, label, entity)
         for entity, aliases in graph.aliases():
             for alias in aliases:
-                self._add(found, alias, entity)
+                if cased or len(split_words(alias)) > 1:
+                    self._add(found, alias, entity)
         self._phrases: dict[tuple[str, ...], list[tuple[tuple[str, ...], int]]] = {}
         self._longest: dict[str, int] = {}
         self.ambiguous = 0

@@ -96,7 +96,9 @@ def load_config(arguments: Sequence[str]) -> EmbedConfig:
 class Embedding(Stage):
     """One training of TransE."""
 
-    folder = "embed"
+    folder = job = "embed"
+    makes = "vectors"
+    axis = "examples"
     config: EmbedConfig
 
     def prepare(self) -> Parts:
@@ -125,6 +127,11 @@ class Embedding(Stage):
     def current(self) -> dict[str, Fingerprint]:
         """The files of the graph."""
         return {"graph files": graph_files(self.config.graph)}
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The vectors."""
+        return "transe", str(self.config.model.embedding_size)
 
     def banner(self, trainer: Trainer) -> str:
         """Sizes, and one triple."""
@@ -166,11 +173,18 @@ class Embedding(Stage):
         with beside(f"the card {self.directory.export / 'README.md'}"):
             write_text(self.directory.export / "README.md", self._card(ended, results["table"]))
         with beside(f"the picture {picture}"):
-            at_chance = {"chance": chance(self.graph.num_entities)["mrr"]}
-            panels = [Panel("mrr", "filtered mean reciprocal rank", at_chance, "higher")]
-            panels += term_panels(trainer.held_out.shown, {})
-            plot_curves(self.directory.metrics_file, panels, picture, self.name)
+            self.draw(trainer)
             tracker.image("curves", picture, ended.step)
+        scores = results["ranks"].items()
+        tracker.summary({f"result/{split}/{name}": value for split, found in scores
+                         for name, value in found["filtered"].items()}, ended.step)  # fmt: skip
+
+    def draw(self, trainer: Trainer) -> None:
+        """Ranks and the loss."""
+        at_chance = {"chance": chance(self.graph.num_entities)["mrr"]}
+        panels = [Panel("mrr", "filtered mean reciprocal rank", at_chance, "higher")]
+        panels += term_panels(trainer.held_out.shown, {})
+        plot_curves(self.directory.metrics_file, panels, self.path / "curves.png", self.name)
 
     def ending(self, results: dict[str, Any]) -> str:
         """Ranks, files, and the next command."""

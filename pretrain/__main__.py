@@ -23,14 +23,9 @@ def main(arguments: Sequence[str]) -> int:
         help=__doc__,
         schema=PretrainConfig,
         load=load_config,
-        run=_run,
+        stages=stages,
         more=lambda: describe_objectives("pretrain.objectives"),
     )
-
-
-def _run(config: PretrainConfig) -> int:
-    statuses = (stage.run() for stage in stages(config))
-    return next(filter(None, statuses), 0)  # none after one that was stopped
 
 
 if __name__ == "__main__":

@@ -12,19 +12,20 @@ from collections.abc import Sequence
 
 from bertillery.data.prepare import prepare
 from bertillery.data.prepared import corpus_report
-from bertillery.run.command import command
+from bertillery.run.command import tool
 from pretrain.config import PretrainConfig, load_config
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare the corpus of a pretraining configuration and print what is in it; returns the exit status."""
 
-    def run(config: PretrainConfig) -> int:
+    def run() -> int:
+        config = load_config(arguments)
         prepared = prepare(config.data, config.tokenizer, config.run.data_dir)
         print(f"{prepared.path}\n{corpus_report(prepared)}")
         return 0
 
-    return command(arguments, help=__doc__, schema=PretrainConfig, load=load_config, run=run)
+    return tool(arguments, help=__doc__, schema=PretrainConfig, action=run, settings=lambda given: [load_config(given)])
 
 
 if __name__ == "__main__":

@@ -26,16 +26,26 @@ _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 12, 24
 _TOP_K = 40
 
 
-def fill_masks(export: Path) -> str:
+def fill_masks(export: Path) -> list[dict[str, str]]:
     """The exported model's three best guesses for [MASK] in a few sentences, through transformers' own pipeline."""
     with warnings_of_transformers():  # the pipeline's model does not use the pooler and says so
         fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
-    lines = []
+    rows = []
     with torch.no_grad():
         for sentence in _SENTENCES:
             guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
-            shown = ", ".join(f"{printable(guess['token_str'])} ({guess['score']:.0%})" for guess in guesses)
-            lines.append(f"  {sentence}\n    {shown}")
+            names = ("best", "second", "third")
+            shown = {n: f"{each['token_str']} ({each['score']:.0%})" for n, each in zip(names, guesses, strict=True)}
+            rows.append({"sentence": sentence, **shown})
+    return rows
+
+
+def show_guesses(rows: Sequence[Mapping[str, str]]) -> str:
+    """Sentences with the guesses for their masked token, as lines of text."""
+    lines = []
+    for row in rows:
+        sentence, *guesses = row.values()
+        lines += [f"  {printable(sentence)}", f"    {', '.join(map(printable, guesses))}"]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from bertillery.system.files import write_text
 from pretrain.config import PretrainConfig, objective_of
 from pretrain.initialization import load_weights
 from pretrain.mixture import Mixture
-from pretrain.samples import continue_texts, fill_masks, show_samples
+from pretrain.samples import continue_texts, fill_masks, show_guesses, show_samples
 
 
 def stages(config: PretrainConfig) -> list[Stage]:
@@ -36,17 +36,20 @@ def stages(config: PretrainConfig) -> list[Stage]:
 class Pretraining(Stage):
     """One pretraining run."""
 
-    folder = "pretrain"
+    folder = job = "pretrain"
+    makes = "pretrained"
     config: PretrainConfig
 
     def prepare(self) -> Parts:
         """Corpus and tokenizer (the main process makes them, the others open them), examples, objective."""
         config = self.config
         self.objective_module = objective_of(config)
+        self.model_paths["starting weights"] = config.model.from_
         self.pin(lambda: model_inputs(starting_weights=config.model.from_))
         self.corpus = prepare_for(self, config.data, config.tokenizer, num_texts=config.objective.num_texts)
         self.tokenizer = self.corpus.tokenizer()
         self.say(corpus_report(self.corpus))
+        self.baselines: dict[str, float] = {}
         # An objective may read more than the corpus: its prepare() gives further arguments of source() and build().
         more = getattr(self.objective_module, "prepare", None)
         self.more: dict[str, Any] = more(self) if more else {}
@@ -98,6 +101,12 @@ class Pretraining(Stage):
         self.weights = load_weights(objective, config.model.from_) if config.model.from_ else ["freshly initialised"]
         return objective
 
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The objective, and the size."""
+        model = self.config.model
+        return self.config.objective.model_dump()["type"], f"{model.num_hidden_layers}x{model.hidden_size}"
+
     def banner(self, trainer: Trainer) -> str:
         """Model, batch sizes, the number of predicted tokens, and one example."""
         config, below, source = self.config, f"\n{'':<12}", trainer.sources[0]
@@ -145,29 +154,36 @@ class Pretraining(Stage):
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Held-out numbers with their baselines, curves, and guesses for masked tokens."""
-        export, picture, baselines = self.directory.export, self.path / "curves.png", {}
+        export, picture = self.directory.export, self.path / "curves.png"
         objective, held_out = self.accelerator.unwrap_model(trainer.objective), trainer.held_out
         with beside("baselines"):
             found = objective.baselines(held_out.batches(), self.corpus.unigrams, ended.held_out)
-            baselines = {name: value for name, value in found.items() if name in ended.held_out}
-            table = terms_table(ended.held_out, held_out.shown, baselines)
-            results |= {"baselines": baselines, "table": table}
+            self.baselines = {name: value for name, value in found.items() if name in ended.held_out}
+            table = terms_table(ended.held_out, held_out.shown, self.baselines)
+            results |= {"baselines": self.baselines, "table": table}
         with beside(f"the card {export / 'README.md'}"):
             write_text(export / "README.md", self._card(ended, results["table"]))
         with beside("guesses for masked tokens"):
             if self._fills is not None:
                 fills = export / self._fills
-                results["fill_mask"] = f"fill-mask with {fills}\n{fill_masks(fills)}"
+                guesses = fill_masks(fills)
+                results["fill_mask"] = f"fill-mask with {fills}\n{show_guesses(guesses)}"
+                tracker.table("masked_tokens", guesses, ended.step)
         with beside("continuations of held-out text"):
             if family(self.models["."].config).causal:
                 samples = continue_texts(export, self.corpus.valid, seed=self.config.run.seed)
                 results["samples"] = f"continuations with {export}\n{show_samples(samples)}"
                 tracker.table("samples", samples, ended.step)
-        tracker.summary({**ended.held_out, **{f"baseline/{name}": value for name, value in baselines.items()}})
+        found = {"result": ended.held_out, "baseline": self.baselines}
+        tracker.summary({f"{part}/{n}": v for part, values in found.items() for n, v in values.items()}, ended.step)
         with beside(f"the picture {picture}"):
-            panels = term_panels(held_out.shown, baselines)
-            plot_curves(self.directory.metrics_file, panels, picture, self.name)
+            self.draw(trainer)
             tracker.image("curves", picture, ended.step)
+
+    def draw(self, trainer: Trainer) -> None:
+        """All terms that have a title."""
+        panels = term_panels(trainer.held_out.shown, self.baselines)
+        plot_curves(self.directory.metrics_file, panels, self.path / "curves.png", self.name)
 
     @property
     def _fills(self) -> str | None:

@@ -62,10 +62,11 @@ class FewshotSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=FewshotSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=FewshotSection, action=lambda: _run(arguments), settings=read_arguments)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def read_arguments(arguments: Sequence[str]) -> tuple[FewshotSection, FewshotTask]:
+    """The keys of the evaluation and the task; raises what reading and validating raise."""
     section, rest = take(FewshotSection, arguments)
     values, sources = merge_layers(read_layers(rest))
     if not any(map(names_file, rest)) or "prompt" not in values:
@@ -79,7 +80,12 @@ def _run(arguments: Sequence[str]) -> int:
             f"{', '.join(sorted(unknown))}: unknown; beside the keys of this command (--help) there are the sections "
             "prompt, and task or data"
         )
-    config = validate(FewshotTask, {key: values[key] for key in ("prompt", "task", "data") if key in values}, sources)
+    given = {key: values[key] for key in ("prompt", "task", "data") if key in values}
+    return section, validate(FewshotTask, given, sources)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section, config = read_arguments(arguments)
     if config.prompt.written is not None:
         check_metric(config.prompt.written)
     items = read_items(config, section.data_dir)
@@ -107,7 +113,7 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
         return _evaluate_texts(causal, items, seed)
     if items.kind == "written":
         return evaluate_written(causal, items, shots, seed)
-    scorer, fewer, cut, ties = Scorer(causal), 0, 0, 0
+    scorer, fewer, lacking, cut, ties = Scorer(causal), 0, 0, 0, 0
     found: dict[str, list[float]] = {}
     progress = tqdm(range(0, len(items.items), _CHUNK), desc=f"{items.name}, {shots} shots", unit="chunk", disable=None)
     for start in progress:
@@ -115,7 +121,7 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
         requests: list[Request] = []
         for number in chunk:
             pairs, left_out, fits = fitting(causal, items, number, draw_shots(items, number, shots, seed))
-            fewer, cut = fewer + (left_out > 0), cut + (not fits)
+            fewer, lacking, cut = fewer + (left_out > 0), lacking + left_out, cut + (not fits)
             requests += [Request(*pair) for pair in pairs]
         scores = scorer.scores(requests)
         for number in chunk:
@@ -130,7 +136,7 @@ def evaluate(causal: CausalModel, items: Items, shots: int, seed: int) -> Outcom
     if items.kind == "cloze":  # so far the nats of each answer
         metrics["perplexity"] = math.exp(min(700, metrics["perplexity"]))
         errors["perplexity"] *= metrics["perplexity"]
-    return Outcome(shots, seed, len(items.items), metrics, errors, ties, fewer, cut)
+    return Outcome(shots, seed, len(items.items), metrics, errors, ties, fewer, lacking, cut)
 
 
 def _evaluate_texts(causal: CausalModel, items: Items, seed: int) -> Outcome:

@@ -49,7 +49,7 @@ class CausalModel:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, without special tokens around it."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # lengths are checked here
 
     @contextmanager
     def stock_attention(self) -> Iterator[None]:

@@ -30,6 +30,8 @@ class Outcome:
     """Items whose best answers are equally likely; the first of them counts."""
     fewer: int = 0
     """Items whose prompts had room for fewer worked examples."""
+    left_out: int = 0
+    """Worked examples for which these prompts had no room, in all."""
     cut: int = 0
     """Items that were longer than the model reads, also without worked examples, and were cut from the left."""
     answers: list[str] = field(default_factory=list)
@@ -49,10 +51,17 @@ def results_table(name: str, outcomes: Sequence[Outcome], floors: Mapping[str, f
     for shots in dict.fromkeys(outcome.shots for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.shots == shots]
         cells = [_cell(metric, mine) for metric in metrics]
-        counts = [str(max(getattr(outcome, each) for outcome in mine)) for each in ("ties", "fewer", "cut")]
-        rows.append([str(shots), *cells, *counts])
+        ties, cut = (str(max(getattr(outcome, each) for outcome in mine)) for each in ("ties", "cut"))
+        rows.append([str(shots), *cells, ties, _fewer(max(mine, key=lambda outcome: outcome.fewer)), cut])
     beside = ", ".join(f"{floor} {100 * value:.1f}" for floor, value in floors.items())
     return f"{name}, {number:,} items\n\n{markdown_table(rows)}" + (f"\n\n{beside}" if beside else "")
+
+
+def _fewer(outcome: Outcome) -> str:
+    """How many prompts had no room for all worked examples, and for how many these had, on average."""
+    if not outcome.fewer:
+        return "0"
+    return f"{outcome.fewer} ({outcome.shots - outcome.left_out / outcome.fewer:.1f} of {outcome.shots} did)"
 
 
 def _cell(metric: str, outcomes: Sequence[Outcome]) -> str:

@@ -50,21 +50,21 @@ def evaluate_written(causal: CausalModel, items: Items, shots: int, seed: int) -
             f"prompt.written.max_new_tokens: given {section.max_new_tokens}; {causal.start} has {causal.positions} "
             "positions for prompt and answer together; give fewer"
         )
-    prompts, fewer, cut = [], 0, 0
+    prompts, fewer, lacking, cut = [], 0, 0, 0
     for number, item in enumerate(items.items):
         drawn, left_out = draw_shots(items, number, shots, seed), 0
         ids = causal.ids(items.context(item, drawn))
         while len(ids) > room and left_out < shots:
             left_out += 1
             ids = causal.ids(items.context(item, drawn[left_out:]))
-        fewer, cut = fewer + (left_out > 0), cut + (len(ids) > room)
+        fewer, lacking, cut = fewer + (left_out > 0), lacking + left_out, cut + (len(ids) > room)
         prompts.append([causal.end, *ids[-room:]])
     torch.manual_seed(seed)
     answers = [
         trimmed(answer, items.prompt.separator, section.sentences) for (answer,) in continuations(causal, prompts, how)
     ]
     metrics, errors = compare(section.metric, answers, [item.answers[0] for item in items.items])
-    return Outcome(shots, seed, len(answers), metrics, errors, fewer=fewer, cut=cut, answers=answers)
+    return Outcome(shots, seed, len(answers), metrics, errors, fewer=fewer, left_out=lacking, cut=cut, answers=answers)
 
 
 def trimmed(answer: str, separator: str, sentences: int | None) -> str:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
     "bertillery.config", "bertillery.system", "bertillery.engine", "bertillery.models", "bertillery.run",
     "bertillery.data", "bertillery.report", "knowledge", "pretrain", "translation", "finetune", "prompting", "distill",
-    "experiments", "deploy",
+    "experiments", "deploy", "pages",
 ]  # fmt: skip
 """Each may import itself and those before it; fine-tuning and pretraining do not know each other."""
 APART = {"finetune": {"pretrain"}, "translation": {"pretrain"}}

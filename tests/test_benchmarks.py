@@ -14,7 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from benchmarks import __main__ as command
-from benchmarks import contests, ours, translation
+from benchmarks import contests, ours, scoring, translation
 from benchmarks.__main__ import NAMES, BenchSection
 from benchmarks.contest import Contest, Ratio, measure
 from benchmarks.conventional import baseline_of
@@ -120,6 +120,23 @@ def test_sides_of_beam_search_write_the_same(
     translation._generate(tmp_path / "translator", bf16=False)(texts)()
     model = translation.TranslationModel.open(str(tmp_path / "translator"))
     assert [best[0][0] for best in model.translate(texts, translation.DECODING)] == written
+
+
+def test_sides_score_the_same_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scoring, "DATA", tmp_path)
+    monkeypatch.setattr(scoring, "QUESTIONS", 2)
+    contest = scoring.scoring(tmp_path)
+    assert contest.name == "scoring_made_up"
+    assert {*worked(contest).values()} == {2}
+    first, second = next(contest.items), next(contest.items)
+    assert first != second
+    assert {len(question) for question in first} == {scoring.ANSWERS}
+    assert {context for context, _ in first[0]} == {first[0][0][0]}, "the answers to a question share its context"
+    monkeypatch.setattr(scoring, "INSTALLED", False)
+    assert scoring.scoring(tmp_path / "again").theirs == {}
+    assert "installs lm-eval" in capsys.readouterr().out
 
 
 def test_examples_predictions_and_checkpoints_are_alike(material: Material, tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ from bertillery.data.corpus import resolve
 from bertillery.models.load import FIRST
 from bertillery.system import gpus
 from deploy.compare import main as compare
+from deploy.evaluate import main as evaluate
+from deploy.export import main as export
 from deploy.onnx import main as onnx
+from deploy.predict import main as predict
+from deploy.push import main as push
 from distill.__main__ import main as distill
 from experiments.glue import main as submit
 from experiments.glue import write_submission
@@ -117,7 +121,23 @@ def test_data_becomes_a_list() -> None:
     assert read_values([given])[0] == {"students": ["b", "*c"]}
 
 
-@pytest.mark.parametrize("target", ["finetune", "search", "rates", "glue", "submission", "onnx", "distill", "compare"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "finetune",
+        "search",
+        "rates",
+        "glue",
+        "submission",
+        "predict",
+        "evaluate",
+        "export",
+        "push",
+        "onnx",
+        "distill",
+        "compare",
+    ],
+)
 def test_a_folder_with_a_space_in_its_name_is_one_argument(target: str) -> None:
     given = {"distill": ["TEACHER", "STUDENT"], "compare": ["TEACHER"]}.get(target, ["MODEL"])
     more = {"distill": ["TASK=sst2"], "compare": ["STUDENTS=b"]}.get(target, [])
@@ -241,6 +261,10 @@ COMMANDS = {
         [f"{ROOT}/configs/distill/distilbert_task.yaml", TASK, "teacher.from=a", "model.from=b", "seeds=2"],
         ["seeds", "teacher"],
     ),
+    "make predict": (predict, ["model=a", "data=[b.csv]"], ["data"]),
+    "make evaluate": (evaluate, ["model=a", "data=[b.csv]"], ["task"]),
+    "make export": (export, ["model=a"], ["checkpoint"]),
+    "make push": (push, ["model=a", "repo=b/c", "license=mit", "language=en"], ["license"]),
     "make compare": (compare, ["teacher=a", "students=[b]"], ["students"]),
     "make onnx": (onnx, ["model=a"], ["model"]),
 }

@@ -50,6 +50,7 @@ from tests.prompting.exports import write_causal
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
+    "program": "bertillery.__main__",
     "pretrain": "pretrain.__main__",
     "prepare": "pretrain.prepare",
     "pretrain rates": "experiments.rates",
@@ -66,11 +67,20 @@ COMMANDS = {
     "beams": "translation.beams",
     "lengths": "translation.lengths",
     "curves": "experiments.curves",
+    "watch": "experiments.watch",
+    "dashboard": "experiments.dashboard",
+    "predict": "deploy.predict",
+    "evaluate": "deploy.evaluate",
+    "export": "deploy.export",
+    "push": "deploy.push",
     "compare": "deploy.compare",
     "onnx": "deploy.onnx",
     "generate": "prompting.generate",
     "fewshot": "prompting.fewshot",
     "probes": "prompting.probes",
+    "report": "pages.report",
+    "inspect": "pages.inspect",
+    "screenshots": "pages.screenshots",
     "gpus": "bertillery.system.gpus",
 }
 """The module whose ``main`` takes a command's arguments and returns its exit status; ``make`` is itself."""

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 from transformers import BertConfig
@@ -15,31 +14,84 @@ from transformers import BertConfig
 from bertillery.config.section import ConfigError
 from experiments.space import read_space
 from finetune import recipe as recipes
+from tests.corpora import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_wheel_has_every_configuration(tmp_path: Path) -> None:
-    """Where the program looks for it once the wheel is unpacked."""
-    source = tmp_path / "source"
+PACKAGES = [
+    "bertillery",
+    "knowledge",
+    "pretrain",
+    "translation",
+    "finetune",
+    "prompting",
+    "distill",
+    "experiments",
+    "deploy",
+    "pages",
+]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an installed wheel, built and installed without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("bertillery", "pretrain", "finetune", "distill", "experiments", "deploy", "configs"):
+    for name in [*PACKAGES, "configs"]:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"]
-    subprocess.run(build, cwd=source, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.startswith("configs/")}
-        archive.extractall(tmp_path / "installed")
-    assert packed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
-    code = "from bertillery.config.section import CONFIGS; print(CONFIGS)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(tmp_path / "installed/configs")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    quietly = ["--quiet", "--no-index", "--no-deps"]
+    build = [*pip, "wheel", *quietly, "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *quietly, "--target", str(folder / "installed"), str(wheel)], check=True)
+    return folder / "installed"
+
+
+def bertillery(installed: Path, place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program that the wheel installs, run in another folder."""
+    place.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(installed), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(installed / "bin/bertillery"), *arguments]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+
+
+def test_a_wheel_has_every_configuration_and_its_types(installed: Path) -> None:
+    packed = {path.relative_to(installed) for path in installed.glob("configs/**/*.yaml")}
+    assert packed == {path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml")}
+    templates = {path.relative_to(installed) for path in installed.glob("pages/templates/*.*")}
+    assert templates == {path.relative_to(ROOT) for path in ROOT.glob("pages/templates/*.*")}
+    assert all((installed / package / "py.typed").is_file() for package in PACKAGES)
+
+
+def test_the_program_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    """With a configuration by name, from inside the wheel; everything it writes is below that folder."""
+    place = tmp_path / "place"
+    place.mkdir()
+    write_text(place / "text.txt")
+    tiny = ["model.num_hidden_layers=1", "model.hidden_size=16", "model.num_attention_heads=2"]
+    tiny += ["tokenizer.vocab_size=200", "data.path=text.txt", "data.holdout=0.2", "run.device=cpu"]
+    steps = ["train.steps=2", "train.phases=[{batch_size: 4, sequence_length: 32}]", "tracking.wandb=off"]
+    done = bertillery(installed, place, "pretrain", "bert_docs", *tiny, *steps)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert {path.name for path in place.iterdir()} == {"text.txt", "runs", "data"}
+    assert (place / "runs/pretrain/bert_docs/export/model.safetensors").is_file()
+
+
+def test_a_wrong_command_or_name_is_one_message(installed: Path, tmp_path: Path) -> None:
+    for given, said in (
+        (["pretran"], "error: no command 'pretran'; did you mean 'pretrain'?\n"),
+        (["pretrain", "bert_mni"], "error: no configuration 'bert_mni'; did you mean bert_mini"),
+    ):
+        done = bertillery(installed, tmp_path, *given)
+        assert done.returncode == 2
+        assert done.stderr.startswith(said)
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_missing_folder_of_configurations_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,10 @@ from pydantic import create_model
 from bertillery.config.section import ConfigError, Layer, Section, merge_layers, validate
 from bertillery.engine.objective import objective_module
 from deploy.compare import CompareSection
+from deploy.export import ExportSection
 from deploy.onnx import OnnxSection
+from deploy.push import PushSection
+from deploy.trained import UseSection
 from distill.config import TaskAgnosticConfig, TaskConfig
 from experiments.glue import SubmitSection
 from experiments.rates import RangeSection
@@ -69,6 +72,9 @@ SCHEMAS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "seeds": (SeedsSection, {}),
     "search": (SearchSection, {}),
     "rates": (RangeSection, {}),
+    "use": (UseSection, {"model": "a"}),
+    "export": (ExportSection, {"model": "a"}),
+    "push": (PushSection, {"model": "a", "repo": "b/c", "license": "mit", "language": ["en"]}),
     "compare": (CompareSection, {"teacher": "a", "students": ["b"]}),
     "onnx": (OnnxSection, {"model": "a"}),
     "submit": (SubmitSection, {}),

@@ -47,11 +47,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     section = validate(TranslateSection, *read_values(arguments))
+    if "beam" in section.decode.model_fields_set:
+        _check(section.n_best, section.decode.beam)
     texts = given_texts(section.text, section.file, key="text", what="a sentence")
     model = TranslationModel.open(section.model)
     decode = model.search_settings(section.decode)
-    if section.n_best > decode.beam:
-        raise InputError(f"n_best: given {section.n_best}, and decode.beam is {decode.beam}; give a wider beam")
+    _check(section.n_best, decode.beam)
     found = model.translate(texts, decode, n_best=section.n_best)
     for text, translations in zip(texts, found, strict=True):
         print(printable(text))
@@ -63,6 +64,11 @@ def _run(arguments: Sequence[str]) -> int:
         write_text(section.output, "".join(f"{line}\n" for line in lines))
         print(f"translations  {section.output}")
     return 0
+
+
+def _check(n_best: int, beam: int) -> None:
+    if n_best > beam:
+        raise InputError(f"n_best: given {n_best}, and decode.beam is {beam}; give a wider beam")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from bertillery.report.plot import figure, plain, save
 from translation.examples import TranslationExamples
 
 _PAIRS = 4
+_TITLE = "attention of each target piece to the source"
 
 
 @torch.no_grad()
@@ -21,29 +22,54 @@ def draw_alignments(model: PreTrainedModel, examples: TranslationExamples, folde
     """Draw the weights of the first pairs, with references as targets: ``alignments.png``, a row for each pair and in
     it each layer, the last one first, as the mean over its heads; and where there are several heads ``heads.png``, of
     the first pair each layer's heads. Returns the pictures: none for a model without attention."""
-    if getattr(model.config, "attention", "") == "none":
+    pairs = _pairs(model, examples)
+    if not pairs:
         return []
+    means = [each for pair in pairs.values() for each in _means(pair)]
+    weights, pieces = next(iter(pairs.values()))
+    layers, heads = weights.shape[:2]
+    title = f"{_TITLE}, mean over heads" if heads > 1 else _TITLE
+    pictures = [_draw(means, title, layers, folder / "alignments.png")]
+    if heads > 1:
+        of_heads = [
+            (f"layer {layer + 1}, head {head + 1}", weights[layer, head], pieces)
+            for layer in range(layers)
+            for head in range(heads)
+        ]
+        pictures.append(_draw(of_heads, _TITLE, heads, folder / "heads.png"))
+    return pictures
+
+
+@torch.no_grad()
+def draw_each(model: PreTrainedModel, examples: TranslationExamples, folder: Path) -> dict[int, Path]:
+    """A picture for each of these pairs, by the number of the example; none for a model without attention."""
+    return {
+        index: _draw(_means(pair), _TITLE, len(pair[0]), folder / f"{index}.png")
+        for index, pair in _pairs(model, examples).items()
+    }
+
+
+Pair = tuple[np.ndarray, tuple[list[str], list[str]]]
+"""Weights (layers, heads, target, source), and the pieces of source and target."""
+
+
+def _pairs(model: PreTrainedModel, examples: TranslationExamples) -> dict[int, Pair]:
+    """The first pairs by the numbers of their examples; none for a model without attention."""
+    if getattr(model.config, "attention", "") == "none":
+        return {}
     rows = examples.examples(0, 0)[:_PAIRS]
     batch, training = examples.collate(rows).to(model.device), model.training
     weights = encoder_decoder(model.eval()).alignments(batch.streams["source"], batch.streams["target"])
     model.train(training)
-    pieces = [_pieces(examples, index) for index in rows["index"]]
-    layers, heads = weights[0].shape[:2]
-    means = [
-        (f"layer {layer + 1}" * (layers > 1), each[layer].mean(0), of_pair)
-        for each, of_pair in zip(weights, pieces, strict=True)
-        for layer in reversed(range(layers))
-    ]
-    title = "attention of each target piece to the source"
-    pictures = [_draw(means, f"{title}, mean over heads" if heads > 1 else title, layers, folder / "alignments.png")]
-    if heads > 1:
-        of_heads = [
-            (f"layer {layer + 1}, head {head + 1}", weights[0][layer, head], pieces[0])
-            for layer in range(layers)
-            for head in range(heads)
-        ]
-        pictures.append(_draw(of_heads, title, heads, folder / "heads.png"))
-    return pictures
+    found = zip(rows["index"].tolist(), weights, strict=True)
+    return {index: (each, _pieces(examples, index)) for index, each in found}
+
+
+def _means(pair: Pair) -> list[Map]:
+    """The mean over heads of each layer, the last one first."""
+    weights, pieces = pair
+    layers = len(weights)
+    return [(f"layer {n + 1}" * (layers > 1), weights[n].mean(0), pieces) for n in reversed(range(layers))]
 
 
 Map = tuple[str, np.ndarray, tuple[list[str], list[str]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -25,6 +26,9 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 second. Bytes have no unknown characters, and so no third token."""
 TARGET = "target"
 """Folder of the target's own vocabulary, within that of the source's."""
+_IN_BYTES = 0.5
+"""Share of pieces that are less than a character at which a byte-level tokenizer is refused: it has hardly seen the
+alphabet."""
 _UNREADABLE = 0.001
 """Share of unknown pieces at which a tokenizer is refused: texts of its own languages have one in some thousand."""
 
@@ -147,19 +151,23 @@ def check_vocabularies(
 
 
 def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str, key: str) -> None:
-    """``ConfigError`` where one piece in a thousand of the texts (``what``) or more is unknown to the tokenizer that
-    the setting ``key`` names."""
-    unknown = cast(int | None, tokenizer.unk_token_id)
-    if unknown is None:
-        return
+    """``ConfigError`` where the tokenizer that the setting ``key`` names cannot read the texts (``what``): one piece in
+    a thousand is unknown to it or, if its pieces are bytes, every second one is less than a character."""
     found = text_backend(tokenizer).encode_batch_fast(list(texts[:2000]), add_special_tokens=False)
-    ids = [number for encoding in found for number in encoding.ids]
-    share = ids.count(unknown) / max(1, len(ids))
-    if share < _UNREADABLE:
+    pieces = Counter(number for encoding in found for number in encoding.ids)
+    unknown, decode = cast(int | None, tokenizer.unk_token_id), cast(Any, tokenizer).decode
+    if unknown is None:
+        lost, allowed = sum(count for piece, count in pieces.items() if "\ufffd" in decode([piece])), _IN_BYTES
+    else:
+        lost, allowed = pieces[unknown], _UNREADABLE
+    share = lost / max(1, pieces.total())
+    if share < allowed:
         return
-    known = {piece for piece in tokenizer.get_vocab() if len(piece) == 1}
+    known = {sign for piece in tokenizer.get_vocab().values() for sign in decode([piece])}
     strange = sorted({sign for text in texts[:2000] for sign in text if not sign.isspace()} - known)[:10]
+    instead = "leave the key out" if key == "tokenizer.path" else "MODEL=<a name in configs/translation>"
+    how = "unknown to this tokenizer" if unknown is not None else "parts of characters to this tokenizer"
     raise ConfigError(
-        f"{key}: {share:.1%} of the pieces of {what} are unknown to this tokenizer (it lacks {' '.join(strange)}); "
-        "give one that was trained on this language, or leave the key out to train one"
+        f"{key}: {share:.1%} of the pieces of {what} are {how} (it lacks {' '.join(strange)}); give one that was "
+        f"trained on this language, or {instead} to train one"
     )

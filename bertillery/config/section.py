@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -188,6 +188,8 @@ def _read_override(argument: str, source: str) -> dict[str, Any]:
     if argument.startswith("-"):
         plain = argument.lstrip("-")
         hint = f"did you mean {plain!r}?" if "=" in plain else "there are --help and --print-config"
+        if plain == "dry-run":
+            hint = "--dry-run is for one training, of pretrain, embed, finetune or distill"
         raise ConfigError(f"{source}: settings are given as key.sub=value, without dashes; {hint}")
     if "=" not in argument:
         raise ConfigError(f"{source} is neither a *.yaml file nor key.sub=value")
@@ -350,18 +352,57 @@ def completed(values: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
         return values
 
 
-def describe(schema: type[Section], prefix: str = "", defaults: Section | None = None) -> str:
-    """Every key with its type, default and docstring, for ``--help``; ``defaults`` replace those of the schema."""
+def describe_sections(schema: type[Section], only: str | None = None) -> str:
+    """Every key as in :func:`describe`, below a heading for each section; ``only`` one section, or one key.
+
+    ``ConfigError`` for a section that the schema does not have.
+    """
+    blocks = {}
+    for name, field in schema.model_fields.items():
+        key, section = field.alias or name, _section_of(field.annotation)
+        about = " ".join((section.__doc__ or "").split("\n\n")[0].split()) if section else ""
+        blocks[key] = (f"{key.upper()}: {about}\n\n" if section else "") + describe(schema, names=(name,))
+    if only is not None and only not in blocks:
+        raise ConfigError(f"--help {only}: no such section; there are: {', '.join(blocks)}")
+    return "\n\n".join(blocks.values() if only is None else [blocks[only]])
+
+
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+"""Python's names of values that YAML writes otherwise."""
+
+
+def _kind(annotation: Any) -> str:
+    """A type as ``--help`` shows it: choices with bars between them, as ``auto | bf16 | fp32`` or ``int | null``."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(_WORDS.get(repr(choice), choice)) for choice in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(map(_kind, get_args(annotation)))
+    if annotation is bool:
+        return "true | false"
+    if annotation is NoneType:
+        return "null"
+    plain = isinstance(annotation, type) and not get_args(annotation)
+    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
+
+
+def describe(
+    schema: type[Section], prefix: str = "", defaults: Section | None = None, names: Collection[str] | None = None
+) -> str:
+    """Every key with its type, default and docstring, for ``--help``; ``defaults`` replace those of the schema.
+
+    ``names`` are the fields to describe, by default all.
+    """
     lines, kinds = [], get_type_hints(schema)
     for name, field in schema.model_fields.items():
+        if names is not None and name not in names:
+            continue
         default = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
         key, nested = f"{prefix}{field.alias or name}", _section_of(field.annotation)
         if nested and nested is not schema:  # a section within its own kind repeats the keys above
             listed, held = isinstance(default, list), default[0] if isinstance(default, list) else default
             lines.append(describe(nested, f"{key}.0." if listed else f"{key}.", held if type(held) is nested else None))
         else:
-            kind = kinds[name].__name__ if isinstance(kinds[name], type) else str(kinds[name]).replace("typing.", "")
-            shown = str(default) if isinstance(default, Path) else repr(default)
+            shown = str(default) if isinstance(default, Path) else _WORDS.get(repr(default), repr(default))
             given = "required" if field.is_required() and defaults is None else f"default {shown}"
-            lines.append(f"{key} ({kind}, {given})\n    {' '.join((field.description or '').split())}")
+            lines.append(f"{key} ({_kind(kinds[name])}, {given})\n    {' '.join((field.description or '').split())}")
     return "\n".join(filter(None, lines))

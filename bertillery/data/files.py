@@ -35,6 +35,8 @@ COMPRESSED = ("", ".gz", ".xz", ".zst")
 """Suffixes of compression, which follow that of the format."""
 MAX_ROW = 64_000_000
 """Bytes. A longer row means that the file has no line breaks, or decompresses without end."""
+BATCH = 64
+"""Rows of parquet that are read at a time."""
 MAX_RATIO = 1000
 """Largest ratio of decompressed to compressed size; very repetitive text reaches a few hundred."""
 _DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
@@ -312,7 +314,7 @@ def parquet_batches(
     if any(group.total_byte_size > LIMITS["row"] * max(1, group.num_rows) for group in groups):
         raise too_large(str(path), "row")
     first = 1
-    for batch in file.iter_batches(batch_size=64, columns=columns):
+    for batch in file.iter_batches(batch_size=BATCH, columns=columns):
         if batch.nbytes > LIMITS["row"]:
             for number in range(batch.num_rows):
                 if batch.slice(number, 1).nbytes > LIMITS["row"]:

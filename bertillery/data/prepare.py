@@ -131,6 +131,7 @@ def prepare_for(stage: Stage, data: CorpusSection, tokenizer: TokenizerSection, 
         with main_process_first(stage.accelerator):
             corpus = prepare(data, tokenizer, cache, name=stage.inputs["corpus files"].sha256)
     stage.pin(lambda: {"corpus": corpus.fingerprint})
+    stage.folders["corpus"] = corpus.path
     return corpus
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -16,6 +17,8 @@ from bertillery.system.records import checked
 
 if TYPE_CHECKING:
     import pyarrow
+
+T = TypeVar("T")
 
 TOKENS, TAGS = "tokens", "tags"
 """Names of the first and the last column of a conll file without a header."""
@@ -44,29 +47,61 @@ class Table:
         return f"{self.where}:{f' {self.counted} ' if self.counted else ''}{self.lines[row]}"
 
 
+@dataclass(frozen=True)
+class Part:
+    """How much of a file is held at a time; the last row may go beyond."""
+
+    rows: int = 2048
+    characters: int = 16_000_000
+
+
 def read_table(path: Path, *, header: Sequence[str], needed: Sequence[str]) -> Table:
-    """Read one file.
+    """Read one file as a whole; otherwise as :func:`read_tables`."""
+    (table,) = read_tables(path, header=header, needed=needed, most=None)
+    return table
+
+
+def read_tables(path: Path, *, header: Sequence[str], needed: Sequence[str], most: Part | None) -> Iterator[Table]:
+    """The tables of one file's rows, in parts that hold no more than ``most``, at least one.
 
     The columns of a csv or tsv file are named by its first line, or by ``header``, if that is given and the first line
-    lacks one of ``needed``. A json file is SQuAD's, or has a row on each line. Raises ``InputError`` with the file and
-    the line where it cannot be read.
+    lacks one of ``needed``; those of a jsonl file are those seen so far. A json file is SQuAD's, which is read as a
+    whole, or has a row on each line. Raises ``InputError`` with the file and the line where it cannot be read.
     """
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: unsupported file type; tables end with one of {', '.join(SUFFIXES)}")
     suffix = files.format_of(path)
     if suffix == ".parquet":
-        return _read_parquet(path)
+        return _read_parquet(path, most)
     if suffix in (".csv", ".tsv"):
         # Text in a tsv file may hold a carriage return.
-        return _from_rows(path, files.delimited_rows(path, files.Decoder(), cr=suffix == ".csv"), header, needed)
+        return _from_rows(path, files.delimited_rows(path, files.Decoder(), cr=suffix == ".csv"), header, needed, most)
     if suffix in (".conll", ".txt"):
-        return _read_conll(path, header)
-    return (suffix == ".json" and _read_squad(path)) or _read_json(path)
+        return _read_conll(path, header, most)
+    return (suffix == ".json" and _read_squad(path, most)) or _read_json(path, most)
+
+
+def parts(rows: Iterable[T], most: Part | None, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """The rows in lists within ``most``, the only one empty where there are none; ``size`` is a row's in characters."""
+    part: list[T] = []
+    held, first = 0, True
+    for row in rows:
+        part.append(row)
+        held += 0 if most is None else size(row)
+        if most is not None and (len(part) >= most.rows or held >= most.characters):
+            yield part
+            part, held, first = [], 0, False
+    if part or first:
+        yield part
 
 
 def _from_rows(
-    path: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str], needed: Sequence[str]
-) -> Table:
+    path: Path,
+    rows: Iterator[tuple[int, list[str]]],
+    header: Sequence[str],
+    needed: Sequence[str],
+    most: Part | None,
+) -> Iterator[Table]:
     start = next(rows, None)
     if start is None:
         raise InputError(f"{path}: empty file")
@@ -75,24 +110,36 @@ def _from_rows(
         names, found = list(header), [start]
     if len(set(names)) < len(names):
         raise InputError(f"{path}: two columns of the same name in the first line: {', '.join(map(repr, names))}")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    lines, incomplete = [], {}
-    for at, (number, row) in enumerate((*found, *rows)):
-        if len(row) != len(names):
-            incomplete[at] = f"{len(row)} fields where there are {len(names)} columns"
-        lines.append(number)
-        for column, cell in zip(columns.values(), [None] * len(names) if at in incomplete else row, strict=True):
-            column.append(cell)
-    return Table(str(path), columns, lines, incomplete=incomplete)
+    for part in parts(chain(found, rows), most, lambda row: sum(map(len, row[1]))):
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        lines, incomplete = [], {}
+        for at, (number, row) in enumerate(part):
+            if len(row) != len(names):
+                incomplete[at] = f"{len(row)} fields where there are {len(names)} columns"
+            lines.append(number)
+            for column, cell in zip(columns.values(), [None] * len(names) if at in incomplete else row, strict=True):
+                column.append(cell)
+        yield Table(str(path), columns, lines, incomplete=incomplete)
 
 
-def _read_json(path: Path) -> Table:
-    found = list(files.json_objects(path, files.read_lines(path, files.Decoder())))
-    return _from_objects(path, [row for _, row in found], [number for number, _ in found])
+def _read_json(path: Path, most: Part | None) -> Iterator[Table]:
+    names: dict[str, None] = {}
+    lines = files.read_lines(path, files.Decoder())
+    for part in parts(files.json_objects(path, lines), most, lambda row: _characters(row[1])):
+        names |= dict.fromkeys(name for _, row in part for name in row)
+        yield _from_objects(path, [row for _, row in part], [number for number, _ in part], names)
 
 
-def _from_objects(path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int], counted: str = "") -> Table:
-    names = dict.fromkeys(name for row in rows for name in row)
+def _characters(cell: Any) -> int:
+    """About how long a cell, or a row, of JSON is."""
+    if isinstance(cell, dict):
+        cell = [*cell.values()]
+    return sum(map(_characters, cell)) if isinstance(cell, list) else len(cell) if isinstance(cell, str) else 8
+
+
+def _from_objects(
+    path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int], names: Iterable[str], counted: str = ""
+) -> Table:
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, numbers, counted=counted)
 
 
@@ -116,7 +163,7 @@ class _Squad(BaseModel):
     data: list[_Article]
 
 
-def _read_squad(path: Path) -> Table | None:
+def _read_squad(path: Path, most: Part | None) -> Iterator[Table] | None:
     """The questions of a file in SQuAD's form: columns ``id``, ``title``, ``context``, ``question`` and, if there are
     any, ``answers``; None for other JSON."""
     document = _json_document(path)
@@ -133,7 +180,12 @@ def _read_squad(path: Path) -> Table | None:
     ]
     if not rows:
         raise InputError(f"{path}: no questions in it")
-    return _from_objects(path, rows, range(1, len(rows) + 1), counted="question")
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = parts(enumerate(rows, 1), most, lambda row: _characters(row[1]))
+    return (
+        _from_objects(path, [row for _, row in part], [number for number, _ in part], names, counted="question")
+        for part in found
+    )
 
 
 def _json_document(path: Path) -> Any:
@@ -159,36 +211,50 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _read_conll(path: Path, header: Sequence[str]) -> Table:
+def _read_conll(path: Path, header: Sequence[str], most: Part | None) -> Iterator[Table]:
     """Columns of lists, a list a sentence, and the line on which each sentence begins.
 
     A line holds a token and its annotations, separated by tabs, or by spaces where it has no tab; an empty line ends a
     sentence. Without ``header`` the first column is called ``tokens`` and the last one, if there are several,
     ``tags``. Lines that open a document (``-DOCSTART-``) are left out, and so are comments.
     """
-    numbered = [(number, fields) for number, fields in _conll_fields(path) if fields[:1] != ["-DOCSTART-"]]
-    first = next((fields for _, fields in numbered if fields and not _is_comment(fields, 0)), []) or ["#"]
+    numbered = ((number, fields) for number, fields in _conll_fields(path) if fields[:1] != ["-DOCSTART-"])
+    before, first = [], ["#"]
+    for each in numbered:
+        before.append(each)
+        if each[1] and not _is_comment(each[1], 0):
+            first = each[1]
+            break
     names = list(header) or [TOKENS, *(f"column {i}" for i in range(2, len(first))), TAGS][: len(first)]
-    rows: list[list[list[str]]] = []
-    begins: list[int] = []
-    within_sentence = False
+    sentences = _sentences(path, chain(before, numbered), len(names))
+    for part in parts(sentences, most, lambda sentence: sum(map(len, sentence[1][0]))):
+        if not part:
+            raise InputError(f"{path}: empty file")
+        columns = {name: [row[i] for _, row in part] for i, name in enumerate(names)}
+        yield Table(str(path), columns, [number for number, _ in part])
+
+
+def _sentences(
+    path: Path, numbered: Iterable[tuple[int, list[str]]], columns: int
+) -> Iterator[tuple[int, list[list[str]]]]:
+    """The line on which each sentence begins, and its columns."""
+    begins, row = 0, []
     for number, fields in numbered:
         if not fields:
-            within_sentence = False
-        elif not within_sentence and _is_comment(fields, len(names)):
+            if row:
+                yield begins, row
+            row = []
+        elif not row and _is_comment(fields, columns):
             continue
-        elif len(fields) != len(names):
-            raise InputError(f"{path}:{number}: {len(fields)} fields, where {len(names)} columns are expected")
+        elif len(fields) != columns:
+            raise InputError(f"{path}:{number}: {len(fields)} fields, where {columns} columns are expected")
         else:
-            if not within_sentence:
-                rows.append([[] for _ in names])
-                begins.append(number)
-                within_sentence = True
-            for column, field in zip(rows[-1], fields, strict=True):
+            if not row:
+                begins, row = number, [[] for _ in range(columns)]
+            for column, field in zip(row, fields, strict=True):
                 column.append(field)
-    if not begins:
-        raise InputError(f"{path}: empty file")
-    return Table(str(path), {name: [row[i] for row in rows] for i, name in enumerate(names)}, begins)
+    if row:
+        yield begins, row
 
 
 def _conll_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -203,13 +269,16 @@ def _is_comment(fields: Sequence[str], columns: int) -> bool:
     return fields[0].startswith("# ") or (fields[0] == "#" and (len(fields) != columns or fields[2:3] == ["="]))
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, most: Part | None) -> Iterator[Table]:
     import pyarrow as pa
 
     with files.open_parquet(path) as file:
-        batches = (batch for _, batch in files.parquet_batches(path, file))
-        table = pa.Table.from_batches(batches, file.schema_arrow)
-    return from_arrow(str(path), table, _features(path, (table.schema.metadata or {}).get(b"huggingface", b"{}")))
+        schema = file.schema_arrow
+        features = _features(path, (schema.metadata or {}).get(b"huggingface", b"{}"))
+        within = most and Part(-(-most.rows // files.BATCH), most.characters)  # batches, not rows
+        for part in parts(files.parquet_batches(path, file), within, lambda batch: batch[1].nbytes):
+            first, table = part[0][0] if part else 1, pa.Table.from_batches([batch for _, batch in part], schema)
+            yield from_arrow(str(path), table, features, first)
 
 
 def _features(path: Path, described: bytes) -> Mapping[str, Any]:
@@ -222,20 +291,21 @@ def _features(path: Path, described: bytes) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def from_arrow(where: str, table: pyarrow.Table, features: Mapping[str, Any]) -> Table:
-    """A table of ``pyarrow``; ``features`` describes its columns as a data set's ``features.to_dict()`` does.
+def from_arrow(where: str, table: pyarrow.Table, features: Mapping[str, Any], first: int = 1) -> Table:
+    """A table of ``pyarrow``, whose first row is number ``first``; ``features`` describes its columns as a data set's
+    ``features.to_dict()`` does.
 
     Raises ``InputError`` with the row for a cell that cannot be read, such as text that is not UTF-8.
     """
     if len({*table.column_names}) < table.num_columns:
         raise InputError(f"{where}: two columns of the same name: {', '.join(map(repr, table.column_names))}")
-    columns = {name: _cells(where, name, table.column(name)) for name in table.column_names}
+    columns = {name: _cells(where, name, table.column(name), first) for name in table.column_names}
     names = {}
     for column, feature in features.items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
             names[column] = _class_names(where, column, inner.get("names"))
-    return Table(where, columns, range(1, table.num_rows + 1), names, counted="row")
+    return Table(where, columns, range(first, first + table.num_rows), names, counted="row")
 
 
 def _class_names(where: str, column: str, found: Any) -> list[str]:
@@ -247,9 +317,9 @@ def _class_names(where: str, column: str, found: Any) -> list[str]:
     return [str(name) for name in found or ()]
 
 
-def _cells(where: str, name: str, column: Iterable[Any]) -> list[Any]:
+def _cells(where: str, name: str, column: Iterable[Any], first: int) -> list[Any]:
     cells = []
-    for number, cell in enumerate(column, 1):
+    for number, cell in enumerate(column, first):
         try:
             cells.append(cell.as_py())
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python lacks

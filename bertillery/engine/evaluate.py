@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -85,6 +87,10 @@ class HeldOut:
         """Score of an evaluation, higher is better; selects the best checkpoint."""
         return -values["loss"]
 
+    def better(self) -> dict[str, Literal["lower", "higher"]]:
+        """Which values of an evaluation are better, by name; known after :meth:`evaluate`."""
+        return {"loss": "lower", **{name: shown.direction for name, shown in self.shown.items()}}
+
     def batches(self, num_ranks: int = 1, rank: int = 0) -> list[PackedBatch]:
         """One rank's part of the examples, the same number of batches for every rank.
 
@@ -103,6 +109,13 @@ class HeldOut:
     def look_at(self, accelerator: Accelerator, objective: nn.Module) -> None:
         """Learn :attr:`shown` from one batch: a resumed run may have nothing left to evaluate. All ranks call it."""
         self._sums(accelerator, objective, most=1)
+
+    def seconds(self, accelerator: Accelerator, objective: nn.Module) -> float:
+        """What :meth:`evaluate` will take, from its first batch. All ranks call it."""
+        began = time.perf_counter()
+        self._sums(accelerator, objective, most=1).means(accelerator)  # waits for the device
+        tokens = int(self.rows["length"].sum()) / accelerator.num_processes
+        return math.ceil(tokens / self.micro_batch_tokens) * (time.perf_counter() - began)
 
     @torch.no_grad()
     def _sums(self, accelerator: Accelerator, objective: nn.Module, most: int | None = None) -> Sums:

@@ -60,6 +60,12 @@ class Term:
         return Shown(self.title, self.direction, self.baseline)
 
 
+def whole_loss(terms: Mapping[str, Term]) -> str | None:
+    """The name of the term that is the loss, and so the same number, or None where the loss is a sum of several."""
+    weighted = [(name, term.weight) for name, term in terms.items() if term.weight]
+    return weighted[0][0] if len(weighted) == 1 and weighted[0][1] == 1 else None
+
+
 class Objective(nn.Module, ABC):
     """Owns everything that is trained; a frozen teacher stays outside ``state_dict``."""
 

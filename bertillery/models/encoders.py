@@ -29,6 +29,8 @@ Role = Literal["encoder", "decoder", "encoder-decoder"]
 sees earlier ones and all of a source (:mod:`bertillery.models.seq2seq`)."""
 ONE_STREAM: tuple[Role, ...] = ("encoder", "decoder")
 """Roles of models that read one text."""
+ANY: tuple[Role, ...] = (*ONE_STREAM, "encoder-decoder")
+"""All roles."""
 
 _ARTICLES = {"encoder": "an encoder", "decoder": "a decoder", "encoder-decoder": "an encoder-decoder"}
 
@@ -262,6 +264,20 @@ def mlm_logits(model: PreTrainedModel, stream: Stream, positions: Tensor, hidden
     """Logits (M, vocabulary), float32, of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch."""
     hidden = encode(model, stream) if hidden is None else hidden
     return _head(model, stream, hidden[positions][None]).logits[0].float()
+
+
+def pair_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor | None:
+    """Logits (B, 2), float32, of the head for pairs in a stock ``*ForPreTraining`` (next sentences, their order): 0 is
+    a pair as it stood in the text. None for a model without one."""
+    outputs = _head(model, stream, _first_states(model, stream, hidden))
+    found = [outputs[name] for name in ("seq_relationship_logits", "sop_logits") if name in outputs]
+    return found[0].float() if found else None
+
+
+def replaced_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+    """Logits (T,), float32, that each token was replaced, of a stock ``ElectraForPreTraining``."""
+    hidden = encode(model, stream) if hidden is None else hidden
+    return _head(model, stream, hidden[None]).logits[0].float()
 
 
 def _extract_logits(

@@ -26,6 +26,7 @@ def export_model(
     card: str,
     auxiliary_models: Mapping[str, PreTrainedModel] | None = None,
     carried: Mapping[str, nn.Module] | None = None,
+    beside: Mapping[str, str] | None = None,
     tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     max_length: int | None = None,
     texts_only: bool = False,
@@ -35,9 +36,9 @@ def export_model(
 
     ``auxiliary_models`` are written whole, with the tokenizer, to folders of their names within it; the tensors of what
     is ``carried`` to a later stage to ``<name>.safetensors``, which no stock class reads; further ``tokenizers`` to
-    folders of their names. The folder appears only after
-    everything was read back, models by their own classes without a warning, and every tensor was found equal bit by
-    bit; ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
+    folders of their names, and texts ``beside`` them to files of theirs. The folder appears only after everything was
+    read back, models by their own classes without a warning, and every tensor was found equal bit by bit;
+    ``RuntimeError`` otherwise. The attention function used in training is no part of what is saved.
 
     The tokenizer beside each model gives stock code the sequences of training
     (:func:`bertillery.models.frame.exported_tokenizer`,
@@ -63,7 +64,8 @@ def export_model(
         for name, part in (carried or {}).items():
             with writing(partial / f"{name}.safetensors"):
                 problems += _write_tensors(part, partial / f"{name}.safetensors")
-        write_text(partial / "README.md", card)
+        for name, text in {**(beside or {}), "README.md": card}.items():
+            write_text(partial / name, text)
     if problems or warnings:
         listing = "\n".join(f"  - {problem}" for problem in [*problems, *warnings])
         raise RuntimeError(f"what was read back from {partial} is not what was to be exported:\n{listing}")

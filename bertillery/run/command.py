@@ -6,9 +6,10 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,18 +19,20 @@ from bertillery.config.section import (
     CONFIGS,
     InputError,
     Section,
-    describe,
+    describe_sections,
     dump,
     names_file,
     read_values,
     validate,
 )
 from bertillery.engine.loop import DivergedError
-from bertillery.run.stage import StageConfig
+from bertillery.run.rehearsal import rehearse
+from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import INTERRUPTED, StoppedError, interruptible
 from bertillery.system.workers import lost_worker
 
 C = TypeVar("C", bound=StageConfig)
+DRY_RUN = "--dry-run"
 
 
 def command(
@@ -38,19 +41,21 @@ def command(
     help: str | None,
     schema: type[C],
     load: Callable[[Sequence[str]], C],
-    run: Callable[[C], int],
+    stages: Callable[[C], Iterable[Stage]],
     more: Callable[[], str] = str,
 ) -> int:
-    """Run a stage's command line and return the exit status: ``--help``, which ends with ``more``, ``--print-config``,
-    or the run."""
+    """Run the command line of a training and return the exit status: ``--help``, which ends with ``more``,
+    ``--print-config``, ``--dry-run``, or the ``stages`` one after the other, up to the first that is stopped."""
+    given = [argument for argument in arguments if argument != DRY_RUN]
 
     def action() -> int:
-        status = run(load(arguments))
+        runs = stages(load(given))
+        status = rehearse(runs) if DRY_RUN in arguments else next(filter(None, (each.run() for each in runs)), 0)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # after all stages: it cannot be made twice
         return status
 
-    return tool(arguments, help=help, schema=schema, action=action, settings=lambda given: [load(given)], more=more)
+    return tool(given, help=help, schema=schema, action=action, settings=lambda given: [load(given)], more=more)
 
 
 def tool(
@@ -71,7 +76,7 @@ def tool(
 
     def asked() -> int:
         if "--help" in arguments or "-h" in arguments:
-            print("\n\n".join(filter(None, [(help or "").rstrip(), describe(schema), more()])))
+            print("\n\n".join(filter(None, _help(arguments, help, schema, more))))
             return 0
         if "--print-config" in arguments:
             given = [argument for argument in arguments if argument != "--print-config"]
@@ -82,6 +87,16 @@ def tool(
         return action()
 
     return guarded(asked)
+
+
+def _help(arguments: Sequence[str], help: str | None, schema: type[Section], more: Callable[[], str]) -> list[str]:
+    """Parts of ``--help``: all sections, or the one that is named behind it."""
+    at = next(place for place, argument in enumerate(arguments) if argument in ("--help", "-h"))
+    behind = [argument for argument in arguments[at + 1 :] if not names_file(argument) and "=" not in argument]
+    if not behind:
+        return [(help or "").rstrip(), describe_sections(schema), more()]
+    # Kinds of an objective or a task have keys of their own.
+    return [describe_sections(schema, behind[0]), more() if behind[0] in ("objective", "task") else ""]
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -100,6 +115,7 @@ def guarded(action: Callable[[], int]) -> int:
         "distill",
         "experiments",
         "deploy",
+        "pages",
     ):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
@@ -133,9 +149,18 @@ def quoted(arguments: Sequence[str], key: str) -> list[str]:
     def each(argument: str) -> str:
         text = argument.removeprefix(start)
         plain = argument.startswith(start) and not text.startswith("[")
-        return start + json.dumps([text]) if plain else argument
+        return f"{start}[{as_yaml(text)}]" if plain else argument
 
     return [each(argument) for argument in arguments]
+
+
+def as_yaml(text: str) -> str:
+    """A YAML scalar of this text: in quotes, with escapes for what a YAML file may not hold."""
+    given = json.dumps(text, ensure_ascii=False)  # JSON's escapes of two halves are two characters in YAML
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", given)
+
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def given_texts(texts: Sequence[str], file: Path | None, *, key: str, what: str) -> list[str]:

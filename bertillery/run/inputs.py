@@ -83,14 +83,19 @@ def _model(name: str) -> Fingerprint | None:
         found = file_of(name, "config.json") if on_the_hub else None
         commit = found.parent.name if found else None
         return Fingerprint(commit, f"{name} on the Hub") if commit else None
-    folders = [path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("checkpoint")]
-    inside = [file for each in [folder, *folders] for file in each.iterdir()]
-    files = {file: file.stat() for file in sorted(inside) if file.suffix in _MODEL_FILES and file.is_file()}
+    files = {file: file.stat() for file in model_files(folder)}
     content = digest(
         [file.relative_to(folder).as_posix(), _content(file, stat.st_size, stat.st_ctime_ns)]
         for file, stat in files.items()
     )
     return Fingerprint(content, describe_files(len(files), sum(stat.st_size for stat in files.values())))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Files that decide what a model's folder is: configuration, weights and tokenizer, of auxiliary models, too."""
+    folders = [path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith("checkpoint")]
+    inside = [file for each in [folder, *folders] for file in each.iterdir()]
+    return [file for file in sorted(inside) if file.suffix in _MODEL_FILES and file.is_file()]
 
 
 @lru_cache(maxsize=1024)  # seeds and tasks share the model that they start from

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from accelerate.state import AcceleratorState
@@ -18,21 +20,28 @@ from transformers import PreTrainedTokenizerBase
 from bertillery.config.section import ConfigError, InputError, Section, dump
 from bertillery.config.types import check_path_name
 from bertillery.engine.evaluate import HeldOut
+from bertillery.engine.loop import DivergedError
 from bertillery.engine.objective import Objective, Source
 from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
 from bertillery.engine.rng import key
 from bertillery.engine.schedule import EpochSize, Schedule, TrainSection, steps_per_epoch
 from bertillery.engine.sharding import prepared
+from bertillery.run.checkpoint import checkpoint_name
 from bertillery.run.device import RunSection, compile_layers, start_accelerator
 from bertillery.run.directory import FINISHED_REMEDY, RunDirectory
-from bertillery.run.inputs import Fingerprint, Inputs, differences, refuse, tokenizer_input
+from bertillery.run.inputs import Fingerprint, Inputs, differences, model_inputs, refuse, tokenizer_input
+from bertillery.run.lineage import Artifact, model_artifact, used_artifacts
+from bertillery.run.starts import note_start
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Fit, Trainer
+from bertillery.run.views import Listing
 from bertillery.system.environment import environment
 from bertillery.system.files import check_writable, remove
 from bertillery.system.records import checked
 
 logger = logging.getLogger(__name__)
+_REDRAWN_AFTER = 20.0
+"""Seconds between two drawings of the curves while a run trains."""
 
 
 @contextmanager
@@ -108,6 +117,12 @@ class Stage(ABC):
 
     folder: ClassVar[str]
     """Folder of the stage's runs, below ``run.dir``."""
+    job: ClassVar[str]
+    """What the stage is called where runs are listed."""
+    makes: ClassVar[str]
+    """What its models are called there: ``pretrained``, ``fine-tuned``, ``student``."""
+    axis: ClassVar[Literal["tokens", "examples"]] = "tokens"
+    """What curves of such runs are compared over."""
     results_schema: ClassVar[type[Results]] = Results
     tokenizer: PreTrainedTokenizerBase
     """Set by ``prepare``; replaced by the copy in the run's folder when training begins."""
@@ -118,6 +133,10 @@ class Stage(ABC):
         self.path = config.run.dir / self.folder / self.name
         self.inputs: dict[str, Fingerprint] = {}
         """Inputs of the run found so far (:meth:`pin`)."""
+        self.model_paths: dict[str, str | None] = {}
+        """Folders, or names on the Hub, of the inputs that are models."""
+        self.folders: dict[str, Path] = {}
+        """Folders of other inputs, such as the corpus."""
         self.pinned: dict[str, Fingerprint] = {}
         """Inputs that a resumed run was started with."""
         self.trained = False
@@ -150,9 +169,25 @@ class Stage(ABC):
     def ending(self, results: dict[str, Any]) -> str:
         """The run's results, where they are, and the next command to type."""
 
+    @abstractmethod
+    def draw(self, trainer: Trainer) -> None:
+        """Draw the curves of the run so far into ``curves.png``."""
+
     def recorded(self) -> dict[str, Any]:
         """Facts about the data to record beside the configuration."""
         return {}
+
+    @property
+    @abstractmethod
+    def subject(self) -> tuple[str, str]:
+        """What is learned, and by what model: runs of one subject are a group."""
+
+    def listing(self) -> Listing:
+        """How the run is listed among others."""
+        task, model = self.subject
+        precision = self.accelerator.mixed_precision.replace("no", "fp32")
+        tags = dict.fromkeys([self.makes, task, model, self.accelerator.device.type, precision])
+        return Listing(self.name, f"{task}/{model}", self.job, tuple(tags), self.axis)
 
     def results(self) -> dict[str, Any]:
         """Results of the finished run; ``InputError`` if they are damaged or another stage's."""
@@ -172,6 +207,7 @@ class Stage(ABC):
             return 0
         if missing:
             self._check_can_export(missing)
+        self.config.tracking.check()
         check_writable(self.path)
         self.pinned = directory.pins.read() if directory.begun else {}
         self.trained = directory.trained
@@ -183,6 +219,29 @@ class Stage(ABC):
             status = self._train(trainer)
         AcceleratorState._reset_state()  # the next stage in these processes may use another precision
         return status
+
+    def export_checkpoint(
+        self, which: Literal["best", "last"] | int, folder: Path | None = None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Export the weights of one of the run's checkpoints to ``<folder>/export``, by default
+        ``exports/step-<n>/export`` of the run, which stays as it is otherwise. Returns the folder, and what
+        :meth:`result` says.
+
+        Raises ``InputError`` for a run without that checkpoint, and where the run's inputs are not what they were.
+        """
+        directory = self.directory = self.open(is_main=False)
+        if not directory.begun:
+            raise InputError(f"{self.path}: it has no checkpoint to export; train it first, with the same command")
+        check_writable(folder or self.path)
+        self.pinned, self.trained = directory.pins.read(), directory.trained
+        trainer = self.start()
+        ended = trainer.take(which)
+        if directory.pins.tokenizer.exists():
+            self.tokenizer = directory.pins.open_tokenizer(self.inputs)
+        folder = folder or self.path / "exports" / checkpoint_name(ended.step)
+        directory.export = folder / "export"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, {**self.result(trainer, ended), "steps": ended.step}
 
     def defect(self) -> str | None:
         """What is missing or damaged in the finished run's export, or None."""
@@ -243,26 +302,55 @@ class Stage(ABC):
         loading = f"{trainer.workers} processes" if trainer.workers else "main process"
         size = f"micro-batches of at most {trainer.micro_batch_tokens:,} tokens; data loading: {loading}"
         self.say(f"\n{self.banner(trainer)}\n\n{begins}, {trainer.schedule.total:,} steps; {size}\n")
+        if accelerator.is_main_process:
+            note_start(
+                self.path, step=resumed, processes=accelerator.num_processes, device=accelerator.device.type,
+                precision=accelerator.mixed_precision, environment=environment(), data=self.recorded(),
+            )  # fmt: skip
         tracker = Tracker(
             self.config.tracking,
             self.path,
-            name=self.name,
+            listing=self.listing(),
             config={**self.config.model_dump(mode="json"), "environment": environment(), **self.recorded()},
             is_main=accelerator.is_main_process,
             resume_step=resumed or None,
         )
+        with beside("the artifacts that the run is made from"):
+            tracker.used(self._used() if tracker.shows else ())
         ended, status = None, 1
         try:
-            ended = trainer.run(tracker)
+            ended = trainer.run(tracker, self._redrawing(trainer))
             status = 0 if ended.stopped_by is None else 128 + {"SIGINT": 2}.get(ended.stopped_by, 15)
             if ended.stopped_by:
                 self.say(f"{ended.stopped_by}: saved step {ended.step:,} and stopped; type the same command to resume.")
+                tracker.alert("preempted", f"{ended.stopped_by}: step {ended.step:,} is saved", "warning")
             else:
                 self._finish(trainer, ended, tracker)
             accelerator.wait_for_everyone()
+        except DivergedError as error:
+            tracker.alert("diverged", str(error), "error")
+            raise
         finally:
             tracker.close(status, preempted=ended is not None and ended.stopped_by is not None)
         return status
+
+    def _used(self) -> list[Artifact]:
+        models = {name: path for name, path in self.model_paths.items() if path is not None}
+        own = {} if models else {"tokenizer": self.directory.pins.tokenizer}  # else it comes with the model
+        return used_artifacts(self.inputs, models=models, folders={**own, **self.folders}, about=self.subject[0])
+
+    def _redrawing(self, trainer: Trainer) -> Callable[[], None]:
+        """A function that draws the curves so far, unless they have just been drawn: drawing takes about a second."""
+        drawn = time.monotonic()
+
+        def redraw() -> None:
+            nonlocal drawn
+            if self.accelerator.is_main_process and time.monotonic() - drawn >= _REDRAWN_AFTER:
+                with beside(f"the picture {self.path / 'curves.png'}"):
+                    self.draw(trainer)
+                drawn = time.monotonic()
+
+        return redraw
 
     def _finish(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
         """Write the result first, then what is shown beside it."""
@@ -278,10 +366,21 @@ class Stage(ABC):
             results["exported"] = self.directory.exported()
             self.directory.finish(results)
             self.show(trainer, ended, tracker, results)
+            self._show_end(trainer, ended, tracker)
             with beside("finished.json with what is shown"):
                 self.directory.finish(results)
             with beside("the summary of the run"):
                 self._tell(results)
+
+    def _show_end(self, trainer: Trainer, ended: Fit, tracker: Tracker) -> None:
+        """Show the export as an artifact, and that the run has ended."""
+        if not tracker.shows:
+            return
+        with beside("the artifact of the export"):
+            export = str(self.directory.export)
+            tracker.made(model_artifact(export, model_inputs(export=export)["export"], self.makes))
+        tracker.histogram("held_out/lengths", trainer.held_out.rows["length"].tolist(), ended.step)
+        tracker.alert("finished", f"{self.name}: {ended.step:,} steps, {ended.tokens_per_second:,.0f} tokens/s")
 
     def _tell(self, results: dict[str, Any]) -> None:
         print(self.ending(results))
@@ -300,6 +399,17 @@ class Stage(ABC):
         parts = self.prepare()
         self.pin(lambda: tokenizer_input(self.tokenizer))
         return self._trainer(parts)
+
+    def rehearsal(self) -> Trainer:
+        """A training that is ready for its next step, from the newest checkpoint where there is one; for a dry run,
+        which writes nothing of the run."""
+        directory = self.directory = self.open(is_main=False)
+        check_writable(self.path)
+        self.pinned = directory.pins.read() if directory.begun else {}
+        self.trained = directory.trained
+        trainer = self.start()
+        trainer.resume()
+        return trainer
 
     def say(self, text: str) -> None:
         """Print, on the main process."""

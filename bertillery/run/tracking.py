@@ -1,7 +1,7 @@
-"""Metrics of a run: one JSON line per step in ``metrics.jsonl``, and optionally Weights & Biases.
+"""Metrics of a run: one JSON line per step in ``metrics.jsonl``, shown in Weights & Biases or in trackio.
 
-The file is the record. W&B can neither stop nor delay training: without a key, or if its server does not answer within
-seconds, the run is recorded offline under ``<run>/wandb`` and can be uploaded later with
+The file is the record, W&B and trackio are views of it, which can neither stop nor delay training. Without a key, or if
+its server does not answer within seconds, W&B records offline under ``<run>/wandb``; that can be uploaded later with
 
     wandb sync --yes <run>/wandb/offline-run-*
 
@@ -11,35 +11,44 @@ start). A resumed run replaces the steps that it repeats in ``metrics.jsonl``; W
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
-import netrc
 import os
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
-from urllib.parse import urlsplit
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from bertillery.config.section import Section
+from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Name
+from bertillery.run.views import Level, Listing, Mode, TrackioView, View, WandbView, first_line, wandb_mode
 from bertillery.system.files import write_text, writing
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from bertillery.run.lineage import Artifact  # loads transformers, which reading metrics does not need
 
-_INIT_SECONDS = 5
-_FINISH_SECONDS = 30
-"""The rest stays on disk for ``wandb sync``."""
+logger = logging.getLogger(__name__)
 
 
 class TrackingSection(Section):
     """Tracking besides ``metrics.jsonl``."""
 
     project: Name = "bertillery"
-    """W&B project."""
+    """Project in W&B or trackio."""
+    to: Literal["wandb", "trackio"] = "wandb"
+    """Where runs are shown: in W&B, or with ``trackio show`` in a web page on this machine, without an account."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """``auto``: as WANDB_MODE or ``wandb offline`` say, else online with an API key and offline without."""
+    """``auto``: as WANDB_MODE or ``wandb offline`` say, else online with an API key and offline without. ``off`` is off
+    for trackio, too."""
+
+    def check(self) -> None:
+        """``ConfigError`` for a tracker that is not installed."""
+        if self.to == "trackio" and self.wandb != "off" and importlib.util.find_spec("trackio") is None:
+            raise ConfigError(
+                "tracking.to: given 'trackio', which is not installed; install it with `make trackio`, or leave the "
+                "key out"
+            )
 
 
 def read_rows(metrics_file: Path) -> list[dict[str, Any]]:
@@ -81,24 +90,35 @@ class Tracker:
         section: TrackingSection,
         run_dir: Path,
         *,
-        name: str,
+        listing: Listing,
         config: Mapping[str, Any],
         is_main: bool,
         resume_step: int | None = None,
     ) -> None:
-        """Open the run's file and its W&B run.
+        """Open the run's file and its view.
 
         Deletes rows after ``resume_step``, which will be written again, or all rows without one.
         """
-        self.mode: Literal["online", "offline", "off"] = "off"
-        """The mode in use."""
+        self.repeated: frozenset[str] = frozenset()
+        """Terms that are the same number as ``loss``, which nobody is shown twice."""
+        self._axis, self._defined = listing.axis, set[str]()
         self._path = run_dir / "metrics.jsonl"
         self._file: IO[str] | None = None
-        self._run: Any = None
+        self._view: View | None = None
         if is_main:
             _cut(self._path, resume_step)
             self._file = self._path.open("a", encoding="utf-8")
-            self._guard(lambda: self._start_wandb(section, run_dir, name=name, config=dict(config)))
+            self._start(section, run_dir, listing, config)
+
+    @property
+    def mode(self) -> Mode:
+        """The mode in use; trackio is always offline."""
+        return "off" if self._view is None else getattr(self._view, "mode", "offline")
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is a view, so that what is only shown there is worth computing."""
+        return self._view is not None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of a step; steps may repeat with other metrics, but must not decrease."""
@@ -106,7 +126,23 @@ class Tracker:
             with writing(self._path):
                 self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
                 self._file.flush()
-        self._guard(lambda: self._run and self._run.log(dict(metrics), step=step))
+        self._guard(lambda view: view.log(self.distinct(metrics), step))
+
+    def distinct(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics without a term that is the loss under another name."""
+        return {name: value for name, value in metrics.items() if not self._repeats(name, metrics)}
+
+    def _repeats(self, name: str, metrics: Mapping[str, Any]) -> bool:
+        place, slash, term = name.rpartition("/")
+        return term in self.repeated and f"{place}{slash}loss" in metrics
+
+    def define(self, better: Mapping[str, Literal["lower", "higher"]]) -> None:
+        """Say which values of metrics are better; the view then keeps the best one of each. May be said again."""
+        for name, direction in better.items():
+            if name in self._defined or self._repeats(name, better):
+                continue
+            self._defined.add(name)
+            self._guard(lambda view, name=name, direction=direction: view.define(name, self._axis, direction))
 
     def sync(self) -> None:
         """Flush the record to disk."""
@@ -114,111 +150,92 @@ class Tracker:
             with writing(self._path):
                 os.fsync(self._file.fileno())
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Set final values in W&B's overview of the run."""
-        self._guard(lambda: self._run and self._run.summary.update(dict(values)))
+    def summary(self, values: Mapping[str, float], step: int) -> None:
+        """Show numbers of the whole run, such as the scores of its result."""
+        self._guard(lambda view: view.summary(values, step))
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Show an image file in W&B."""
+        """Show an image file."""
+        self._beside(f"the picture {name}", lambda view: view.image(name, path, step))
 
-        def log_image() -> None:
-            import wandb
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Show rows with the same keys: texts, numbers, and paths of pictures."""
+        if rows:
+            self._beside(f"the table {name}", lambda view: view.table(name, rows, step))
 
-            self._run.log({name: wandb.Image(str(path))}, step=step)
+    def histogram(self, name: str, values: Sequence[float], step: int) -> None:
+        """Show how numbers are distributed."""
+        self._beside(f"the histogram {name}", lambda view: view.histogram(name, values, step))
 
-        self._guard(lambda: self._run and log_image())
+    def confusion(self, labels: Sequence[int], predictions: Sequence[int], names: Sequence[str], step: int) -> None:
+        """Show how often each class, by its number, was taken for each class."""
+        self._beside("the confusion matrix", lambda view: view.confusion(labels, predictions, names, step))
 
-    def table(self, name: str, rows: Sequence[Mapping[str, str]], step: int) -> None:
-        """Show rows with the same keys as a W&B table."""
+    def used(self, artifacts: Iterable[Artifact]) -> None:
+        """Show what the run is made from."""
+        for each in artifacts if self.shows else ():
+            self._beside(f"the artifact {each.name}", lambda view, each=each: view.artifact(each, used=True))
 
-        def log_table() -> None:
-            import wandb
+    def made(self, artifact: Artifact) -> None:
+        """Show what the run has made."""
+        self._beside(f"the artifact {artifact.name}", lambda view: view.artifact(artifact, used=False))
 
-            cells: Any = [[*row.values()] for row in rows]
-            self._run.log({name: wandb.Table(columns=[*rows[0]], data=cells)}, step=step)
-
-        self._guard(lambda: self._run and rows and log_table())
+    def alert(self, title: str, text: str, level: Level = "info") -> None:
+        """Tell whoever watches."""
+        self._beside(f"the alert {title!r}", lambda view: view.alert(title, text, level))
 
     def close(self, exit_code: int = 0, preempted: bool = False) -> None:
-        """Close the record; ``preempted`` tells W&B that the run will be resumed."""
+        """Close the record; ``preempted`` says that the run will be resumed."""
         if self._file is not None:
             self._file.close()
             self._file = None
-        if preempted:
-            self._guard(lambda: self._run and self._run.mark_preempting())
-        self._guard(lambda: self._run and self._run.finish(exit_code=exit_code))
-        self._run = None
+        self._guard(lambda view: view.finish(exit_code, preempted=preempted))
+        self._view = None
 
-    def _guard(self, action: Callable[[], Any]) -> None:
-        """Run an action of W&B; an error ends W&B tracking, not the training."""
+    def _guard(self, action: Callable[[View], Any]) -> None:
+        """Run an action of the view; an error ends the view, not the training."""
+        if self._view is None:
+            return
         try:
-            action()
+            action(self._view)
         except Exception as error:
-            logger.warning("W&B failed and is switched off; metrics.jsonl is still written: %s", _first_line(error))
-            self._run, self.mode = None, "off"
+            self._warn(self._view.name, error)
 
-    def _start_wandb(self, section: TrackingSection, run_dir: Path, **described: Any) -> None:
-        if section.wandb == "off":
+    def _beside(self, what: str, action: Callable[[View], Any]) -> None:
+        """Run an action of the view without which the rest is as it was."""
+        if self._view is None:
             return
-        import wandb  # takes half a second
+        try:
+            action(self._view)
+        except Exception as error:
+            logger.warning("%s does not show %s: %s", self._view.name, what, first_line(error))
 
-        self.mode = _mode(section.wandb)
-        if self.mode == "off":
-            return
-        id_file = run_dir / "wandb_id"
-        if not id_file.exists():
-            write_text(id_file, uuid.uuid4().hex[:8])
+    def _warn(self, name: str, error: Exception) -> None:
+        logger.warning("%s failed and is switched off; metrics.jsonl is still written: %s", name, first_line(error))
+        self._view = None
 
-        def start(mode: Literal["online", "offline"]) -> Any:
-            return wandb.init(
-                project=section.project,
-                dir=run_dir,
-                mode=mode,
-                id=id_file.read_text(encoding="utf-8"),
-                resume="allow",
-                allow_val_change=True,
-                settings=wandb.Settings(silent=True, init_timeout=_INIT_SECONDS, finish_timeout=_FINISH_SECONDS),
-                **described,
-            )
-
-        if self.mode == "online":
-            try:
-                self._run = start("online")
-                return
-            except Exception as error:
-                logger.warning("W&B does not work online, recording offline: %s", _first_line(error))
-                self.mode = "offline"
-                wandb.teardown()  # else its service keeps the id
-        self._run = start("offline")
+    def _start(self, section: TrackingSection, run_dir: Path, listing: Listing, config: Mapping[str, Any]) -> None:
+        name = section.to
+        try:
+            view = _open(section, run_dir)
+            if view is not None:
+                name = view.name
+                view.start(listing, config)
+                self._view = view
+        except Exception as error:
+            self._warn(name, error)
+        if listing.axis is not None:
+            self._guard(lambda view: [view.define(part, listing.axis, None) for part in ("train/*", "held_out/*")])
 
 
-def _mode(wanted: Literal["auto", "online", "offline"]) -> Literal["online", "offline", "off"]:
-    """The mode; ``wandb.init`` without a key would ask for one on a terminal, and fail elsewhere."""
-    import wandb
-
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    mode = settings.mode if wanted == "auto" else wanted
-    if mode == "disabled":
-        return "off"
-    if mode != "online":
-        return "offline"
-    if settings.api_key or settings.identity_token_file or _netrc_has(urlsplit(settings.base_url).hostname or ""):
-        return "online"
-    level = logging.WARNING if wanted == "online" else logging.INFO
-    logger.log(level, "no W&B key (WANDB_API_KEY or `wandb login`): recording offline")
-    return "offline"
-
-
-def _netrc_has(host: str) -> bool:
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return file.is_file() and netrc.netrc(file).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _open(section: TrackingSection, run_dir: Path) -> View | None:
+    """The view that the section asks for, not yet started; loading W&B takes half a second."""
+    if section.wandb == "off":
+        return None
+    if section.to == "trackio":
+        return TrackioView(section.project)
+    mode = wandb_mode(section.wandb)
+    return None if mode == "off" else WandbView(run_dir, section.project, mode)
 
 
 def _cut(path: Path, last_step: int | None) -> None:

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from bertillery.config.section import InputError
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Steps, load
 from bertillery.engine.loop import DivergedError, StepInfo, training_steps
 from bertillery.engine.meter import Meter, Progress
 from bertillery.engine.micro_batch import largest_micro_batch
+from bertillery.engine.objective import whole_loss
 from bertillery.engine.optim import OptimSection, learning_rate
 from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.engine.sharding import assemble
@@ -115,8 +117,27 @@ class Trainer:
                 self.evaluations = held_out_numbers(self.accelerator, self.run_directory.metrics_file, self.step)
         return self.step
 
-    def run(self, tracker: Tracker) -> Fit:
-        """Train to the end, until patience runs out, or until a signal asks to stop."""
+    def take(self, which: Literal["best", "last"] | int) -> Fit:
+        """Load the weights of a checkpoint, without training: the one of the best evaluation, the newest, or that of a
+        step. ``InputError`` where there is none."""
+        self.resume()
+        step = {"last": self.step, "best": self.best if self.evaluations else self.step}.get(str(which), which)
+        path = self.run_directory.checkpoints / checkpoint_name(int(step))
+        if found := defect(path):
+            there = sorted(int(each.name.removeprefix("step-")) for each in path.parent.glob("step-*[0-9]"))
+            steps = ", ".join(f"{each:,}" for each in there) or "none"
+            raise InputError(
+                f"{path}: no such checkpoint, or a damaged one ({found}); there are those of steps {steps}"
+            )
+        meter = Meter(self.accelerator, self._plain, self._load(path).get("interval"))
+        held_out = self.evaluations.get(int(step)) or self.held_out.evaluate(self.accelerator, self.objective)
+        if not self.held_out.shown:
+            self.held_out.look_at(self.accelerator, self.objective)
+        return Fit(int(step), None, held_out, meter.overall, meter.trained_tokens)
+
+    def run(self, tracker: Tracker, evaluated: Callable[[], None] = lambda: None) -> Fit:
+        """Train to the end, until patience runs out, or until a signal asks to stop; all processes call ``evaluated``
+        after each evaluation."""
         with (
             StopSignal() as signal,
             Progress(self.schedule.total, self.step, self.accelerator.is_main_process) as progress,
@@ -125,23 +146,25 @@ class Trainer:
             meter, stopped = Meter(self.accelerator, self._plain, earlier), False
             if self.step and self.schedule.due(self.step, self.schedule.evaluate) and self.step not in self.evaluations:
                 with meter.paused():
-                    self._evaluate(tracker, progress)  # older versions saved before they evaluated
+                    self._evaluate(tracker, progress, meter)  # older versions saved before they evaluated
             rate = learning_rate(self.optim, self.schedule.total)
             steps = self.steps(rate, lambda: signal.requested is not None, self._acted_on)
             for info in [] if self._out_of_patience else self._naming_checkpoint(steps):
                 self.step, self.cursor = info.step, info.cursor
+                tracker.repeated = frozenset(filter(None, [whole_loss(info.terms[0][0])]))
                 meter.add(info)
                 progress.advance(info)
                 stopped = info.stop and info.step < self.schedule.total
                 if self.schedule.due(info.step, self.schedule.log):
                     values = meter.read(info)
                     tracker.log(info.step, values)
-                    progress.show(values)
+                    progress.show(tracker.distinct(values))
                 evaluation_due = self.schedule.due(info.step, self.schedule.evaluate) and not stopped
                 if self.schedule.due(info.step, self.schedule.save) or evaluation_due or stopped:
                     with meter.paused():
                         if evaluation_due:
-                            self._evaluate(tracker, progress)
+                            self._evaluate(tracker, progress, meter)
+                            evaluated()
                         self._save(tracker, meter)
                 if stopped or (evaluation_due and self._out_of_patience):
                     break
@@ -174,9 +197,12 @@ class Trainer:
 
     @property
     def _out_of_patience(self) -> bool:
-        if self.section.patience is None or not self.evaluations:
-            return False
-        return sum(step > self.best for step in self.evaluations) >= self.section.patience
+        return self.section.patience is not None and self._without_best >= self.section.patience
+
+    @property
+    def _without_best(self) -> int:
+        """The number of evaluations since the best one."""
+        return sum(step > self.best for step in self.evaluations) if self.evaluations else 0
 
     def _choose(self, progress: Progress) -> tuple[int, str]:
         """Load the weights to export into the objective; returns their step, and a note if the best ones are lost."""
@@ -298,13 +324,23 @@ class Trainer:
             prune_checkpoints(self.run_directory.checkpoints, saved=saved, keep=self.section.keep, best=best)
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self, tracker: Tracker, progress: Progress) -> None:
+    def _evaluate(self, tracker: Tracker, progress: Progress, meter: Meter) -> None:
         values = self.held_out.evaluate(self.accelerator, self.objective)
+        if not self.held_out.shown:
+            self.held_out.look_at(self.accelerator, self.objective)
         self.evaluations[self.step] = values
+        tracker.define({f"{HELD_OUT}{name}": better for name, better in self.held_out.better().items()})
         named = {f"{HELD_OUT}{name}": value for name, value in values.items()}
-        tracker.log(self.step, named)
-        progress.note(f"step {self.step:,}: held-out " + "  ".join(f"{n} {v:.4g}" for n, v in values.items()))
+        tracker.log(self.step, named | meter.trained)
+        if self._without_best == (self.section.patience or _PLATEAU):
+            since = f"step {self.step:,}: no evaluation has been better than that of step {self.best:,}"
+            tracker.alert("plateau", since, "warning")
+        progress.note(
+            f"step {self.step:,}: held-out " + "  ".join(f"{n} {v:.4g}" for n, v in tracker.distinct(values).items())
+        )
 
 
+_PLATEAU = 5
+"""Evaluations without a new best that are told of, where there is no ``train.patience``."""
 _IN_STEP = ("cpu",)
 """Devices that finish each operation before the host goes on."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -24,14 +25,17 @@ from transformers import (
 from bertillery.config.section import InputError
 from bertillery.data.tables import Table
 from bertillery.engine.batch import Entities
-from bertillery.models.encoders import family, labels_of
-from bertillery.models.heads import problem_of
+from bertillery.models.encoders import ANY, ONE_STREAM, family, labels_of
+from bertillery.models.frame import with_transform_tokens
+from bertillery.models.heads import head_in_words, problem_of
+from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
 from bertillery.report.table import read_tsv
 from bertillery.run.inputs import Fingerprint
 from finetune.baselines import bag_of_words
 from finetune.examples import Examples, TextExamples
 from finetune.metrics import all_alike, diverged, scores
 from finetune.predict import Predictor
+from finetune.record import Record
 from finetune.rows import as_text, class_id_reader
 from finetune.sources import Source
 from finetune.splits import Split, Task
@@ -57,6 +61,10 @@ class Predicted:
     """(M, K) float32, in the order of the examples."""
     predictions: np.ndarray
     """(N,) or (N, L), as the labels of the split are."""
+    number: np.ndarray | None = None
+    """Rows of outputs of each example (N,), where it is known."""
+    num_cut: int = 0
+    """Examples that were longer than the model reads."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -82,6 +90,8 @@ class TaskType(ABC):
     """Whether predictions are written by id, so that two examples of a split cannot share one."""
     reads_causal: ClassVar[bool] = False
     """Whether a causal model can learn it, from the state behind the whole text."""
+    classes: ClassVar[bool] = False
+    """Whether labels and predictions are numbers of classes, of which one can be taken for another."""
     spaced: ClassVar[bool] = False
     """Whether words are tokenized with a space before each."""
     reads_text_alone: bool = True
@@ -90,6 +100,8 @@ class TaskType(ABC):
     """How a model card says to open the model, where that is not the stock way (Markdown)."""
     orders: int = 1
     """Sequences of an example: 2 where a pair is read in both orders (:meth:`add_orders`)."""
+    class_weights: np.ndarray | None = None
+    """Weights (L,) of the classes in the loss of a training (:meth:`weigh`)."""
     data_dir: Path = Path("data")
     """Where a type prepares what it needs beside the rows; the run's own, which the stage sets."""
 
@@ -182,6 +194,9 @@ class TaskType(ABC):
         """Whether a head of this task type is for its labels."""
         return labels_of(config) == dict(enumerate(self.section.labels))
 
+    def weigh(self, labels: np.ndarray) -> None:  # noqa: B027 (most weigh all alike)
+        """Set the weights of the classes from the labels of the training split, where the task asks for some."""
+
     def objective(self, model: PreTrainedModel) -> Predictor:
         """The objective to train the model with."""
         if self.reads_text_alone and family(model.config).beside is Entities:
@@ -189,7 +204,41 @@ class TaskType(ABC):
             base.leave_out_entities()
         made = type(self).objective_class(model)
         made.orders = self.orders
+        if self.class_weights is not None:
+            made.class_weights = torch.from_numpy(self.class_weights)
         return made
+
+    def reopen(self, start: str, record: Record) -> tuple[Any, PreTrainedTokenizerBase]:
+        """Objective and tokenizer of a model that was trained on the task, to predict with.
+
+        Raises ``InputError`` for a model of another kind, or of other labels, and for one whose head is not there.
+        """
+        config = read_config(start, roles=ANY)
+        if family(config).role == "encoder-decoder":
+            raise self.another_kind(start, "translates")
+        causal = family(config).causal
+        tokenizer = load_tokenizer(start, "model", role=family(config).role)
+        check_vocabulary(tokenizer, config, start, "model")
+        named = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+        if not (named and self.reads_causal and self.labels_fit(config) if causal else self.head_fits(config)):
+            raise self.another_kind(start, f"answers with: {head_in_words(config)}")
+        model_class = AutoModelForSequenceClassification if causal else self.model_class
+        settings = {"num_labels": 1} if causal else {}
+        model, loaded = load(model_class, start, roles=ONE_STREAM, **{**settings, **self.settings()})
+        if loaded.fresh:
+            raise self.another_kind(start, f"has no weights for {', '.join(loaded.fresh[:4])}")
+        return self.objective(model), with_transform_tokens(tokenizer) if causal else tokenizer
+
+    def another_kind(self, start: str, does: str) -> InputError:
+        """The error for a model that was not trained on the task, and that ``does`` something else."""
+        section, labels = self.section, ", ".join(self.section.labels)
+        wanted = f"{section.name} is of type {section.type}{f' with the labels {labels}' * bool(labels)}"
+        return InputError(
+            f"{start}: not a model of this task: it {does}, and {wanted}; give a model that was fine-tuned on the task"
+        )
+
+    def restore(self, chosen: Mapping[str, float]) -> None:  # noqa: B027 (most choose nothing)
+        """Take what :meth:`choose` chose when the model was trained."""
 
     # Predictions and their scores.
 
@@ -198,8 +247,18 @@ class TaskType(ABC):
         """Predictions (N,) or (N, L) for the examples ``index`` (N,), from their outputs (M, K), end to end."""
 
     @abstractmethod
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics, in their order."""
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """The task's metrics, in their order; without ``outputs`` (M, K) those that need none."""
+
+    def notes(self, predicted: Mapping[str, Predicted], means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Lines to stand below the table of scores; ``means`` are those of the objective's terms, by split."""
+        return []
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Rows of a table, the first being the head, with the scores of each class; none where there are no classes."""
+        return []
 
     @abstractmethod
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
@@ -244,6 +303,17 @@ class TaskType(ABC):
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
         """Names, and numbers (N, number of names) to write beside the prediction of each example."""
         return (), np.empty((predicted.split.num_examples, 0))
+
+    def plain(self, prediction: Any) -> Any:
+        """A prediction as a value of JSON."""
+        return self.format_prediction(prediction)
+
+    def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
+        """What a file of predictions has of each example, as values of JSON: the prediction and :meth:`columns`."""
+        names, numbers = self.columns(predicted)
+        return {"prediction": [*map(self.plain, predicted.predictions)]} | dict(
+            zip(names, numbers.T.tolist(), strict=True)
+        )
 
     def write(self, folder: Path, predicted: Predicted) -> list[Path]:
         """Write a split's predictions as the official scorer reads them, where there is one; returns the files."""
@@ -315,9 +385,11 @@ class VectorType(TaskType):
         """From the outputs alone."""
         return self.best(outputs)
 
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Those of :mod:`finetune.metrics`."""
-        return scores(self.section.metrics, predictions, labels)
+        return scores(self.section.metrics, predictions, labels, outputs)
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """Predictions that are not numbers, or all alike."""
@@ -343,13 +415,18 @@ class VectorType(TaskType):
         outputs = mean_outputs(files)
         with _reading(files):
             labels = np.array([self.parse_prediction(row[2]) for row in read_tsv(files[0])[1:]])
-            return self.scores(self.best(outputs), labels)
+            return self.scores(self.best(outputs), labels, outputs)
 
 
 def label_names(names: Sequence[str]) -> dict[str, Any]:
     """The names of labels as a model's configuration holds them."""
     both = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     return both if names else {}
+
+
+def nine_digits(value: float) -> float:
+    """A float32 without the digits that it does not have."""
+    return float(f"{value:.9g}")
 
 
 @contextmanager

@@ -237,14 +237,20 @@ class Type(classification.Type):
         majority = np.full(held_out.num_examples, self.constant(train.labels))
         return {"majority": majority, "bag of words": np.array([part.argmax() for part in parts])}
 
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """None: the place of a choice says nothing of it."""
+        return []
+
     def format_text(self, text: Any) -> str:
         """Choices with slashes between."""
         return super().format_text(text if isinstance(text, str) else " / ".join(filter(None, text)))
 
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
-        """The probabilities of the choices."""
-        table = _spread(predicted.outputs, present(predicted.split))
-        return [f"p({name})" for name in self.section.labels[: table.shape[1]]], table
+        """The probabilities of the choices, 0 of one that is not there."""
+        found = _spread(predicted.outputs, present(predicted.split))
+        table = np.zeros((len(found), len(self.section.labels)), np.float32)
+        table[:, : found.shape[1]] = found
+        return [f"p({name})" for name in self.section.labels], table
 
 
 def _choices(cells: Sequence[Any]) -> tuple[list[str], list[str] | None]:

@@ -12,21 +12,27 @@ from torch.nn import functional as F
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from bertillery.report.plot import plot_confusion
+from finetune.metrics import OF_ONE_CLASS, class_report
 from finetune.predict import Predictor
-from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, VectorType
+from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 
 
-class Config(TaskSection):
+class Config(WeightedSection):
     """One label for each text or pair of texts."""
 
-    available_metrics = ("accuracy", "f1", "macro_f1", "matthews_correlation")
+    available_metrics = (
+        *("accuracy", "f1", "macro_f1", "matthews_correlation", "precision", "recall"),
+        *("macro_precision", "macro_recall", "roc_auc"),
+    )
 
     def problems(self) -> list[str]:
-        """F1 of a class needs two classes."""
+        """Scores of one class need two classes."""
         found = super().problems()
-        if "f1" in self.metrics and len(self.labels) not in (0, 2):
-            found.append(f"f1 is that of the second of two labels, and there are {len(self.labels)}; use macro_f1")
+        for name in self.metrics:
+            if name in OF_ONE_CLASS and len(self.labels) not in (0, 2):
+                number = len(self.labels)
+                found.append(f"{name} is that of the second of two labels, and there are {number}; use macro_{name}")
         return found
 
 
@@ -38,7 +44,7 @@ class Objective(Predictor):
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
-            "cross_entropy": Term(F.cross_entropy(logits, labels, reduction="sum"), "examples"),
+            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), "examples"),
             "accuracy": Term(right, "examples", weight=0.0),
         }
 
@@ -56,6 +62,13 @@ class Type(VectorType):
 
     objective_class = Objective
     problem = "single_label_classification"
+    classes = True
+
+    def weigh(self, labels: np.ndarray) -> None:
+        """By the frequency of each label."""
+        if isinstance(self.section, WeightedSection):
+            counts = np.bincount(labels, minlength=len(self.section.labels))
+            self.class_weights = weights_of_classes(self.section, counts)
 
     def best(self, outputs: np.ndarray) -> np.ndarray:
         """The most probable label, int64 (N,)."""
@@ -82,6 +95,10 @@ class Type(VectorType):
         """1 less the probability of the label."""
         _, probabilities = self.columns(predicted)
         return 1 - probabilities[np.arange(len(probabilities)), predicted.labels]
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Precision, recall and F1 of each label."""
+        return class_report(predicted.predictions, predicted.labels, self.section.labels)
 
     def draw(self, predicted: Predicted, folder: Path) -> list[Path]:
         """The confusion matrix."""

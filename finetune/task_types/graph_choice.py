@@ -17,16 +17,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bertillery.config.section import Section
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import Count, Probability
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from bertillery.models.attention import NAME
 from bertillery.models.encoders import encode
-from bertillery.models.families.kagnet import KagnetOver, SchemaGraphs, Scored
+from bertillery.models.export import warnings_of_transformers
+from bertillery.models.families.kagnet import KagnetForMultipleChoice, KagnetOver, SchemaGraphs, Scored
 from bertillery.models.flops import encoder_flops
+from bertillery.models.folder import file_of, reading, safely
 from bertillery.models.heads import best_within
+from bertillery.models.load import check_vocabulary, load_tokenizer
 from bertillery.report.plot import plot_paths
 from bertillery.run.inputs import Fingerprint, model_inputs
+from bertillery.system.records import read_json
+from finetune.record import Record
 from finetune.splits import Split
 from finetune.task_types import choice
 from finetune.task_types.base import Predicted
@@ -201,6 +207,26 @@ class Type(choice.Type):
     def head_fits(self, config: PreTrainedConfig) -> bool:
         """Where it is a KagNet: its head comes with the graph."""
         return config.model_type == "kagnet"
+
+    def reopen(self, start: str, record: Record) -> tuple[Any, PreTrainedTokenizerBase]:
+        """A KagNet, which brings its own vectors of the graph."""
+        with reading(start, "give the export of a run of this task"):
+            file = file_of(start, "config.json")
+            found: Any = file and read_json(file, dict[str, Any], remedy="give the export of a run of this task")
+            if not found or found.get("model_type") != "kagnet":
+                raise self.another_kind(start, f"is of type {found and found.get('model_type')}, not kagnet")
+            tokenizer = load_tokenizer(start, "model")
+            with warnings_of_transformers():
+                model: Any = KagnetForMultipleChoice.from_pretrained(
+                    start, attn_implementation=NAME, dtype=torch.float32, **safely(start)
+                )
+        check_vocabulary(tokenizer, model.config.text_config, start, "model")
+        if model.config.num_concepts != self.graph.num_entities:
+            raise InputError(
+                f"{start}: was trained on a graph of {model.config.num_concepts:,} concepts, and task.graph has "
+                f"{self.graph.num_entities:,}; give the same files (task.root, task.graph.path)"
+            )
+        return self.objective(model), tokenizer
 
     def objective(self, model: PreTrainedModel) -> Objective:
         """Joint, or with a frozen encoder."""

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from finetune.metrics import class_report
 from finetune.predict import Predictor
 from finetune.rows import class_id_reader
 from finetune.sources import Source
-from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, VectorType
+from finetune.task_types.class_weights import WeightedSection, weights_of_labels
 
 _BITS = {"0": 0, "0.": 0, "0.0": 0, "false": 0, "1": 1, "1.": 1, "1.0": 1, "true": 1}
 _WRITTEN_BIT = r"(?:[01](?:\.0?)?|[Ff]alse|[Tt]rue)"
@@ -28,10 +29,13 @@ _WRITTEN_VECTOR = re.compile(rf"\[?\s*{_WRITTEN_BIT}(?:[\s,]+{_WRITTEN_BIT})*\s*
 """As json, csv, Python and numpy write one: ``[0, 1]``, ``0,1``, ``[False, True]``, ``[0. 1.]``."""
 
 
-class Config(TaskSection):
+class Config(WeightedSection):
     """Any number of labels for each text or pair of texts."""
 
-    available_metrics = ("macro_f1", "micro_f1", "micro_precision", "micro_recall", "accuracy")
+    available_metrics = (
+        *("macro_f1", "macro_precision", "macro_recall", "micro_f1", "micro_precision", "micro_recall"),
+        *("accuracy", "roc_auc"),
+    )
 
 
 class Objective(Predictor):
@@ -41,7 +45,8 @@ class Objective(Predictor):
         """``binary_cross_entropy`` in nats, the mean over the labels as in transformers' heads, and ``accuracy``, the
         share of examples with all labels right."""
         labels = batch.targets["labels"]
-        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[1]
+        weights = self.class_weights
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=weights) / logits.shape[1]
         right = ((logits.detach() > 0) == (labels > 0)).all(-1).sum()
         return {
             "binary_cross_entropy": Term(loss, "examples"),
@@ -66,6 +71,7 @@ class Type(VectorType):
 
     objective_class = Objective
     problem = "multi_label_classification"
+    section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     label_needed = False
     label_hint = ", or in task.labels a column of 0 and 1 for each label"
 
@@ -102,6 +108,10 @@ class Type(VectorType):
         """How often each label is given."""
         return self.format_shares(labels.mean(axis=0))
 
+    def weigh(self, labels: np.ndarray) -> None:
+        """By how often each label is given."""
+        self.class_weights = weights_of_labels(self.section, labels)
+
     def best(self, outputs: np.ndarray) -> np.ndarray:
         """1 where a label is more probable than not, int64 (N, L)."""
         return (outputs > 0.5).astype(np.int64)
@@ -117,12 +127,20 @@ class Type(VectorType):
 
     def format_prediction(self, prediction: Any) -> str:
         """Names with commas between, as csv has them; nothing where no label is given."""
-        return join_names(name for name, on in zip(self.section.labels, prediction, strict=True) if on)
+        return join_names(self.plain(prediction))
+
+    def plain(self, prediction: Any) -> list[str]:
+        """The names."""
+        return [name for name, on in zip(self.section.labels, prediction, strict=True) if on]
 
     def parse_prediction(self, text: str) -> list[float]:
         """A row of 0 and 1."""
         given = split_names(text)
         return [float(name in given) for name in self.section.labels]
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Precision, recall and F1 of each label."""
+        return class_report(predicted.predictions, predicted.labels, self.section.labels)
 
     def distances(self, predicted: Predicted) -> np.ndarray:
         """The largest error among the labels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,14 @@ class Type(VectorType):
     def format_prediction(self, prediction: Any) -> str:
         """Nine digits, which give every float32 back."""
         return f"{float(prediction):.9g}"
+
+    def plain(self, prediction: Any) -> float:
+        """The score."""
+        return float(prediction)
+
+    def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
+        """The prediction, which is the score."""
+        return {"prediction": [*map(self.plain, predicted.predictions)]}
 
     def parse_prediction(self, text: str) -> float:
         """The score."""

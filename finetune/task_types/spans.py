@@ -511,7 +511,9 @@ class Type(TaskType):
         parts = np.split(outputs, np.cumsum(examples.num_outputs(index))[:-1])
         return objects([examples.predict(number, part) for number, part in zip(index, parts, strict=True)])
 
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Those of :mod:`finetune.task_types.answers`."""
         return answers.scores(self.section.metrics, predictions, labels, unanswerable=self.spans.unanswerable)
 
@@ -546,6 +548,14 @@ class Type(TaskType):
         answered = answers.table(given, labels, unanswerable=True)
         _, self.threshold = answers.best_threshold(answered[:, 1], given, labels)
         return {"null_threshold": self.threshold}
+
+    def restore(self, chosen: Mapping[str, float]) -> None:
+        """The threshold."""
+        self.threshold = chosen.get("null_threshold", self.threshold)
+
+    def plain(self, prediction: Any) -> str:
+        """The answer as it stands in the context; nothing where there is none."""
+        return self._text(prediction)
 
     def format_prediction(self, prediction: Any) -> str:
         """The answer on one line; nothing where there is none."""

@@ -33,13 +33,13 @@ from finetune.predict import Predictor
 from finetune.rows import as_text, class_id_reader, objects
 from finetune.sources import Source
 from finetune.splits import Split
-from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, TaskType, label_names
+from finetune.task_types.base import Predicted, TaskType, label_names, nine_digits
+from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 
 logger = logging.getLogger(__name__)
 
 
-class Config(TaskSection):
+class Config(WeightedSection):
     """Words with a tag each, in the notation IOB1 or IOB2."""
 
     available_metrics = ("f1", "precision", "recall", "accuracy")
@@ -68,7 +68,7 @@ class Objective(Predictor):
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
-            "cross_entropy": Term(F.cross_entropy(logits, labels, reduction="sum"), "words"),
+            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), "words"),
             "accuracy": Term(right, "words", weight=0.0),
         }
 
@@ -159,6 +159,12 @@ class Type(TaskType):
     pipeline = "token-classification"
     objective_class = Objective
     spaced = True
+    section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def weigh(self, labels: np.ndarray) -> None:
+        """By the frequency of each tag."""
+        counts = np.bincount(np.concatenate(labels), minlength=len(self.section.labels))
+        self.class_weights = weights_of_classes(self.section, counts)
 
     def read_text(self, cell: Any) -> Any:
         """A list of words."""
@@ -228,9 +234,24 @@ class Type(TaskType):
             for end, have, wanted in zip(ends, kept, number, strict=True)
         ])  # fmt: skip
 
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Metrics of entities, and the accuracy of tags."""
         return entity_scores(self.section.metrics, predictions, labels, self.section.labels)
+
+    def class_report(self, predicted: Predicted) -> list[list[str]]:
+        """Precision, recall and F1 of each kind of entity."""
+        counted = count(predicted.predictions, predicted.labels, self.section.labels)
+        rows = [
+            [
+                kind or "all",
+                *(f"{100 * value:.2f}" for value in (each.precision, each.recall, each.f1)),
+                f"{each.there:,}",
+            ]
+            for kind, each in counted.items()
+        ]
+        return [["entity", "precision", "recall", "f1", "there"], *rows]
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """No entity, where there are some."""
@@ -256,7 +277,28 @@ class Type(TaskType):
 
     def format_prediction(self, prediction: Any) -> str:
         """The tags with spaces between."""
-        return " ".join(self.section.labels[tag] for tag in prediction)
+        return " ".join(self.plain(prediction))
+
+    def plain(self, prediction: Any) -> list[str]:
+        """The tags."""
+        return [self.section.labels[tag] for tag in prediction]
+
+    def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
+        """The tags, the probability of each (None for a word that is cut off), and the entities in words."""
+        assert predicted.number is not None
+        sentences, parts = (
+            predicted.split.texts[0],
+            np.split(predicted.outputs.max(-1), np.cumsum(predicted.number)[:-1]),
+        )
+        shares = [
+            [*map(nine_digits, part), *[None] * (len(words) - len(part))]
+            for words, part in zip(sentences, parts, strict=True)
+        ]
+        order, told = kinds(self.section.labels), []
+        for words, tags in zip(sentences, predicted.predictions, strict=True):
+            found = entities([tags], self.section.labels).tolist()
+            told.append([f"{order[kind]}: {' '.join(words[first:last])}" for first, last, kind in found])
+        return super().fields(predicted) | {"probability": shares, "entities": told}
 
     def distances(self, predicted: Predicted) -> np.ndarray:
         """Words with another tag."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bertillery.config.section import InputError
 from bertillery.data import files
-from bertillery.data.tables import Table
+from bertillery.data.tables import Part, Table, parts
+from bertillery.models.encoders import ANY, family, longest_sequence
+from bertillery.models.heads import head_in_words
+from bertillery.models.load import load_encoder_decoder, load_tokenizer, read_config
+from finetune.record import Record
 from finetune.rows import as_text, objects
 from finetune.sources import Source
 from finetune.splits import Split
@@ -20,8 +25,10 @@ from finetune.task_types.base import Predicted, TaskType
 from finetune.translating import Translating, TranslationConfig
 from translation.examples import TranslationExamples
 from translation.lengths import by_length, draw, group_scores, mean_lengths
-from translation.scores import METRICS, Tokens, baselines, corpus_scores, sentence_scores
-from translation.vocabulary import TARGET
+from translation.objective import ObjectiveSection, TranslationObjective
+from translation.scores import METRICS, Tokens, baselines, corpus_scores, length_ratio, sentence_scores, signatures
+from translation.search import DecodeSection
+from translation.vocabulary import TARGET, check_vocabularies, open_target
 
 RunConfig, RunStage = TranslationConfig, Translating
 _TWO_VOCABULARIES = f"""The target has a vocabulary of its own, in the folder `{TARGET}`:
@@ -62,6 +69,15 @@ class Config(TaskSection):
                 f".{self.label}, or tables with these columns"
             )
         return [self._parallel(*pair) for pair in zip(source, target, strict=True)]
+
+    def read_parts(self, path: Path) -> Iterator[Table]:
+        """The same; of a file that is named ``<any>.<text>``, or ``.txt``, each line is a text."""
+        if _language(path) not in (self.text[0], "txt"):
+            yield from super().read_parts(path)
+            return
+        lines = enumerate((line.rstrip("\r\n") for line in files.read_lines(path, files.Decoder())), 1)
+        for part in parts(lines, Part(), lambda line: len(line[1])):
+            yield Table(str(path), {self.text[0]: [text for _, text in part]}, [number for number, _ in part])
 
     def _parallel(self, source: Path, target: Path) -> Table:
         sides = [[line.rstrip("\r\n") for line in files.read_lines(path, files.Decoder())] for path in (source, target)]
@@ -154,13 +170,44 @@ class Type(TaskType):
         """Nothing: a translation has no labels."""
         return {}
 
+    def reopen(self, start: str, record: Record) -> tuple[Any, PreTrainedTokenizerBase]:
+        """An encoder-decoder that searches as its run did."""
+        config = read_config(start, roles=ANY)
+        if family(config).role != "encoder-decoder":
+            raise self.another_kind(start, f"answers with: {head_in_words(config)}")
+        tokenizer = load_tokenizer(start, "model", role="encoder-decoder")
+        self.set_target_tokenizer(open_target(start, tokenizer, "model"))
+        check_vocabularies(tokenizer, self.target_tokenizer, config, start, "model")
+        for each in filter(None, (tokenizer, self.target_tokenizer)):
+            each.model_max_length = VERY_LARGE_INTEGER  # examples cut texts, and the library would warn of each
+        model: Any = load_encoder_decoder(start, {})
+        decode = DecodeSection().over(model.generation_config).within(longest_sequence(config))
+        return TranslationObjective(model, ObjectiveSection(), decode), tokenizer
+
+    def plain(self, prediction: Any) -> str:
+        """The translation."""
+        return str(prediction)
+
     def decide(self, outputs: np.ndarray, examples: Any, index: np.ndarray) -> np.ndarray:
         """The texts of the best hypotheses."""
         return objects([examples.decode(row[row >= 0].astype(np.int64).tolist()) for row in outputs])
 
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(
+        self, predictions: np.ndarray, labels: np.ndarray, outputs: np.ndarray | None = None
+    ) -> dict[str, float]:
         """By sacreBLEU."""
         return corpus_scores(self.section.metrics, [*predictions], [*labels], self.section.bleu_tokens)
+
+    def notes(self, predicted: Mapping[str, Predicted], means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """The perplexity of the references, the length of the translations, and how the scores were computed."""
+        section, lines = self.section, []
+        for name, found in means.items():
+            if "perplexity" in found:
+                each = predicted[name]
+                ratio = length_ratio([*each.predictions], [*each.labels], section.bleu_tokens)
+                value = f"{name}: perplexity {found['perplexity']:.3f}"
+                lines.append(f"{value}, length of the translations {ratio:.3f} of the references'.")
+        return [*lines, *(f"{name}: {text}" for name, text in signatures(section.metrics, section.bleu_tokens).items())]
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """Few different translations of many sources."""

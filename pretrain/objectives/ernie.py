@@ -27,6 +27,7 @@ from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuForPreT
 from bertillery.run.inputs import model_inputs as model_fingerprints
 from bertillery.run.waiting import main_process_first
 from bertillery.system.printable import printable
+from knowledge.given import GivenMentions
 from knowledge.graph import GraphSection, graph_report, prepare_graph
 from knowledge.linked import Knowledge, embed_config, entity_table, link_corpus
 from knowledge.stage import Embedding
@@ -51,6 +52,11 @@ class Config(bert.Config):
     entities: str | None = None
     """Directory with the entities' vectors, the ``export`` of `make embed` on this graph; where not given they are
     trained first."""
+    mentions: str | None = None
+    """Column of the files of `data` (.jsonl) with the mentions of a linker of your own, `[[start, end, name], ...]` in
+    characters of the text and names of the graph; without it a dictionary of labels and aliases finds them."""
+    unknown: Literal["fail", "skip"] = "fail"
+    """Mentions of entities that are not in the graph: an error, or, with `skip`, left out."""
     entity_heads: Count = 4
     """Heads of the attention between entities."""
     replaced: Probability = 0.05
@@ -78,8 +84,12 @@ def prepare(stage: Any) -> dict[str, Any]:
     path = section.entities or str(Embedding(embed_config(section.graph, config)).path / "export")
     vectors = entity_table(path, graph)
     stage.pin(lambda: {"graph": graph.fingerprint, **model_fingerprints(entities=path)})
+    given = None
+    if section.mentions is not None:
+        given = GivenMentions(config.data, section.mentions, skip=section.unknown == "skip")
+    stage.model_paths["entities"] = path
     with main_process_first(stage.accelerator):
-        found = link_corpus(stage.corpus, graph, vectors, config.run.data_dir)
+        found = link_corpus(stage.corpus, graph, vectors, config.run.data_dir, given)
     stage.say(f"{graph_report(graph)}\n{found.describe()}")
     return {"knowledge": found}
 

@@ -296,7 +296,7 @@ def test_describe_names_key_default_and_meaning():
     text = describe(Top)
     assert "optim.rate (float, default 0.0001)\n    How fast." in text
     assert "needed (str, required)" in text
-    assert "limit (int | None, default None)" in text
+    assert "limit (int | null, default null)" in text
 
 
 class Phase(Section):

@@ -320,8 +320,9 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
         assert main(command) == 0
     script = tmp_path / "script.py"
     script.write_text(
-        "import json, sys\nfrom distill.__main__ import run\nfrom distill.config import load_config\n"
-        "for arguments in json.loads(sys.argv[1]):\n    assert run(load_config(arguments)) == 0\n"
+        "import json, sys\nfrom distill.__main__ import stages\nfrom distill.config import load_config\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    for stage in stages(load_config(arguments)):\n        assert stage.run() == 0\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -36,6 +36,7 @@ from bertillery.run.directory import RunDirectory
 from bertillery.run.stage import StageConfig
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Trainer
+from bertillery.run.views import Listing
 from distill.objectives import distilbert, minilm, tinybert
 from finetune.examples import TextExamples
 from finetune.predict import predict
@@ -111,7 +112,7 @@ def train(accelerator: Any, folder: Path, case: str, sharding: Any) -> Trainer:
     trainer = trainer_of(accelerator, folder, case, sharding)
     resumed = trainer.resume()
     tracking = TrackingSection(wandb="off")
-    tracker = Tracker(tracking, folder, name="a", config={}, is_main=is_main, resume_step=resumed or None)
+    tracker = Tracker(tracking, folder, listing=Listing("a"), config={}, is_main=is_main, resume_step=resumed or None)
     trainer.run(tracker)
     tracker.close()
     return trainer

@@ -264,7 +264,7 @@ def test_the_sweep_is_one_that_an_agent_can_start(folder: Path, tmp_path: Path, 
     sweep = yaml.safe_load((base / "sweep.yaml").read_text())
     assert sweep.keys() == {"name", "project", "program", "method", "metric", "run_cap", "parameters", "command"}
     assert (sweep["method"], sweep["run_cap"]) == ("random", 3)
-    assert sweep["metric"] == {"name": "held_out/accuracy", "goal": "maximize"}
+    assert sweep["metric"] == {"name": "score", "goal": "maximize"}
     assert sweep["parameters"] == {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
         "optim.warmup": {"distribution": "categorical", "values": ["10%", "2 steps"]},
@@ -283,7 +283,16 @@ def test_the_sweep_is_one_that_an_agent_can_start(folder: Path, tmp_path: Path, 
         macro = part.startswith("${") and part.endswith("}")
         command += filled[part[2:-1]] if macro else [part]
     environment = {**os.environ, "WANDB_RUN_ID": "abc123"}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    def said_in(place: Path) -> list[str]:
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    said = said_in(tmp_path)
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/python").symlink_to(program)
+    command[command.index(str(program))] = "no such interpreter"
+    assert said_in(folder) == said, "the project's own interpreter, where there is one"
     assert said[:2] == ["-m", "finetune"]
     config = load_config(said[2:])
     assert config.run.name == "classification_toy/encoder/search-1/sweep-abc123"

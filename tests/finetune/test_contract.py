@@ -26,6 +26,7 @@ from tests.finetune.texts import WORDS, write_encoder
 TASKS: dict[str, dict[str, Any]] = {
     **test_task_types.TASKS,
     "multilabel": {"labels": ["odd", "high"]},
+    "entity_typing": {"labels": ["odd", "high"]},
     "regression": {"range": [0, 3]},
     "translation": {},
 }
@@ -38,8 +39,10 @@ ON_ENCODERS = pytest.mark.parametrize(
 
 
 def own_labels(kind: str, value: int) -> Any:
+    several = [name for bit, name in enumerate(("odd", "high")) if value >> bit & 1]
     return {
-        "multilabel": [name for bit, name in enumerate(("odd", "high")) if value >> bit & 1],
+        "multilabel": several,
+        "entity_typing": several,
         "regression": value,
     }.get(kind, ("no", "yes")[value % 2])
 
@@ -50,7 +53,12 @@ def section_of(folder: Path, kind: str) -> TaskSection:
         name = write_data(folder, kind)
     else:
         name = "all.jsonl"
-        rows = [{"text": " ".join(WORDS[i : i + 3]), "label": own_labels(kind, i % 4)} for i in range(9)]
+        rows = []
+        for i in range(9):
+            first, second, third = WORDS[i : i + 3]
+            at = len(first) + 1
+            places = {"mention": [0, len(first)], "head": [0, len(first)], "tail": [at, at + len(second)]}
+            rows.append({"text": f"{first} {second} {third}", "label": own_labels(kind, i % 4), **places})
         (folder / name).write_text("\n".join(map(json.dumps, rows)))
     files = dict.fromkeys(("train", "validation", "test"), name)
     given = {"name": kind, "type": kind, "root": str(folder), "files": files, **TASKS.get(kind, OTHER)}

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from bertillery.config.section import InputError, validate
-from finetune.metrics import metric, scores
+from finetune.metrics import class_report, metric, scores
 from finetune.task import TaskSection, task_type_of, task_types
 
 METRICS_OF = {
@@ -22,6 +22,8 @@ SCIKIT = {
     "accuracy": sklearn.accuracy_score,
     "f1": lambda y, p: sklearn.f1_score(y, p, zero_division=0),
     "macro_f1": lambda y, p: sklearn.f1_score(y, p, average="macro", zero_division=0),
+    "precision": lambda y, p: sklearn.precision_score(y, p, zero_division=0),
+    "macro_recall": lambda y, p: sklearn.recall_score(y, p, average="macro", zero_division=0),
     "matthews_correlation": sklearn.matthews_corrcoef,
 }
 
@@ -62,6 +64,7 @@ def test_three_classes_equal_scikit_learn(name: str) -> None:
 def test_several_labels_equal_scikit_learn() -> None:
     predictions, labels = RNG.integers(0, 2, (2, 60, 4)).astype(np.float32)
     got = scores(METRICS_OF["multilabel"], predictions, labels)
+    assert "roc_auc" not in got, "it is of outputs"
     assert got["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, predictions))
     assert got["macro_f1"] == pytest.approx(sklearn.f1_score(labels, predictions, average="macro"))
 
@@ -98,8 +101,35 @@ def test_a_correlation_that_is_not_defined_is_zero_and_named(constant: np.ndarra
 def test_the_order_of_examples_does_not_matter(name: str) -> None:
     predictions, labels = RNG.integers(0, 2, (2, 99))
     order = RNG.permutation(99)
-    mixed = scores([name], predictions[order], labels[order])[name]
-    assert scores([name], predictions, labels)[name] == pytest.approx(mixed)
+    outputs = RNG.uniform(size=(99, 2))
+    mixed = scores([name], predictions[order], labels[order], outputs[order])[name]
+    assert scores([name], predictions, labels, outputs)[name] == pytest.approx(mixed)
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
+    """By hand, with ties; of one class of two it is that of the other, and of a constant it is a half."""
+    labels, outputs = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.5, 0.5, 0.7, 0.2])
+    both = np.stack([1 - outputs, outputs], 1)
+    assert scores(["roc_auc"], labels, labels, both) == {"roc_auc": pytest.approx((0.5 + 1 + 1 + 1 + 1 + 0) / 6)}
+    assert scores(["roc_auc"], labels, labels, np.full((5, 2), 0.5)) == {"roc_auc": 0.5}
+    assert scores(["roc_auc"], labels * 0, labels * 0, both) == {"roc_auc": 0.5}
+    classes, three = RNG.integers(0, 3, 60), RNG.dirichlet([1, 1, 1], 60)
+    wanted = sklearn.roc_auc_score(classes, three, multi_class="ovr", average="macro")
+    assert scores(["roc_auc"], classes, classes, three)["roc_auc"] == pytest.approx(wanted)
+    several, given = RNG.integers(0, 2, (60, 4)).astype(np.float32), RNG.uniform(size=(60, 4))
+    wanted = sklearn.roc_auc_score(several, given, average="macro")
+    assert scores(["roc_auc"], several, several, given)["roc_auc"] == pytest.approx(wanted)
+
+
+def test_a_report_by_class() -> None:
+    """By hand: of red 2 of 3 are found, and 1 of 3 found ones is wrong; blue is never there and never predicted."""
+    predictions, labels = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
+    head, red, green, blue, mean = class_report(predictions, labels, ["red", "green", "blue"])
+    assert head == ["class", "precision", "recall", "f1", "there"]
+    assert red == ["red", "66.67", "66.67", "66.67", "3"]
+    assert green == ["green", "50.00", "50.00", "50.00", "2"]
+    assert blue == ["blue", "0.00", "0.00", "0.00", "0"]
+    assert mean == ["mean", "38.89", "38.89", "38.89", "5"]
 
 
 def test_symmetries() -> None:
@@ -119,7 +149,7 @@ def test_symmetries() -> None:
 def test_what_cannot_be_scored() -> None:
     with pytest.raises(InputError, match=r"given 'f2'; there are: accuracy, f1, macro_f1, matthews_correlation"):
         metric("f2")
-    with pytest.raises(InputError, match="f1 is the F1 of class 1 of two"):
+    with pytest.raises(InputError, match="f1 is that of class 1 of two"):
         scores(["f1"], np.array([0, 2]), np.array([0, 1]))
     with pytest.raises(InputError, match="give one for each"):
         scores(["accuracy"], np.array([0, 1]), np.array([0]))

@@ -197,6 +197,13 @@ def test_sizes_have_their_number_of_parameters(name: str, count: int) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/pretrain").glob("gpt*.yaml")), ids=lambda path: path.stem)
+def test_every_position_is_trained(path: Path) -> None:
+    """What uses an export reads as much as it has positions for, and finds nothing in those that no step has seen."""
+    config = load_config([str(path)])
+    assert max(phase.sequence_length for phase in config.train.phases) == config.model.max_position_embeddings
+
+
 @pytest.mark.parametrize(
     ("layers", "width", "heads", "positions", "vocabulary", "count"),
     [

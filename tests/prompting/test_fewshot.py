@@ -14,6 +14,7 @@ from finetune.config import load_config
 from prompting.fewshot import evaluate, floors, main
 from prompting.items import FewshotTask, draw_shots, read_items
 from prompting.model import CausalModel
+from prompting.outcomes import results_table
 from prompting.scorer import Request, Scorer, perplexities
 from tests.finetune.tasks import write_encoder
 from tests.prompting.exports import write_causal
@@ -102,8 +103,17 @@ def test_partial_scoring_compares_what_follows(causal: CausalModel, tmp_path: Pa
 
 
 def test_examples_that_do_not_fit_are_left_out_and_counted(causal: CausalModel, tmp_path: Path) -> None:
-    outcome = evaluate(causal, items_of(write_rows(tmp_path)), 11, 1)
+    items = items_of(write_rows(tmp_path))
+    outcome = evaluate(causal, items, 11, 1)
     assert outcome.fewer == 12
+    assert not causal.tokenizer.deprecation_warnings, "transformers warned that a text is too long"
+    fitted = []
+    for number, item in enumerate(items.items):
+        drawn = draw_shots(items, number, 11, 1)
+        lengths = [max(len(causal.ids(a + b)) for a, b in items.pairs(item, drawn[11 - n :])) for n in range(12)]
+        fitted.append(max(n for n, length in enumerate(lengths) if length <= causal.positions))
+    assert outcome.left_out == sum(11 - n for n in fitted)
+    assert f"| 12 ({sum(fitted) / 12:.1f} of 11 did) |" in results_table("a", [outcome], {})
 
 
 def test_a_cloze_wants_every_token(causal: CausalModel, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_the_configuration_is_written_by_the_one_that_holds_the_run(tmp_path: Pa
         def start(self) -> Any:
             self.accelerator = Accelerator(cpu=True)
 
-        prepare = banner = current = result = show = ending = lambda *_: None
+        prepare = banner = current = result = show = draw = subject = ending = lambda *_: None
         _train = lambda *_: 0  # noqa: E731
 
     monkeypatch.setattr(bertillery.run.directory, "write_text", write)

@@ -10,6 +10,7 @@ import pytest
 
 from bertillery.config.section import validate
 from bertillery.run.tracking import Tracker, TrackingSection
+from bertillery.run.views import Listing, wandb_mode
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,9 @@ def _own_wandb(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 def tracker(folder: Path, wandb: str = "off", **options: Any) -> Tracker:
     section = validate(TrackingSection, {"wandb": wandb})
-    return Tracker(section, folder, **{"name": "test", "config": {"a": {"b": 1}}, "is_main": True, **options})
+    return Tracker(
+        section, folder, **{"listing": Listing("test"), "config": {"a": {"b": 1}}, "is_main": True, **options}
+    )
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -47,7 +50,7 @@ def test_rows_are_on_disk_at_once(tmp_path: Path):
         {"step": 1, "accuracy": 0.5},
     ]
     assert all(isinstance(row["time"], float) for row in written)
-    tracking.summary({"best": 1})
+    tracking.summary({"best": 1}, 1)
     tracking.image("plot", tmp_path / "none.png", 1)
     tracking.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -73,9 +76,9 @@ def test_offline_without_a_key_and_the_same_run_when_resumed(tmp_path: Path, mon
     for resume_step in (None, 2):
         tracking = tracker(tmp_path, "auto", resume_step=resume_step)
         assert tracking.mode == "offline"
-        assert tracking._run.id == (tmp_path / "wandb_id").read_text()
+        assert tracking._view.run.id == (tmp_path / "wandb_id").read_text()
         tracking.log(1 if resume_step is None else 3, {"loss": 1.0})
-        tracking.summary({"best": 1.0})
+        tracking.summary({"best": 1.0}, 1)
         tracking.close(preempted=resume_step is None)
     name = f"run-{(tmp_path / 'wandb_id').read_text()}.wandb"
     assert [file.name for file in (tmp_path / "wandb").glob("offline-run-*/*.wandb")] == [name, name]
@@ -92,12 +95,11 @@ def test_wanted_online_without_a_key_warns_and_goes_offline(tmp_path: Path, capl
 def test_an_unreachable_server_means_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("bertillery.run.tracking._INIT_SECONDS", 1)
+    monkeypatch.setattr("bertillery.run.views._INIT_SECONDS", 1)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     tracking = tracker(tmp_path, "auto")
     assert tracking.mode == "offline"
-    assert tracking._run is not None
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "bertillery.run.tracking"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "bertillery.run.views"]
     assert message.startswith("W&B does not work online, recording offline")
     tracking.log(1, {"loss": 1.0})
     tracking.close()
@@ -105,29 +107,25 @@ def test_an_unreachable_server_means_offline(
 
 
 def test_a_key_in_netrc_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from bertillery.run.tracking import _mode
-
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login user password " + "0" * 40 + "\n")
-    assert _mode("auto") == "offline"
+    assert wandb_mode("auto") == "offline"
     monkeypatch.setenv("NETRC", str(netrc))
-    assert _mode("auto") == "online"
+    assert wandb_mode("auto") == "online"
 
 
 @pytest.mark.parametrize(("variable", "mode"), [("disabled", "off"), ("offline", "offline")])
 def test_the_mode_of_the_environment_is_respected(monkeypatch: pytest.MonkeyPatch, variable: str, mode: str):
-    from bertillery.run.tracking import _mode
-
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", variable)
-    assert _mode("auto") == mode
-    assert _mode("online") == "online"
+    assert wandb_mode("auto") == mode
+    assert wandb_mode("online") == "online"
 
 
 def test_nothing_off_the_main_process(tmp_path: Path):
     tracking = tracker(tmp_path, "offline", is_main=False)
     tracking.log(1, {"loss": 1.0})
-    tracking.summary({})
+    tracking.summary({}, 1)
     tracking.image("plot", tmp_path / "none.png", 1)
     tracking.close()
     assert tracking.mode == "off"
@@ -135,7 +133,9 @@ def test_nothing_off_the_main_process(tmp_path: Path):
 
 
 class Broken:
-    """A W&B run in which everything fails."""
+    """A view in which everything fails."""
+
+    name = "W&B"
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError("out of order")
@@ -143,7 +143,7 @@ class Broken:
 
 def test_a_failure_of_wandb_is_reported_once_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     tracking = tracker(tmp_path)
-    tracking._run = Broken()
+    tracking._view = Broken()  # pyright: ignore
     tracking.log(1, {"loss": 1.0})
     tracking.log(2, {"loss": 1.0})
     tracking.close(preempted=True)

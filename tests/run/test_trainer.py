@@ -30,6 +30,7 @@ from bertillery.run.device import RunSection, start_accelerator
 from bertillery.run.directory import RunDirectory
 from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.trainer import Fit, Trainer
+from bertillery.run.views import Listing
 from tests.run.test_checkpoint import flip_a_bit
 
 SCORES = [0.1, 0.5, 0.4, 0.5, 0.3, 0.2]
@@ -109,7 +110,7 @@ def train(folder: Path, scores: list[float], **section: Any) -> tuple[Fit, Train
     trainer = trainer_of(folder, scores, **section)
     resumed = trainer.resume()
     tracking = TrackingSection(wandb="off")
-    tracker = Tracker(tracking, folder, name="a", config={}, is_main=True, resume_step=resumed or None)
+    tracker = Tracker(tracking, folder, listing=Listing("a"), config={}, is_main=True, resume_step=resumed or None)
     ended = trainer.run(tracker)
     tracker.close()
     return ended, trainer, tracker

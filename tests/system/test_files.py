@@ -16,6 +16,7 @@ from bertillery.config.section import validate
 from bertillery.models.export import export_model
 from bertillery.report.plot import figure, save
 from bertillery.run.tracking import Tracker, TrackingSection
+from bertillery.run.views import Listing
 from bertillery.system.files import write_text
 from experiments.glue import FILES, write_submission
 from finetune.report import write_predictions
@@ -41,7 +42,9 @@ def text(folder: Path) -> None:
 
 
 def metrics(folder: Path) -> None:
-    tracker = Tracker(validate(TrackingSection, {"wandb": "off"}), folder, name="a", config={}, is_main=True)
+    tracker = Tracker(
+        validate(TrackingSection, {"wandb": "off"}), folder, listing=Listing("a"), config={}, is_main=True
+    )
     for step in range(100):
         tracker.log(step, {"loss": 1.0})
 

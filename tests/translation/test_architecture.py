@@ -92,6 +92,20 @@ def test_parameters_of_the_configurations_that_are_shipped(name: str, more: tupl
     assert sum(each.numel() for each in model.parameters()) == total
 
 
+def test_two_vocabularies_have_two_tables() -> None:
+    """The target's is the output's, too; both are drawn alike, and begin a sequence with zeros."""
+    section = TransformerSection(encoder_layers=1, decoder_layers=1, hidden_size=64, num_attention_heads=4)
+    one, two = section.build(Vocabulary(600)), section.build(Vocabulary(600), Vocabulary(500))  # pyright: ignore[reportArgumentType]
+    assert sum(p.numel() for p in two.parameters()) - sum(p.numel() for p in one.parameters()) == 500 * 64
+    decoder: Any = two.get_decoder()
+    for table, rows in ((two.get_input_embeddings(), 600), (decoder.embed_tokens, 500)):
+        weight: Any = table.weight  # pyright: ignore[reportAttributeAccessIssue]
+        assert weight.shape == (rows, 64)
+        assert weight[1:].std().item() == pytest.approx(1 / 8, rel=0.05)
+        assert not weight[0].any()
+    assert two.get_output_embeddings().weight is decoder.embed_tokens.weight  # pyright: ignore[reportOptionalMemberAccess]
+
+
 def test_sinusoids() -> None:
     """Vaswani et al. 2017, section 3.5, with sines and cosines in halves: positions 0 and 1 of width 512."""
     section = TransformerSection(encoder_layers=1, decoder_layers=1, max_position_embeddings=4)

@@ -65,6 +65,10 @@ def test_a_tokenizer_of_another_script_is_refused(tmp_path) -> None:
     check_alphabet(unigram, ENGLISH, "en", "tokenizer.path")
     with pytest.raises(ConfigError, match=r"tokenizer.path: .*% of the pieces of ko are unknown.*lacks 간"):
         check_alphabet(unigram, ["나는 학교에 간다"] * 3, "ko", "tokenizer.path")
+    of_bytes = train_vocabulary([*ENGLISH] * 30 + words(), VocabularySection(vocab_size=320))
+    check_alphabet(of_bytes, [*ENGLISH, *GERMAN], "de", "model.from")  # a few umlauts are two pieces
+    with pytest.raises(ConfigError, match=r"model.from: .*% of the pieces of ko are parts of characters.*lacks 간"):
+        check_alphabet(of_bytes, ["나는 학교에 간다"] * 3, "ko", "model.from")
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path) -> None:

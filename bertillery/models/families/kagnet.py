@@ -246,6 +246,7 @@ class KagnetOver:
 
     def _around(self, encoder: PreTrainedModel) -> KagnetForMultipleChoice:
         number, width = self.concepts.shape
+        encoder.config._name_or_path = ""  # a place of this machine, which no export names
         attention: Any = {"attn_implementation": encoder.config._attn_implementation}  # else it is replaced
         config = KagnetConfig(
             text_config=encoder.config,

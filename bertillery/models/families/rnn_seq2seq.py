@@ -239,7 +239,8 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not config.share_encoder_decoder_embeddings:
             size = config.decoder_vocab_size or size
             self.target_embeddings = nn.Embedding(size, config.embedding_size)
-            self._tied_weights_keys = {"lm_head.weight": "target_embeddings.weight"}
+            own: Any = self  # of the instance, as in Marian
+            own._tied_weights_keys = {"lm_head.weight": "target_embeddings.weight"}
         self.lm_head = nn.Linear(config.embedding_size, size, bias=False)
         self.post_init()
 
