@@ -185,7 +185,8 @@ class Scored(HeldOut):
         """The same, and of the metrics, of all splits, the higher ones."""
         prefixes = ["" if source is self._source else f"{name}/" for name, source, _ in self._splits]
         names = [f"{prefix}{metric}" for prefix in prefixes for metric in self._task_type.section.metrics]
-        return super().better() | dict.fromkeys(names, "higher")
+        higher: dict[str, Literal["lower", "higher"]] = dict.fromkeys(names, "higher")
+        return super().better() | higher
 
     def evaluate(self, accelerator: Accelerator, objective: nn.Module) -> dict[str, float]:
         """Loss and metrics; those of further splits are called ``<split>/<name>``."""
