@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from bertillery.config.section import ConfigError, describe, validate
 from bertillery.models.load import load
+from finetune.metrics import RANKING
 from finetune.predict import predict
 from finetune.splits import read_task
 from finetune.task import TaskSection, run_of, task_type_of, task_types
@@ -105,13 +106,15 @@ def test_rows_model_metrics_baselines_and_predictions_answer(kind: str, tmp_path
     predictions = task_type.decide(outputs, examples, rows["index"])
     predicted = Predicted(split, outputs, predictions)
     assert len(predictions) == split.num_examples
-    found = task_type.scores(predictions, predicted.labels)
+    found = task_type.scores(predictions, predicted.labels, outputs)
     assert list(found) == section.metrics
+    of_predictions = [name for name in section.metrics if name not in RANKING]
+    assert list(task_type.scores(predictions, predicted.labels)) == of_predictions
     chosen = task_type.choose(predicted)
     assert all(isinstance(value, float) for value in {**found, **chosen}.values())
     baselines = task_type.baselines(task, "validation")
     assert len(baselines) >= 2
-    assert all(list(values) == section.metrics for values in baselines.values())
+    assert all(list(values) == of_predictions for values in baselines.values())
     distances = task_type.distances(predicted)
     assert distances.shape == (split.num_examples,)
     assert (distances >= 0).all()
