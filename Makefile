@@ -112,7 +112,7 @@ help: ## list the targets
 	@echo
 	@echo "CONFIG=<name in configs/pretrain or a .yaml>  DATA='<files, folders, globs, hub:owner/name>'  ARGS='key.sub=value ...'"
 	@echo "TASK=<name in configs/finetune or a .yaml>  TASKS=<names, with commas>  MODEL=<directory or Hub id>  SEEDS=<n>  TRIALS=<n>"
-	@echo "REPO=<owner/name on the Hub>"
+	@echo "REPO=<owner/name on the Hub>  RUN=<folder of a run>"
 	@echo "PROMPT='a text to continue'  TEXT='a sentence'  PAIR='a second text'  RUNS='<folders>'  SHOTS=<numbers of worked examples, with commas>"
 	@echo "HUB=1 (models and data may come from the Hub)  GLUE_DIR=<folder of CoLA, SST-2, ...> (GLUE's data from there)"
 	@echo "TEACHER=<directory or Hub id>  STUDENT=<directory or Hub id>  STUDENTS='<directories>'"

@@ -230,8 +230,12 @@ class Finetuning(Stage):
     def subject(self) -> tuple[str, str]:
         """The task, and the model: what runs of other seeds share."""
         path = Path(self.name)
-        model = path.parts[1] if len(path.parts) > 2 else model_name(self.config.model.from_)
-        return self.config.task.name, model
+        return self.config.task.name, path.parts[1] if len(path.parts) > 2 else self.model_name
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called in the folders of runs."""
+        return model_name(self.config.model.from_)
 
     def banner(self, trainer: Trainer) -> str:
         """Model, recipe and one example."""

@@ -160,9 +160,11 @@ class TranslationConfig(FinetuneConfig):
             raise ConfigError(f"recipe: given {values['recipe']!r}; recipes are for encoders: leave the key out")
         values["recipe"] = "none"
         config = validate(cls, values, sources)
-        section = config.model
-        name = section.name or (model_name(section.from_) if isinstance(section, ExistingSection) else "model")
-        return config.named(f"{config.task.name}/{name}/seed-{config.run.seed}")
+        return config.named(f"{config.task.name}/{_called(config.model)}/seed-{config.run.seed}")
+
+
+def _called(section: Any) -> str:
+    return section.name or (model_name(section.from_) if isinstance(section, ExistingSection) else "model")
 
 
 class Translating(Finetuning):
@@ -171,6 +173,11 @@ class Translating(Finetuning):
     config: TranslationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     job = "translate"
+
+    @property
+    def model_name(self) -> str:
+        """The name of the configuration, or of the model that is trained further."""
+        return _called(self.config.model)
 
     def models(self) -> dict[str, Fingerprint]:
         """Of the model that is trained further, if there is one."""

@@ -8,12 +8,11 @@ from statistics import mean, median, stdev
 
 from pydantic import BaseModel, ConfigDict
 
-from bertillery.config.section import CONFIGS
 from bertillery.system.records import read_yaml
 from pages.blocks import Table
 from pages.runs import Run
 
-PUBLISHED = CONFIGS / "published.yaml"
+PUBLISHED = Path(__file__).parent / "published.yaml"
 """Scores that others published."""
 _SCORE = 100.0
 

@@ -429,7 +429,9 @@ def test_a_task_type_is_one_file(tmp_path: Path, encoder: Path, capsys: pytest.C
 
 def test_a_type_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
     task = {"name": "own", "type": "spam", "metrics": "accuracy", "files": {"train": "a.csv"}}
-    with pytest.raises(ConfigError, match="type: given 'spam': there are: choice, classification, graph_choice, multi"):
+    with pytest.raises(
+        ConfigError, match="type: given 'spam': there are: choice, classification, entity_typing, graph_choice, multi"
+    ):
         validate(TaskSection, task)
 
 

@@ -81,7 +81,7 @@ def test_sizes_are_those_of_the_weights_and_the_resolved_configuration_says_so(t
     assert validate(type(config), yaml.safe_load(text)) == config
     (tmp_path / "resolved.yaml").write_text(text)
     assert dump(load_config([str(tmp_path / "resolved.yaml")])) == text
-    assert "model.from (str | None, default None)" in describe(PretrainConfig)
+    assert "model.from (str | null, default null)" in describe(PretrainConfig)
     model = start(path)[0].exported()
     assert (model.config.layer_norm_eps, model.bert.embeddings.LayerNorm.eps) == (1e-5, 1e-5)
 
