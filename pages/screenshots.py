@@ -12,6 +12,8 @@ if __name__ == "__main__":
 
     begin()
 
+import importlib
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,9 +90,7 @@ def address(page: str) -> str:
 
 def missing() -> str | None:
     """What a browser lacks here, or None."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("playwright") is None:
         return "the package playwright is not installed: pip install -e '.[browser]'"
     return None if _program() else f"there is no browser ({', '.join(_BROWSERS)}): apt-get install chromium"
 
@@ -104,9 +104,8 @@ def browser() -> Iterator[Any]:
     """A headless browser with an empty profile; ``InputError`` where there is none."""
     if why := missing():
         raise InputError(f"screenshots: {why}")
-    from playwright.sync_api import sync_playwright
-
-    with TemporaryDirectory() as profile, sync_playwright() as playwright:
+    start = importlib.import_module("playwright.sync_api").sync_playwright
+    with TemporaryDirectory() as profile, start() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile, executable_path=_program(), headless=True, args=list(_FLAGS)
         )
