@@ -25,7 +25,7 @@ from finetune.examples import Examples, TextExamples
 from finetune.predict import Predictor
 from finetune.splits import Split
 from finetune.task import TaskSection, Words
-from finetune.task_types.base import VectorType
+from finetune.task_types.base import Reading, VectorType
 from knowledge.given import Mention, first_tokens, read_mentions, unknown_entity
 from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
 from knowledge.linked import link_texts, linker_of
@@ -175,18 +175,9 @@ class MentionType(VectorType):
             made.add_tokens(AddedToken(marker, normalized=False))
         return tokenizer
 
-    def examples(
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
-    ) -> Examples:
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> Examples:
         """One sequence each; what is too long loses its end."""
-        return MentionExamples(self, split, tokenizer, max_length=max_length, seed=seed)
+        return MentionExamples(self, split, tokenizer, max_length=how.max_length, seed=how.seed)
 
     def objective(self, model: PreTrainedModel) -> Predictor:
         """The type's own. Raises ``ConfigError`` for a model with the entities of another graph."""

@@ -53,6 +53,16 @@ logits = model(**both).logits.sum(0)
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a split becomes sequences: the arguments of :meth:`TaskType.examples`."""
+
+    max_length: int
+    seed: int
+    training: bool
+    both_orders: bool
+
+
+@dataclass(frozen=True)
 class Predicted:
     """A whole split with its predictions."""
 
@@ -155,7 +165,6 @@ class TaskType(ABC):
         """Shares of the labels, in the order of their ids."""
         return ", ".join(f"{name} {share:.1%}" for name, share in zip(self.section.labels, shares, strict=True))
 
-    @abstractmethod
     def examples(
         self,
         split: Split,
@@ -168,6 +177,11 @@ class TaskType(ABC):
     ) -> Examples:
         """The split as sequences of at most ``max_length`` tokens. To be predicted: an example for each of the split's,
         in its order. With ``training``, the examples to train on, with ``both_orders`` every pair in both orders."""
+        return self._examples(split, tokenizer, Reading(max_length, seed, training, both_orders))
+
+    @abstractmethod
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> Examples:
+        """See :meth:`examples`."""
 
     # The model.
 
@@ -366,20 +380,17 @@ class VectorType(TaskType):
         """Where the labels are the same, and as many of them hold at once."""
         return super().labels_fit(config) and problem_of(config) == self.problem
 
-    def examples(
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
-    ) -> Examples:
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> Examples:
         """One sequence each; where it is too long, the texts are cut as BERT's ``run_classifier.py`` does."""
-        texts, both = split.texts, training and both_orders
+        texts, both = split.texts, how.training and how.both_orders
         return TextExamples(
-            texts, split.labels, tokenizer, max_length=max_length, seed=seed, both_orders=both, orders=self.orders
+            texts,
+            split.labels,
+            tokenizer,
+            max_length=how.max_length,
+            seed=how.seed,
+            both_orders=both,
+            orders=self.orders,
         )
 
     def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from finetune.sources import Source
 from finetune.splits import Split
 from finetune.task import TaskSection, Words
 from finetune.task_types import classification
-from finetune.task_types.base import Predicted
+from finetune.task_types.base import Predicted, Reading
 
 
 class Config(TaskSection):
@@ -191,18 +191,9 @@ class Type(classification.Type):
         """Always: it is one score."""
         return True
 
-    def examples(
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
-    ) -> Examples:
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> Examples:
         """As many sequences as there are choices for each question; a step's batch size counts questions."""
-        return ChoiceExamples(split, tokenizer, max_length=max_length, seed=seed)
+        return ChoiceExamples(split, tokenizer, max_length=how.max_length, seed=how.seed)
 
     def decide(self, outputs: np.ndarray, examples: Examples, index: np.ndarray) -> np.ndarray:
         """The most probable choice."""

@@ -35,7 +35,7 @@ from bertillery.system.records import read_json
 from finetune.record import Record
 from finetune.splits import Split
 from finetune.task_types import choice
-from finetune.task_types.base import Predicted
+from finetune.task_types.base import Predicted, Reading
 from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
 from knowledge.paths import PathFinder
 from knowledge.schema import SchemaTable, prepare_schema
@@ -237,18 +237,9 @@ class Type(choice.Type):
         questions, choices = split.texts
         return prepare_schema(self.graph, self.finder, questions, choices, self.data_dir)
 
-    def examples(
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
-    ) -> GraphChoiceExamples:
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> GraphChoiceExamples:
         """Those of ``choice`` with their graphs."""
-        return GraphChoiceExamples(split, tokenizer, self.table(split), max_length=max_length, seed=seed)
+        return GraphChoiceExamples(split, tokenizer, self.table(split), max_length=how.max_length, seed=how.seed)
 
     def guesses(self, train: Split, held_out: Split) -> dict[str, np.ndarray]:
         """Those of ``choice``, and ``graph counts``: the choice (N,) with the most links of one edge and of two, which

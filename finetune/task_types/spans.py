@@ -52,7 +52,7 @@ from finetune.splits import Split
 from finetune.task import TaskSection
 from finetune.task_types import answers
 from finetune.task_types.answers import Answer, Prediction
-from finetune.task_types.base import Predicted, TaskType
+from finetune.task_types.base import Predicted, Reading, TaskType
 
 logger = logging.getLogger(__name__)
 _QUESTIONS = ("what", "who", "when", "where", "which", "how", "why")
@@ -477,16 +477,7 @@ class Type(TaskType):
         model.config.beam_size = self.spans.n_best
         return JointObjective(model)
 
-    def examples(
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
-    ) -> Examples:
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> Examples:
         """Windows to be trained on, or questions with all their windows.
 
         Epochs and the batch size count windows; the original counts questions where it computes the number of steps,
@@ -497,7 +488,9 @@ class Type(TaskType):
                 f"task.spans.head: {self.spans.head} knows the context by its token type, 1, which this model's "
                 "tokenizer does not give; give task.spans.head=independent"
             )
-        examples = QuestionExamples(split, tokenizer, self.spans, max_length=max_length, seed=seed, training=training)
+        examples = QuestionExamples(
+            split, tokenizer, self.spans, max_length=how.max_length, seed=how.seed, training=how.training
+        )
         if examples.unplaced:
             logger.warning(
                 "%s %s: %d answers hold nothing that the tokenizer keeps; they count as none",

@@ -33,7 +33,7 @@ from finetune.predict import Predictor
 from finetune.rows import as_text, class_id_reader, objects
 from finetune.sources import Source
 from finetune.splits import Split
-from finetune.task_types.base import Predicted, TaskType, label_names, nine_digits
+from finetune.task_types.base import Predicted, Reading, TaskType, label_names, nine_digits
 from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 
 logger = logging.getLogger(__name__)
@@ -204,22 +204,13 @@ class Type(TaskType):
         """Names of the tags."""
         return {"num_labels": len(self.section.labels)} | label_names(self.section.labels)
 
-    def examples(
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
-    ) -> Examples:
+    def _examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading) -> Examples:
         """A sequence for each sentence; words that do not fit are counted in a warning, and predicted as O."""
-        examples = SentenceExamples(split, tokenizer, max_length=max_length, seed=seed)
+        examples = SentenceExamples(split, tokenizer, max_length=how.max_length, seed=how.seed)
         if examples.lost:
             logger.warning(
                 "%s %s: %d sentences are longer than %d tokens: %d words at their ends are cut off and predicted as O",
-                self.section.name, split.name, examples.num_cut, max_length, examples.lost,
+                self.section.name, split.name, examples.num_cut, how.max_length, examples.lost,
             )  # fmt: skip
         return examples
 

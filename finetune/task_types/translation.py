@@ -21,7 +21,7 @@ from finetune.rows import as_text, objects
 from finetune.sources import Source
 from finetune.splits import Split
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, TaskType
+from finetune.task_types.base import Predicted, Reading, TaskType
 from finetune.translating import Translating, TranslationConfig
 from translation.examples import TranslationExamples
 from translation.lengths import by_length, draw, group_scores, mean_lengths
@@ -143,25 +143,18 @@ class Type(TaskType):
         """Words of a reference."""
         return f"{np.mean([len(text.split()) for text in labels]):.1f} words a reference"
 
-    def examples(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        split: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        seed: int,
-        training: bool = False,
-        both_orders: bool = False,
+    def _examples(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, split: Split, tokenizer: PreTrainedTokenizerBase, how: Reading
     ) -> TranslationExamples:
-        """Pairs of sentences; ``both_orders`` has no meaning here."""
+        """Pairs of sentences; an order of the two has no meaning here."""
         (texts,) = split.texts
         found = TranslationExamples(
             texts, None if split.labels is None else [*split.labels], tokenizer, self.target_tokenizer,
-            max_length=max_length, seed=seed, drop=training,
+            max_length=how.max_length, seed=how.seed, drop=how.training,
         )  # fmt: skip
-        if training and found.num_cut and self.section.too_long == "fail":
+        if how.training and found.num_cut and self.section.too_long == "fail":
             raise InputError(
-                f"{self.section.name} {split.name}: {found.num_cut:,} pairs have more than {max_length} tokens on a "
+                f"{self.section.name} {split.name}: {found.num_cut:,} pairs have more than {how.max_length} tokens on a "
                 "side; give a larger train.phases.0.sequence_length, or task.too_long=drop to leave them out"
             )
         return found
