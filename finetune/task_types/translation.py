@@ -154,8 +154,8 @@ class Type(TaskType):
         )  # fmt: skip
         if how.training and found.num_cut and self.section.too_long == "fail":
             raise InputError(
-                f"{self.section.name} {split.name}: {found.num_cut:,} pairs have more than {how.max_length} tokens on a "
-                "side; give a larger train.phases.0.sequence_length, or task.too_long=drop to leave them out"
+                f"{self.section.name} {split.name}: {found.num_cut:,} pairs have more than {how.max_length} tokens on "
+                "a side; give a larger train.phases.0.sequence_length, or task.too_long=drop to leave them out"
             )
         return found
 
