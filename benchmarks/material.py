@@ -18,7 +18,7 @@ from bertillery.config.section import read_values, validate
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection
-from finetune.splits import Split, read_task
+from finetune.data.splits import Split, read_task
 from finetune.task import TaskSection
 from pretrain.pairs import Tokens
 from tests.corpora import random_tokens, tiny_tokenizer

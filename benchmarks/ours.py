@@ -20,7 +20,7 @@ from bertillery.engine.loader import Cursor, StepData, shares
 from bertillery.engine.loop import training_steps
 from bertillery.engine.objective import Objective, objective_module, sampled
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.models.dropout import prepare_dropout
+from bertillery.models.layers.dropout import prepare_dropout
 from bertillery.run.device import RunSection, start_accelerator
 from distill.corpus import Part
 from distill.student import StudentSection, build_student

@@ -23,9 +23,9 @@ from bertillery.run.stage import beside
 from bertillery.system.files import check_writable, write_text
 from deploy.predict import found_files
 from deploy.trained import ALONE, Trained, UseSection, read_use
+from finetune.data.sources import glue_dir_from_environment
+from finetune.data.splits import Task, read_task, report
 from finetune.report import classes_table, findings, hardest_examples, results_table, scored, write_predictions
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import Task, read_task, report
 
 
 def main(arguments: Sequence[str]) -> int:

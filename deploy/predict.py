@@ -26,9 +26,9 @@ from bertillery.data.files import distinct, format_of, matching, open_parquet
 from bertillery.run.command import tool
 from deploy.rows import FORMATS, Columns, row_writer, schema_of, settled
 from deploy.trained import ALONE, Trained, UseSection, read_use
-from finetune.rows import unlabelled
-from finetune.sources import Source
-from finetune.splits import read_unlabelled, unusable
+from finetune.data.rows import unlabelled
+from finetune.data.sources import Source
+from finetune.data.splits import read_unlabelled, unusable
 from finetune.task_types.base import Predicted
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from bertillery.models.encoders import ANY, longest_sequence
 from bertillery.models.load import read_config
 from bertillery.run.device import RunSection, start_accelerator
 from finetune.config import beside_yaml, model_name
+from finetune.data.splits import Split
 from finetune.predict import predict
 from finetune.record import Record, read_record
-from finetune.splits import Split
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted, TaskType
 

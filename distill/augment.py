@@ -36,7 +36,7 @@ from bertillery.system.files import tidy, write_text
 from bertillery.system.lock import locked
 from bertillery.system.records import checked
 from distill.candidates import STOP_WORDS, Candidates, Words, fingerprint
-from finetune.splits import Split
+from finetune.data.splits import Split
 from finetune.task import TaskSection
 
 SERVED = ("classification", "multilabel", "regression")

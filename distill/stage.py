@@ -36,10 +36,10 @@ from distill.config import TaskAgnosticConfig, TaskConfig, method_of
 from distill.corpus import Part
 from distill.student import build_student
 from distill.teacher import Teacher
+from finetune.data.sources import glue_dir_from_environment
+from finetune.data.splits import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.examples import Examples
 from finetune.predict import Predictor
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
 from finetune.stage import Finetuning
 from finetune.task import task_type_of
 from pretrain.examples import DocumentSource, show_example

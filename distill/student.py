@@ -21,9 +21,9 @@ from transformers import (
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth, Dropout, Width
-from bertillery.models.attention import NAME
-from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import family, intermediate_size, longest_sequence
+from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.dropout import prepare_dropout
 from pretrain.model import initialize
 
 

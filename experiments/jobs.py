@@ -24,8 +24,8 @@ from bertillery.system.entry import PARENT, StoppedError, StopSignal
 from bertillery.system.environment import num_cores
 from distill.stage import TaskAgnostic, TaskSpecific
 from finetune.config import FinetuneConfig
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import read_task, row_inputs
+from finetune.data.sources import glue_dir_from_environment
+from finetune.data.splits import read_task, row_inputs
 from finetune.stage import Finetuning, finetuning
 from finetune.task import TaskSection
 from pretrain.stage import Pretraining

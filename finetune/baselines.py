@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.splits import Split
+from finetune.data.splits import Split
 
 _LARGEST = 100_000
 """Examples to fit a baseline to; the first ones."""

@@ -26,8 +26,8 @@ from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
 from bertillery.run.lineage import model_name
 from bertillery.run.stage import StageConfig
+from finetune.data.sources import resolve
 from finetune.recipe import choose_recipe, known_recipe, recipe_values
-from finetune.sources import resolve
 from finetune.task import TaskSection, run_of
 
 

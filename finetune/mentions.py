@@ -21,9 +21,9 @@ from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Entities
 from bertillery.models.encoders import family
 from bertillery.run.inputs import Fingerprint
+from finetune.data.splits import Split
 from finetune.examples import Examples, TextExamples
 from finetune.predict import Predictor
-from finetune.splits import Split
 from finetune.task import TaskSection, Words
 from finetune.task_types.base import Reading, VectorType
 from knowledge.given import Mention, first_tokens, read_mentions, unknown_entity

@@ -24,9 +24,9 @@ from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.evaluate import HeldOut, Sums
 from bertillery.engine.loader import shares
 from bertillery.engine.objective import Objective, Term
-from bertillery.models.chunks import LOGITS, in_chunks
 from bertillery.models.encoders import sequence_logits
 from bertillery.models.flops import encoder_flops
+from bertillery.models.layers.chunks import LOGITS, in_chunks
 from finetune.examples import Examples
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from bertillery.report.table import escaped, markdown_table, write_tsv
 from bertillery.system.files import publish, remove, writing
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig
+from finetune.data.splits import Split
 from finetune.examples import Examples
-from finetune.splits import Split
 from finetune.task_types.base import Predicted, TaskType
 
 

@@ -28,6 +28,8 @@ from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
 from bertillery.system.files import write_text
 from finetune.config import FinetuneConfig
+from finetune.data.sources import glue_dir_from_environment
+from finetune.data.splits import current_rows, documentation_input, read_task, report, row_inputs
 from finetune.examples import Examples
 from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
@@ -45,8 +47,6 @@ from finetune.report import (
     table_rows,
     write_predictions,
 )
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import current_rows, documentation_input, read_task, report, row_inputs
 from finetune.task import run_of, task_type_of
 from finetune.task_types.base import Predicted
 

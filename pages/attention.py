@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bertillery.models.attention import Recorded
+from bertillery.models.layers.attention import Recorded
 from pages.blocks import Block, Head, Heads, Paragraph
 
 MOST = 64

@@ -34,9 +34,9 @@ from transformers import (
 from bertillery.config.section import InputError, read_values, validate
 from bertillery.config.section import Section as Keys
 from bertillery.engine.batch import pack_stream
-from bertillery.models.attention import Recorded
 from bertillery.models.encoders import ONE_STREAM, encode, family
 from bertillery.models.joint_spans import joint_head
+from bertillery.models.layers.attention import Recorded
 from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
 from bertillery.report.card import shortened
 from bertillery.run.command import as_yaml, tool

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
-from bertillery.models.chunks import word_sums
-from bertillery.models.dropout import prepare_dropout
 from bertillery.models.flops import encoder_flops, head_flops
+from bertillery.models.layers.chunks import word_sums
+from bertillery.models.layers.dropout import prepare_dropout
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import PairLabel
 

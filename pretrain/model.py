@@ -11,8 +11,8 @@ from transformers.activations import ACT2FN
 
 from bertillery.config.section import Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Tokens, Width
-from bertillery.models.attention import NAME
 from bertillery.models.init import truncated_normal_
+from bertillery.models.layers.attention import NAME
 from bertillery.models.load import vocabulary_size
 
 C = TypeVar("C", bound=PreTrainedConfig)

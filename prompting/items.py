@@ -18,8 +18,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 from bertillery.config.section import InputError, Section
 from bertillery.config.types import Count
 from bertillery.data.tables import Table, read_table
-from finetune.sources import glue_dir_from_environment
-from finetune.splits import Split, Task, read_task
+from finetune.data.sources import glue_dir_from_environment
+from finetune.data.splits import Split, Task, read_task
 from finetune.task import TaskSection
 
 _GAP = re.compile(r"\{(\w+)\}")

@@ -11,8 +11,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from bertillery.config.section import InputError
-from bertillery.models.attention import NAME as PACKED
 from bertillery.models.encoders import longest_sequence
+from bertillery.models.layers.attention import NAME as PACKED
 from bertillery.models.load import check_vocabulary, load, load_tokenizer
 
 

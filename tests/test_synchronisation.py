@@ -17,8 +17,8 @@ from bertillery.engine.loader import Phase, Steps
 from bertillery.engine.loop import share_of_loss, training_steps
 from bertillery.engine.objective import Objective, objective_module
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.models.attention import NAME
 from bertillery.models.joint_spans import HEADS, JointSpans
+from bertillery.models.layers.attention import NAME
 from distill.objectives import distilbert, minilm, tinybert
 from distill.teacher import Teacher
 from finetune.task_types.spans import JointObjective

@@ -20,8 +20,8 @@ from transformers import (
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth, Dropout, Epsilon, Name, Tokens, Width
-from bertillery.models.attention import NAME
 from bertillery.models.families.rnn_seq2seq import RnnSeq2SeqConfig, RnnSeq2SeqForConditionalGeneration
+from bertillery.models.layers.attention import NAME
 from bertillery.models.load import load_encoder_decoder, vocabulary_size
 
 

@@ -15,7 +15,7 @@ from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Count, Share
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
-from bertillery.models.chunks import LOGITS, in_chunks
+from bertillery.models.layers.chunks import LOGITS, in_chunks
 from bertillery.models.seq2seq import encoder_decoder
 from translation.search import DecodeSection, search
 from translation.teacher_forcing import TeacherForcingSection

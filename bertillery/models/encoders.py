@@ -21,8 +21,8 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Stream
-from bertillery.models.attention import NAME, Recorded
-from bertillery.models.dropout import dropout
+from bertillery.models.layers.attention import NAME, Recorded
+from bertillery.models.layers.dropout import dropout
 
 Role = Literal["encoder", "decoder", "encoder-decoder"]
 """What a model computes: states of tokens that all see each other; of tokens that see earlier ones; or of a target that

@@ -25,8 +25,6 @@ from transformers.models.marian.modeling_marian import MarianSinusoidalPositiona
 from transformers.models.pegasus.modeling_pegasus import PegasusSinusoidalPositionalEmbedding
 
 from bertillery.config.section import ConfigError, InputError
-from bertillery.models.attention import NAME
-from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import Role, family
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.folder import (
@@ -41,6 +39,8 @@ from bertillery.models.folder import (
     sentence_pooling,
 )
 from bertillery.models.joint_spans import joint_head
+from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.dropout import prepare_dropout
 
 FIRST = Path("runs/pretrain/bert_docs/export")
 """What ``make pretrain`` leaves; other targets take it where no ``MODEL`` is given."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.layout import PackingLayout
-from bertillery.models.attention import Recorded, padded_buckets
+from bertillery.models.layers.attention import Recorded, padded_buckets
 
 
 def real_cells(layout: PackingLayout) -> list[Tensor]:

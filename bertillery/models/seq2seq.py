@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from bertillery.engine.batch import Stream
 from bertillery.engine.layout import CrossLayout
-from bertillery.models.attention import NAME
-from bertillery.models.dropout import dropout
+from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.dropout import dropout
 
 
 class EncoderDecoder(Protocol):

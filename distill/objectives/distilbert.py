@@ -24,9 +24,9 @@ from bertillery.config.types import Factor, Share, Weight
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Term
 from bertillery.engine.rng import key, uniform
-from bertillery.models.chunks import in_chunks, word_sums
 from bertillery.models.encoders import encode, mlm_logits
 from bertillery.models.flops import encoder_flops, head_flops
+from bertillery.models.layers.chunks import in_chunks, word_sums
 from bertillery.models.load import vocabulary_size
 from distill.corpus import Part, unmasked
 from distill.soft_targets import Imitation

@@ -19,9 +19,9 @@ from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth, Width
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
-from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
 from bertillery.models.flops import encoder_flops
+from bertillery.models.layers.attention import Recorded
 from bertillery.models.relations import real_cells, relations
 from distill.corpus import Part, unmasked
 from distill.teacher import Taught, Teacher

@@ -25,9 +25,9 @@ from bertillery.config.types import Depth
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.layout import PackingLayout
 from bertillery.engine.objective import Term
-from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
 from bertillery.models.flops import encoder_flops
+from bertillery.models.layers.attention import Recorded
 from bertillery.models.relations import attention_scores, real_cells
 from distill.corpus import Part, unmasked
 from distill.soft_targets import Imitation

@@ -32,13 +32,13 @@ from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_
 from bertillery.report.table import read_tsv
 from bertillery.run.inputs import Fingerprint
 from finetune.baselines import bag_of_words
+from finetune.data.rows import as_text, class_id_reader
+from finetune.data.sources import Source
+from finetune.data.splits import Split, Task
 from finetune.examples import Examples, TextExamples
 from finetune.metrics import all_alike, diverged, scores
 from finetune.predict import Predictor
 from finetune.record import Record
-from finetune.rows import as_text, class_id_reader
-from finetune.sources import Source
-from finetune.splits import Split, Task
 from finetune.task import TaskSection
 
 _ADD_ORDERS = """\

@@ -21,11 +21,11 @@ from bertillery.engine.objective import Term
 from bertillery.models.encoders import choice_logits
 from bertillery.models.frame import template
 from bertillery.models.heads import best_within, log_softmax_within
+from finetune.data.rows import as_text, class_id_reader
+from finetune.data.sources import Source
+from finetune.data.splits import Split
 from finetune.examples import Examples, Sequences, truncated
 from finetune.predict import Predictor
-from finetune.rows import as_text, class_id_reader
-from finetune.sources import Source
-from finetune.splits import Split
 from finetune.task import TaskSection, Words
 from finetune.task_types import classification
 from finetune.task_types.base import Predicted, Reading

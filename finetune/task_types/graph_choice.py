@@ -21,19 +21,19 @@ from bertillery.config.section import InputError, Section
 from bertillery.config.types import Count, Probability
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
-from bertillery.models.attention import NAME
 from bertillery.models.encoders import encode
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.families.kagnet import KagnetForMultipleChoice, KagnetOver, SchemaGraphs, Scored
 from bertillery.models.flops import encoder_flops
 from bertillery.models.folder import file_of, reading, safely
 from bertillery.models.heads import best_within
+from bertillery.models.layers.attention import NAME
 from bertillery.models.load import check_vocabulary, load_tokenizer
 from bertillery.report.plot import plot_paths
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.system.records import read_json
+from finetune.data.splits import Split
 from finetune.record import Record
-from finetune.splits import Split
 from finetune.task_types import choice
 from finetune.task_types.base import Predicted, Reading
 from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
+from finetune.data.rows import class_id_reader
+from finetune.data.sources import Source
 from finetune.metrics import class_report
 from finetune.predict import Predictor
-from finetune.rows import class_id_reader
-from finetune.sources import Source
 from finetune.task_types.base import Predicted, VectorType
 from finetune.task_types.class_weights import WeightedSection, weights_of_labels
 

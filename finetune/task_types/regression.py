@@ -14,9 +14,9 @@ from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Term
 from bertillery.models.heads import problem_of
+from finetune.data.sources import Source
 from finetune.metrics import diverged, one_score
 from finetune.predict import Predictor
-from finetune.sources import Source
 from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, VectorType
 

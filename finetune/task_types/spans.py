@@ -44,11 +44,11 @@ from bertillery.models.joint_spans import (
 )
 from bertillery.models.load import read_config
 from bertillery.report.plot import plot_bars
+from finetune.data.rows import as_text, objects
+from finetune.data.sources import Source
+from finetune.data.splits import Split
 from finetune.examples import Examples, Sequences
 from finetune.predict import Predictor
-from finetune.rows import as_text, objects
-from finetune.sources import Source
-from finetune.splits import Split
 from finetune.task import TaskSection
 from finetune.task_types import answers
 from finetune.task_types.answers import Answer, Prediction

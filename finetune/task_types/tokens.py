@@ -28,11 +28,11 @@ from bertillery.engine.objective import Term
 from bertillery.models.encoders import token_logits
 from bertillery.models.frame import template
 from bertillery.report.plot import plot_bars
+from finetune.data.rows import as_text, class_id_reader, objects
+from finetune.data.sources import Source
+from finetune.data.splits import Split
 from finetune.examples import Examples, Sequences
 from finetune.predict import Predictor
-from finetune.rows import as_text, class_id_reader, objects
-from finetune.sources import Source
-from finetune.splits import Split
 from finetune.task_types.base import Predicted, Reading, TaskType, label_names, nine_digits
 from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 

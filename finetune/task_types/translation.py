@@ -16,10 +16,10 @@ from bertillery.data.tables import Part, Table, parts
 from bertillery.models.encoders import ANY, family, longest_sequence
 from bertillery.models.heads import head_in_words
 from bertillery.models.load import load_encoder_decoder, load_tokenizer, read_config
+from finetune.data.rows import as_text, objects
+from finetune.data.sources import Source
+from finetune.data.splits import Split
 from finetune.record import Record
-from finetune.rows import as_text, objects
-from finetune.sources import Source
-from finetune.splits import Split
 from finetune.task import TaskSection
 from finetune.task_types.base import Predicted, Reading, TaskType
 from finetune.translating import Translating, TranslationConfig

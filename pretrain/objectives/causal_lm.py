@@ -22,11 +22,11 @@ from bertillery.engine.batch import PackedBatch, pack, ranges
 from bertillery.engine.objective import Objective, Term
 from bertillery.engine.rng import Permutation, key
 from bertillery.engine.schedule import EpochSize
-from bertillery.models.attention import NAME
-from bertillery.models.chunks import word_sums
-from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import Role, encode
 from bertillery.models.flops import encoder_flops
+from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.chunks import word_sums
+from bertillery.models.layers.dropout import prepare_dropout
 from bertillery.models.load import vocabulary_size
 from bertillery.system.printable import printable
 from pretrain.config import ObjectiveSection

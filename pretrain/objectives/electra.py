@@ -28,10 +28,10 @@ from bertillery.config.types import Probability, Share, Weight, Width
 from bertillery.engine.batch import PackedBatch, ranges
 from bertillery.engine.objective import Objective, Term, mean
 from bertillery.engine.rng import integers, uniform
-from bertillery.models.chunks import LOGITS, in_chunks
-from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
+from bertillery.models.layers.chunks import LOGITS, in_chunks
+from bertillery.models.layers.dropout import prepare_dropout
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.initialization import Weights

@@ -17,7 +17,7 @@ import pytest
 from bertillery.config.section import ConfigError, InputError, read_values, validate
 from bertillery.data import docs_task, pydocs
 from bertillery.data.docs_task import SPLITS, embedded_files
-from finetune.splits import read_task, report
+from finetune.data.splits import read_task, report
 from finetune.task import TaskSection
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from transformers import (
     AutoTokenizer,
 )
 
-from bertillery.models.attention import NAME
 from bertillery.models.encoders import FAMILIES, longest_sequence, sequence_logits
 from bertillery.models.export import export_model
+from bertillery.models.layers.attention import NAME
 from deploy import onnx
 from deploy import timing as speed
 from finetune.examples import TextExamples

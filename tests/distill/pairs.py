@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective
-from bertillery.models.attention import NAME
+from bertillery.models.layers.attention import NAME
 from distill.student import StudentSection, build_student
 from distill.teacher import Teacher
 from tests.models.families import LENGTHS, batch_of, tiny_config

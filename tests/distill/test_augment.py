@@ -31,7 +31,7 @@ from bertillery.models.load import load, load_tokenizer
 from distill import augment, candidates
 from distill.augment import Augmentation, AugmentSection, augmented, draw
 from distill.candidates import Candidates, Words, is_replaceable
-from finetune.splits import Split
+from finetune.data.splits import Split
 from finetune.task import TaskSection
 from tests.finetune import texts as families
 from tests.finetune.tasks import SIZES, write_encoder

@@ -20,7 +20,7 @@ from transformers import (
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loop import share_of_loss
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.models.attention import NAME
+from bertillery.models.layers.attention import NAME
 from distill.objectives import distilbert, tinybert
 from distill.soft_targets import Imitation, soft_cross_entropy
 from distill.teacher import Teacher

@@ -18,8 +18,8 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loop import share_of_loss
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import EpochSize, Schedule, steps_per_epoch
-from bertillery.models.attention import Recorded
 from bertillery.models.encoders import encode_layers
+from bertillery.models.layers.attention import Recorded
 from bertillery.models.relations import attention_scores, real_cells
 from distill.config import load_config
 from distill.objectives.tinybert import Config, Layers, attention_error, build

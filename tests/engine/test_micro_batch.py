@@ -23,7 +23,7 @@ from bertillery.engine.micro_batch import by_estimate, by_trying, largest_micro_
 from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.engine.schedule import Schedule, TrainSection
-from bertillery.models.dropout import Dropout
+from bertillery.models.layers.dropout import Dropout
 from bertillery.run.device import RunSection, start_accelerator
 from bertillery.run.directory import RunDirectory
 from bertillery.run.trainer import Trainer

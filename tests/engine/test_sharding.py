@@ -29,8 +29,8 @@ from bertillery.engine.objective import Objective, objective_module
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.engine.sharding import own_layers, prepared, whole
-from bertillery.models.attention import NAME
 from bertillery.models.export import export_model
+from bertillery.models.layers.attention import NAME
 from bertillery.run.device import RunSection, start_accelerator
 from bertillery.run.directory import RunDirectory
 from bertillery.run.stage import StageConfig

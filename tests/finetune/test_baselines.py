@@ -9,7 +9,7 @@ import pytest
 
 from bertillery.config.section import InputError, read_values, validate
 from finetune import baselines as module
-from finetune.splits import Split, Task, read_task
+from finetune.data.splits import Split, Task, read_task
 from finetune.task import TaskSection, task_type_of
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from transformers import AutoModelForMultipleChoice, PreTrainedModel
 
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
-from finetune.splits import Split, Task, read_task
+from finetune.data.splits import Split, Task, read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted
 from finetune.task_types.choice import ChoiceExamples

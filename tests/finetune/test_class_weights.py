@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from bertillery.config.section import ConfigError, validate
 from bertillery.models.load import load
-from finetune.splits import Split
+from finetune.data.splits import Split
 from finetune.task import TaskSection, task_type_of
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import sentences, write_encoder

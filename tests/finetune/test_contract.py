@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from bertillery.config.section import ConfigError, describe, validate
 from bertillery.models.load import load
+from finetune.data.splits import read_task
 from finetune.metrics import RANKING
 from finetune.predict import predict
-from finetune.splits import read_task
 from finetune.task import TaskSection, run_of, task_type_of, task_types
 from finetune.task_types.base import Predicted, TaskType
 from tests.finetune import test_task_types

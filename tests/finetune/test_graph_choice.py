@@ -16,8 +16,8 @@ from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.export import export_model
 from bertillery.models.families.transe import TransEConfig, TransEModel
 from bertillery.models.load import load
+from finetune.data.splits import Task, read_task
 from finetune.predict import predict
-from finetune.splits import Task, read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted
 from finetune.task_types.graph_choice import STRONGEST, Type

@@ -16,8 +16,8 @@ from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuModel
 from bertillery.models.heads import add_rows
 from bertillery.models.load import load, vocabulary_size
 from finetune.__main__ import main
+from finetune.data.splits import Task, read_task
 from finetune.mentions import MentionType, _mark
-from finetune.splits import Task, read_task
 from finetune.task import TaskSection, task_type_of
 from tests.corpora import tiny_tokenizer
 

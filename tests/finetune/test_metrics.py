@@ -189,7 +189,7 @@ def test_degenerate_predictions_are_named() -> None:
 def test_importing_is_cheap() -> None:
     """``evaluate`` takes seconds to import, and whoever only reads a configuration needs none of them."""
     script = (
-        "import sys, finetune.metrics, finetune.splits\n"
+        "import sys, finetune.metrics, finetune.data.splits\n"
         "print(sorted({'evaluate', 'datasets', 'sklearn', 'pandas'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import pytest
 
 from bertillery.config.section import ConfigError, validate
 from bertillery.report.card import fact_list, model_card
+from finetune.data.splits import Split
 from finetune.report import hardest_examples, results_table, write_predictions
-from finetune.splits import Split
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering, BertTokenizer, PreTraine
 
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
-from finetune.splits import Task, read_task
+from finetune.data.splits import Task, read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.answers import Answer, exact_match
 from finetune.task_types.spans import QuestionExamples, SpansSection

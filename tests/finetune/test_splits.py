@@ -22,9 +22,9 @@ import zstandard
 
 from bertillery.config.section import ConfigError, InputError, read_values, validate
 from bertillery.data import files
-from finetune import sources
+from finetune.data import sources
+from finetune.data.splits import Task, read_task, report
 from finetune.report import write_predictions
-from finetune.splits import Task, read_task, report
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted
 

@@ -31,8 +31,8 @@ from bertillery.models.load import load, read_config
 from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config
+from finetune.data.splits import read_task
 from finetune.recipe import recipe_values
-from finetune.splits import read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import TaskType
 from tests.finetune.test_choice import asked

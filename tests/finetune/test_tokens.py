@@ -11,8 +11,8 @@ from transformers import AutoModelForTokenClassification
 
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.models.load import load
-from finetune.rows import objects
-from finetune.splits import Split, Task, read_task
+from finetune.data.rows import objects
+from finetune.data.splits import Split, Task, read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted
 from finetune.task_types.tokens import SentenceExamples

@@ -15,9 +15,9 @@ from transformers.models.bart.modeling_bart import BartDecoderLayer
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import pack_branches, pack_stream
 from bertillery.engine.layout import CrossLayout, cross_layout, packing_layout
-from bertillery.models import gpu_attention
-from bertillery.models.attention import NAME, packed_attention
 from bertillery.models.encoders import model_inputs
+from bertillery.models.layers import gpu_attention
+from bertillery.models.layers.attention import NAME, packed_attention
 from tests.models.families import batch_of, padded_inputs
 from tests.models.test_gpu_attention import Module, plain_varlen
 

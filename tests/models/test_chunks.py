@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from bertillery.engine.loop import share_of_loss
 from bertillery.engine.objective import Objective, objective_module
-from bertillery.models import chunks
-from bertillery.models.chunks import in_chunks, word_sums
+from bertillery.models.layers import chunks
+from bertillery.models.layers.chunks import in_chunks, word_sums
 from pretrain.objectives import electra
 from tests.pretrain.test_masked_objectives import word_head
 from tests.pretrain.test_objectives import OBJECTIVES, TINY, batch_of, make

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from bertillery.models.dropout import Dropout, dropout, prepare_dropout
+from bertillery.models.layers.dropout import Dropout, dropout, prepare_dropout
 
 
 def test_dropout_keeps_expectation_and_scales_gradient() -> None:

@@ -26,7 +26,6 @@ from transformers.models.albert.modeling_albert import AlbertLayer
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import PackedBatch
-from bertillery.models.attention import NAME
 from bertillery.models.encoders import (
     FAMILIES,
     choice_logits,
@@ -41,6 +40,7 @@ from bertillery.models.encoders import (
     span_logits,
     token_logits,
 )
+from bertillery.models.layers.attention import NAME
 from bertillery.models.load import load, read_config
 from pretrain.model import ModelSection
 from pretrain.objectives import albert as albert_objective

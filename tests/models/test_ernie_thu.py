@@ -24,9 +24,9 @@ from transformers import (
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import Entities, pack_stream
-from bertillery.models.attention import NAME
 from bertillery.models.encoders import encode
 from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuForPreTraining, default_layers
+from bertillery.models.layers.attention import NAME
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,

@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from bertillery.config.section import ConfigError
-from bertillery.models.attention import NAME
 from bertillery.models.encoders import FAMILIES, longest_sequence, sequence_logits
 from bertillery.models.export import export_model
+from bertillery.models.layers.attention import NAME
 from bertillery.models.load import load_tokenizer
+from finetune.data.splits import Split
 from finetune.examples import TextExamples
-from finetune.splits import Split
 from finetune.task_types.spans import read_contexts
 from finetune.task_types.tokens import SentenceExamples
 from pretrain.objectives import bert, mlm

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertillery.engine.layout import PackingLayout, packing_layout
-from bertillery.models import gpu_attention
-from bertillery.models.attention import Recorded, packed_attention
-from bertillery.models.gpu_attention import choose
+from bertillery.models.layers import gpu_attention
+from bertillery.models.layers.attention import Recorded, packed_attention
+from bertillery.models.layers.gpu_attention import choose
 from tests.models.families import batch_of
 
 RAGGED = [[5], [7, 7, 7], [3, 128, 40, 41, 9, 2, 64, 64], [200, 1, 1, 130, 57], [128, 256, 128]]

@@ -28,10 +28,10 @@ from transformers import (
 from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loop import share_of_loss
-from bertillery.models.attention import NAME
 from bertillery.models.export import export_model
 from bertillery.models.heads import draw_head, head_parameters
 from bertillery.models.joint_spans import HEADS, JointSpans, best_of_beam, flattened, joint_head
+from bertillery.models.layers.attention import NAME
 from bertillery.models.load import load, open_stock, read_config
 from distill.config import load_config as distillation
 from distill.stage import open_task_teacher

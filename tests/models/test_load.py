@@ -25,10 +25,10 @@ from transformers import (
 
 from bertillery.config.section import ConfigError
 from bertillery.models import folder as model_folder
-from bertillery.models.attention import NAME
-from bertillery.models.dropout import Dropout
 from bertillery.models.encoders import FAMILIES, sequence_logits
 from bertillery.models.export import warnings_of_transformers
+from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.dropout import Dropout
 from bertillery.models.load import load, load_carried
 from bertillery.run.inputs import model_inputs
 from tests.models.families import batch_of, tiny_config

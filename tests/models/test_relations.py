@@ -12,9 +12,9 @@ from transformers import AutoModel, AutoModelForQuestionAnswering
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.batch import PackedBatch
-from bertillery.models.attention import NAME, Recorded, padded_buckets
 from bertillery.models.encoders import FAMILIES, encode, encode_layers
 from bertillery.models.flops import encoder_flops, head_flops
+from bertillery.models.layers.attention import NAME, Recorded, padded_buckets
 from bertillery.models.relations import attention_scores, real_cells, relations
 from tests.models.families import LENGTHS, batch_of, padded_inputs, tiny_config
 

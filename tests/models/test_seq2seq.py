@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bertillery.engine.batch import PackedBatch, pack_stream
-from bertillery.models.attention import NAME
+from bertillery.models.layers.attention import NAME
 from bertillery.models.seq2seq import encoder_decoder
 from tests.translation.models import NORMS, pairs, sources, transformer
 

@@ -19,8 +19,8 @@ from bertillery.data.causal_tokenizer import train_byte_bpe, train_characters
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.batch import pack
 from bertillery.engine.optim import OptimSection, learning_rate
-from bertillery.models.attention import NAME
 from bertillery.models.encoders import check_model_type, model_inputs
+from bertillery.models.layers.attention import NAME
 from pretrain.__main__ import main
 from pretrain.config import load_config
 from pretrain.model import ModelSection

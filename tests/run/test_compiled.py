@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bertillery.models import gpu_attention
+from bertillery.models.layers import gpu_attention
 from bertillery.run.device import compile_layers
 from pretrain.model import ModelSection
 from pretrain.objectives import mlm

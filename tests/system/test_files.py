@@ -19,8 +19,8 @@ from bertillery.run.tracking import Tracker, TrackingSection
 from bertillery.run.views import Listing
 from bertillery.system.files import write_text
 from experiments.glue import FILES, write_submission
+from finetune.data.splits import Split
 from finetune.report import write_predictions
-from finetune.splits import Split
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted
 from tests.corpora import tiny_tokenizer

@@ -9,7 +9,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
 from bertillery.engine.batch import PackedBatch, Stream, pack_pairs, pack_stream
-from bertillery.models.attention import NAME
+from bertillery.models.layers.attention import NAME
 
 PAD, END = 0, 1
 NORMS = ("post", "pre")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bertillery.engine.batch import PackedBatch
-from bertillery.models.chunks import LOGITS
+from bertillery.models.layers.chunks import LOGITS
 from tests.translation.models import NORMS, pairs, transformer
 from translation import objective
 from translation.architecture import TransformerSection

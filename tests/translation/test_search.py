@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from bertillery.config.section import ConfigError, validate
 from bertillery.engine.batch import Stream
-from bertillery.models.attention import NAME
+from bertillery.models.layers.attention import NAME
 from bertillery.models.seq2seq import encoder_decoder
 from tests.translation.models import END, NORMS, PAD, sources, transformer
 from translation.search import DecodeSection, Hypothesis, exhaustive_search, search

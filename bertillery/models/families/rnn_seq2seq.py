@@ -35,9 +35,9 @@ from transformers.utils.generic import can_return_tuple
 from bertillery.config.section import ConfigError, InputError
 from bertillery.engine.batch import Stream
 from bertillery.engine.layout import CrossLayout
-from bertillery.models.attention import padded_buckets
 from bertillery.models.encoders import Family
-from bertillery.models.recurrence import Cell, Recurrence, TimeMajor, reversed_rows, time_major
+from bertillery.models.layers.attention import padded_buckets
+from bertillery.models.layers.recurrence import Cell, Recurrence, TimeMajor, reversed_rows, time_major
 
 Score = Literal["none", "dot", "general", "concat", "additive"]
 

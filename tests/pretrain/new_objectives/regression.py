@@ -12,9 +12,9 @@ from transformers import BertForSequenceClassification
 
 from bertillery.engine.batch import PackedBatch, pack
 from bertillery.engine.objective import Objective, Term
-from bertillery.models.dropout import prepare_dropout
 from bertillery.models.encoders import sequence_logits
 from bertillery.models.flops import model_flops
+from bertillery.models.layers.dropout import prepare_dropout
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.model import ModelSection, bert_config, initialize

@@ -14,7 +14,7 @@ import numpy as np
 
 from bertillery.config.section import InputError
 from bertillery.data.tables import Table
-from finetune.sources import Source
+from finetune.data.sources import Source
 from finetune.task import TaskSection
 
 NO_LABEL = (None, "", -1, "-1")

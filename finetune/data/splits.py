@@ -14,8 +14,8 @@ from bertillery.config.section import InputError
 from bertillery.data import pydocs
 from bertillery.data.tables import Table
 from bertillery.run.inputs import Fingerprint, digest
-from finetune.rows import as_id, objects, unlabelled
-from finetune.sources import Source, find_source
+from finetune.data.rows import as_id, objects, unlabelled
+from finetune.data.sources import Source, find_source
 from finetune.task import TaskSection, task_type_of
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Legend: T tokens of the batch, S tokens of the keys' stream, B sequences, H heads, D head size.
 
 Each kernel needs certain number formats and devices, and only flash attention drops out weights; :func:`choose` knows
-which fits. If neither does, attention uses padded buckets, as on a CPU (:mod:`bertillery.models.attention`).
+which fits. If neither does, attention uses padded buckets, as on a CPU (:mod:`bertillery.models.layers.attention`).
 """
 
 from __future__ import annotations

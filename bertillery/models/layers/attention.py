@@ -5,7 +5,7 @@ Legend: T tokens of the batch, H heads, D head size; b sequences of a bucket, s 
 A packed batch has no padding, so every linear layer, LayerNorm and activation works on real tokens only. Attention
 alone needs padded buckets: sequences of similar length are gathered into a few of them, and only their scores and
 values see padding. The gather indices are made once per batch, on the host, and every layer uses them. A GPU needs
-them only where no kernel fits (:mod:`bertillery.models.gpu_attention`).
+them only where no kernel fits (:mod:`bertillery.models.layers.gpu_attention`).
 
 A module's ``is_causal`` decides between bidirectional and causal attention. What cannot be computed is refused.
 """
@@ -22,8 +22,8 @@ from transformers import AttentionInterface
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.layout import CrossLayout, PackingLayout
-from bertillery.models import gpu_attention
-from bertillery.models.dropout import dropout as fast_dropout
+from bertillery.models.layers import gpu_attention
+from bertillery.models.layers.dropout import dropout as fast_dropout
 
 NAME = "packed"
 """The value of ``attn_implementation`` under which transformers finds :func:`packed_attention`."""

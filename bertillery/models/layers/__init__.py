@@ -1,0 +1,1 @@
+"""What networks on packed batches are built of: attention, dropout, recurrence, logits in chunks."""
