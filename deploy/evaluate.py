@@ -18,41 +18,31 @@ from pathlib import Path
 from typing import Any
 
 from bertillery.config.section import InputError
-from bertillery.run.command import tool
 from bertillery.run.stage import beside
 from bertillery.system.files import check_writable, write_text
 from deploy.predict import found_files
-from deploy.trained import ALONE, Trained, UseSection, read_use
-from finetune.data.sources import glue_dir_from_environment
-from finetune.data.splits import Task, read_task, report
+from deploy.trained import ALONE, Trained, UseSection, use
+from finetune.data.splits import Task, open_task, report
 from finetune.report import classes_table, findings, hardest_examples, results_table, scored, write_predictions
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate and print the table; returns the exit status."""
-    return tool(
-        arguments,
-        help=__doc__,
-        schema=UseSection,
-        action=lambda: _run(arguments),
-        settings=lambda given: [read_use(given, UseSection)[0]],
-    )
+    return use(arguments, __doc__, _run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    use, named = read_use(arguments, UseSection)
+def _run(section: UseSection, named: bool) -> None:
     own = None
-    if use.data:
-        own = {**ALONE, "files": {"data": [str(file.absolute()) for file in found_files(use.data)]}}
-    trained = Trained.open(use, named, own=own)
-    task = read_task(trained.section, data_dir=use.run.data_dir, glue_dir=glue_dir_from_environment())
+    if section.data:
+        own = {**ALONE, "files": {"data": [str(file.absolute()) for file in found_files(section.data)]}}
+    trained = Trained.open(section, named, own=own)
+    task = open_task(trained.section, section.run.data_dir)
     print(report(task), flush=True)
-    folder = use.output or use.run.dir / "evaluate" / trained.section.name / use.called
+    folder = section.output or section.run.dir / "evaluate" / trained.section.name / section.called
     check_writable(folder)
     results = evaluated(trained, task, folder)
     print(f"\n{findings(results, folder)}\n\nscores      {folder / 'results.json'}")
     print(f"predictions {folder / 'predictions'}")
-    return 0
 
 
 def evaluated(trained: Trained, task: Task, folder: Path) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from bertillery.config.section import InputError
 from bertillery.data.files import distinct, format_of, matching, open_parquet
-from bertillery.run.command import tool
 from deploy.rows import FORMATS, Columns, row_writer, schema_of, settled
-from deploy.trained import ALONE, Trained, UseSection, read_use
+from deploy.trained import ALONE, Trained, UseSection, use
 from finetune.data.rows import unlabelled
 from finetune.data.sources import Source
 from finetune.data.splits import read_unlabelled, unusable
@@ -37,24 +36,16 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Predict and write; returns the exit status."""
-    return tool(
-        arguments,
-        help=__doc__,
-        schema=UseSection,
-        action=lambda: _run(arguments),
-        settings=lambda given: [read_use(given, UseSection)[0]],
-    )
+    return use(arguments, __doc__, _run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    use, named = read_use(arguments, UseSection)
-    files = found_files(use.data)
-    places = _places(use, files)
-    trained = Trained.open(use, named, own={**ALONE, "files": {"data": [*map(str, files)]}})
+def _run(section: UseSection, named: bool) -> None:
+    files = found_files(section.data)
+    places = _places(section, files)
+    trained = Trained.open(section, named, own={**ALONE, "files": {"data": [*map(str, files)]}})
     checked = [Rows.check(trained, file, place) for file, place in zip(files, places, strict=True)]
     for rows in checked:
         print(rows.predict(trained), flush=True)
-    return 0
 
 
 def found_files(names: Sequence[str]) -> list[Path]:
@@ -72,19 +63,19 @@ def found_files(names: Sequence[str]) -> list[Path]:
     return distinct(paths)
 
 
-def _places(use: UseSection, files: Sequence[Path]) -> list[Path]:
+def _places(section: UseSection, files: Sequence[Path]) -> list[Path]:
     """Where the predictions of each file go; ``InputError`` for a place that cannot be meant."""
-    folder = use.run.dir / "predict" / use.called
+    folder = section.run.dir / "predict" / section.called
 
     def written(file: Path) -> Path:
         kind = format_of(file)
         stem = file.name[: file.name.lower().rindex(kind)] if kind else file.name
         return Path(f"{stem}{kind if kind in FORMATS else '.jsonl'}")
 
-    if use.output is not None and len(files) == 1 and not use.output.is_dir():
-        places = [use.output]
+    if section.output is not None and len(files) == 1 and not section.output.is_dir():
+        places = [section.output]
     else:
-        places = [(use.output or folder) / written(file) for file in files]
+        places = [(section.output or folder) / written(file) for file in files]
     if len({*places}) < len(places):
         raise InputError("data: two files of one name, whose predictions would go to one file; predict them one by one")
     for place, file in zip(places, files, strict=True):

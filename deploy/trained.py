@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from bertillery.config.section import ConfigError, Layer, Section, merge_layers,
 from bertillery.config.types import Count, Texts
 from bertillery.models.encoders import ANY, longest_sequence
 from bertillery.models.load import read_config
+from bertillery.run.command import tool
 from bertillery.run.device import RunSection, start_accelerator
 from finetune.config import beside_yaml, model_name
 from finetune.data.splits import Split
@@ -53,7 +54,18 @@ class UseSection(Section):
         return model_name(self.model)
 
 
-def read_use(arguments: Sequence[str], schema: type[Any]) -> tuple[Any, bool]:
+def use(arguments: Sequence[str], help: str | None, action: Callable[[UseSection, bool], None]) -> int:
+    """Run the command line of one of these commands and return the exit status; ``action`` gets what :func:`read_use`
+    returns."""
+
+    def act() -> int:
+        action(*read_use(arguments))
+        return 0
+
+    return tool(arguments, help=help, schema=UseSection, action=act, settings=lambda given: [read_use(given)[0]])
+
+
+def read_use(arguments: Sequence[str]) -> tuple[UseSection, bool]:
     """The section of a command, and whether a YAML among the arguments names the task. Of a YAML only its section
     ``task`` counts."""
     layers = beside_yaml(read_layers(arguments))
@@ -61,7 +73,7 @@ def read_use(arguments: Sequence[str], schema: type[Any]) -> tuple[Any, bool]:
     if lacking := [layer.source for layer in tasks if not isinstance(layer.values.get("task"), dict)]:
         raise ConfigError(f"{lacking[0]}: no section task; give the YAML of a task, as for make finetune")
     used = [Layer({"task": layer.values["task"]}, layer.source) if layer in tasks else layer for layer in layers]
-    return validate(schema, *merge_layers(used)), bool(tasks)
+    return validate(UseSection, *merge_layers(used)), bool(tasks)
 
 
 @dataclass(frozen=True)

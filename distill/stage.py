@@ -16,7 +16,7 @@ from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
 from bertillery.engine.objective import Objective, Shown, sampled
-from bertillery.models.encoders import labels_of, longest_sequence
+from bertillery.models.encoders import labels_of
 from bertillery.models.export import export_model
 from bertillery.models.heads import head_kind
 from bertillery.models.joint_spans import joint_head
@@ -36,11 +36,10 @@ from distill.config import TaskAgnosticConfig, TaskConfig, method_of
 from distill.corpus import Part
 from distill.student import build_student
 from distill.teacher import Teacher
-from finetune.data.sources import glue_dir_from_environment
-from finetune.data.splits import Split, Task, current_rows, documentation_input, read_task, report, row_inputs
+from finetune.data.splits import Split, Task, current_rows, documentation_input, open_task, report, row_inputs
 from finetune.examples import Examples
 from finetune.predict import Predictor
-from finetune.stage import Finetuning
+from finetune.stage import Finetuning, check_length
 from finetune.task import task_type_of
 from pretrain.examples import DocumentSource, show_example
 from pretrain.samples import fill_masks
@@ -258,7 +257,7 @@ class FirstStage(TaskAgnostic):
         check_readers(config, config.model.from_)
         self.open_teacher()
         with main_process_first(self.accelerator):
-            task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+            task = open_task(section, config.run.data_dir)
         self.say(report(task))
         self.pin(lambda: row_inputs(task) | documentation_input(section))
         kind, length = task_type_of(section), config.train.phases[0].sequence_length
@@ -277,8 +276,7 @@ class FirstStage(TaskAgnostic):
 
     def current(self) -> dict[str, Fingerprint]:
         """The models, and the rows if they are in files."""
-        config, glue_dir = self.config, glue_dir_from_environment()
-        return task_models(config) | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
+        return task_models(self.config) | current_rows(self.config.task, self.config.run.data_dir)
 
     def _objective(self) -> Objective:
         section = self.config.model
@@ -304,12 +302,7 @@ def check_lengths(config: TaskAgnosticConfig | TaskConfig, *starts: str) -> None
     """``ConfigError`` unless all these models read sequences of the configured lengths."""
     asked = max(phase.sequence_length for phase in config.train.phases)
     for start in starts:
-        longest = longest_sequence(read_config(start))
-        if asked > longest:
-            raise ConfigError(
-                f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
-                "give a shorter one"
-            )
+        check_length(start, read_config(start), asked)
 
 
 def check_readers(config: TaskConfig, student: str) -> None:

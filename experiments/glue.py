@@ -31,7 +31,7 @@ from bertillery.system.records import checked, read_yaml
 from experiments.seeds import read_summaries
 from finetune.config import model_name
 from finetune.task import TaskSection, task_type_of
-from finetune.task_types.base import VectorType, mean_outputs
+from finetune.task_types.vector import VectorType, mean_outputs
 
 logger = logging.getLogger(__name__)
 TABLES = Path("runs/finetune/tables")

@@ -24,8 +24,7 @@ from bertillery.system.entry import PARENT, StoppedError, StopSignal
 from bertillery.system.environment import num_cores
 from distill.stage import TaskAgnostic, TaskSpecific
 from finetune.config import FinetuneConfig
-from finetune.data.sources import glue_dir_from_environment
-from finetune.data.splits import read_task, row_inputs
+from finetune.data.splits import open_task, row_inputs
 from finetune.stage import Finetuning, finetuning
 from finetune.task import TaskSection
 from pretrain.stage import Pretraining
@@ -81,7 +80,7 @@ def job(stage: Stage, arguments: Sequence[str], module: str = "finetune") -> Job
 
 def read_rows(config: FinetuneConfig) -> dict[str, Fingerprint]:
     """Fingerprints of the rows of the task; raises ``InputError`` if a required split is missing."""
-    task = read_task(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+    task = open_task(config.task, config.run.data_dir)
     for name in ["train", *config.task.validation]:
         task.split(name)
     return row_inputs(task)

@@ -66,7 +66,7 @@ class FinetuneOptimSection(OptimSection):
 class FinetunePhase(Phase):
     """The batch of fine-tuning."""
 
-    usual_batch: ClassVar[int] = 32
+    usual_batch: ClassVar[dict[str, int]] = {"batch_size": 32}
 
 
 class FinetuneTrainSection(TrainSection):

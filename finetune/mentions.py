@@ -25,7 +25,8 @@ from finetune.data.splits import Split
 from finetune.examples import Examples, TextExamples
 from finetune.predict import Predictor
 from finetune.task import TaskSection, Words
-from finetune.task_types.base import Reading, VectorType
+from finetune.task_types.base import Reading
+from finetune.task_types.vector import VectorType
 from knowledge.given import Mention, first_tokens, read_mentions, unknown_entity
 from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
 from knowledge.linked import link_texts, linker_of

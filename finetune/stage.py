@@ -28,8 +28,7 @@ from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
 from bertillery.system.files import write_text
 from finetune.config import FinetuneConfig
-from finetune.data.sources import glue_dir_from_environment
-from finetune.data.splits import current_rows, documentation_input, read_task, report, row_inputs
+from finetune.data.splits import current_rows, documentation_input, open_task, report, row_inputs
 from finetune.examples import Examples
 from finetune.predict import Scored, predict
 from finetune.recipe import describe_recipe
@@ -89,7 +88,7 @@ class Finetuning(Stage):
         self.task_type.data_dir = config.run.data_dir
         tokenizer = self._tokenizer()
         with main_process_first(self.accelerator):
-            self.task = read_task(section, data_dir=config.run.data_dir, glue_dir=glue_dir_from_environment())
+            self.task = open_task(section, config.run.data_dir)
         self.say(report(self.task))
         self.pin(lambda: row_inputs(self.task) | documentation_input(section) | self.task_type.inputs())
         self.tokenizer = self._fitted(tokenizer)
@@ -110,12 +109,8 @@ class Finetuning(Stage):
 
     def current(self) -> dict[str, Fingerprint]:
         """The model, and the rows where they are in files."""
-        config, glue_dir = self.config, glue_dir_from_environment()
-        return (
-            self.models()
-            | task_type_of(config.task).inputs()
-            | current_rows(config.task, data_dir=config.run.data_dir, glue_dir=glue_dir)
-        )
+        task = self.config.task
+        return self.models() | task_type_of(task).inputs() | current_rows(task, self.config.run.data_dir)
 
     def models(self) -> dict[str, Fingerprint]:
         """Fingerprints of the models that the run is made from."""
@@ -409,7 +404,7 @@ def check_length(start: str, config: PreTrainedConfig, asked: int) -> None:
     if asked > longest:
         raise ConfigError(
             f"train.phases: {start} reads {longest} tokens at most, and sequence_length is {asked}; "
-            f"give train.phases.0.sequence_length={longest}"
+            f"give one of at most {longest}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
@@ -38,7 +38,6 @@ from translation.vocabulary import (
 )
 
 logger = logging.getLogger(__name__)
-_BATCH_TOKENS = 4096
 
 
 class TranslationOptimSection(FinetuneOptimSection):
@@ -67,16 +66,9 @@ class TranslationOptimSection(FinetuneOptimSection):
 class TranslationPhase(FinetunePhase):
     """The batch: pairs of sentences, by default as many as fit into 4,096 tokens of both sides."""
 
+    usual_batch: ClassVar[dict[str, int]] = {"batch_tokens": 4096}
     sequence_length: Tokens = 256
     """Most tokens of a source, and of a target."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _counts_examples_by_default(cls, values: Any) -> Any:
-        """Tokens instead, of source and target together."""
-        if isinstance(values, dict) and values.get("batch_size") is None and values.get("batch_tokens") is None:
-            return {**values, "batch_tokens": _BATCH_TOKENS}
-        return values
 
 
 class TranslationTrainSection(FinetuneTrainSection):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import gc
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -120,13 +119,7 @@ def _package(module: str) -> str:
 
 
 def _read_module(path: str) -> list[Definition]:
-    source = Path(path).read_bytes()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return []
+    tree = pydocs.parsed(Path(path).read_bytes())
     found = [Definition("", (), _mentioned(tree))] if ast.get_docstring(tree, clean=False) else []
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):

@@ -55,7 +55,7 @@ class EmbedOptimSection(OptimSection):
 class TriplePhase(Phase):
     """The batch: triples, of three parts each."""
 
-    usual_batch: ClassVar[int] = 2048
+    usual_batch: ClassVar[dict[str, int]] = {"batch_size": 2048}
     sequence_length: Tokens = Field(default=3, ge=3, le=3)
     """Parts of a triple."""
 

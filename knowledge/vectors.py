@@ -16,6 +16,8 @@ from bertillery.models.folder import reading, safely
 from knowledge.graph import Graph
 
 _REMEDY = "give the export of `make embed` with the same graph"
+_WIDTH = 100
+"""Of drawn vectors."""
 
 
 def read_vectors(folder: str, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
@@ -42,14 +44,14 @@ def read_vectors(folder: str, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     raise ConfigError(f"{folder}: vectors of another graph: {found}, where this one has {wanted}{lacking}; {_REMEDY}")
 
 
-def drawn_vectors(graph: Graph, width: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def drawn_vectors(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of length about 1 that say which is which, and nothing else; a hash of both numbers draws each entry."""
-    scale = (12 / width) ** 0.5
+    scale = (12 / _WIDTH) ** 0.5
     tables = []
     for purpose, number in enumerate((graph.num_entities, graph.num_relations)):
-        table = np.empty((number, width), np.float32)
+        table = np.empty((number, _WIDTH), np.float32)
         for at in range(0, number, 1 << 14):
             rows = np.arange(at, min(number, at + (1 << 14)))
-            table[rows] = scale * (uniform(purpose, rows[:, None], np.arange(width)) - 0.5)
+            table[rows] = scale * (uniform(purpose, rows[:, None], np.arange(_WIDTH)) - 0.5)
         tables.append(table)
     return tables[0], tables[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pages.chart import Chart
 
@@ -20,7 +20,6 @@ class Paragraph:
     """A paragraph."""
 
     text: str
-    kind: ClassVar[str] = "paragraph"
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Facts:
     """Names with their values."""
 
     pairs: Sequence[tuple[str, str]]
-    kind: ClassVar[str] = "facts"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,6 @@ class Table:
     theirs: frozenset[int] = frozenset()
     """Numbers of rows, the head being 0, that others published."""
     note: str = ""
-    kind: ClassVar[str] = "table"
 
     @property
     def numeric(self) -> list[bool]:
@@ -55,7 +52,6 @@ class Lines:
 
     caption: str
     lines: Sequence[str]
-    kind: ClassVar[str] = "lines"
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,6 @@ class Marks:
 
     caption: str
     marks: Sequence[Mark]
-    kind: ClassVar[str] = "marks"
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,6 @@ class Heads:
     heads: Sequence[Head]
     direction: Literal["all", "earlier", "source"]
     """What a token sees: the whole text, itself and earlier tokens, or a source."""
-    kind: ClassVar[str] = "heads"
 
     @property
     def layers(self) -> list[list[Head]]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 
@@ -46,7 +45,6 @@ class Chart:
     """Baselines by name."""
     x_from: float | None = None
     """Where the axis begins, if not at the least value."""
-    kind: ClassVar[str] = "chart"
 
     @cached_property
     def drawn(self) -> Drawn:

@@ -43,6 +43,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found.filters["shown"] = _shown
+    found.filters["kind"] = lambda block: type(block).__name__.lower()  # whose template shows it
     found.globals["markers"] = _MARKERS
     return found
 

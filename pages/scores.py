@@ -30,9 +30,9 @@ class Published(BaseModel):
     """In per cent, by task and metric."""
 
 
-def read_published(file: Path = PUBLISHED) -> list[Published]:
+def read_published() -> list[Published]:
     """The file of published scores; ``InputError`` where it is damaged."""
-    return read_yaml(file, list[Published], remedy="restore the file")
+    return read_yaml(PUBLISHED, list[Published], remedy="restore the file")
 
 
 def task_tables(task: str, runs: Sequence[Run], published: Sequence[Published]) -> Iterator[Table]:

@@ -18,8 +18,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from bertillery.config.section import InputError, Section
 from bertillery.config.types import Count
 from bertillery.data.tables import Table, read_table
-from finetune.data.sources import glue_dir_from_environment
-from finetune.data.splits import Split, Task, read_task
+from finetune.data.splits import Split, Task, open_task
 from finetune.task import TaskSection
 
 _GAP = re.compile(r"\{(\w+)\}")
@@ -161,7 +160,7 @@ def read_items(config: FewshotTask, data_dir: Path) -> Items:
     if config.data is not None:
         return _from_files(config.prompt, config.data, config.kind)
     assert config.task is not None
-    task = read_task(config.task, data_dir=data_dir, glue_dir=glue_dir_from_environment())
+    task = open_task(config.task, data_dir)
     return _from_task(config.prompt, task)
 
 

@@ -1,4 +1,4 @@
-"""Decoding: greedy, beam search and, as a check of it, exhaustive search.
+"""Decoding: greedy and beam search.
 
 A hypothesis is scored by the sum of the logarithms of its tokens' probabilities, the end-of-sequence token included,
 over a normalisation of its length t, counted with that token: t**penalty, or ((5 + t) / 6)**penalty (Wu et al. 2016,
@@ -9,9 +9,8 @@ Legend: B sentences, k hypotheses of each, t tokens of a hypothesis so far, V vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -191,32 +190,3 @@ class _Beams:
 def _wide(index: Tensor, like: Tensor) -> Tensor:
     """An index (B, k) for ``gather`` from (B, n, t)."""
     return index[..., None].expand(-1, -1, like.shape[-1])
-
-
-@torch.no_grad()
-def exhaustive_search(
-    network: EncoderDecoder, source: Stream, section: DecodeSection, *, start: int, end: int
-) -> list[Hypothesis]:
-    """All hypotheses of one sentence of at most ``section.max_length`` tokens, best first: a check of :func:`search`
-    for a tiny vocabulary, since there are sum over n < T of (V-1)**(n-1), and (V-1)**(T-1) * V of the longest."""
-    assert source.num_sequences == 1
-    return sorted(_every(network, network.begin(source), section, start, end), key=lambda each: -each.score)
-
-
-def _every(network: EncoderDecoder, state: Any, section: DecodeSection, start: int, end: int) -> Iterator[Hypothesis]:
-    prefixes: list[tuple[list[int], float]] = [([], 0.0)]
-    tokens, one = torch.tensor([[start]]), torch.zeros(1, dtype=torch.long)
-    for length in range(1, section.max_length + 1):
-        log_probs, state = network.step(state, tokens)
-        sums = (torch.tensor([total for _, total in prefixes])[:, None] + log_probs[0]).tolist()
-        longer, parents = [], []
-        for parent, ((ids, _), row) in enumerate(zip(prefixes, sums, strict=True)):
-            for token, total in enumerate(row):
-                if token == end or length == section.max_length:
-                    yield Hypothesis([*ids, token], total, total / section.norm(length))
-                else:
-                    longer.append(([*ids, token], total))
-                    parents.append(parent)
-        if length < section.max_length:
-            prefixes, tokens = longer, torch.tensor([[ids[-1] for ids, _ in longer]])
-            state = network.select(state, one, torch.tensor([parents]))

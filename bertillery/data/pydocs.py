@@ -97,14 +97,18 @@ def _read_module(path: str) -> list[Definition]:
     # Parsing takes most of the time, and generated files repeat the docstrings of others.
     if b'"""' not in source or b"utomatically generated" in source[:1000] or b"utogenerated" in source[:1000]:
         return []
+    found = [(name, prose(text)) for name, text in _docstrings(parsed(source))]
+    return [(name, paragraphs) for name, paragraphs in found if paragraphs]
+
+
+def parsed(source: bytes) -> ast.Module:
+    """The syntax tree of a source file, which is empty for one that cannot be parsed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
-        return []
-    found = [(name, prose(text)) for name, text in _docstrings(tree)]
-    return [(name, paragraphs) for name, paragraphs in found if paragraphs]
+        return ast.Module([], [])
 
 
 def _docstrings(

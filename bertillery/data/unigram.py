@@ -155,9 +155,9 @@ class Lattice:
         """Number of pieces, without the symbols."""
         return int((~self._fixed).sum())
 
-    def estimate(self, rounds: int = 2) -> None:
-        """Count the pieces in the best segmentations and score them by their log share, ``rounds`` times."""
-        for _ in range(rounds):
+    def estimate(self) -> None:
+        """Count the pieces in the best segmentations and score them by their log share, twice."""
+        for _ in range(2):
             self._count = self._count_pieces()
             self._set_scores(np.maximum(self._count, 0.5))
 

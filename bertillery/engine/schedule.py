@@ -17,8 +17,8 @@ from bertillery.config.types import Count, Duration, Factor, Length, Runs, Token
 class Phase(Section):
     """A part of training with one sequence length and a constant or growing batch."""
 
-    usual_batch: ClassVar[int] = 256
-    """Default of ``batch_size`` without ``batch_tokens``."""
+    usual_batch: ClassVar[dict[str, int]] = {"batch_size": 256}
+    """The batch where none is given."""
 
     share: Factor = 1.0
     """Share of the run's steps."""
@@ -35,9 +35,9 @@ class Phase(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _counts_examples_by_default(cls, values: Any) -> Any:
+    def _has_a_batch(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("batch_size") is None and values.get("batch_tokens") is None:
-            return {**values, "batch_size": cls.usual_batch}
+            return values | cls.usual_batch
         return values
 
     @model_validator(mode="after")

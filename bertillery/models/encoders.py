@@ -225,76 +225,68 @@ class _Appending:
         self.append = items.append
 
 
-def sequence_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None, *, orders: int = 1) -> Tensor:
+def sequence_logits(model: PreTrainedModel, stream: Stream, *, orders: int = 1) -> Tensor:
     """Logits (B, number of labels), float32, of a stock ``*ForSequenceClassification``, from the first token of a
     sequence, or, in a decoder, from the last one, which has seen the others.
 
     With 2 ``orders``, every two sequences are a pair in both orders, whose states a decoder adds: (B / 2, number of
-    labels). Here and below ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
+    labels).
     """
     if family(model.config).causal:
-        return _extract_logits(model, stream, hidden, orders=orders)
-    return _head(model, stream, _first_states(model, stream, hidden)).logits.float()
+        return _extract_logits(model, stream, orders=orders)
+    return _head(model, stream, _first_states(model, stream)).logits.float()
 
 
-def choice_logits(
-    model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None, *, question: Tensor | None = None
-) -> Tensor:
+def choice_logits(model: PreTrainedModel, stream: Stream, *, question: Tensor | None = None) -> Tensor:
     """Logits (B,), float32, of a stock ``*ForMultipleChoice``, or of a decoder with one label; each choice is a
     sequence, and ``question`` (B,) says of which question."""
     if family(model.config).causal:
-        return _extract_logits(model, stream, hidden, example=question)[:, 0]
-    return _head(model, stream, _first_states(model, stream, hidden)).logits[:, 0].float()
+        return _extract_logits(model, stream, example=question)[:, 0]
+    return _head(model, stream, _first_states(model, stream)).logits[:, 0].float()
 
 
-def token_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+def token_logits(model: PreTrainedModel, stream: Stream) -> Tensor:
     """Logits (T, number of labels), float32, of a stock ``*ForTokenClassification``."""
-    hidden = encode(model, stream) if hidden is None else hidden
-    return _head(model, stream, hidden[None]).logits[0].float()
+    return _head(model, stream, encode(model, stream)[None]).logits[0].float()
 
 
-def span_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+def span_logits(model: PreTrainedModel, stream: Stream) -> Tensor:
     """Logits (T, 2), float32, of start and end, of a stock ``*ForQuestionAnswering``."""
-    hidden = encode(model, stream) if hidden is None else hidden
-    outputs = _head(model, stream, hidden[None])
+    outputs = _head(model, stream, encode(model, stream)[None])
     return torch.stack((outputs.start_logits[0], outputs.end_logits[0]), dim=-1).float()
 
 
 def mlm_logits(model: PreTrainedModel, stream: Stream, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Logits (M, vocabulary), float32, of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch."""
+    """Logits (M, vocabulary), float32, of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch.
+
+    ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
+    """
     hidden = encode(model, stream) if hidden is None else hidden
     return _head(model, stream, hidden[positions][None]).logits[0].float()
 
 
-def pair_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor | None:
+def pair_logits(model: PreTrainedModel, stream: Stream) -> Tensor | None:
     """Logits (B, 2), float32, of the head for pairs in a stock ``*ForPreTraining`` (next sentences, their order): 0 is
     a pair as it stood in the text. None for a model without one."""
-    outputs = _head(model, stream, _first_states(model, stream, hidden))
+    outputs = _head(model, stream, _first_states(model, stream))
     found = [outputs[name] for name in ("seq_relationship_logits", "sop_logits") if name in outputs]
     return found[0].float() if found else None
 
 
-def replaced_logits(model: PreTrainedModel, stream: Stream, hidden: Tensor | None = None) -> Tensor:
+def replaced_logits(model: PreTrainedModel, stream: Stream) -> Tensor:
     """Logits (T,), float32, that each token was replaced, of a stock ``ElectraForPreTraining``."""
-    hidden = encode(model, stream) if hidden is None else hidden
-    return _head(model, stream, hidden[None]).logits[0].float()
+    return _head(model, stream, encode(model, stream)[None]).logits[0].float()
 
 
 def _extract_logits(
-    model: PreTrainedModel,
-    stream: Stream,
-    hidden: Tensor | None,
-    *,
-    example: Tensor | None = None,
-    orders: int = 1,
+    model: PreTrainedModel, stream: Stream, *, example: Tensor | None = None, orders: int = 1
 ) -> Tensor:
     """Those of GPT-1's head: dropout and one linear layer on the state at the last token of a sequence, or on the sum
     of the states of a pair's orders (Radford et al. 2018, section 3.3).
 
     In training the sequences of an ``example`` (B,) lose the same elements of their states, as in the released code.
     """
-    hidden = encode(model, stream) if hidden is None else hidden
-    states = hidden[stream.last_rows]
+    states = encode(model, stream)[stream.last_rows]
     if orders > 1:
         states = states.unflatten(0, (-1, orders)).sum(1)
     rate = getattr(model.config, family(model.config).classifier_dropout[0]) or 0.0
@@ -305,10 +297,9 @@ def _extract_logits(
     return head.score(states).float()
 
 
-def _first_states(model: PreTrainedModel, stream: Stream, hidden: Tensor | None) -> Tensor:
+def _first_states(model: PreTrainedModel, stream: Stream) -> Tensor:
     """(B, 1, H): every [CLS] as a sequence of one token, of which the stock heads take the first."""
-    hidden = encode(model, stream) if hidden is None else hidden
-    return hidden[stream.first_rows][:, None]
+    return encode(model, stream)[stream.first_rows][:, None]
 
 
 def _head(model: PreTrainedModel, stream: Stream, hidden: Tensor) -> Any:

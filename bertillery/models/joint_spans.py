@@ -326,7 +326,7 @@ def best_of_beam(
     row: np.ndarray, first: int, allowed: np.ndarray, *, answer_length: int
 ) -> tuple[float, tuple[float, int, int] | None]:
     """From what :func:`flattened` has of a window: the logit of there being no answer, and the span of the highest
-    probability with its logarithm, as :func:`finetune.task_types.spans.best_span` returns it; None where
+    probability with its logarithm, as :func:`finetune.task_types.windows.best_span` returns it; None where
     there is none.
 
     ``first`` is the first token of the context, in which the tokens that an answer may begin with are ``allowed``; the

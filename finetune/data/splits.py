@@ -15,7 +15,7 @@ from bertillery.data import pydocs
 from bertillery.data.tables import Table
 from bertillery.run.inputs import Fingerprint, digest
 from finetune.data.rows import as_id, objects, unlabelled
-from finetune.data.sources import Source, find_source
+from finetune.data.sources import Source, find_source, glue_dir_from_environment
 from finetune.task import TaskSection, task_type_of
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ class Task:
             raise InputError(f"{self.section.name}: no split {name!r}; there are: {asked}")
         there = ", ".join(self.splits) or "none"
         raise InputError(f"{self.section.name} has no {name} split: {self.missing[name]}; there are: {there}")
+
+
+def open_task(section: TaskSection, data_dir: Path) -> Task:
+    """:func:`read_task`, where ``GLUE_DIR`` says where GLUE is."""
+    return read_task(section, data_dir=data_dir, glue_dir=glue_dir_from_environment())
 
 
 def read_task(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> Task:
@@ -135,12 +140,12 @@ def documentation_input(section: TaskSection) -> dict[str, Fingerprint]:
     return {"documentation": Fingerprint(pydocs.fingerprint(), pydocs.DESCRIPTION, exact=False)}
 
 
-def current_rows(section: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> dict[str, Fingerprint]:
+def current_rows(section: TaskSection, data_dir: Path) -> dict[str, Fingerprint]:
     """What the rows are made from now, as far as files of this machine say it: the Hub is not asked."""
     if section.embedded:
         return documentation_input(section)
-    if section.files or glue_dir:
-        return row_inputs(read_task(section, data_dir=data_dir, glue_dir=glue_dir))
+    if section.files or glue_dir_from_environment():
+        return row_inputs(open_task(section, data_dir))
     return {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -14,8 +14,9 @@ from bertillery.engine.objective import Term
 from bertillery.report.plot import plot_confusion
 from finetune.metrics import OF_ONE_CLASS, class_report
 from finetune.predict import Predictor
-from finetune.task_types.base import Predicted, VectorType
+from finetune.task_types.base import Predicted
 from finetune.task_types.class_weights import WeightedSection, weights_of_classes
+from finetune.task_types.vector import VectorType
 
 
 class Config(WeightedSection):
@@ -39,13 +40,16 @@ class Config(WeightedSection):
 class Objective(Predictor):
     """Labels are class ids (B,)."""
 
+    count: ClassVar[str] = "examples"
+    """What has a label."""
+
     def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
         """``cross_entropy`` in nats, and the accuracy."""
         labels = batch.targets["labels"]
         right = (logits.detach().argmax(-1) == labels).sum()
         return {
-            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), "examples"),
-            "accuracy": Term(right, "examples", weight=0.0),
+            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), self.count),
+            "accuracy": Term(right, self.count, weight=0.0),
         }
 
     def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:

@@ -20,8 +20,9 @@ from finetune.data.rows import class_id_reader
 from finetune.data.sources import Source
 from finetune.metrics import class_report
 from finetune.predict import Predictor
-from finetune.task_types.base import Predicted, VectorType
+from finetune.task_types.base import Predicted
 from finetune.task_types.class_weights import WeightedSection, weights_of_labels
+from finetune.task_types.vector import VectorType
 
 _BITS = {"0": 0, "0.": 0, "0.0": 0, "false": 0, "1": 1, "1.": 1, "1.0": 1, "true": 1}
 _WRITTEN_BIT = r"(?:[01](?:\.0?)?|[Ff]alse|[Tt]rue)"

@@ -18,7 +18,8 @@ from finetune.data.sources import Source
 from finetune.metrics import diverged, one_score
 from finetune.predict import Predictor
 from finetune.task import TaskSection
-from finetune.task_types.base import Predicted, VectorType
+from finetune.task_types.base import Predicted
+from finetune.task_types.vector import VectorType
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from bertillery.config.section import InputError
 from bertillery.data.listed import tokenize
 from bertillery.data.tables import Table
 from bertillery.engine.batch import PackedBatch, ranges
-from bertillery.engine.objective import Term
 from bertillery.models.encoders import token_logits
 from bertillery.models.frame import template
 from bertillery.report.plot import plot_bars
@@ -32,7 +30,7 @@ from finetune.data.rows import as_text, class_id_reader, objects
 from finetune.data.sources import Source
 from finetune.data.splits import Split
 from finetune.examples import Examples, Sequences
-from finetune.predict import Predictor
+from finetune.task_types import classification
 from finetune.task_types.base import Predicted, Reading, TaskType, label_names, nine_digits
 from finetune.task_types.class_weights import WeightedSection, weights_of_classes
 
@@ -56,29 +54,14 @@ class Config(WeightedSection):
         return found
 
 
-class Objective(Predictor):
+class Objective(classification.Objective):
     """Targets are ``rows`` (W,), where in the batch each word begins, and ``labels`` (W,)."""
+
+    count = "words"
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """(W, L): of the first token of each word."""
         return token_logits(self.model, batch.input)[batch.targets["rows"]]
-
-    def terms(self, logits: Tensor, batch: PackedBatch) -> dict[str, Term]:
-        """``cross_entropy`` in nats, and the accuracy."""
-        labels = batch.targets["labels"]
-        right = (logits.detach().argmax(-1) == labels).sum()
-        return {
-            "cross_entropy": Term(F.cross_entropy(logits, labels, self.class_weights, reduction="sum"), "words"),
-            "accuracy": Term(right, "words", weight=0.0),
-        }
-
-    def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
-        """Over the labels."""
-        return logits.log_softmax(-1)
-
-    def outputs(self, logits: Tensor, batch: PackedBatch) -> Tensor:
-        """Probabilities."""
-        return logits.softmax(-1)
 
 
 class SentenceExamples(Examples):

@@ -167,16 +167,19 @@ def test_tasks_of_similarity_add_both_orders(export: Path) -> None:
         assert (config.recipe, config.model.add_orders) == ("gpt1", both)
 
 
-def test_candidates_lose_the_same_elements_of_their_states(export: Path, tmp_path: Path) -> None:
+def test_candidates_lose_the_same_elements_of_their_states(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The dropout of the head has one noise for all candidates of a question, as in the released code, and another one
     for each question; a head that reads ones shows it."""
     objective, batch = stage_of(export, write_choices(tmp_path), "model.classifier_dropout=0.5")
     question = torch.arange(4).repeat_interleave(2)
     seen: list[torch.Tensor] = []
     objective.model.score.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    hidden = torch.ones(batch.num_tokens, 32)
-    choice_logits(objective.model.train(), batch.input, hidden, question=question)
-    choice_logits(objective.model.eval(), batch.input, hidden, question=question)
+    with monkeypatch.context() as patched:
+        patched.setattr("bertillery.models.encoders.encode", lambda *_: torch.ones(batch.num_tokens, 32))
+        choice_logits(objective.model.train(), batch.input, question=question)
+        choice_logits(objective.model.eval(), batch.input, question=question)
     noise, kept = seen
     assert torch.equal(kept, torch.ones(8, 32))
     assert {*noise.flatten().tolist()} == {0.0, 2.0}

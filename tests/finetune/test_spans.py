@@ -17,7 +17,7 @@ from bertillery.models.load import load
 from finetune.data.splits import Task, read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.answers import Answer, exact_match
-from finetune.task_types.spans import QuestionExamples, SpansSection
+from finetune.task_types.windows import QuestionExamples, SpansSection
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))

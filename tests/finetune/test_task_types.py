@@ -329,7 +329,7 @@ from torch.nn import functional as F
 from bertillery.engine.objective import Term
 from finetune.predict import Predictor
 from finetune.task import TaskSection
-from finetune.task_types.base import VectorType
+from finetune.task_types.vector import VectorType
 
 
 class Config(TaskSection):

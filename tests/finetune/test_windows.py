@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.task_types.spans import best_span, most_context, windows
+from finetune.task_types.windows import best_span, most_context, windows
 
 
 def run_squad_windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:

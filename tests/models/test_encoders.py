@@ -125,7 +125,8 @@ def test_logits_and_gradients_equal_the_padded_model(kind: str, head: str):
     ours = logits_of(use(model, NAME), batch.input)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert_same_gradients(gradients(model, (ours * weight).sum()), expected)
-    assert torch.equal(logits_of(model, batch.input, encode(model, batch.input)), ours)
+    if head == "words":
+        assert torch.equal(logits_of(model, batch.input, encode(model, batch.input)), ours)
     with torch.autocast("cpu", torch.bfloat16):
         coarse = logits_of(model, batch.input)
     assert coarse.dtype == torch.float32

@@ -30,8 +30,8 @@ from bertillery.models.layers.attention import NAME
 from bertillery.models.load import load_tokenizer
 from finetune.data.splits import Split
 from finetune.examples import TextExamples
-from finetune.task_types.spans import read_contexts
 from finetune.task_types.tokens import SentenceExamples
+from finetune.task_types.windows import read_contexts
 from pretrain.objectives import bert, mlm
 from tests.corpora import random_tokens, tiny_tokenizer
 from tests.models.families import tiny_config

@@ -39,7 +39,8 @@ from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config
 from finetune.task import TaskSection, task_type_of
-from finetune.task_types.spans import JointObjective, QuestionExamples, SpansSection
+from finetune.task_types.spans import JointObjective
+from finetune.task_types.windows import QuestionExamples, SpansSection
 from tests.finetune.test_spans import questions, squad
 from tests.finetune.texts import wordpiece
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from transformers import GenerationConfig
 from bertillery.config.section import ConfigError, validate
 from bertillery.engine.batch import Stream
 from bertillery.models.layers.attention import NAME
-from bertillery.models.seq2seq import encoder_decoder
+from bertillery.models.seq2seq import EncoderDecoder, encoder_decoder
 from tests.translation.models import END, NORMS, PAD, sources, transformer
-from translation.search import DecodeSection, Hypothesis, exhaustive_search, search
+from translation.search import DecodeSection, Hypothesis, search
 
 STOPS: dict[str, Any] = {"exact": "never", "heuristic": False, "first": True}
 LENGTHS = [5, 9, 3, 5, 7]
@@ -24,6 +25,35 @@ LENGTHS = [5, 9, 3, 5, 7]
 def found(model: Any, source: Stream, n_best: int = 1, **settings: Any) -> list[list[Hypothesis]]:
     section = DecodeSection(**settings)
     return search(encoder_decoder(model), source, section, start=PAD, end=END, n_best=n_best)
+
+
+@torch.no_grad()
+def exhaustive_search(
+    network: EncoderDecoder, source: Stream, section: DecodeSection, *, start: int, end: int
+) -> list[Hypothesis]:
+    """All hypotheses of one sentence of at most ``section.max_length`` tokens, best first: for
+    a tiny vocabulary, since there are sum over n < T of (V-1)**(n-1), and (V-1)**(T-1) * V of the longest."""
+    assert source.num_sequences == 1
+    return sorted(_every(network, network.begin(source), section, start, end), key=lambda each: -each.score)
+
+
+def _every(network: EncoderDecoder, state: Any, section: DecodeSection, start: int, end: int) -> Iterator[Hypothesis]:
+    prefixes: list[tuple[list[int], float]] = [([], 0.0)]
+    tokens, one = torch.tensor([[start]]), torch.zeros(1, dtype=torch.long)
+    for length in range(1, section.max_length + 1):
+        log_probs, state = network.step(state, tokens)
+        sums = (torch.tensor([total for _, total in prefixes])[:, None] + log_probs[0]).tolist()
+        longer, parents = [], []
+        for parent, ((ids, _), row) in enumerate(zip(prefixes, sums, strict=True)):
+            for token, total in enumerate(row):
+                if token == end or length == section.max_length:
+                    yield Hypothesis([*ids, token], total, total / section.norm(length))
+                else:
+                    longer.append(([*ids, token], total))
+                    parents.append(parent)
+        if length < section.max_length:
+            prefixes, tokens = longer, torch.tensor([[ids[-1] for ids, _ in longer]])
+            state = network.select(state, one, torch.tensor([parents]))
 
 
 @pytest.mark.parametrize("norm", NORMS)

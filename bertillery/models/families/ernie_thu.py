@@ -221,6 +221,8 @@ class ErnieThuEncoder(nn.Module):
 class _WithTable:
     """Reads and writes the table of entities beside the weights; it is none of them."""
 
+    config_class = ErnieThuConfig
+
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """The stock method; a directory's table is read, too."""
@@ -243,8 +245,6 @@ class _WithTable:
 
 class ErnieThuModel(_WithTable, BertModel):
     """The encoder. Its table of entities is fixed: no parameter, and in a file of its own."""
-
-    config_class = ErnieThuConfig
 
     def __init__(self, config: ErnieThuConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config, add_pooling_layer=add_pooling_layer)
@@ -322,7 +322,6 @@ class ErnieThuModel(_WithTable, BertModel):
 class ErnieThuForPreTraining(_WithTable, BertForPreTraining):
     """MLM, next-sentence prediction, and the head that names the entity of a token."""
 
-    config_class = ErnieThuConfig
     added_parts = ("_entities",)
     """In the names of parameters that a checkpoint of BERT lacks."""
 
@@ -343,59 +342,34 @@ class ErnieThuForPreTraining(_WithTable, BertForPreTraining):
         return logits.masked_fill(candidates < 0, -torch.inf)
 
 
-class ErnieThuForMaskedLM(_WithTable, BertForMaskedLM):
+class _Head(_WithTable):
+    """A stock model with a head, on our encoder."""
+
+    def __init__(self, config: ErnieThuConfig) -> None:
+        super().__init__(config)  # pyright: ignore[reportCallIssue]
+        stock: Any = self.bert
+        self.bert = ErnieThuModel(config, add_pooling_layer=stock.pooler is not None)
+        self.post_init()
+
+
+class ErnieThuForMaskedLM(_Head, BertForMaskedLM):
     """With the MLM head alone."""
 
-    config_class = ErnieThuConfig
 
-    def __init__(self, config: ErnieThuConfig) -> None:
-        super().__init__(config)
-        self.bert = ErnieThuModel(config, add_pooling_layer=False)
-        self.post_init()
-
-
-class ErnieThuForSequenceClassification(_WithTable, BertForSequenceClassification):
+class ErnieThuForSequenceClassification(_Head, BertForSequenceClassification):
     """A class for a text."""
 
-    config_class = ErnieThuConfig
 
-    def __init__(self, config: ErnieThuConfig) -> None:
-        super().__init__(config)
-        self.bert = ErnieThuModel(config)
-        self.post_init()
-
-
-class ErnieThuForTokenClassification(_WithTable, BertForTokenClassification):
+class ErnieThuForTokenClassification(_Head, BertForTokenClassification):
     """A class for each token."""
 
-    config_class = ErnieThuConfig
 
-    def __init__(self, config: ErnieThuConfig) -> None:
-        super().__init__(config)
-        self.bert = ErnieThuModel(config, add_pooling_layer=False)
-        self.post_init()
-
-
-class ErnieThuForMultipleChoice(_WithTable, BertForMultipleChoice):
+class ErnieThuForMultipleChoice(_Head, BertForMultipleChoice):
     """A score for each choice."""
 
-    config_class = ErnieThuConfig
 
-    def __init__(self, config: ErnieThuConfig) -> None:
-        super().__init__(config)
-        self.bert = ErnieThuModel(config)
-        self.post_init()
-
-
-class ErnieThuForQuestionAnswering(_WithTable, BertForQuestionAnswering):
+class ErnieThuForQuestionAnswering(_Head, BertForQuestionAnswering):
     """Where an answer begins and ends."""
-
-    config_class = ErnieThuConfig
-
-    def __init__(self, config: ErnieThuConfig) -> None:
-        super().__init__(config)
-        self.bert = ErnieThuModel(config, add_pooling_layer=False)
-        self.post_init()
 
 
 AutoConfig.register("ernie_thu", ErnieThuConfig)
