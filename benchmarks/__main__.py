@@ -30,7 +30,7 @@ from benchmarks.material import Material, read_material
 from benchmarks.same import Losses, same_losses
 from benchmarks.translation import Pairs
 from benchmarks.workload import WORKLOADS
-from bertillery.config.section import Section, read_values, validate
+from bertillery.config.section import Section
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.system.environment import environment
@@ -74,11 +74,11 @@ class BenchSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print and write the results; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=BenchSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=BenchSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    began, options = time.monotonic(), validate(BenchSection, *read_values(arguments))
+def _run(options: BenchSection) -> int:
+    began = time.monotonic()
     # Sides are forked from this process, which must not start threads before.
     torch.set_num_threads(1)
     logging.set_verbosity_error()

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.conventional import DROPOUT, Baseline
 from benchmarks.material import Material
 from benchmarks.workload import Workload
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.data.prepare import prepare
 from bertillery.data.prepared import TokenArrays
 from bertillery.engine.batch import PackedBatch
@@ -132,11 +132,10 @@ class ComparisonSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Train, evaluate both and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=ComparisonSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=ComparisonSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(ComparisonSection, *read_values(arguments))
+def _run(section: ComparisonSection) -> int:
     if not (section.run / "finished.json").exists():
         raise InputError(
             f"run: {section.run} is not the folder of a finished run; give one, as runs/pretrain/gpt2_mini"

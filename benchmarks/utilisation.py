@@ -31,7 +31,7 @@ from benchmarks import conventional, ours
 from benchmarks.__main__ import machine
 from benchmarks.material import Material, read_material
 from benchmarks.workload import LEARNING_RATE, SEED, Workload, rows
-from bertillery.config.section import Section, read_values, validate
+from bertillery.config.section import Section
 from bertillery.engine.loader import AHEAD, StepData, Steps, load
 from bertillery.engine.loop import training_steps
 from bertillery.engine.optim import OptimSection, build_optimizer
@@ -198,11 +198,10 @@ def measure(section: UtilisationSection, material: Material, rate: float) -> Ite
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=UtilisationSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=UtilisationSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(UtilisationSection, *read_values(arguments))
+def _run(section: UtilisationSection) -> int:
     logging.set_verbosity_error()
     on_gpu = device().type == "cuda"
     rate = matmul_rate(8192) if on_gpu else matmul_rate(512, turns=2)

@@ -245,24 +245,18 @@ class CompareSection(SpeedSection):
 
 def main(arguments: Sequence[str]) -> int:
     """Compare, write the folder and print the tables; returns the exit status."""
-    return tool(
-        arguments,
-        help=__doc__,
-        schema=CompareSection,
-        action=lambda: _run(arguments),
-        settings=lambda given: [_section(given)],
-    )
+    shown = shlex.join(["python", "-m", "deploy.compare", *arguments])
+    return tool(arguments, help=__doc__, schema=CompareSection, action=lambda given: _run(given, shown), read=_read)
 
 
-def _section(arguments: Sequence[str]) -> CompareSection:
+def _read(arguments: Sequence[str]) -> CompareSection:
     values, sources = read_values(arguments)
     if not values.get("teacher") or not values.get("students"):
         raise ConfigError("a comparison needs models: make compare TEACHER=<directory> STUDENTS='<directory> ...'")
     return validate(CompareSection, values, sources)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = _section(arguments)
+def _run(section: CompareSection, command: str) -> int:
     folders = [section.teacher, *section.students]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(
@@ -281,7 +275,7 @@ def _run(arguments: Sequence[str]) -> int:
         wait=torch.accelerator.synchronize if gpu else lambda: None,
     )
     about = {
-        "command": shlex.join(["python", "-m", "deploy.compare", *arguments]),
+        "command": command,
         "device": next(iter(models.values())).device.type,
         "threads": torch.get_num_threads(),
         "rounds": section.rounds,

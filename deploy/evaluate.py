@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     return use(arguments, __doc__, _run)
 
 
-def _run(section: UseSection, named: bool) -> None:
+def _run(section: UseSection, named: bool) -> int:
     own = None
     if section.data:
         own = {**ALONE, "files": {"data": [str(file.absolute()) for file in found_files(section.data)]}}
@@ -43,6 +43,7 @@ def _run(section: UseSection, named: bool) -> None:
     results = evaluated(trained, task, folder)
     print(f"\n{findings(results, folder)}\n\nscores      {folder / 'results.json'}")
     print(f"predictions {folder / 'predictions'}")
+    return 0
 
 
 def evaluated(trained: Trained, task: Task, folder: Path) -> dict[str, Any]:

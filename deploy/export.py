@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bertillery.config.section import ConfigError, Section, read_values, validate
+from bertillery.config.section import ConfigError, Section, take
 from bertillery.config.types import Count
 from bertillery.run.command import tool
 from bertillery.run.stage import Stage
@@ -40,13 +40,16 @@ class ExportSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Export and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=ExportSection, action=lambda: _run(arguments))
+
+    def read(given: Sequence[str]) -> ExportSection:
+        return take(ExportSection, given)[0]
+
+    return tool(arguments, help=__doc__, schema=ExportSection, action=lambda _: _run(arguments), read=read)
 
 
 def _run(arguments: Sequence[str]) -> int:
-    own = [given for given in arguments if given.split("=")[0] in ExportSection.model_fields]
-    section = validate(ExportSection, *read_values(own))
-    stage = stage_of(section.model, [given for given in arguments if given not in own])
+    section, rest = take(ExportSection, arguments)
+    stage = stage_of(section.model, rest)
     which = section.checkpoint or stage.config.train.export
     folder, results = stage.export_checkpoint(which, section.output)
     write_text(folder / "results.json", json.dumps(results, indent=1))

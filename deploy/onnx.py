@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from bertillery.config.section import InputError, read_values, validate
+from bertillery.config.section import InputError
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.load import open_stock
 from bertillery.report.table import markdown_table
@@ -52,11 +52,10 @@ class OnnxSection(SpeedSection):
 
 def main(arguments: Sequence[str]) -> int:
     """Export, compare, time and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=OnnxSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=OnnxSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(OnnxSection, *read_values(arguments))
+def _run(section: OnnxSection) -> int:
     _check_packages()
     model = open_stock(section.model)
     lengths, notes = section.fitting(longest_sequence(model.config))

@@ -39,13 +39,14 @@ def main(arguments: Sequence[str]) -> int:
     return use(arguments, __doc__, _run)
 
 
-def _run(section: UseSection, named: bool) -> None:
+def _run(section: UseSection, named: bool) -> int:
     files = found_files(section.data)
     places = _places(section, files)
     trained = Trained.open(section, named, own={**ALONE, "files": {"data": [*map(str, files)]}})
     checked = [Rows.check(trained, file, place) for file, place in zip(files, places, strict=True)]
     for rows in checked:
         print(rows.predict(trained), flush=True)
+    return 0
 
 
 def found_files(names: Sequence[str]) -> list[Path]:

@@ -32,7 +32,7 @@ from huggingface_hub import HfApi, constants, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from pydantic import BeforeValidator, Field
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import Texts
 from bertillery.models.folder import ConfigFile
 from bertillery.report.card import shortened
@@ -78,11 +78,10 @@ class PushSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Lay out, show and send; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=PushSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=PushSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(PushSection, *read_values(arguments))
+def _run(section: PushSection) -> int:
     folder, left = lay_out(section)
     print(listing(folder, left))
     print(f"\n{(folder / 'README.md').read_text(encoding='utf-8')}")

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from bertillery.config.section import Section, read_values, validate
+from bertillery.config.section import Section
 from bertillery.run.command import tool
 from bertillery.system.files import write_text
 from distill.config import TaskAgnosticConfig, TaskConfig
@@ -170,11 +170,10 @@ def _optional(definition: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the schemas; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=SchemaSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=SchemaSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(SchemaSection, *read_values(arguments))
+def _run(section: SchemaSection) -> int:
     section.output.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
         file = section.output / f"{name}.schema.json"

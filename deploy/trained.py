@@ -54,26 +54,21 @@ class UseSection(Section):
         return model_name(self.model)
 
 
-def use(arguments: Sequence[str], help: str | None, action: Callable[[UseSection, bool], None]) -> int:
-    """Run the command line of one of these commands and return the exit status; ``action`` gets what :func:`read_use`
-    returns."""
-
-    def act() -> int:
-        action(*read_use(arguments))
-        return 0
-
-    return tool(arguments, help=help, schema=UseSection, action=act, settings=lambda given: [read_use(given)[0]])
+def use(arguments: Sequence[str], help: str | None, action: Callable[[UseSection, bool], int]) -> int:
+    """Run the command line of one of these commands and return the exit status; ``action`` is also told whether a YAML
+    among the arguments names the task."""
+    named = any(map(names_file, arguments))
+    return tool(arguments, help=help, schema=UseSection, action=lambda section: action(section, named), read=_read)
 
 
-def read_use(arguments: Sequence[str]) -> tuple[UseSection, bool]:
-    """The section of a command, and whether a YAML among the arguments names the task. Of a YAML only its section
-    ``task`` counts."""
+def _read(arguments: Sequence[str]) -> UseSection:
+    """The section of a command; of a YAML only its section ``task`` counts."""
     layers = beside_yaml(read_layers(arguments))
     tasks = [layer for layer in layers if names_file(layer.argument)]
     if lacking := [layer.source for layer in tasks if not isinstance(layer.values.get("task"), dict)]:
         raise ConfigError(f"{lacking[0]}: no section task; give the YAML of a task, as for make finetune")
     used = [Layer({"task": layer.values["task"]}, layer.source) if layer in tasks else layer for layer in layers]
-    return validate(UseSection, *merge_layers(used)), bool(tasks)
+    return validate(UseSection, *merge_layers(used))
 
 
 @dataclass(frozen=True)

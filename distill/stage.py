@@ -162,10 +162,7 @@ class TaskAgnostic(Stage):
         """Curves."""
         found = {"result": ended.held_out, "teacher": self.baselines}
         tracker.summary({f"{part}/{n}": v for part, values in found.items() for n, v in values.items()}, ended.step)
-        picture = self.path / "curves.png"
-        with beside(f"the picture {picture}"):
-            self.draw(trainer)
-            tracker.image("curves", picture, ended.step)
+        self.show_curves(trainer, tracker, ended.step)
         with beside("guesses for masked tokens"):
             if self.method.MASKED_WORDS and tracker.shows:
                 tracker.table("masked_tokens", fill_masks(self.directory.export), ended.step)
@@ -374,5 +371,6 @@ def task_model_paths(config: TaskConfig) -> dict[str, str | None]:
 
 
 def _size(model: PreTrainedModel) -> str:
-    config, number = model.config, sum(parameter.numel() for parameter in model.parameters())
-    return f"{type(model).__name__} {config.num_hidden_layers} x {config.hidden_size}, {number:,} parameters"
+    config = model.config
+    sizes = f"{config.num_hidden_layers} x {config.hidden_size}"
+    return f"{type(model).__name__} {sizes}, {model.num_parameters():,} parameters"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
@@ -41,11 +41,10 @@ class CurvesSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Print the last values and draw the curves; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=CurvesSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=CurvesSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(CurvesSection, *read_values(arguments))
+def _run(section: CurvesSection) -> int:
     curves = {str(run): curve(run, section.metric) for run in section.runs}
     rows = [[name, f"{points[-1][0]:,}", f"{points[-1][1]:.3f}"] for name, points in curves.items()]
     print(markdown_table([["run", "step", section.metric], *rows]))

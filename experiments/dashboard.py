@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bertillery.config.section import ConfigError, InputError, Section, read_values, validate
+from bertillery.config.section import ConfigError, InputError, Section
 from bertillery.config.types import Name
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
@@ -170,11 +170,10 @@ def workspace(board: Board, *, entity: str, project: str) -> Workspace:
 
 def main(arguments: Sequence[str]) -> int:
     """Build the workspaces, send them if there is a key, and list them; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=DashboardSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=DashboardSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(DashboardSection, *read_values(arguments))
+def _run(section: DashboardSection) -> int:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("the dashboards need the package wandb-workspaces: install this project with its extra dev")
     online = wandb_mode("auto") == "online"

@@ -219,13 +219,13 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
 
-    def settings(given: Sequence[str]) -> list[SubmitSection]:
-        return [validate(SubmitSection, *read_values(given[1:]))]
+    def read(given: Sequence[str]) -> SubmitSection:
+        return validate(SubmitSection, *read_values(given[1:]))
 
-    def action() -> int:
-        return _submit(table_folder(arguments[0]), *settings(arguments))
+    def action(section: SubmitSection) -> int:
+        return _submit(table_folder(arguments[0]), section)
 
-    return tool(arguments, help=__doc__, schema=SubmitSection, action=action, settings=settings)
+    return tool(arguments, help=__doc__, schema=SubmitSection, action=action, read=read)
 
 
 def _validate(path: Path) -> int:

@@ -28,7 +28,7 @@ from bertillery.config.types import LearningRate
 from bertillery.engine.evaluate import Sums
 from bertillery.engine.loop import DivergedError
 from bertillery.report.plot import figure, save
-from bertillery.run.command import tool
+from bertillery.run.command import cli
 from bertillery.run.directory import RunDirectory
 from bertillery.run.stage import Stage, StageConfig, beside
 from bertillery.run.trainer import Trainer
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str]) -> int:
         _, rest = take(RangeSection, arguments)
         return _run(command_of(rest).stage(config.model_copy(update={"run": run})), section)
 
-    return tool(arguments, help=__doc__, schema=RangeSection, action=action, settings=_settings)
+    return cli(arguments, help=__doc__, schema=RangeSection, action=action, settings=_settings)
 
 
 def _settings(arguments: Sequence[str]) -> tuple[RangeSection, StageConfig]:

@@ -30,7 +30,7 @@ from bertillery.config.section import ConfigError, Section, read_values, take
 from bertillery.config.types import Processes, Runs, Seed
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import escaped, markdown_table
-from bertillery.run.command import make_command, tool
+from bertillery.run.command import cli, make_command
 from bertillery.run.directory import RESUMABLE, RunDirectory
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
@@ -285,7 +285,7 @@ def as_argument(key: str, value: Any) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run missing trials and report the best; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=SearchSection, action=lambda: _run(arguments), settings=_settings)
+    return cli(arguments, help=__doc__, schema=SearchSection, action=lambda: _run(arguments), settings=_settings)
 
 
 def _settings(arguments: Sequence[str]) -> list[Section]:

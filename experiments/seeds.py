@@ -28,7 +28,7 @@ from bertillery.config import types as ranges
 from bertillery.config.section import ConfigError, InputError, Section, read_values, take
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import code, escaped, markdown_table
-from bertillery.run.command import TASKS, tool
+from bertillery.run.command import TASKS, cli
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
 from bertillery.system.files import tidy, write_text
@@ -229,7 +229,7 @@ def _finished(path: Path) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments), settings=_settings)
+    return cli(arguments, help=__doc__, schema=SeedsSection, action=lambda: _run(arguments), settings=_settings)
 
 
 def _settings(arguments: Sequence[str]) -> list[Section]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import Name
 from bertillery.run.command import tool
 from bertillery.run.tracking import TrackingSection
@@ -47,11 +47,11 @@ def newest_record(folder: Path) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Become the viewer; returns the exit status only where there is nothing to view."""
-    return tool(arguments, help=__doc__, schema=WatchSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=WatchSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    command = viewer(validate(WatchSection, *read_values(arguments)), terminal=sys.stdout.isatty())
+def _run(section: WatchSection) -> int:
+    command = viewer(section, terminal=sys.stdout.isatty())
     sys.stdout.flush()
     os.execv(command[0], command)
 

@@ -236,11 +236,11 @@ class Finetuning(Stage):
         """Model, recipe and one example."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
         rate, length = config.optim.learning_rate, config.train.steps
-        size, phase = sum(parameter.numel() for parameter in model.parameters()), config.train.phases[0]
+        phase = config.train.phases[0]
         cut = self.validation[config.task.validation[0]].num_cut
         cuts = f"; {cut:,} validation examples are cut" if cut else ""
         return (
-            f"model       {type(model).__name__} from {config.model.from_}, {size:,} parameters\n"
+            f"model       {type(model).__name__} from {config.model.from_}, {model.num_parameters():,} parameters\n"
             f"            {self.loaded}\n"
             f"recipe      {describe_recipe(config.model.from_, config.recipe)}\n"
             f"            learning rate {rate:g}, a batch of {phase} tokens, {length}{cuts}\n"
@@ -300,14 +300,10 @@ class Finetuning(Stage):
         with beside(f"the hardest examples, {self.path / 'hardest.tsv'}"):
             results["hardest"] = hardest_examples(first, self.task_type, self.path / "hardest.tsv")
         self.baselines = results["baselines"][section.validation[0]]
-        pictures = []
-        with beside(f"the picture {self.path / 'curves.png'}"):
-            self.draw(trainer)
-            pictures.append(self.path / "curves.png")
+        self.show_curves(trainer, tracker, ended.step)
         with beside(f"pictures of the predictions in {self.path}"):
-            pictures += self.task_type.draw(first, self.path)
-        for picture in pictures:
-            tracker.image(picture.stem, picture, ended.step)
+            for picture in self.task_type.draw(first, self.path):
+                tracker.image(picture.stem, picture, ended.step)
         with beside("what a tracker shows of the predictions"):
             if tracker.shows:
                 self._show_predictions(tracker, ended.step, results)

@@ -260,7 +260,6 @@ class Translating(Finetuning):
     def banner(self, trainer: Trainer) -> str:
         """Model, vocabulary, rates and one pair."""
         config, model = self.config, self.accelerator.unwrap_model(trainer.objective).exported()
-        size = sum(parameter.numel() for parameter in model.parameters())
         examples = trainer.sources[0]
         tokenizers = [examples.tokenizer, examples.target_tokenizer]
         ids = [
@@ -272,7 +271,7 @@ class Translating(Finetuning):
         ]
         pieces = " and ".join(f"{number:,}" for number in map(len, dict.fromkeys(tokenizers)))
         return (
-            f"model       {type(model).__name__}, {size:,} parameters, {pieces} pieces\n"
+            f"model       {type(model).__name__}, {model.num_parameters():,} parameters, {pieces} pieces\n"
             f"            learning rate {config.optim.learning_rate:g}, batches of {config.train.phases[0]}, "
             f"{config.train.steps}\n\nfirst pair\n" + "\n".join(shown)
         )

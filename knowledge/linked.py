@@ -57,7 +57,7 @@ class Knowledge:
 
 
 def link_corpus(
-    corpus: PreparedCorpus, graph: Graph, vectors: Tensor, cache: Path, given: GivenMentions | None = None
+    corpus: PreparedCorpus, graph: Graph, vectors: Tensor, cache: Path, given: GivenMentions | None
 ) -> Knowledge:
     """The ``given`` mentions of a corpus, or those that the graph's dictionary finds; if ``cache`` lacks them, one
     process makes them."""
@@ -85,9 +85,8 @@ def link_corpus(
 
 
 def _lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return (tokenizer.tokenize("A") != tokenizer.tokenize("a") and not tokenizer.get_vocab().keys() & {"A", "▁A"}) or (
-        tokenizer.tokenize("A") == tokenizer.tokenize("a")
-    )
+    known = tokenizer.get_vocab().keys() & {"A", "▁A"}
+    return not known or tokenizer.tokenize("A") == tokenizer.tokenize("a")
 
 
 def linker_of(graph: Graph, tokenizer: PreTrainedTokenizerBase) -> Linker:

@@ -119,10 +119,7 @@ class Linker:
 
     def _entity(self, phrase: Sequence[str], words: Sequence[str]) -> int | None:
         forms = self._phrases.get(tuple(phrase), ())
-        for form, entity in forms:
-            if not self._cased or _fits(form, words):
-                return entity
-        return None
+        return next((entity for form, entity in forms if not self._cased or _fits(form, words)), None)
 
 
 def _lower(words: Sequence[str]) -> tuple[str, ...]:
@@ -138,6 +135,5 @@ def _most(entities: set[int], degrees: np.ndarray) -> int | None:
 
 
 def _fits(form: Sequence[str], words: Sequence[str]) -> bool:
-    written = " ".join(words)
     given = " ".join(form)
-    return written in (given, given.upper(), given[:1].upper() + given[1:])
+    return " ".join(words) in (given, given.upper(), given[:1].upper() + given[1:])

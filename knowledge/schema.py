@@ -145,8 +145,7 @@ class _Builder:
         """The graph of a choice that names the concepts ``choice``; those are none of the question's here."""
         asked = [concept for concept in question if concept not in choice]
         found = [(pair, each) for pair in product(asked, choice) for each in self.finder.between(*pair)]
-        pairs = {pair: None for pair, _ in found}
-        pairs = {pair: number for number, pair in enumerate(pairs)}
+        pairs = {pair: number for number, pair in enumerate(dict.fromkeys(pair for pair, _ in found))}
         met = chain(asked, choice, *(each.concepts for _, each in found)) if found else ()
         nodes = {concept: number for number, concept in enumerate(dict.fromkeys(met))}
         links = {ends for _, each in found for ends in pairwise(each.concepts)}

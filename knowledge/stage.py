@@ -169,12 +169,9 @@ class Embedding(Stage):
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Curves."""
-        picture = self.path / "curves.png"
         with beside(f"the card {self.directory.export / 'README.md'}"):
             write_text(self.directory.export / "README.md", self._card(ended, results["table"]))
-        with beside(f"the picture {picture}"):
-            self.draw(trainer)
-            tracker.image("curves", picture, ended.step)
+        self.show_curves(trainer, tracker, ended.step)
         scores = results["ranks"].items()
         tracker.summary({f"result/{split}/{name}": value for split, found in scores
                          for name, value in found["filtered"].items()}, ended.step)  # fmt: skip

@@ -42,7 +42,7 @@ class Entity(NamedTuple):
     where: str = ""
 
 
-def read_triples(path: Path, order: Order = "hrt", language: str = "en") -> Iterator[Triple]:
+def read_triples(path: Path, order: Order, language: str) -> Iterator[Triple]:
     """The triples of a file, by its suffix and its first row.
 
     ``.jsonl`` has objects with ``head``, ``relation`` and ``tail``; ``.nt`` is Wikidata's dump of direct statements,

@@ -31,7 +31,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from bertillery.config.section import InputError, read_values, validate
+from bertillery.config.section import InputError
 from bertillery.config.section import Section as Keys
 from bertillery.engine.batch import pack_stream
 from bertillery.models.encoders import ONE_STREAM, encode, family
@@ -81,11 +81,10 @@ def main(arguments: Sequence[str]) -> int:
     arguments = [
         "".join((key, mark, as_yaml(value) if key in ("text", "pair") else value)) for key, mark, value in parts
     ]
-    return tool(arguments, help=__doc__, schema=InspectSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=InspectSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(InspectSection, *read_values(arguments))
+def _run(section: InspectSection) -> int:
     text = section.text if section.text is not None else os.environ.get("TEXT", "")
     pair = (section.pair if section.pair is not None else os.environ.get("PAIR")) or None
     if not text.strip():

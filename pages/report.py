@@ -19,7 +19,6 @@ from statistics import mean
 from pydantic import Field
 
 from bertillery.config.section import Section as Keys
-from bertillery.config.section import read_values, validate
 from bertillery.report.card import shortened
 from bertillery.report.table import read_tsv
 from bertillery.run.command import tool
@@ -48,11 +47,10 @@ class ReportSection(Keys):
 
 def main(arguments: Sequence[str]) -> int:
     """Write the page; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=ReportSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=ReportSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(ReportSection, *read_values(arguments))
+def _run(section: ReportSection) -> int:
     found = find(section.runs)
     html, markdown = section.output / "report.html", section.output / "report.md"
     write_page(report(found), html, markdown)
@@ -65,11 +63,10 @@ def _run(arguments: Sequence[str]) -> int:
 def report(found: Found) -> Page:
     """The page."""
     done = sum(run.finished is not None for run in found.runs)
-    about = f"{len(found.runs)} runs, {done} of them finished."
     published = read_published()
     return Page(
         "Report",
-        about,
+        f"{len(found.runs)} runs, {done} of them finished.",
         [
             Section("What was run", [*_overview(found)]),
             Section("Curves", [*_curves(found.runs)]),
@@ -86,9 +83,8 @@ def report(found: Found) -> Page:
 def _overview(found: Found) -> Iterator[Block]:
     rows = [["run", "stage", "learns", "from", "data", "steps", "result", "state"]]
     for run in found.runs:
-        state = "finished" if run.finished else "not finished"
-        shown = [run.name, run.stage, run.about, run.started_from, run.data, f"{run.steps:,}", _result(run), state]
-        rows.append(shown)
+        result = [_result(run), "finished" if run.finished else "not finished"]
+        rows.append([run.name, run.stage, run.about, run.started_from, run.data, f"{run.steps:,}", *result])
     if found.runs:
         yield Table("Runs", rows, note="The result is the first metric of a task, else the held-out loss.")
     for each in found.left_out:
@@ -101,8 +97,9 @@ def _result(run: Run) -> str:
     for split, scores in run.finished.scores.items():
         for metric, value in scores.items():
             return f"{metric.replace('_', ' ')} {100 * value:.2f} ({split.replace('_', ' ')})"
-    loss = next(((name, value) for name, value in run.finished.held_out.items()), None)
-    return f"{loss[0].replace('_', ' ')} {number(loss[1])}" if loss else ""
+    for name, value in run.finished.held_out.items():
+        return f"{name.replace('_', ' ')} {number(value)}"
+    return ""
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[Block]:
@@ -123,13 +120,8 @@ def _curves(runs: Sequence[Run]) -> Iterator[Block]:
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
     """Metrics that were evaluated on held-out data, the loss and those of the results first."""
-    known = {
-        name.removeprefix("held_out/")
-        for run in runs
-        for row in run.rows
-        for name in row
-        if name.startswith("held_out/")
-    }
+    names = {name for run in runs for row in run.rows for name in row}
+    known = {name.removeprefix("held_out/") for name in names if name.startswith("held_out/")}
     named = [name for run in runs if run.finished for name in (*run.finished.held_out, *_scored(run))]
     return [name for name in dict.fromkeys(["loss", *named]) if name in known] or sorted(known)[:4]
 
@@ -153,9 +145,7 @@ def _chart(title: str, name: str, runs: Sequence[Run]) -> Chart | None:
         levels |= {label: value for label, value in _levels(run, name).items() if label not in levels}
     if not series:
         return None
-    if len(levels) > 4:
-        levels = dict([*levels.items()][:4])
-    return Chart(title, "step", name.replace("_", " "), series, levels)
+    return Chart(title, "step", name.replace("_", " "), series, dict([*levels.items()][:4]))
 
 
 def _short(run: Run, runs: Sequence[Run]) -> str:
@@ -245,13 +235,9 @@ def _cut(text: str, most: int = 240) -> str:
 def _contexts(contexts: Sequence[Outcomes]) -> Iterator[Block]:
     for task in dict.fromkeys(each.task for each in contexts):
         mine = [each for each in contexts if each.task == task]
-        shown = (
-            [name for name in mine[0].outcomes[0]["metrics"] if name in ("accuracy", "accuracy_norm")]
-            if mine[0].outcomes
-            else []
-        )
-        names = shown or ([*mine[0].outcomes[0]["metrics"]][:1] if mine[0].outcomes else [])
-        for name in names:
+        metrics = [*mine[0].outcomes[0]["metrics"]] if mine[0].outcomes else []
+        shares = [name for name in metrics if name in ("accuracy", "accuracy_norm")]
+        for name in shares or metrics[:1]:
             yield from _shots(task, name, mine)
 
 
@@ -288,21 +274,15 @@ def _model(start: str) -> str:
 
 def _costs(runs: Sequence[Run]) -> Iterator[Block]:
     rows = [["run", "device", "devices", "device hours", "tokens", "tokens/s", "FLOP", "memory, GiB"]]
-    totals = [0.0, 0.0, 0.0]
-    for run in runs:
-        cost = cost_of(run)
-        totals = [
-            total + each for total, each in zip(totals, (cost.device_hours, cost.tokens, cost.flops), strict=True)
-        ]
-        numbers = [
-            f"{cost.device_hours:.3f}",
-            f"{cost.tokens:,.0f}",
-            f"{cost.tokens_per_second:,.0f}",
-            f"{cost.flops:.2e}",
-        ]
-        rows.append([run.name, cost.device, str(cost.processes), *numbers, f"{cost.memory_gib:.2f}"])
+    costs = [cost_of(run) for run in runs]
+    for run, cost in zip(runs, costs, strict=True):
+        spent = [f"{cost.device_hours:.3f}", f"{cost.tokens:,.0f}", f"{cost.tokens_per_second:,.0f}"]
+        last = [f"{cost.flops:.2e}", f"{cost.memory_gib:.2f}"]
+        rows.append([run.name, cost.device, str(cost.processes), *spent, *last])
     if runs:
-        rows.append(["all", "", "", f"{totals[0]:.3f}", f"{totals[1]:,.0f}", "", f"{totals[2]:.2e}", ""])
+        hours, tokens = sum(cost.device_hours for cost in costs), sum(cost.tokens for cost in costs)
+        flops = sum(cost.flops for cost in costs)
+        rows.append(["all", "", "", f"{hours:.3f}", f"{tokens:,.0f}", "", f"{flops:.2e}", ""])
         note = (
             "Training alone, without evaluations and without steps that a killed process repeated. A device is a GPU, "
             "or a process on CPUs. FLOP: the operations of matrix products in training, by the run's own count."
@@ -321,17 +301,14 @@ def _origin(run: Run) -> Iterator[Block]:
     pairs += [("versions", distinct(_versions(start.environment, kept) for start in run.starts))]
     commits = (f"{str(e.get('commit'))[:12]}{' with changes' * bool(e.get('changed'))}" for e in _known(run))
     pairs += [("source", distinct(commits)), ("precision", distinct(start.precision for start in run.starts))]
-    pairs += [("starts", ", ".join(f"step {start.step:,}" for start in run.starts[1:]) and _resumed(run))]
+    resumed = ", ".join(f"step {start.step:,}" for start in run.starts[1:])
+    pairs.append(("starts", resumed and f"resumed after {resumed}"))
     yield Lines(run.name, [f"$ {run.command}"])
     yield Facts([(name, value) for name, value in pairs[1:] if value])
 
 
 def _known(run: Run) -> list[dict[str, object]]:
     return [start.environment for start in run.starts if start.environment.get("commit")]
-
-
-def _resumed(run: Run) -> str:
-    return f"resumed after {', '.join(f'step {start.step:,}' for start in run.starts[1:])}"
 
 
 def _versions(environment: dict[str, object], names: Sequence[str]) -> str:

@@ -147,12 +147,8 @@ class Run:
         if task:
             hub, files = task.get("hub"), task.get("files")
             named = hub.get("dataset") if isinstance(hub, dict) else None
-            given = (
-                [each if isinstance(each, list) else [each] for each in files.values()]
-                if isinstance(files, dict)
-                else []
-            )
-            listed = distinct(str(file) for each in given for file in each)
+            given = files.values() if isinstance(files, dict) else ()
+            listed = distinct(str(file) for each in given for file in (each if isinstance(each, list) else [each]))
             return shortened(str(named or listed or task.get("documentation") or self.task))
         paths = data.get("path") or self.section("graph").get("path") or []
         return shortened(", ".join(map(str, paths if isinstance(paths, list) else [paths])))
@@ -230,9 +226,8 @@ def _below(folder: Path) -> Iterator[Path]:
         if "config.yaml" in files or "results.json" in files:
             yield Path(path)
             folders.clear()
-        folders[:] = sorted(
-            name for name in folders if name not in _NOT_RUNS and not name.endswith((".partial", ".old"))
-        )
+        kept = (name for name in folders if name not in _NOT_RUNS and not name.endswith((".partial", ".old")))
+        folders[:] = sorted(kept)
 
 
 def _read(found: Found, path: Path) -> None:

@@ -48,16 +48,12 @@ def task_tables(task: str, runs: Sequence[Run], published: Sequence[Published]) 
         for each in published:
             scores = each.scores.get(task, {})
             name = f"{each.model}, published ({each.source}; {each.part})"
-            rows += [
-                _row(name, shown, "", [scores[key]]) for shown in metrics if (key := shown.replace(" ", "_")) in scores
-            ]
+            keys = [key for shown in metrics if (key := shown.replace(" ", "_")) in scores]
+            rows += [_row(name, key, "", [scores[key]]) for key in keys]
         note = "Scores in per cent." + " Rows in italics are others' and were not measured here." * (len(rows) > ours)
-        warned = [
-            f"{run.name}: {run.finished.warnings[split]}"
-            for run in done
-            if run.finished and split in run.finished.warnings
-        ]
-        note += "".join(f" {each}." for each in warned)
+        for run in done:
+            if run.finished and split in run.finished.warnings:
+                note += f" {run.name}: {run.finished.warnings[split]}."
         yield Table(f"{task}, {split.replace('_', ' ')}", rows, frozenset(range(ours, len(rows))), note)
 
 
@@ -69,14 +65,8 @@ def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _row(name: str, metric: str, seeds: str, values: Sequence[float]) -> list[str]:
     many = len(values) > 1
     spread = [f"{stdev(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"] if many else ["", "", ""]
-    return [
-        name,
-        metric.replace("_", " "),
-        seeds,
-        f"{median(values):.2f}",
-        f"{mean(values):.2f}" if many else "",
-        *spread,
-    ]
+    middle = [f"{median(values):.2f}", f"{mean(values):.2f}" if many else ""]
+    return [name, metric.replace("_", " "), seeds, *middle, *spread]
 
 
 def _rows(group: Sequence[Run], split: str) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import PathName
 from bertillery.run.command import tool
 
@@ -54,11 +54,10 @@ class ScreenshotsSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Take them; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=ScreenshotsSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=ScreenshotsSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(ScreenshotsSection, *read_values(arguments))
+def _run(section: ScreenshotsSection) -> int:
     addresses = {name: address(page) for name, page in section.pages.items()}
     section.output.mkdir(parents=True, exist_ok=True)
     with browser() as found:

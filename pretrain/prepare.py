@@ -18,14 +18,13 @@ from pretrain.config import PretrainConfig, load_config
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare the corpus of a pretraining configuration and print what is in it; returns the exit status."""
+    return tool(arguments, help=__doc__, schema=PretrainConfig, action=_run, read=load_config)
 
-    def run() -> int:
-        config = load_config(arguments)
-        prepared = prepare(config.data, config.tokenizer, config.run.data_dir)
-        print(f"{prepared.path}\n{corpus_report(prepared)}")
-        return 0
 
-    return tool(arguments, help=__doc__, schema=PretrainConfig, action=run, settings=lambda given: [load_config(given)])
+def _run(config: PretrainConfig) -> int:
+    prepared = prepare(config.data, config.tokenizer, config.run.data_dir)
+    print(f"{prepared.path}\n{corpus_report(prepared)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -154,8 +154,11 @@ class Pretraining(Stage):
 
     def show(self, trainer: Trainer, ended: Fit, tracker: Tracker, results: dict[str, Any]) -> None:
         """Held-out numbers with their baselines, curves, and guesses for masked tokens."""
-        export, picture = self.directory.export, self.path / "curves.png"
-        objective, held_out = self.accelerator.unwrap_model(trainer.objective), trainer.held_out
+        export, objective, held_out = (
+            self.directory.export,
+            self.accelerator.unwrap_model(trainer.objective),
+            trainer.held_out,
+        )
         with beside("baselines"):
             found = objective.baselines(held_out.batches(), self.corpus.unigrams, ended.held_out)
             self.baselines = {name: value for name, value in found.items() if name in ended.held_out}
@@ -176,9 +179,7 @@ class Pretraining(Stage):
                 tracker.table("samples", samples, ended.step)
         found = {"result": ended.held_out, "baseline": self.baselines}
         tracker.summary({f"{part}/{n}": v for part, values in found.items() for n, v in values.items()}, ended.step)
-        with beside(f"the picture {picture}"):
-            self.draw(trainer)
-            tracker.image("curves", picture, ended.step)
+        self.show_curves(trainer, tracker, ended.step)
 
     def draw(self, trainer: Trainer) -> None:
         """All terms that have a title."""

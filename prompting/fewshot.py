@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from bertillery.config.section import InputError, Section, merge_layers, names_file, read_layers, take, validate
 from bertillery.config.types import Count, Seed
-from bertillery.run.command import tool
+from bertillery.run.command import cli
 from bertillery.run.stage import beside
 from bertillery.system.files import write_text
 from finetune.config import FinetuneConfig
@@ -62,7 +62,7 @@ class FewshotSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=FewshotSection, action=lambda: _run(arguments), settings=read_arguments)
+    return cli(arguments, help=__doc__, schema=FewshotSection, action=lambda: _run(arguments), settings=read_arguments)
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[FewshotSection, FewshotTask]:

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bertillery.config.section import Section, read_values, validate
+from bertillery.config.section import Section
 from bertillery.config.types import Count, Probability, Runs, Seed, Texts
 from bertillery.run.command import given_texts, quoted, tool
 from bertillery.system.files import write_text
@@ -60,11 +60,10 @@ class GenerateSection(Section):
 def main(arguments: Sequence[str]) -> int:
     """Generate and print; returns the exit status. A prompt is text, whatever YAML would make of it."""
     arguments = quoted(arguments, "prompt")
-    return tool(arguments, help=__doc__, schema=GenerateSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=GenerateSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(GenerateSection, *read_values(arguments))
+def _run(section: GenerateSection) -> int:
     prompts = given_texts(section.prompt, section.file, key="prompt", what="a prompt")
     causal, rows = CausalModel.open(section.model), []
     causal.check_fits([len(causal.ids(prompt)) + 1 for prompt in prompts], section.max_new_tokens)

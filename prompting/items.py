@@ -160,8 +160,7 @@ def read_items(config: FewshotTask, data_dir: Path) -> Items:
     if config.data is not None:
         return _from_files(config.prompt, config.data, config.kind)
     assert config.task is not None
-    task = open_task(config.task, data_dir)
-    return _from_task(config.prompt, task)
+    return _from_task(config.prompt, open_task(config.task, data_dir))
 
 
 def _from_task(prompt: PromptSection, task: Task) -> Items:

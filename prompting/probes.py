@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import Seed
 from bertillery.engine.batch import pack_stream
 from bertillery.models.encoders import encode
@@ -98,11 +98,10 @@ class Curve:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the probes and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=ProbesSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=ProbesSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(ProbesSection, *read_values(arguments))
+def _run(section: ProbesSection) -> int:
     causal = CausalModel.open(section.model)
     curves = {name: measure(causal, episodes) for name, episodes in make_probes(causal, section).items()}
     folder = section.output or Path("runs/prompting/probes") / causal.name
@@ -206,10 +205,11 @@ def measure(causal: CausalModel, episodes: Episodes) -> Curve:
                 logits = causal.model.lm_head(one[torch.from_numpy(episodes.places)]).float()
                 found.append(_judged(logits, torch.from_numpy(sequence[episodes.places]), torch.tensor(candidates)))
     values = np.stack(found)  # (E, measures, N)
-    by_shown = [values[:, :, episodes.shown == shown].mean(2) for shown in range(episodes.shown[-1] + 1)]
-    nats, accuracy, among = ([float(each[:, i].mean()) for each in by_shown] for i in range(3))
-    by_place = [values[:, 0, episodes.shown == shown].mean(0).tolist() for shown in range(episodes.shown[-1] + 1)]
-    error = [float(each[:, 2].std(ddof=1)) / math.sqrt(number) for each in by_shown]
+    groups = [values[:, :, episodes.shown == shown] for shown in range(episodes.shown[-1] + 1)]
+    means = [group.mean(2) for group in groups]
+    nats, accuracy, among = ([float(each[:, i].mean()) for each in means] for i in range(3))
+    by_place = [group[:, 0].mean(0).tolist() for group in groups]
+    error = [float(each[:, 2].std(ddof=1)) / math.sqrt(number) for each in means]
     return Curve(nats, accuracy, among, error, 1 / episodes.candidates.shape[2], by_place)
 
 
@@ -226,17 +226,11 @@ def results_table(curves: dict[str, Curve]) -> str:
     shown = [k for k in _SHOWN if k < most]
     rows = [["probe", "", "chance", *(f"K={k}" for k in shown)]]
     for name, curve in curves.items():
+        among = [f"{100 * value:.1f} +- {100 * e:.1f}" for value, e in zip(curve.among, curve.error, strict=True)]
         for measure_name, values, chance in (
             ("loss (nats)", [f"{value:.2f}" for value in curve.nats], ""),
             ("accuracy", [f"{100 * value:.1f}" for value in curve.accuracy], ""),
-            (
-                "of candidates",
-                [
-                    f"{100 * value:.1f} +- {100 * error:.1f}"
-                    for value, error in zip(curve.among, curve.error, strict=True)
-                ],
-                f"{100 * curve.chance:.1f}",
-            ),
+            ("of candidates", among, f"{100 * curve.chance:.1f}"),
         ):
             cells = [values[k] if k < len(values) else "" for k in shown]
             rows.append([name, measure_name, chance, *cells])
@@ -253,11 +247,8 @@ def _draw(picture: Path, curves: dict[str, Curve], model: str) -> None:
         accuracy.axhline(100 * curve.chance, color=line.get_color(), linestyle=":", linewidth=0.8)
         loss.plot(examples, curve.nats, ".-", color=line.get_color())
     for time, name in enumerate(["first time", "second time"]):
-        places.plot(
-            range(2, len(curves["repeated block"].by_place[time]) + 2),
-            curves["repeated block"].by_place[time],
-            label=name,
-        )
+        losses = curves["repeated block"].by_place[time]
+        places.plot(range(2, len(losses) + 2), losses, label=name)
     for axis, title, along in (
         (accuracy, "% right of the candidates (dotted: chance)", "examples before"),
         (loss, "loss (nats)", "examples before"),

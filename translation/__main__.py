@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import Runs, Texts
 from bertillery.run.command import given_texts, quoted, tool
 from bertillery.system.files import write_text
@@ -42,11 +42,10 @@ class TranslateSection(Section):
 def main(arguments: Sequence[str]) -> int:
     """Translate and print; returns the exit status. A text is text, whatever YAML would make of it."""
     arguments = quoted(arguments, "text")
-    return tool(arguments, help=__doc__, schema=TranslateSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=TranslateSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(TranslateSection, *read_values(arguments))
+def _run(section: TranslateSection) -> int:
     if "beam" in section.decode.model_fields_set:
         _check(section.n_best, section.decode.beam)
     texts = given_texts(section.text, section.file, key="text", what="a sentence")

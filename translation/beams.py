@@ -20,7 +20,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from bertillery.config.section import Section, read_values, validate
+from bertillery.config.section import Section
 from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
@@ -63,11 +63,10 @@ class Found:
 
 def main(arguments: Sequence[str]) -> int:
     """Translate with every size, print a table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=BeamsSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=BeamsSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(BeamsSection, *read_values(arguments))
+def _run(section: BeamsSection) -> int:
     texts, references = read_lines(section.file, section.reference)
     model = TranslationModel.open(section.model)
     decode = model.search_settings(section.decode)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.section import InputError, Section
 from bertillery.config.types import Count
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import markdown_table
@@ -48,11 +48,10 @@ class LengthsSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Score each group, print a table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=LengthsSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=LengthsSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(LengthsSection, *read_values(arguments))
+def _run(section: LengthsSection) -> int:
     texts, references, *written = read_lines(section.file, section.reference, *section.translations)
     if section.groups > len(texts):
         raise InputError(f"groups: given {section.groups}, and {section.file} has {len(texts):,} lines; give fewer")

@@ -37,7 +37,7 @@ def corpus_scores(
     return found
 
 
-def signatures(metrics: Sequence[str], tokens: str = "13a") -> dict[str, str]:
+def signatures(metrics: Sequence[str], tokens: str) -> dict[str, str]:
     """How each metric was computed, as sacreBLEU writes it."""
     found = {}
     for metric in metrics:

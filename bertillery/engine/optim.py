@@ -221,7 +221,7 @@ def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Opti
     return algorithms[section.algorithm](groups, **settings)
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: str = "global") -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: str) -> Tensor:
     """Scale gradients down to a norm of ``most`` in place; returns the global norm (), before that.
 
     ``clipping`` is :attr:`OptimSection.clipping`. Does not wait for the device. All processes call it if parameters are

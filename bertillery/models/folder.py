@@ -191,7 +191,7 @@ def file_of(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def check_config_file(path: Path, roles: Sequence[Role] = ("encoder",)) -> None:
+def check_config_file(path: Path, roles: Sequence[Role]) -> None:
     """``InputError`` for a ``config.json`` that is damaged, of no family in one of the ``roles``, or absurdly large."""
     remedy = "give a folder that save_pretrained wrote, as export/ is"
     found = read_json(path, ConfigFile, remedy=remedy)

@@ -32,6 +32,12 @@ from bertillery.system.entry import INTERRUPTED, StoppedError, interruptible
 from bertillery.system.workers import lost_worker
 
 C = TypeVar("C", bound=StageConfig)
+S = TypeVar("S", bound=Section)
+_ROOMS = (
+    *("bertillery", "knowledge", "pretrain", "finetune", "translation", "prompting", "distill"),
+    *("experiments", "deploy", "pages"),
+)
+"""Whose loggers tell a user something."""
 DRY_RUN = "--dry-run"
 
 
@@ -55,23 +61,42 @@ def command(
             torch.distributed.destroy_process_group()  # after all stages: it cannot be made twice
         return status
 
-    return tool(given, help=help, schema=schema, action=action, settings=lambda given: [load(given)], more=more)
+    return cli(given, help=help, schema=schema, action=action, settings=lambda each: [load(each)], more=more)
 
 
 def tool(
     arguments: Sequence[str],
     *,
     help: str | None,
+    schema: type[S],
+    action: Callable[[S], int],
+    read: Callable[[Sequence[str]], S] | None = None,
+) -> int:
+    """Run the command line of a command with one section and return the exit status; ``read`` makes the section of the
+    arguments, if they are more than its keys."""
+
+    def section(given: Sequence[str]) -> S:
+        return read(given) if read else validate(schema, *read_values(given))
+
+    def act() -> int:
+        return action(section(arguments))
+
+    return cli(arguments, help=help, schema=schema, action=act, settings=lambda given: [section(given)])
+
+
+def cli(
+    arguments: Sequence[str],
+    *,
+    help: str | None,
     schema: type[Section],
     action: Callable[[], int],
-    settings: Callable[[Sequence[str]], Sequence[Section]] | None = None,
+    settings: Callable[[Sequence[str]], Sequence[Section]],
     more: Callable[[], str] = str,
 ) -> int:
     """Run a command line with the keys of ``schema`` and return the exit status: ``--help``, which ends with ``more``,
     ``--print-config``, or the ``action``.
 
-    ``settings`` turns the arguments into the sections that ``--print-config`` prints, each as a YAML document; by
-    default the schema is read alone.
+    ``settings`` turns the arguments into the sections that ``--print-config`` prints, each as a YAML document.
     """
 
     def asked() -> int:
@@ -80,9 +105,8 @@ def tool(
             return 0
         if "--print-config" in arguments:
             given = [argument for argument in arguments if argument != "--print-config"]
-            sections = settings(given) if settings else [validate(schema, *read_values(given))]
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-            print("---\n".join(dump(section, encoding) for section in sections), end="")
+            print("---\n".join(dump(section, encoding) for section in settings(given)), end="")
             return 0
         return action()
 
@@ -105,18 +129,7 @@ def guarded(action: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # the terminal may lack characters
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for package in (
-        "bertillery",
-        "knowledge",
-        "pretrain",
-        "finetune",
-        "translation",
-        "prompting",
-        "distill",
-        "experiments",
-        "deploy",
-        "pages",
-    ):
+    for package in _ROOMS:
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         with interruptible():

@@ -173,6 +173,13 @@ class Stage(ABC):
     def draw(self, trainer: Trainer) -> None:
         """Draw the curves of the run so far into ``curves.png``."""
 
+    def show_curves(self, trainer: Trainer, tracker: Tracker, step: int) -> None:
+        """Draw them, and show them where runs are tracked."""
+        picture = self.path / "curves.png"
+        with beside(f"the picture {picture}"):
+            self.draw(trainer)
+            tracker.image("curves", picture, step)
+
     def recorded(self) -> dict[str, Any]:
         """Facts about the data to record beside the configuration."""
         return {}

@@ -77,8 +77,8 @@ def by_varlen(
     longest: tuple[int, int],
     scale: float,
     *,
-    causal: bool = False,
-    dropout: float = 0.0,
+    causal: bool,
+    dropout: float,
 ) -> Tensor:
     """Attention (T, H, D) from queries (T, H, D), keys and values (S, H, D), 16 bits wide.
 
