@@ -88,12 +88,9 @@ def baseline_of(workload: Workload) -> Callable[[Workload, Material, Any], Basel
     """The function that makes the workload's baseline."""
     if workload.stage == "finetune":
         return classifier
-    return {
-        "electra": electra,
-        "causal_lm": causal,
-        "distilbert": distilbert,
-        "tinybert": tinybert,
-    }.get(workload.learns, language_model)
+    return {"electra": electra, "causal_lm": causal, "distilbert": distilbert, "tinybert": tinybert}.get(
+        workload.learns, language_model
+    )
 
 
 def stock(config: Any, attention: str = "sdpa") -> Any:

@@ -158,12 +158,7 @@ class Scored(HeldOut):
     """Validation splits, scored by the task's metrics; one metric on the first split decides which is the best."""
 
     def __init__(
-        self,
-        splits: dict[str, Examples],
-        task_type: TaskType,
-        *,
-        num_examples: int | None,
-        best_by: str | None = None,
+        self, splits: dict[str, Examples], task_type: TaskType, *, num_examples: int | None, best_by: str | None = None
     ) -> None:
         """``best_by`` is the metric that decides; the task's first where not given."""
         (_, first), *others = splits.items()

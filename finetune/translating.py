@@ -29,13 +29,7 @@ from translation.architecture import ExistingSection, ModelSection, RnnSection, 
 from translation.objective import ObjectiveSection, TranslationObjective
 from translation.scores import looks_tokenized
 from translation.search import DecodeSection
-from translation.vocabulary import (
-    VocabularySection,
-    check_alphabet,
-    check_vocabularies,
-    open_target,
-    train_vocabulary,
-)
+from translation.vocabulary import VocabularySection, check_alphabet, check_vocabularies, open_target, train_vocabulary
 
 logger = logging.getLogger(__name__)
 

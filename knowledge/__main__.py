@@ -17,11 +17,7 @@ from knowledge.stage import EmbedConfig, Embedding, load_config
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit status."""
     return command(
-        arguments,
-        help=__doc__,
-        schema=EmbedConfig,
-        load=load_config,
-        stages=lambda config: [Embedding(config)],
+        arguments, help=__doc__, schema=EmbedConfig, load=load_config, stages=lambda config: [Embedding(config)]
     )
 
 

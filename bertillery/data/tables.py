@@ -96,11 +96,7 @@ def parts(rows: Iterable[T], most: Part | None, size: Callable[[T], int]) -> Ite
 
 
 def _from_rows(
-    path: Path,
-    rows: Iterator[tuple[int, list[str]]],
-    header: Sequence[str],
-    needed: Sequence[str],
-    most: Part | None,
+    path: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str], needed: Sequence[str], most: Part | None
 ) -> Iterator[Table]:
     start = next(rows, None)
     if start is None:

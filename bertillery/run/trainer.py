@@ -61,12 +61,7 @@ class Fit:
     def results(self) -> dict[str, Any]:
         """What every stage writes to ``finished.json``."""
         counted = {} if self.tokens is None else {"tokens": self.tokens}
-        return {
-            "steps": self.step,
-            **counted,
-            "held_out": self.held_out,
-            "tokens_per_second": self.tokens_per_second,
-        }
+        return {"steps": self.step, **counted, "held_out": self.held_out, "tokens_per_second": self.tokens_per_second}
 
 
 class Trainer:

@@ -49,10 +49,7 @@ class Objective(Predictor):
         weights = self.class_weights
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum", pos_weight=weights) / logits.shape[1]
         right = ((logits.detach() > 0) == (labels > 0)).all(-1).sum()
-        return {
-            "binary_cross_entropy": Term(loss, "examples"),
-            "accuracy": Term(right, "examples", weight=0.0),
-        }
+        return {"binary_cross_entropy": Term(loss, "examples"), "accuracy": Term(right, "examples", weight=0.0)}
 
     def log_probabilities(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """(B, L, 2): that a label holds, and that it does not."""

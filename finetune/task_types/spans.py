@@ -318,14 +318,11 @@ class Type(TaskType):
 
     def plain(self, prediction: Any) -> str:
         """The answer as it stands in the context; nothing where there is none."""
-        return self._text(prediction)
+        return prediction.text if prediction.null <= self.threshold else ""
 
     def format_prediction(self, prediction: Any) -> str:
         """The answer on one line; nothing where there is none."""
-        return " ".join(self._text(prediction).split())
-
-    def _text(self, prediction: Prediction) -> str:
-        return prediction.text if prediction.null <= self.threshold else ""
+        return " ".join(self.plain(prediction).split())
 
     def format_label(self, label: Any) -> str:
         """The different answers, with bars between."""
@@ -354,7 +351,7 @@ class Type(TaskType):
         ``<split>.null.json``, in the form of the official script's ``--na-prob-file``.
         """
         names, given = list(map(str, predicted.split.index)), predicted.predictions
-        contents = {f"{predicted.split.name}.json": dict(zip(names, map(self._text, given), strict=True))}
+        contents = {f"{predicted.split.name}.json": dict(zip(names, map(self.plain, given), strict=True))}
         if self.spans.unanswerable:
             nulls = (each.null for each in given)
             contents[f"{predicted.split.name}.null.json"] = dict(zip(names, nulls, strict=True))

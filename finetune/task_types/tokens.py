@@ -216,16 +216,11 @@ class Type(TaskType):
 
     def class_report(self, predicted: Predicted) -> list[list[str]]:
         """Precision, recall and F1 of each kind of entity."""
-        counted = count(predicted.predictions, predicted.labels, self.section.labels)
-        rows = [
-            [
-                kind or "all",
-                *(f"{100 * value:.2f}" for value in (each.precision, each.recall, each.f1)),
-                f"{each.there:,}",
-            ]
-            for kind, each in counted.items()
-        ]
-        return [["entity", "precision", "recall", "f1", "there"], *rows]
+        rows = [["entity", "precision", "recall", "f1", "there"]]
+        for kind, each in count(predicted.predictions, predicted.labels, self.section.labels).items():
+            shares = [f"{100 * value:.2f}" for value in (each.precision, each.recall, each.f1)]
+            rows.append([kind or "all", *shares, f"{each.there:,}"])
+        return rows
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """No entity, where there are some."""
@@ -260,10 +255,8 @@ class Type(TaskType):
     def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
         """The tags, the probability of each (None for a word that is cut off), and the entities in words."""
         assert predicted.number is not None
-        sentences, parts = (
-            predicted.split.texts[0],
-            np.split(predicted.outputs.max(-1), np.cumsum(predicted.number)[:-1]),
-        )
+        sentences = predicted.split.texts[0]
+        parts = np.split(predicted.outputs.max(-1), np.cumsum(predicted.number)[:-1])
         shares = [
             [*map(nine_digits, part), *[None] * (len(words) - len(part))]
             for words, part in zip(sentences, parts, strict=True)

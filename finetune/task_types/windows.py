@@ -125,9 +125,7 @@ def best_span(
     starts = starts[allowed[starts]]
     length = ends - starts[:, None] + 1
     sums = np.where(
-        (length >= 1) & (length <= answer_length),
-        logits[first + starts, 0][:, None] + logits[first + ends, 1],
-        -np.inf,
+        (length >= 1) & (length <= answer_length), logits[first + starts, 0][:, None] + logits[first + ends, 1], -np.inf
     )
     if not np.isfinite(sums).any():
         return None

@@ -131,11 +131,7 @@ class LinkedSource(DocumentSource):
         shown = np.zeros_like(true)
         shown[places] = self._shown(true[places], key(rows["key"][of], places - firsts[of]))
         candidates, labels = _candidates(true[places], of, len(firsts))
-        targets = {
-            "dea_positions": places,
-            "dea_candidates": candidates[of],
-            "dea_labels": labels,
-        }
+        targets = {"dea_positions": places, "dea_candidates": candidates[of], "dea_labels": labels}
         return replace(
             batch,
             streams={"input": replace(batch.input, beside=Entities.aligned(shown, lengths))}

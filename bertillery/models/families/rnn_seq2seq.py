@@ -507,11 +507,7 @@ class RnnSeq2SeqForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_outputs: Any = None,
-        **_: Any,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, encoder_outputs: Any = None, **_: Any
     ) -> dict[str, Any]:
         """The whole prefix, which ``generate`` computes again at every step, whatever it thinks of a cache."""
         return {"decoder_input_ids": input_ids, "attention_mask": attention_mask, "encoder_outputs": encoder_outputs}
