@@ -110,15 +110,15 @@ def panels(metrics: Sequence[str], baselines: Mapping[str, Mapping[str, float]])
     return [Panel("loss", "loss"), *(Panel(name, name.replace("_", " "), lines) for name, lines in found.items())]
 
 
-def hardest_examples(predicted: Predicted, kind: TaskType, path: Path, shown: int = 3) -> str:
-    """Write all examples to ``path``, the largest errors first; returns the first few as text."""
+def hardest_examples(predicted: Predicted, kind: TaskType, path: Path) -> str:
+    """Write all examples to ``path``, the largest errors first; returns the first three as text."""
     split, distances = predicted.split, kind.distances(predicted)
     lines, told = [["index", "distance", "label", "prediction", *kind.text_names()]], []
     for i in np.argsort(-distances, kind="stable"):
         texts = [kind.format_text(column[i]) for column in split.texts]
         label, given = kind.format_label(predicted.labels[i]), kind.format_prediction(predicted.predictions[i])
         lines.append([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts])
-        if len(told) < shown:
+        if len(told) < 3:
             right, wrong = label or "nothing", given or "nothing"
             told.append(printable(f"  {right}, off by {distances[i]:.2f} with {wrong}: {' | '.join(texts)[:160]}"))
     write_tsv(path, lines)

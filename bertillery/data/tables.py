@@ -123,7 +123,7 @@ def _read_json(path: Path, most: Part | None) -> Iterator[Table]:
     lines = files.read_lines(path, files.Decoder())
     for part in parts(files.json_objects(path, lines), most, lambda row: _characters(row[1])):
         names |= dict.fromkeys(name for _, row in part for name in row)
-        yield _from_objects(path, [row for _, row in part], [number for number, _ in part], names)
+        yield _from_objects(path, part, names)
 
 
 def _characters(cell: Any) -> int:
@@ -134,9 +134,10 @@ def _characters(cell: Any) -> int:
 
 
 def _from_objects(
-    path: Path, rows: Sequence[dict[str, Any]], numbers: Sequence[int], names: Iterable[str], counted: str = ""
+    path: Path, numbered: Sequence[tuple[int, dict[str, Any]]], names: Iterable[str], counted: str = ""
 ) -> Table:
-    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, numbers, counted=counted)
+    columns = {name: [row.get(name) for _, row in numbered] for name in names}
+    return Table(str(path), columns, [number for number, _ in numbered], counted=counted)
 
 
 class _Question(BaseModel):
@@ -178,10 +179,7 @@ def _read_squad(path: Path, most: Part | None) -> Iterator[Table] | None:
         raise InputError(f"{path}: no questions in it")
     names = dict.fromkeys(name for row in rows for name in row)
     found = parts(enumerate(rows, 1), most, lambda row: _characters(row[1]))
-    return (
-        _from_objects(path, [row for _, row in part], [number for number, _ in part], names, counted="question")
-        for part in found
-    )
+    return (_from_objects(path, part, names, counted="question") for part in found)
 
 
 def _json_document(path: Path) -> Any:

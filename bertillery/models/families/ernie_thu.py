@@ -347,9 +347,9 @@ class _Head(_WithTable):
 
     def __init__(self, config: ErnieThuConfig) -> None:
         super().__init__(config)  # pyright: ignore[reportCallIssue]
-        stock: Any = self.bert
-        self.bert = ErnieThuModel(config, add_pooling_layer=stock.pooler is not None)
-        self.post_init()
+        own: Any = self
+        own.bert = ErnieThuModel(config, add_pooling_layer=own.bert.pooler is not None)
+        own.post_init()
 
 
 class ErnieThuForMaskedLM(_Head, BertForMaskedLM):
