@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -91,11 +91,13 @@ def answers(model: Any, text: Read, *, paired: bool) -> Iterator[Block]:
     yield Marks("Where answers begin and end", marks)
 
 
-def choice(model: Any, text: Read) -> Iterator[Block]:
-    """The score of one choice; choices are compared by theirs."""
-    score = float(choice_logits(model, text.stream)[0])
-    note = "The probability of a choice is the softmax over the scores of all choices of a question."
-    yield Table("Score of this choice", [["", "score"], ["text and pair", f"{score:.3f}"]], note=note)
+def choice(model: Any, choices: Mapping[str, Read]) -> Iterator[Block]:
+    """The probabilities of the choices of a text."""
+    if len(choices) < 2:
+        yield Paragraph('This model compares choices: give the question as TEXT and the choices as PAIR="dog | cat".')
+        return
+    scores = torch.stack([choice_logits(model, each.stream)[0] for each in choices.values()])
+    yield _shares("Choices", [*choices], scores.softmax(0))
 
 
 def _shares(caption: str, names: list[str], shares: Tensor) -> Table:
