@@ -21,6 +21,7 @@ from bertillery.config.section import InputError
 from bertillery.run.command import tool
 from bertillery.run.stage import beside
 from bertillery.system.files import check_writable, write_text
+from bertillery.system.invocation import command_line, settings
 from deploy.predict import found_files
 from deploy.trained import ALONE, Trained, UseSection, read_use
 from finetune.data.sources import glue_dir_from_environment
@@ -66,7 +67,8 @@ def evaluated(trained: Trained, task: Task, folder: Path) -> dict[str, Any]:
         there = ", ".join(task.splits) or "none"
         raise InputError(
             f"{section.name}: no labelled split to evaluate on (there are: {there}, and train is not evaluated on); "
-            "give DATA=<file with labels>, or make predict for files without"
+            f"give {settings('evaluate', DATA='<file with labels>')}; files without labels are predicted with "
+            + command_line("predict", MODEL="...", DATA="...")
         )
     found = {name: trained.predict(task.split(name)) for name in names}
     predicted, means = (

@@ -30,6 +30,7 @@ from bertillery.run.stage import Parts, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
+from bertillery.system.invocation import command_line
 from distill.augment import augmented
 from distill.candidates import fingerprint
 from distill.config import TaskAgnosticConfig, TaskConfig, method_of
@@ -188,9 +189,10 @@ class TaskAgnostic(Stage):
     def next_command(self) -> str:
         """Fine-tuning of the student, or its distillation for a task."""
         student = self.path / "export"
+        of_task = command_line("distill", CONFIG="distilbert_task", TASK="...", TEACHER="...", STUDENT=student)
         return (
-            f"next        make finetune MODEL={student}      (or, with a fine-tuned teacher:\n"
-            f"            make distill CONFIG=distilbert_task TASK=... TEACHER=... STUDENT={student})"
+            f"next        {command_line('finetune', TASK='docs_proofreading', MODEL=student)}\n"
+            f"            or, with a fine-tuned teacher: {of_task}"
         )
 
 
@@ -236,7 +238,7 @@ class TaskSpecific(Finetuning):
 
     def next_command(self, results: dict[str, Any]) -> str:
         """The comparison with the teacher."""
-        return f"make compare TEACHER={self.config.teacher.from_} STUDENTS={self.path / 'export'}"
+        return command_line("compare", TEACHER=self.config.teacher.from_, STUDENTS=self.path / "export")
 
 
 class FirstStage(TaskAgnostic):
@@ -339,13 +341,13 @@ def open_task_teacher(config: TaskConfig, student: str) -> PreTrainedModel:
     if joint_head(found):
         raise ConfigError(
             f"teacher.from: {start} has a joint head for answers, which no student learns from; fine-tune the teacher "
-            f"with an independent one: make finetune TASK={task.name} ARGS=task.spans.head=independent"
+            f"with an independent one: {command_line('finetune', 'task.spans.head=independent', TASK=task.name)}"
         )
     if not kind.head_fits(found):
         raise ConfigError(
             f"teacher.from: {start} was not fine-tuned for {task.name} ({task.type}): its head is for "
             f"{head_kind(found)}, its labels are {[*labels_of(found).values()]}, the task's are "
-            f"{task.labels or 'scores'}; give one that was: make finetune TASK={task.name}"
+            f"{task.labels or 'scores'}; give one that was: {command_line('finetune', TASK=task.name)}"
         )
     model, loaded = load(kind.model_class, start, **kind.settings())
     if loaded.fresh:

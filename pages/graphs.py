@@ -13,6 +13,7 @@ from bertillery.config.section import InputError
 from bertillery.models.encoders import encode
 from bertillery.models.layers.attention import Recorded
 from bertillery.run.device import RunSection
+from bertillery.system.invocation import settings
 from deploy.trained import ALONE, Trained, UseSection
 from finetune.data.splits import Split
 from finetune.task_types import graph_choice
@@ -34,7 +35,7 @@ def kagnet_sections(
     if len(choices) < 2:
         raise InputError(
             f"pair: {start} is a KagNet, which compares the choices of a question; give the question as text and two "
-            'choices or more as pair, with bars between: PAIR="a dog | a cat" (pair="...")'
+            f"choices or more, with bars between: {settings('inspect', PAIR='a dog | a cat')}"
         )
     own = {**ALONE, "files": {"data": ["none, rows are given"]}}
     run = RunSection(device="cpu", precision="fp32", data_dir=data_dir_of(start))

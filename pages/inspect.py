@@ -41,6 +41,7 @@ from bertillery.models.layers.attention import Recorded
 from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
 from bertillery.report.card import shortened
 from bertillery.run.command import as_yaml, tool
+from bertillery.system.invocation import settings
 from finetune.record import read_record
 from pages import decisions, guesses
 from pages.attention import attention_blocks, weights
@@ -96,7 +97,7 @@ def _run(arguments: Sequence[str]) -> int:
     text = section.text if section.text is not None else os.environ.get("TEXT", "")
     pair = (section.pair if section.pair is not None else os.environ.get("PAIR")) or None
     if not text.strip():
-        raise InputError('text: none is given; give text="..." (with make TEXT="...")')
+        raise InputError(f"text: none is given; give {settings('inspect', TEXT='...')}")
     with torch.inference_mode():
         found = page(section.model, text, pair, task=section.task)
     write_page(found, section.output)
