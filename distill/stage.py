@@ -18,9 +18,16 @@ from bertillery.engine.loader import Cursor, Stream
 from bertillery.engine.objective import Objective, Shown, sampled
 from bertillery.models.encoders import labels_of, longest_sequence
 from bertillery.models.export import export_model
-from bertillery.models.heads import head_kind
+from bertillery.models.heads import add_rows, head_kind
 from bertillery.models.joint_spans import joint_head
-from bertillery.models.load import check_vocabulary, load, load_carried, load_tokenizer, read_config
+from bertillery.models.load import (
+    check_vocabulary,
+    load,
+    load_carried,
+    load_tokenizer,
+    read_config,
+    vocabulary_size,
+)
 from bertillery.report.card import fact_list, model_card
 from bertillery.report.plot import plot_curves, term_panels
 from bertillery.report.table import terms_table
@@ -264,6 +271,7 @@ class FirstStage(TaskAgnostic):
         self.say(report(task))
         self.pin(lambda: row_inputs(task) | documentation_input(section))
         kind, length = task_type_of(section), config.train.phases[0].sequence_length
+        kind.data_dir = config.run.data_dir
         train, valid = (
             kind.examples(split, self.tokenizer, max_length=length, seed=config.run.seed)
             for split in (augmented_split(self, task), task.split(section.validation[0]))
@@ -291,6 +299,7 @@ class FirstStage(TaskAgnostic):
             attention_dropout=section.attention_dropout,
             random=section.weights == "random",
         )
+        add_rows(student, vocabulary_size(self.tokenizer))
         objective = self.method.build(self.config.objective, student, self.teacher)
         self.started = "freshly initialised"
         if section.weights == "pretrained":
@@ -315,11 +324,20 @@ def check_lengths(config: TaskAgnosticConfig | TaskConfig, *starts: str) -> None
 
 
 def check_readers(config: TaskConfig, student: str) -> None:
-    """``ConfigError`` unless student and teacher have one vocabulary and read the configured length."""
+    """``ConfigError`` unless student and teacher have one vocabulary, with the tokens that the task type adds, and read
+    the configured length."""
     teacher = config.teacher.from_
     check_lengths(config, student, teacher)
-    here = load_tokenizer(student, "model.from").get_vocab()
+    tokenizer = load_tokenizer(student, "model.from")
+    known = {*tokenizer.get_vocab()}
+    here = task_type_of(config.task).fitted(tokenizer).get_vocab()
     there = load_tokenizer(teacher, "teacher.from").get_vocab()
+    if lacking := sorted(here.keys() - known - there.keys()):
+        raise ConfigError(
+            f"teacher.from: {teacher} does not know the markers {', '.join(lacking)}, with which {config.task.name} "
+            "marks places of a text; give a teacher that was fine-tuned with them (task.markers), as "
+            f"{command_line('finetune', TASK=config.task.name)} does"
+        )
     if here != there:
         differ = sorted(piece for piece in here.keys() | there.keys() if here.get(piece) != there.get(piece))
         raise ConfigError(
