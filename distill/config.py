@@ -24,6 +24,7 @@ from bertillery.system.invocation import command_line, settings
 from distill.augment import AugmentSection
 from distill.student import StudentSection
 from finetune.config import EncoderSection, FinetuneConfig, beside_yaml, check_task, model_name
+from finetune.task import task_type_of
 from finetune.task_types.spans import Config as Questions
 
 _SHARED = "task", "teacher", "model", "run", "tracking"
@@ -132,6 +133,12 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
         raise ConfigError(
             f"task.spans.head: given {spans.head!r}; students and teachers of answers have "
             "independent heads; leave it out"
+        )
+    if not task_type_of(config.task).distilled:
+        smaller = command_line("finetune", TASK=config.task.name, MODEL="<a smaller model>")
+        raise ConfigError(
+            f"task.type: given {config.task.type}; a student learns from the head of an encoder, and models of such "
+            f"tasks are none; train a smaller one: {smaller}"
         )
     config = config.named(f"{config.task.name}/{name}/seed-{config.run.seed}")
     return config.model_copy(update={"before": first})

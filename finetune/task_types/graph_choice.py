@@ -158,7 +158,7 @@ class Type(choice.Type):
     """Rows, labels and predictions are those of ``choice``."""
 
     pipeline = None
-    reads_causal = False
+    reads_causal = distilled = False
     objective_class = Objective
     section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     usage = (
