@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from bertillery.config.section import CONFIGS, ConfigError, names_file
 from bertillery.system.entry import begin
+from bertillery.system.invocation import PROGRAM
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of the program, by default that of the command line; returns the exit status."""
     if arguments is None:
         begin()
+        os.environ[PROGRAM] = "1"
     name, *given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("--help", "-h", "help"):
         print(_overview())

@@ -39,6 +39,7 @@ from bertillery.run.command import tool
 from bertillery.run.stage import beside
 from bertillery.system.environment import environment
 from bertillery.system.files import publish, remove, write_text
+from bertillery.system.invocation import command_line
 from deploy.facts import Column, Facts, facts_of
 from deploy.timing import Speed, SpeedSection, forward, speed_rows
 from finetune.config import model_name
@@ -252,7 +253,9 @@ def main(arguments: Sequence[str]) -> int:
 def _read(arguments: Sequence[str]) -> CompareSection:
     values, sources = read_values(arguments)
     if not values.get("teacher") or not values.get("students"):
-        raise ConfigError("a comparison needs models: make compare TEACHER=<directory> STUDENTS='<directory> ...'")
+        raise ConfigError(
+            f"a comparison needs models: {command_line('compare', TEACHER='<directory>', STUDENTS='<directory>')}"
+        )
     return validate(CompareSection, values, sources)
 
 
@@ -288,7 +291,7 @@ def _run(section: CompareSection, command: str) -> int:
         f"\n{comparison.tables()}\n\n{comparison.measured_on()}\n\n"
         f"tables      {folder / 'table.md'}\nresults     {folder / 'results.json'}\n"
         f"picture     {folder / 'latency.png'}\npage        {folder / 'README.md'}\n\n"
-        f"next        make onnx MODEL={comparison.fastest_student().folder}"
+        f"next        {command_line('onnx', MODEL=comparison.fastest_student().folder)}"
     )
     return 0
 

@@ -20,6 +20,7 @@ from typing import Any
 from bertillery.config.section import InputError
 from bertillery.run.stage import beside
 from bertillery.system.files import check_writable, write_text
+from bertillery.system.invocation import command_line, settings
 from deploy.predict import found_files
 from deploy.trained import ALONE, Trained, UseSection, use
 from finetune.data.splits import Task, open_task, report
@@ -57,7 +58,8 @@ def evaluated(trained: Trained, task: Task, folder: Path) -> dict[str, Any]:
         there = ", ".join(task.splits) or "none"
         raise InputError(
             f"{section.name}: no labelled split to evaluate on (there are: {there}, and train is not evaluated on); "
-            "give DATA=<file with labels>, or make predict for files without"
+            f"give {settings('evaluate', DATA='<file with labels>')}; files without labels are predicted with "
+            + command_line("predict", MODEL="...", DATA="...")
         )
     found = {name: trained.predict(task.split(name)) for name in names}
     predicted, means = (

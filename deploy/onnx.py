@@ -34,6 +34,7 @@ from bertillery.models.load import open_stock
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.system.files import publish, remove
+from bertillery.system.invocation import installing
 from deploy.timing import SpeedSection, forward, has_choices, speed_rows, stock_inputs
 
 _TOLERANCE = 1e-4
@@ -113,8 +114,7 @@ def _check_packages() -> None:
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"not installed: {', '.join(missing)}; pip install 'bertillery[onnx]', or `make onnx MODEL=...`, which "
-            "installs them into .venv"
+            f"not installed: {', '.join(missing)}; install what is missing with {installing('onnx', 'onnx MODEL=...')}"
         )
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from bertillery.config.section import InputError
 from bertillery.data.files import distinct, format_of, matching, open_parquet
+from bertillery.system.invocation import command_line, settings
 from deploy.rows import FORMATS, Columns, row_writer, schema_of, settled
 from deploy.trained import ALONE, Trained, UseSection, use
 from finetune.data.rows import unlabelled
@@ -52,13 +53,15 @@ def _run(section: UseSection, named: bool) -> int:
 def found_files(names: Sequence[str]) -> list[Path]:
     """The files that names and patterns stand for; ``InputError`` where one stands for none."""
     if not names:
-        raise InputError("no data: give DATA=<file> (data=[<file>]), a csv, tsv, jsonl, parquet or other table")
+        wanted = settings("predict", DATA="<file>")
+        raise InputError(f"no data: give {wanted}, a csv, tsv, jsonl, parquet or other table")
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         found = [path] if path.is_file() else [each for each in sorted({*matching(path)}) if each.is_file()]
         if not found:
-            what = "a folder; name the files in it (DATA='folder/*.csv')" if path.is_dir() else "no such file"
+            inside = f"a folder; name the files in it ({settings('predict', DATA='folder/*.csv')})"
+            what = inside if path.is_dir() else "no such file"
             raise InputError(f"data: {name}: {what}")
         paths += found
     return distinct(paths)
@@ -147,7 +150,7 @@ class Rows:
     def _note(self, trained: Trained) -> str:
         return (
             f"  note: it has labels ({trained.section.label!r}), which a prediction does not need; they are copied, "
-            "not read. make evaluate MODEL=... DATA=... scores them"
+            f"not read. {command_line('evaluate', MODEL='...', DATA='...')} scores them"
         )
 
     def _predicted(self, trained: Trained) -> Iterator[tuple[Columns, Predicted]]:

@@ -39,6 +39,7 @@ from bertillery.report.card import shortened
 from bertillery.report.table import code, fenced
 from bertillery.run.command import tool
 from bertillery.system.files import publish, remove, sha256, write_text, writing
+from bertillery.system.invocation import by_make
 from bertillery.system.records import read_json, read_text, read_yaml
 from finetune.config import model_name
 from finetune.record import FILE, read_record
@@ -86,7 +87,7 @@ def _run(section: PushSection) -> int:
     print(listing(folder, left))
     print(f"\n{(folder / 'README.md').read_text(encoding='utf-8')}")
     if section.dry_run or constants.HF_HUB_OFFLINE:
-        how = "without dry_run" if section.dry_run else "with HUB=1 (HF_HUB_OFFLINE=0)"
+        how = "without dry_run" if section.dry_run else "with HUB=1" if by_make() else "with HF_HUB_OFFLINE=0"
         seen = "private" if section.private else "PUBLIC"
         print(f"nothing was sent. Exactly these files lie in {folder}; the same command {how} sends them to")
         print(f"  {constants.ENDPOINT}/{section.repo}, {seen} if it is new")

@@ -18,10 +18,11 @@ from bertillery.models.encoders import ANY, longest_sequence
 from bertillery.models.load import read_config
 from bertillery.run.command import tool
 from bertillery.run.device import RunSection, start_accelerator
+from bertillery.system.invocation import settings
 from finetune.config import beside_yaml, model_name
 from finetune.data.splits import Split
 from finetune.predict import predict
-from finetune.record import Record, read_record
+from finetune.record import Record, naming_task, read_record
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.base import Predicted, TaskType
 
@@ -66,7 +67,7 @@ def _read(arguments: Sequence[str]) -> UseSection:
     layers = beside_yaml(read_layers(arguments))
     tasks = [layer for layer in layers if names_file(layer.argument)]
     if lacking := [layer.source for layer in tasks if not isinstance(layer.values.get("task"), dict)]:
-        raise ConfigError(f"{lacking[0]}: no section task; give the YAML of a task, as for make finetune")
+        raise ConfigError(f"{lacking[0]}: no section task; give the YAML of a task, as for a fine-tuning")
     used = [Layer({"task": layer.values["task"]}, layer.source) if layer in tasks else layer for layer in layers]
     return validate(UseSection, *merge_layers(used))
 
@@ -96,14 +97,14 @@ class Trained:
             read_config(use.model, roles=ANY)  # a model that is not there is told so
             raise ConfigError(
                 f"{use.model}: nothing there says which task it was trained on (task.yaml, or the run's config.yaml "
-                "beside export/); give a fine-tuned model, or TASK=<name in configs/finetune or a .yaml>"
+                f"beside export/); give a fine-tuned model, or {naming_task()}"
             )
         record = found or Record(task={})
         values, _ = merge_layers([Layer({} if named else deepcopy(record.task), ""), Layer(dict(use.task), "")])
         if own is None and not any(values.get(place) for place in ("files", "embedded", "folder", "hub")):
             raise ConfigError(
-                f"{use.model}: it does not say where labelled rows of its task are; give DATA=<file with labels>, or "
-                "TASK=<name in configs/finetune or a .yaml>"
+                f"{use.model}: it does not say where labelled rows of its task are; give "
+                f"{settings('evaluate', DATA='<file with labels>')}, or {naming_task()}"
             )
         section = validate(_Task, {"task": values if own is None else {**values, **own}}).task
         task_type = task_type_of(section)

@@ -20,9 +20,11 @@ from bertillery.data.corpus import CorpusSection
 from bertillery.engine.objective import objective_module
 from bertillery.run.command import run_name
 from bertillery.run.stage import StageConfig
+from bertillery.system.invocation import command_line, settings
 from distill.augment import AugmentSection
 from distill.student import StudentSection
 from finetune.config import EncoderSection, FinetuneConfig, beside_yaml, check_task, model_name
+from finetune.task import task_type_of
 from finetune.task_types.spans import Config as Questions
 
 _SHARED = "task", "teacher", "model", "run", "tracking"
@@ -85,18 +87,23 @@ def load_config(arguments: Sequence[str]) -> TaskAgnosticConfig | TaskConfig:
         values.pop("tasks", None)
     if not values.get("teacher", {}).get("from"):
         raise ConfigError(
-            "distillation needs a teacher: make distill CONFIG=<name in configs/distill or a .yaml> "
-            "TEACHER=<directory or Hub id>, and for a task TASK=<name> and STUDENT=<directory or Hub id>"
+            "distillation needs a teacher: "
+            + command_line("distill", CONFIG="<name in configs/distill or a .yaml>", TEACHER="<directory or Hub id>")
+            + f", and for a task {_of_task()}"
         )
     if "task" in values:
         return _task_config(values, sources)
     if not values.get("model"):
         raise ConfigError(
             "task-agnostic distillation needs the size of its student (model.num_hidden_layers=...); for the "
-            "distillation of a task give TASK=<name> and STUDENT=<directory or Hub id>"
+            f"distillation of a task give {_of_task()}"
         )
     config = validate(_schema(TaskAgnosticConfig, values), values, sources)
     return config.named(run_name(arguments, otherwise=values["objective"]["type"]))
+
+
+def _of_task() -> str:
+    return settings("distill", TASK="<name>", STUDENT="<directory or Hub id>")
 
 
 def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
@@ -109,7 +116,7 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
     if not values.get("model", {}).get("from"):
         raise ConfigError(
             "distillation of a task needs a student, a smaller pretrained encoder such as the export of a "
-            "task-agnostic distillation: STUDENT=<directory or Hub id>"
+            f"task-agnostic distillation: {settings('distill', STUDENT='<directory or Hub id>')}"
         )
     before, first = values.pop("before", None), None
     start = ((before or {}).get("model") or values["model"]).get("from") or values["model"]["from"]
@@ -127,6 +134,12 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
             f"task.spans.head: given {spans.head!r}; students and teachers of answers have "
             "independent heads; leave it out"
         )
+    if not task_type_of(config.task).distilled:
+        smaller = command_line("finetune", TASK=config.task.name, MODEL="<a smaller model>")
+        raise ConfigError(
+            f"task.type: given {config.task.type}; a student learns from the head of an encoder, and models of such "
+            f"tasks are none; train a smaller one: {smaller}"
+        )
     config = config.named(f"{config.task.name}/{name}/seed-{config.run.seed}")
     return config.model_copy(update={"before": first})
 
@@ -137,8 +150,8 @@ def _schema(base: type[Any], values: dict[str, Any], section: str = "Config") ->
     module = objective_module("distill.objectives", values.setdefault("objective", {}))
     if not hasattr(module, section):
         raise ConfigError(
-            f"objective.type={values['objective']['type']} compares encoders, not answers; fine-tune its student (make "
-            "finetune MODEL=...), or distil the task with distilbert or tinybert"
+            f"objective.type={values['objective']['type']} compares encoders, not answers; fine-tune its student "
+            f"({command_line('finetune', TASK='...', MODEL='...')}), or distil the task with distilbert or tinybert"
         )
     fields = getattr(module, section).model_fields
     if earlier := [key for key in values["objective"] if key not in fields and key in module.Config.model_fields]:

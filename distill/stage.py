@@ -18,9 +18,16 @@ from bertillery.engine.loader import Cursor, Stream
 from bertillery.engine.objective import Objective, Shown, sampled
 from bertillery.models.encoders import labels_of
 from bertillery.models.export import export_model
-from bertillery.models.heads import head_kind
+from bertillery.models.heads import add_rows, head_kind
 from bertillery.models.joint_spans import joint_head
-from bertillery.models.load import check_vocabulary, load, load_carried, load_tokenizer, read_config
+from bertillery.models.load import (
+    check_vocabulary,
+    load,
+    load_carried,
+    load_tokenizer,
+    read_config,
+    vocabulary_size,
+)
 from bertillery.report.card import fact_list, model_card
 from bertillery.report.plot import plot_curves, term_panels
 from bertillery.report.table import terms_table
@@ -30,6 +37,7 @@ from bertillery.run.stage import Parts, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
+from bertillery.system.invocation import command_line
 from distill.augment import augmented
 from distill.candidates import fingerprint
 from distill.config import TaskAgnosticConfig, TaskConfig, method_of
@@ -184,9 +192,10 @@ class TaskAgnostic(Stage):
     def next_command(self) -> str:
         """Fine-tuning of the student, or its distillation for a task."""
         student = self.path / "export"
+        of_task = command_line("distill", CONFIG="distilbert_task", TASK="...", TEACHER="...", STUDENT=student)
         return (
-            f"next        make finetune MODEL={student}      (or, with a fine-tuned teacher:\n"
-            f"            make distill CONFIG=distilbert_task TASK=... TEACHER=... STUDENT={student})"
+            f"next        {command_line('finetune', TASK='docs_proofreading', MODEL=student)}\n"
+            f"            or, with a fine-tuned teacher: {of_task}"
         )
 
 
@@ -232,7 +241,7 @@ class TaskSpecific(Finetuning):
 
     def next_command(self, results: dict[str, Any]) -> str:
         """The comparison with the teacher."""
-        return f"make compare TEACHER={self.config.teacher.from_} STUDENTS={self.path / 'export'}"
+        return command_line("compare", TEACHER=self.config.teacher.from_, STUDENTS=self.path / "export")
 
 
 class FirstStage(TaskAgnostic):
@@ -258,6 +267,7 @@ class FirstStage(TaskAgnostic):
         self.say(report(task))
         self.pin(lambda: row_inputs(task) | documentation_input(section))
         kind, length = task_type_of(section), config.train.phases[0].sequence_length
+        kind.data_dir = config.run.data_dir
         train, valid = (
             kind.examples(split, self.tokenizer, max_length=length, seed=config.run.seed)
             for split in (augmented_split(self, task), task.split(section.validation[0]))
@@ -284,6 +294,7 @@ class FirstStage(TaskAgnostic):
             attention_dropout=section.attention_dropout,
             random=section.weights == "random",
         )
+        add_rows(student, vocabulary_size(self.tokenizer))
         objective = self.method.build(self.config.objective, student, self.teacher)
         self.started = "freshly initialised"
         if section.weights == "pretrained":
@@ -303,11 +314,20 @@ def check_lengths(config: TaskAgnosticConfig | TaskConfig, *starts: str) -> None
 
 
 def check_readers(config: TaskConfig, student: str) -> None:
-    """``ConfigError`` unless student and teacher have one vocabulary and read the configured length."""
+    """``ConfigError`` unless student and teacher have one vocabulary, with the tokens that the task type adds, and read
+    the configured length."""
     teacher = config.teacher.from_
     check_lengths(config, student, teacher)
-    here = load_tokenizer(student, "model.from").get_vocab()
+    tokenizer = load_tokenizer(student, "model.from")
+    known = {*tokenizer.get_vocab()}
+    here = task_type_of(config.task).fitted(tokenizer).get_vocab()
     there = load_tokenizer(teacher, "teacher.from").get_vocab()
+    if lacking := sorted(here.keys() - known - there.keys()):
+        raise ConfigError(
+            f"teacher.from: {teacher} does not know the markers {', '.join(lacking)}, with which {config.task.name} "
+            "marks places of a text; give a teacher that was fine-tuned with them (task.markers), as "
+            f"{command_line('finetune', TASK=config.task.name)} does"
+        )
     if here != there:
         differ = sorted(piece for piece in here.keys() | there.keys() if here.get(piece) != there.get(piece))
         raise ConfigError(
@@ -329,13 +349,13 @@ def open_task_teacher(config: TaskConfig, student: str) -> PreTrainedModel:
     if joint_head(found):
         raise ConfigError(
             f"teacher.from: {start} has a joint head for answers, which no student learns from; fine-tune the teacher "
-            f"with an independent one: make finetune TASK={task.name} ARGS=task.spans.head=independent"
+            f"with an independent one: {command_line('finetune', 'task.spans.head=independent', TASK=task.name)}"
         )
     if not kind.head_fits(found):
         raise ConfigError(
             f"teacher.from: {start} was not fine-tuned for {task.name} ({task.type}): its head is for "
             f"{head_kind(found)}, its labels are {[*labels_of(found).values()]}, the task's are "
-            f"{task.labels or 'scores'}; give one that was: make finetune TASK={task.name}"
+            f"{task.labels or 'scores'}; give one that was: {command_line('finetune', TASK=task.name)}"
         )
     model, loaded = load(kind.model_class, start, **kind.settings())
     if loaded.fresh:

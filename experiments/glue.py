@@ -27,6 +27,7 @@ import numpy as np
 from bertillery.config.section import InputError, Section, read_values, validate
 from bertillery.run.command import tool
 from bertillery.system.files import publish, remove, write_text, writing
+from bertillery.system.invocation import command_line
 from bertillery.system.records import checked, read_yaml
 from experiments.seeds import read_summaries
 from finetune.config import model_name
@@ -85,8 +86,8 @@ def write_submission(
     missing = [name for name in FILES if name not in predictions]
     if missing and not fill:
         problems.append(
-            f"no predictions for {', '.join(missing)}; predict them, or have them filled with fill=true (make "
-            "submission ARGS=fill=true)"
+            f"no predictions for {', '.join(missing)}; predict them, or have them filled: "
+            + command_line("submission", "fill=true", MODEL="...")
         )
     texts = {}
     for name, file in FILES.items():
@@ -247,8 +248,8 @@ def table_folder(given: str) -> Path:
 def _submit(folder: Path, section: SubmitSection) -> int:
     if not (folder / "table.json").is_file():
         raise InputError(
-            f"{folder}: no table.json in it; run `make glue` with this model, or give the folder "
-            "that it names at its end"
+            f"{folder}: no table.json in it; run `{command_line('glue', MODEL='...')}` with this model, or give the "
+            "folder that it names at its end"
         )
     predictions: dict[str, list[str] | np.ndarray] = {}
     for summary in read_summaries(folder).values():

@@ -30,7 +30,7 @@ from bertillery.config.section import ConfigError, Section, read_values, take
 from bertillery.config.types import Processes, Runs, Seed
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import escaped, markdown_table
-from bertillery.run.command import cli, make_command
+from bertillery.run.command import cli, task_command
 from bertillery.run.directory import RESUMABLE, RunDirectory
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
@@ -251,7 +251,7 @@ class Search:
         settings = [as_argument(key, value) for key, value in trial.settings.items()]
         own = f"run.dir={self.folder}/trial-{trial.trial}-seeds"
         model, run = self.config.model.from_, Path(trial.path)
-        return make_command("finetune", self.given, *settings, own, model=model, run=run, seeds=seeds)
+        return task_command("finetune", self.given, *settings, own, model=model, run=run, seeds=seeds)
 
     def report(self) -> str:
         """Write ``trials.md`` and ``trials.png``; returns the text to print."""

@@ -32,6 +32,7 @@ from bertillery.run.command import TASKS, cli
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import beside
 from bertillery.system.files import tidy, write_text
+from bertillery.system.invocation import settings
 from bertillery.system.lock import locked
 from bertillery.system.records import read_json
 from experiments.jobs import Job, command_of, job, print_changes, read_rows, run_jobs
@@ -165,7 +166,10 @@ class Runs:
         for each in self.arguments:
             config = self.command.load(each)
             if not isinstance(config, FinetuneConfig):
-                raise ConfigError("several seeds are for a task: give TASK=<name>, and STUDENT=<directory or Hub id>")
+                raise ConfigError(
+                    "several seeds are for a task: give "
+                    + settings("distill", TASK="<name>", STUDENT="<directory or Hub id>")
+                )
             stage = self.command.stage(config)
             assert isinstance(stage, Finetuning)
             self.stages.append(stage)

@@ -26,6 +26,7 @@ from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
 from bertillery.run.lineage import model_name
 from bertillery.run.stage import StageConfig
+from bertillery.system.invocation import command_line
 from finetune.data.sources import resolve
 from finetune.recipe import choose_recipe, known_recipe, recipe_values
 from finetune.task import TaskSection, run_of
@@ -141,8 +142,8 @@ def load_config(arguments: Sequence[str]) -> FinetuneConfig:
     start, section = values.get("model", {}).get("from"), values.get("task", {})
     if start is None or not section:
         raise ConfigError(
-            "fine-tuning needs a task and a model: make finetune TASK=<name in configs/finetune or a .yaml> "
-            "MODEL=<directory or Hub id>"
+            "fine-tuning needs a task and a model: "
+            + command_line("finetune", TASK="<name in configs/finetune or a .yaml>", MODEL="<directory or Hub id>")
         )
     given = values.get("recipe", "auto")
     config = _with_recipe(choose_recipe(start, given), section, layers)

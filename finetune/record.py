@@ -18,13 +18,13 @@ from bertillery.config.types import Tokens
 from bertillery.models.folder import file_of
 from bertillery.report.card import shortened
 from bertillery.run.directory import FINISHED_REMEDY
+from bertillery.system.invocation import settings
 from bertillery.system.records import read_json, read_yaml
 
 FILE = "task.yaml"
 """Its name in an export."""
 _LOCAL = ("files", "root")
 """Keys of a task that are about one machine."""
-_REMEDY = "give TASK=<name in configs/finetune or a .yaml>, or restore the file"
 
 
 class Record(Section):
@@ -57,13 +57,18 @@ class Record(Section):
         return shortened(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
+def naming_task() -> str:
+    """How a command is given the task of a model that does not know its own."""
+    return settings("evaluate", TASK="<name in configs/finetune or a .yaml>")
+
+
 def read_record(model: str) -> Record | None:
     """The record of a model: of the run whose export it is, or of the file beside its weights, in a folder or on the
     Hub; None where there is neither. ``InputError`` for a damaged one."""
-    folder = Path(model)
+    folder, remedy = Path(model), f"give {naming_task()}, or restore the file"
     run = folder.resolve().parent / "config.yaml"
     if folder.is_dir() and folder.resolve().name == "export" and run.is_file():
-        values = read_yaml(run, dict[str, Any], remedy=_REMEDY)
+        values = read_yaml(run, dict[str, Any], remedy=remedy)
         if "task" not in values:
             return None
         finished = run.with_name("finished.json")
@@ -71,7 +76,7 @@ def read_record(model: str) -> Record | None:
         try:
             return Record.of(values, results.get("chosen") or {})
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-            raise InputError(f"{run}: not the configuration of a fine-tuning ({error}); {_REMEDY}") from None
+            raise InputError(f"{run}: not the configuration of a fine-tuning ({error}); {remedy}") from None
     on_the_hub = model.count("/") <= 1 and not model.startswith((".", "/", "~"))
     file = file_of(model, FILE) if folder.is_dir() or on_the_hub else None
-    return None if file is None else read_yaml(file, Record, remedy=_REMEDY)
+    return None if file is None else read_yaml(file, Record, remedy=remedy)

@@ -18,7 +18,7 @@ from bertillery.models.frame import with_transform_tokens
 from bertillery.models.heads import add_rows, begin_at, draw_head, head_parameters
 from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config, vocabulary_size
 from bertillery.report.plot import plot_curves
-from bertillery.run.command import make_command
+from bertillery.run.command import task_command
 from bertillery.run.directory import FINISHED_REMEDY
 from bertillery.run.inputs import Fingerprint, model_inputs
 from bertillery.run.lineage import model_name
@@ -374,7 +374,7 @@ class Finetuning(Stage):
         beside = [found[metric] for found in results["baselines"][split].values() if metric in found]
         if results["scores"][split][metric] <= max(beside, default=-math.inf):
             return f"{self._search()}      (a baseline does as well; most often it is the learning rate)"
-        command = make_command("finetune", self.given, model=start, run=self.path, seeds=5)
+        command = task_command("finetune", self.given, model=start, run=self.path, seeds=5)
         return f"{command}      (one seed says little)"
 
     def _search(self) -> str:
@@ -387,7 +387,7 @@ class Finetuning(Stage):
         # A search refuses keys that its space has.
         searched, _ = read_values([str(configurations(CONFIGS / "finetune" / "spaces") / f"{space}.yaml")])
         more = f"space={space}"
-        return make_command("search", self.given, more, model=start, run=self.path, without=searched)
+        return task_command("search", self.given, more, model=start, run=self.path, without=searched)
 
     def table(self, results: dict[str, Any]) -> str:
         """The scores beside the baselines, as Markdown."""

@@ -21,6 +21,7 @@ from bertillery.run.inputs import Fingerprint, model_inputs, tokenizer_input
 from bertillery.run.stage import Parts, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
+from bertillery.system.invocation import command_line
 from bertillery.system.printable import printable
 from finetune.config import FinetuneConfig, FinetuneOptimSection, FinetunePhase, FinetuneTrainSection, model_name
 from finetune.stage import Finetuning, check_length
@@ -139,8 +140,9 @@ class TranslationConfig(FinetuneConfig):
         """From merged values. A run without a name is called ``<task>/<model>/seed-<seed>``."""
         if not values.get("model"):
             raise ConfigError(
-                "translation needs a model: make finetune TASK=<name> MODEL=<name in configs/translation, or the "
-                "directory of a translation model>"
+                "translation needs a model: "
+                + command_line("finetune", TASK="<name>", MODEL="<directory of a translation model>")
+                + ", or in its place the name of a configuration in configs/translation"
             )
         if values.get("recipe", "auto") not in ("auto", "none"):
             raise ConfigError(f"recipe: given {values['recipe']!r}; recipes are for encoders: leave the key out")
@@ -358,4 +360,4 @@ class Translating(Finetuning):
     def next_command(self, results: dict[str, Any]) -> str:
         """Translate something."""
         text = self.task.split(self.config.task.validation[0]).texts[0][0] if hasattr(self, "task") else "..."
-        return f"make translate MODEL={self.path / 'export'} TEXT={printable(text)[:80]!r}"
+        return command_line("translate", MODEL=self.path / "export", TEXT=printable(text)[:80])

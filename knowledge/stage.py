@@ -24,6 +24,7 @@ from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
 from bertillery.system.files import write_text
+from bertillery.system.invocation import command_line
 from bertillery.system.printable import printable
 from knowledge.graph import Graph, GraphSection, graph_files, graph_report, prepare_graph
 from knowledge.ranks import HITS, Known, chance, rank_metrics, ranks
@@ -188,10 +189,10 @@ class Embedding(Stage):
         given = [f"objective.entities={self.path / 'export'}"]
         graph = self.config.graph.model_dump(exclude_defaults=True, mode="json")
         given += [f"objective.graph.{key}={_as_yaml(value)}" for key, value in graph.items()]
-        target = "CONFIG=ernie_mini DATA=<your text>" if graph else "CONFIG=ernie_docs"
+        more = {"CONFIG": "ernie_mini", "DATA": "<your text>"} if graph else {"CONFIG": "ernie_docs"}
         return (
             f"\n{results['table']}\n\nmodel       {self.path / 'export'}\ncurves      {self.path / 'curves.png'}\n\n"
-            f'next        make pretrain {target} ARGS="{" ".join(given)}"'
+            f"next        {command_line('pretrain', *given, **more)}"
         )
 
 

@@ -13,9 +13,9 @@ from bertillery.engine.rng import uniform
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.families.transe import TransEModel
 from bertillery.models.folder import reading, safely
+from bertillery.system.invocation import command_line
 from knowledge.graph import Graph
 
-_REMEDY = "give the export of `make embed` with the same graph"
 _WIDTH = 100
 """Of drawn vectors."""
 
@@ -25,10 +25,11 @@ def read_vectors(folder: str, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ``ConfigError`` where there is no such model, or it is of another graph: its names are compared.
     """
-    with warnings_of_transformers(), reading(f"{folder}: no vectors of a graph can be read there", _REMEDY):
+    remedy = f"give the export of `{command_line('embed')}` with the same graph"
+    with warnings_of_transformers(), reading(f"{folder}: no vectors of a graph can be read there", remedy):
         kind = AutoConfig.from_pretrained(folder, **safely(folder)).model_type
         if kind != "transe":
-            raise ConfigError(f"{folder}: a model of type {kind!r}, and no vectors of a graph; {_REMEDY}")
+            raise ConfigError(f"{folder}: a model of type {kind!r}, and no vectors of a graph; {remedy}")
         model: Any = AutoModel.from_pretrained(folder, **safely(folder))
         rows: dict[str, int] = AutoTokenizer.from_pretrained(folder, **safely(folder)).get_vocab()
     assert isinstance(model, TransEModel)
@@ -41,7 +42,7 @@ def read_vectors(folder: str, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     found = f"{len(rows) - 1:,} entities and {model.config.num_relations} relations"
     wanted = f"{graph.num_entities:,} and {graph.num_relations}"
     lacking = "" if other is None else f"; {other!r} is not where it is in the graph"
-    raise ConfigError(f"{folder}: vectors of another graph: {found}, where this one has {wanted}{lacking}; {_REMEDY}")
+    raise ConfigError(f"{folder}: vectors of another graph: {found}, where this one has {wanted}{lacking}; {remedy}")
 
 
 def drawn_vectors(graph: Graph) -> tuple[np.ndarray, np.ndarray]:

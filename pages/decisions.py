@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from bertillery.models.encoders import (
     token_logits,
 )
 from bertillery.models.heads import problem_of
+from bertillery.system.invocation import settings
 from pages.blocks import Block, Mark, Marks, Paragraph, Table
 from pages.tokens import Read
 
@@ -33,7 +34,7 @@ def pair_decision(model: Any, text: Read, *, paired: bool) -> Iterator[Block]:
     if names is None:
         return
     if not paired:
-        yield Paragraph('This model also judges pairs: give the second text as PAIR="..." (pair="...").')
+        yield Paragraph(f"This model also judges pairs: give the second text, {settings('inspect', PAIR='...')}.")
         return
     logits = pair_logits(model, text.stream)
     if logits is not None:
@@ -70,7 +71,8 @@ def tags(model: Any, text: Read) -> Iterator[Block]:
 def answers(model: Any, text: Read, *, paired: bool) -> Iterator[Block]:
     """The best answers in a context to a question, of independent heads for start and end."""
     if not paired:
-        yield Paragraph('This model answers questions: give the question as TEXT and the context as PAIR="...".')
+        given = settings("inspect", TEXT="<question>", PAIR="<context>")
+        yield Paragraph(f"This model answers questions: give {given}.")
         return
     start, end = span_logits(model, text.stream).unbind(-1)
     begins = text.special.index(True, 1) + 1
@@ -91,11 +93,14 @@ def answers(model: Any, text: Read, *, paired: bool) -> Iterator[Block]:
     yield Marks("Where answers begin and end", marks)
 
 
-def choice(model: Any, text: Read) -> Iterator[Block]:
-    """The score of one choice; choices are compared by theirs."""
-    score = float(choice_logits(model, text.stream)[0])
-    note = "The probability of a choice is the softmax over the scores of all choices of a question."
-    yield Table("Score of this choice", [["", "score"], ["text and pair", f"{score:.3f}"]], note=note)
+def choice(model: Any, choices: Mapping[str, Read]) -> Iterator[Block]:
+    """The probabilities of the choices of a text."""
+    if len(choices) < 2:
+        given = settings("inspect", TEXT="<question>", PAIR="a dog | a cat")
+        yield Paragraph(f"This model compares choices: give {given}.")
+        return
+    scores = torch.stack([choice_logits(model, each.stream)[0] for each in choices.values()])
+    yield _shares("Choices", [*choices], scores.softmax(0))
 
 
 def _shares(caption: str, names: list[str], shares: Tensor) -> Table:

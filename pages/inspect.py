@@ -1,7 +1,8 @@
 """``python -m pages.inspect model=<directory> text="..."``: what a model does with a text, as one HTML page.
 
 Attention by layer and head, and what its heads say, whatever they are: guesses for masked tokens, replaced tokens, the
-decision on a pair, labels, tags, answers, distributions of the next token, a translation with its alignment, entities.
+decision on a pair, labels, tags, answers, distributions of the next token, a translation with its alignment, entities,
+concepts and paths of a graph.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ from transformers import (
 from bertillery.config.section import InputError
 from bertillery.config.section import Section as Keys
 from bertillery.engine.batch import pack_stream
-from bertillery.models.encoders import ONE_STREAM, encode, family
+from bertillery.models.encoders import ONE_STREAM, choice_logits, encode, family
 from bertillery.models.joint_spans import joint_head
 from bertillery.models.layers.attention import Recorded
 from bertillery.models.load import check_vocabulary, load, load_tokenizer, read_config
 from bertillery.report.card import shortened
 from bertillery.run.command import as_yaml, tool
+from bertillery.system.invocation import settings
+from finetune.record import read_record
 from pages import decisions, guesses
 from pages.attention import attention_blocks, weights
 from pages.blocks import Block, Facts, Lines, Page, Paragraph, Section, Table
+from pages.graphs import kagnet_sections
 from pages.links import entity_blocks, graph_of, linked
 from pages.render import write_page
 from pages.tokens import Read, read, shown
@@ -70,7 +74,11 @@ class InspectSection(Keys):
     text: str | None = None
     """What it reads; by default the environment variable TEXT, which `make inspect TEXT=...` sets."""
     pair: str | None = None
-    """A second text: of a pair, the context of a question, or a translation to align. By default the variable PAIR."""
+    """A second text: of a pair, the context of a question, the choices of one with bars between (`a dog | a cat`), or a
+    translation to align. By default the variable PAIR."""
+    task: dict[str, Any] = {}  # noqa: RUF012 (frozen)
+    """Keys of the task of a KagNet that differ, such as `task.graph.path=[triples.tsv]` for an export away from its
+    run."""
     output: Path = Path("runs/inspect/inspect.html")
     """The page."""
 
@@ -88,27 +96,35 @@ def _run(section: InspectSection) -> int:
     text = section.text if section.text is not None else os.environ.get("TEXT", "")
     pair = (section.pair if section.pair is not None else os.environ.get("PAIR")) or None
     if not text.strip():
-        raise InputError('text: none is given; give text="..." (with make TEXT="...")')
+        raise InputError(f"text: none is given; give {settings('inspect', TEXT='...')}")
     with torch.inference_mode():
-        found = page(section.model, text, pair)
+        found = page(section.model, text, pair, task=section.task)
     write_page(found, section.output)
     print(f"page        {section.output}")
     return 0
 
 
-def page(start: str, text: str, pair: str | None) -> Page:
-    """What the model of this name does with a text."""
-    config = read_config(start, roles=(*ONE_STREAM, "encoder-decoder"))
-    role = family(config).role
-    sections = (
-        _translation(start, text, pair) if role == "encoder-decoder" else _Inspected.open(start, text, pair).sections()
-    )
+def page(start: str, text: str, pair: str | None, *, task: dict[str, Any] | None = None) -> Page:
+    """What the model of this name does with a text; keys of ``task`` are for a KagNet."""
+    record = read_record(start)
+    if record is not None and record.task.get("type") == "graph_choice":
+        about, sections = (
+            "kagnet model, encoder with a graph",
+            kagnet_sections(start, text, split_choices(pair), task=task),
+        )
+    else:
+        config = read_config(start, roles=(*ONE_STREAM, "encoder-decoder"))
+        role = family(config).role
+        about = f"{config.model_type} model, {role}"
+        translates = role == "encoder-decoder"
+        sections = _translation(start, text, pair) if translates else _Inspected.open(start, text, pair).sections()
     given = [("model", shortened(start)), ("text", text), *([("pair", pair)] if pair else [])]
-    return Page(
-        f"Inside {shortened(start)}",
-        f"A {config.model_type} model, {role}.",
-        [Section("Given", [Facts(given)]), *sections],
-    )
+    return Page(f"Inside {shortened(start)}", f"A {about}.", [Section("Given", [Facts(given)]), *sections])
+
+
+def split_choices(pair: str | None) -> list[str]:
+    """The choices in the second text, which have bars between."""
+    return [*filter(None, map(str.strip, (pair or "").split("|")))]
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,10 @@ class _Inspected:
     ending: str
     """Which of :data:`_CLASSES`; empty for a model without a head."""
     text: Read
+    """With the most probable choice, where there are some."""
     paired: bool
+    choices: dict[str, Read]
+    """The text with each of its choices."""
 
     @classmethod
     def open(cls, start: str, text: str, pair: str | None) -> _Inspected:
@@ -146,9 +165,12 @@ class _Inspected:
         begin: Any = tokenizer.eos_token_id if causal and ending == "LMHeadModel" else None
         if begin is not None and pair is not None:
             raise InputError("pair: a causal language model reads one text; leave it out")
-        return cls(
-            start, model.eval(), tokenizer, ending, read(tokenizer, config, text, pair, begin=begin), pair is not None
-        )
+        model.eval()
+        seconds = split_choices(pair) if ending == "ForMultipleChoice" else []
+        choices = {each: read(tokenizer, config, text, each) for each in seconds}
+        found = max(choices.values(), key=lambda each: float(choice_logits(model, each.stream)[0]), default=None)
+        found = found or read(tokenizer, config, text, pair, begin=begin)
+        return cls(start, model, tokenizer, ending, found, pair is not None, choices)
 
     def sections(self) -> list[Section]:
         """What it says, then where it looks."""
@@ -175,7 +197,7 @@ class _Inspected:
             "ForSequenceClassification": lambda: decisions.classes(self.model, self.text),
             "ForTokenClassification": lambda: decisions.tags(self.model, self.text),
             "ForQuestionAnswering": lambda: decisions.answers(self.model, self.text, paired=self.paired),
-            "ForMultipleChoice": lambda: decisions.choice(self.model, self.text),
+            "ForMultipleChoice": lambda: decisions.choice(self.model, self.choices),
         }.get(self.ending)
         found = [*decide()] if decide else []
         return found + ([*decisions.notes_on_pairs(self.model, paired=self.paired)] if found else [])

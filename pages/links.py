@@ -14,15 +14,18 @@ from pydantic import BaseModel, ConfigDict
 from bertillery.config.section import InputError
 from bertillery.models.encoders import encode
 from bertillery.system.records import read_yaml
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph, GraphSection, prepare_graph, within
 from knowledge.linked import link_texts, linker_of
 from pages.blocks import Block, Mark, Marks, Paragraph, Table
 from pages.tokens import Read
 
 
-class _Objective(BaseModel):
+class _Reads(BaseModel):
+    """A section that may name a graph; one of a task names its files from ``root``."""
+
     model_config = ConfigDict(extra="ignore")
-    graph: GraphSection
+    graph: GraphSection | None = None
+    root: Path = Path()
 
 
 class _Folders(BaseModel):
@@ -30,10 +33,19 @@ class _Folders(BaseModel):
     data_dir: Path = Path("data")
 
 
-class _Pretraining(BaseModel):
+class _Training(BaseModel):
+    """What the configuration of a run, of pretraining or on a task, says of its graph."""
+
     model_config = ConfigDict(extra="ignore")
-    objective: _Objective
+    objective: _Reads = _Reads()
+    task: _Reads = _Reads()
     run: _Folders = _Folders()
+
+
+def data_dir_of(start: str) -> Path:
+    """Where the run of an export prepared its graph."""
+    file = Path(start).parent / "config.yaml"
+    return read_yaml(file, _Training, remedy="restore it").run.data_dir if file.is_file() else _Folders().data_dir
 
 
 def graph_of(start: str) -> Graph | str:
@@ -42,8 +54,11 @@ def graph_of(start: str) -> Graph | str:
     if not file.is_file():
         return f"which graph this model was trained with is not known: there is no {file}"
     try:
-        found = read_yaml(file, _Pretraining, remedy="restore it")
-        return prepare_graph(found.objective.graph, found.run.data_dir)
+        found = read_yaml(file, _Training, remedy="restore it")
+        reads = found.objective if found.objective.graph else found.task
+        if reads.graph is None:
+            return "this model was trained on texts alone: its run names no graph"
+        return prepare_graph(within(reads.graph, reads.root), found.run.data_dir)
     except InputError as error:
         return f"the graph that this model was trained with cannot be read: {error}"
 

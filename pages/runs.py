@@ -18,6 +18,7 @@ from bertillery.run.directory import FINISHED_REMEDY
 from bertillery.run.inputs import Fingerprint, Pins
 from bertillery.run.starts import Start, read_starts
 from bertillery.run.tracking import read_rows
+from bertillery.system.invocation import command_line
 from bertillery.system.records import read_json, read_yaml
 
 _NOT_RUNS = {"export", "checkpoints", "tokenizer", "wandb", "predictions", "tables"}
@@ -215,7 +216,7 @@ def find(folders: Sequence[Path]) -> Found:
         why = f" ({found.left_out[0]})" if found.left_out else ""
         raise InputError(
             f"runs: {listing}: no run, comparison or evaluation in context there{why}; give folders that hold some: "
-            'make report RUNS="runs/pretrain/bert_docs runs/finetune"'
+            + command_line("report", RUNS="runs/pretrain/bert_docs runs/finetune")
         )
     found.runs.sort(key=lambda run: (_STAGES.index(run.stage), run.task, run.name))
     return found

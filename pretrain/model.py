@@ -19,8 +19,8 @@ C = TypeVar("C", bound=PreTrainedConfig)
 
 
 _MISPRINTS = {
-    (2048, 24): "; table 2.1 of GPT-3's paper misprints 1.3B, which has 16 heads of 128 (CONFIG=gpt3_xl)",
-    (5140, 40): "; table 2.1 of GPT-3's paper misprints 13B, whose width is 40 x 128 = 5120 (CONFIG=gpt3_13b)",
+    (2048, 24): "; table 2.1 of GPT-3's paper misprints 1.3B, which has 16 heads of 128 (configuration gpt3_xl)",
+    (5140, 40): "; table 2.1 of GPT-3's paper misprints 13B, whose width is 40 x 128 = 5120 (configuration gpt3_13b)",
 }
 """What is known of hidden sizes and numbers of heads that do not fit."""
 

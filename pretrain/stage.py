@@ -21,6 +21,7 @@ from bertillery.run.stage import Parts, Stage, beside
 from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.system.files import write_text
+from bertillery.system.invocation import command_line, settings
 from pretrain.config import PretrainConfig, objective_of
 from pretrain.initialization import load_weights
 from pretrain.mixture import Mixture
@@ -210,12 +211,14 @@ class Pretraining(Stage):
     def ending(self, results: dict[str, Any]) -> str:
         """Numbers, guesses, files, and the next command."""
         path, causal = self.path, self.config.objective.role == "decoder"
-        command = f"make {'generate' if causal else 'finetune'} MODEL={path / 'export'}"
-        more = 'PROMPT="..."' if causal else "     (GLUE: TASK=sst2 HUB=1; all tasks: make help)"
+        following = command_line("finetune", TASK="docs_proofreading", MODEL=path / "export")
+        following += f"      (GLUE: {settings('finetune', TASK='sst2', HUB='1')})"
+        if causal:
+            following = command_line("generate", MODEL=path / "export", PROMPT="...")
         shown = "\n\n".join(results[name] for name in ("table", "fill_mask", "samples") if name in results)
         return (
             f"\n{shown}\n\n"
             f"model       {path / 'export'}\ncurves      {path / 'curves.png'}\n"
             f"metrics     {path / 'metrics.jsonl'}\n\n"
-            f"next        {command} {more}"
+            f"next        {following}"
         )

@@ -32,6 +32,7 @@ from bertillery.config.types import Count, Seed
 from bertillery.run.command import cli
 from bertillery.run.stage import beside
 from bertillery.system.files import write_text
+from bertillery.system.invocation import command_line
 from finetune.config import FinetuneConfig
 from prompting.items import FewshotTask, Item, Items, check_shots, draw_shots, read_items
 from prompting.model import CausalModel
@@ -71,8 +72,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[FewshotSection, FewshotTas
     values, sources = merge_layers(read_layers(rest))
     if not any(map(names_file, rest)) or "prompt" not in values:
         raise InputError(
-            "evaluation in context needs a task with a section prompt: make fewshot TASK=<name in configs/prompting "
-            "or a .yaml> MODEL=<directory or Hub id>"
+            "evaluation in context needs a task with a section prompt: "
+            + command_line("fewshot", TASK="<name in configs/prompting or a .yaml>", MODEL="<directory or Hub id>")
         )
     unknown = values.keys() - {"prompt", "task", "data"} - FinetuneConfig.model_fields.keys()
     if unknown:

@@ -306,7 +306,7 @@ def test_a_task_section_without_its_name_is_told_so(capsys: pytest.CaptureFixtur
 
 
 def test_filling_a_submission_is_told_as_make_takes_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="ARGS=fill=true"):
+    with pytest.raises(InputError, match=r'make submission MODEL=\.\.\. ARGS="fill=true"'):
         write_submission(tmp_path / "a", {})
 
 

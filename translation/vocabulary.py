@@ -165,7 +165,7 @@ def check_alphabet(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wha
         return
     known = {sign for piece in tokenizer.get_vocab().values() for sign in decode([piece])}
     strange = sorted({sign for text in texts[:2000] for sign in text if not sign.isspace()} - known)[:10]
-    instead = "leave the key out" if key == "tokenizer.path" else "MODEL=<a name in configs/translation>"
+    instead = "leave the key out" if key == "tokenizer.path" else "take a configuration (configs/translation) as model"
     how = "unknown to this tokenizer" if unknown is not None else "parts of characters to this tokenizer"
     raise ConfigError(
         f"{key}: {share:.1%} of the pieces of {what} are {how} (it lacks {' '.join(strange)}); give one that was "

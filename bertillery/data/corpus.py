@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from bertillery.config.section import InputError, Section
 from bertillery.config.types import Factor, Share
 from bertillery.data import files, pydocs
+from bertillery.system.invocation import by_make
 
 MAX_PARAGRAPH = 1_000_000
 """Characters; a longer line is no paragraph, but a file without line breaks."""
@@ -174,7 +175,8 @@ def _split_path(paths: list[str]) -> str:
     for start, end in combinations(range(len(paths) + 1), 2):
         whole = " ".join(paths[start:end])
         if end - start > 1 and glob.glob(str(Path(whole).expanduser()), recursive=True):
-            return f"; {whole!r} exists: quote a path with spaces for make as ARGS=\"data.path='{whole}'\""
+            quoted = f"ARGS=\"data.path='{whole}'\"" if by_make() else f"'data.path={whole}'"
+            return f"; {whole!r} exists: quote a path with spaces, {quoted}"
     return ""
 
 

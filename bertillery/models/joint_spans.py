@@ -322,12 +322,33 @@ def flattened(scores: SpanScores) -> Tensor:
     return torch.cat([scores.null[:, None], *(part.flatten(1).float() for part in scores.beam)], 1)
 
 
+class BestSpan(NamedTuple):
+    """The best span of a window."""
+
+    score: float
+    """In nats."""
+    first: int
+    """Its first token, counted from the context's first."""
+    last: int
+    total: float
+    """Logarithm of the sum of exp(score) over all spans that could have been chosen."""
+
+
+def best_of(scores: np.ndarray) -> tuple[float, int, int, float] | None:
+    """The highest of ``scores`` (A, B) with its row and column, and the logarithm of the sum of all of their
+    exponentials; None where none is finite."""
+    there = np.where(np.isfinite(scores), scores, -np.inf).astype(np.float64)
+    if not np.isfinite(there).any():
+        return None
+    a, b = np.unravel_index(int(there.argmax()), there.shape)
+    return float(there[a, b]), int(a), int(b), float(np.logaddexp.reduce(there, axis=None))
+
+
 def best_of_beam(
     row: np.ndarray, first: int, allowed: np.ndarray, *, answer_length: int
-) -> tuple[float, tuple[float, int, int] | None]:
+) -> tuple[float, BestSpan | None]:
     """From what :func:`flattened` has of a window: the logit of there being no answer, and the span of the highest
-    probability with its logarithm, as :func:`finetune.task_types.windows.best_span` returns it; None where
-    there is none.
+    probability, its score being the logarithm of that; None where there is none.
 
     ``first`` is the first token of the context, in which the tokens that an answer may begin with are ``allowed``; the
     span has ``answer_length`` tokens at most.
@@ -341,6 +362,5 @@ def best_of_beam(
     possible = (begin >= 0) & (end >= begin) & (end <= last) & (end - begin < answer_length)
     possible &= allowed[begin.clip(0, last)]
     sums = np.where(possible, start_values[:, None] + end_values.reshape(number, number), -np.inf)
-    a, b = np.unravel_index(int(sums.argmax()), sums.shape)
-    found = (float(sums[a, b]), int(begin[a, 0]), int(end[a, b])) if np.isfinite(sums[a, b]) else None
-    return float(row[0]), found
+    found = best_of(sums)
+    return float(row[0]), found and BestSpan(found[0], int(begin[found[1], 0]), int(end[found[1:3]]), found[3])

@@ -41,6 +41,7 @@ from bertillery.models.folder import (
 from bertillery.models.joint_spans import joint_head
 from bertillery.models.layers.attention import NAME
 from bertillery.models.layers.dropout import prepare_dropout
+from bertillery.system.invocation import by_make, command_line
 
 FIRST = Path("runs/pretrain/bert_docs/export")
 """What ``make pretrain`` leaves; other targets take it where no ``MODEL`` is given."""
@@ -199,14 +200,14 @@ def open_stock(folder: Path) -> PreTrainedModel:
 
 def _check_there(name: str, key: str = "") -> None:
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        made = " (`make pretrain` makes it)" * (Path(name) == FIRST)
+        made = f" (`{command_line('pretrain', CONFIG='bert_docs')}` makes it)" * (Path(name) == FIRST)
         raise ConfigError(
             f"{key}{name}: no such folder{made}; give one that save_pretrained wrote, or a name on the Hub"
         )
 
 
 def _not_found() -> str:
-    off = "is switched off (HF_HUB_OFFLINE=1; with make, HUB=1 switches it on)"
+    off = f"is switched off (HF_HUB_OFFLINE=1{'; with make, HUB=1 switches it on' * by_make()})"
     hub = off if constants.HF_HUB_OFFLINE else "cannot be reached"
     return f"no such folder, no model downloaded before, and the Hub {hub}"
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from bertillery.engine.loop import DivergedError
 from bertillery.run.rehearsal import rehearse
 from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import INTERRUPTED, StoppedError, interruptible
+from bertillery.system.invocation import command_line, settings
 from bertillery.system.workers import lost_worker
 
 C = TypeVar("C", bound=StageConfig)
@@ -188,7 +188,8 @@ def given_texts(texts: Sequence[str], file: Path | None, *, key: str, what: str)
     if not found and variable in os.environ:
         found = [os.environ[variable]]
     if not found:
-        raise InputError(f'no {key}: give {key}="..." (with make {variable}="..."), or file=<{what} on each line>')
+        given = settings("generate", **{variable: "..."})
+        raise InputError(f"no {key}: give {given}, or file=<{what} on each line>")
     return found
 
 
@@ -198,12 +199,12 @@ def run_name(arguments: Sequence[str], otherwise: str) -> str:
 
 
 TASKS = CONFIGS / "finetune"
-"""Shipped tasks, given to ``make`` by name."""
+"""Shipped tasks, given by name."""
 _OF_ONE_RUN = ("run.seed", "run.name")
 
 
-def make_command(
-    target: str,
+def task_command(
+    command: str,
     given: Sequence[str],
     *more: str,
     model: str,
@@ -211,7 +212,7 @@ def make_command(
     seeds: int | None = None,
     without: Collection[str] = (),
 ) -> str:
-    """``make <target> TASK=... MODEL=...``, optionally ``SEEDS=``, and the other arguments in ``ARGS=``.
+    """The command for a task and a model as it is typed, optionally with several seeds, and with the other arguments.
 
     ``given`` are the arguments of ``python -m finetune``; if they name no task file, the configuration of ``run`` is
     the task. Omits the run's seed and name and the keys ``without``; ``more`` replace arguments with the same key.
@@ -220,8 +221,5 @@ def make_command(
     named = Path(task).stem if Path(task).resolve().parent == TASKS else task
     replaced = {task, "model.from", *_OF_ONE_RUN, *without, *(each.split("=")[0] for each in more)}
     arguments = [*(each for each in given if each.split("=")[0] not in replaced), *more]
-    quoted = " ".join(map(shlex.quote, arguments)).replace('"', '\\"')
-    parts = [f"make {target} TASK={shlex.quote(named)} MODEL={shlex.quote(model)}"]
-    parts += [f"SEEDS={seeds}"] if seeds else []
-    parts += [f'ARGS="{quoted}"'] if quoted else []
-    return " ".join(parts)
+    several = {"SEEDS": str(seeds)} if seeds else {}
+    return command_line(command, *arguments, TASK=named, MODEL=model, **several)

@@ -19,6 +19,7 @@ from bertillery.config.types import PathName, Processes, Seed
 from bertillery.engine.sharding import Sharding
 from bertillery.system.environment import num_cores
 from bertillery.system.gpus import check_gpus
+from bertillery.system.invocation import by_make
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,10 @@ def start_accelerator(section: RunSection) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     if section.sharding != "none" and accelerator.num_processes == 1:
+        several = "PROCESSES=2, or GPUS=8" if by_make() else "torchrun --nproc-per-node 2 -m bertillery ..."
         raise ConfigError(
             f"run.sharding: given {section.sharding!r}, but a single process has nothing to split a model over; "
-            "start several (make's PROCESSES=2, or GPUS=8), or give run.sharding=none"
+            f"start several ({several}), or give run.sharding=none"
         )
     if section.threads is not None:
         torch.set_num_threads(section.threads)

@@ -24,6 +24,7 @@ from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Name
 from bertillery.run.views import Level, Listing, Mode, TrackioView, View, WandbView, first_line, wandb_mode
 from bertillery.system.files import write_text, writing
+from bertillery.system.invocation import installing
 
 if TYPE_CHECKING:
     from bertillery.run.lineage import Artifact  # loads transformers, which reading metrics does not need
@@ -46,8 +47,8 @@ class TrackingSection(Section):
         """``ConfigError`` for a tracker that is not installed."""
         if self.to == "trackio" and self.wandb != "off" and importlib.util.find_spec("trackio") is None:
             raise ConfigError(
-                "tracking.to: given 'trackio', which is not installed; install it with `make trackio`, or leave the "
-                "key out"
+                "tracking.to: given 'trackio', which is not installed; install it with "
+                f"{installing('trackio', 'trackio')}, or leave the key out"
             )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from bertillery.system.invocation import by_make
+
 
 def check_gpus(asked: int, *, by: str) -> str | None:
     """Message if this machine has fewer than ``asked`` GPUs; ``by`` says how they were asked for."""
@@ -19,9 +21,12 @@ def check_gpus(asked: int, *, by: str) -> str | None:
     if asked <= found:
         return None
     if found:
-        return f"{by}: given {asked} GPUs, but this machine has {found}; give GPUS={found}, or PROCESSES=<n> for CPUs"
+        fewer = f"give GPUS={found}, or PROCESSES=<n> for CPUs" if by_make() else f"start {found} processes"
+        return f"{by}: given {asked} GPUs, but this machine has {found}; {fewer}"
     there = f"this machine has none that torch {torch.__version__} can use"
-    return f"{by}: given {asked} GPUs, but {there}; give PROCESSES=<n> for CPUs"
+    return (
+        f"{by}: given {asked} GPUs, but {there}; {'give PROCESSES=<n> for CPUs' if by_make() else 'start one process'}"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from bertillery.config.section import InputError
 from bertillery.data.docs_task import embedded_files
 from bertillery.data.files import COMPRESSED, distinct, matching
 from bertillery.data.tables import Table, from_arrow, read_table
+from bertillery.system.invocation import by_make
 from finetune.task import HubSection, TaskSection
 from knowledge.docs_questions import question_files
 
@@ -73,7 +74,7 @@ def find_source(task: TaskSection, *, data_dir: Path, glue_dir: Path | None) -> 
     layout = f" that holds {task.folder.name}/{task.folder.file('train')}" if task.folder else ""
     raise InputError(
         f"no data for {task.name}: {'; '.join(tried)}. Set GLUE_DIR=<folder>{layout}, or give the Hub a way "
-        "(a network, and HUB=1 to make), or name files of your own (task.files.train=...)"
+        f"(a network{', and HUB=1' * by_make()}), or name files of your own (task.files.train=...)"
     )
 
 

@@ -32,6 +32,12 @@ class Prediction(NamedTuple):
     text: str
     null: float = -np.inf
     """Score of there being no answer less that of the answer, in nats."""
+    start: int = 0
+    """Where it is in the context, in characters."""
+    probability: float = 0.0
+    """Its share among all spans that it was chosen from, and no answer where there may be none."""
+    null_probability: float = 0.0
+    """The share of no answer."""
 
 
 def normalized(text: str) -> str:

@@ -93,6 +93,8 @@ class TaskType(ABC):
     """Whether a causal model can learn it, from the state behind the whole text."""
     classes: ClassVar[bool] = False
     """Whether labels and predictions are numbers of classes, of which one can be taken for another."""
+    distilled: ClassVar[bool] = True
+    """Whether a student can learn it from a teacher: from what a head on an encoder says."""
     spaced: ClassVar[bool] = False
     """Whether words are tokenized with a space before each."""
     reads_text_alone: bool = True

@@ -158,7 +158,7 @@ class Type(choice.Type):
     """Rows, labels and predictions are those of ``choice``."""
 
     pipeline = None
-    reads_causal = False
+    reads_causal = distilled = False
     objective_class = Objective
     section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     usage = (
@@ -174,7 +174,10 @@ class Type(choice.Type):
     @cached_property
     def graph(self) -> Graph:
         """The graph, made in ``data_dir`` if it is not there."""
-        return prepare_graph(self.graph_section, self.data_dir)
+        try:
+            return prepare_graph(self.graph_section, self.data_dir)
+        except InputError as error:
+            raise InputError(f"task.graph.path: {error}") from None
 
     @cached_property
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -278,17 +281,21 @@ class Type(choice.Type):
         number = int(np.lexsort((sure, read, right))[-1])
         if not read[number]:
             return None
+        return predicted.split.texts[0][number], self.strongest_paths(predicted, number)
+
+    def strongest_paths(self, predicted: Predicted, number: int) -> dict[str, list[tuple[str, float]]]:
+        """By choice of a question, with its probability, the paths that count most, with their shares."""
+        outputs, there = predicted.outputs, choice.present(predicted.split)
         texts = [text for text in predicted.split.texts[1][number] if text]
-        rows, table = np.flatnonzero(owner == number), self.table(predicted.split)
-        paths = {
+        first, table = int(there[:number].sum()), self.table(predicted.split)
+        return {
             f"{text} ({outputs[row, 0]:.0%})": [
-                (self.format_path(table, int(row), int(at)), float(share))
+                (self.format_path(table, row, int(at)), float(share))
                 for at, share in outputs[row, 1:].reshape(-1, 2)
                 if at >= 0
             ]
-            for text, row in zip(texts, rows, strict=True)
+            for row, text in enumerate(texts, first)
         }
-        return predicted.split.texts[0][number], paths
 
     def format_path(self, table: SchemaTable, row: int, number: int) -> str:
         """A path of a choice in words."""

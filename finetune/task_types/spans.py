@@ -318,21 +318,34 @@ class Type(TaskType):
 
     def plain(self, prediction: Any) -> str:
         """The answer as it stands in the context; nothing where there is none."""
-        return prediction.text if prediction.null <= self.threshold else ""
+        return prediction.text if self._answers(prediction) else ""
 
     def format_prediction(self, prediction: Any) -> str:
         """The answer on one line; nothing where there is none."""
         return " ".join(self.plain(prediction).split())
+
+    def _answers(self, prediction: Prediction) -> bool:
+        return prediction.null <= self.threshold
 
     def format_label(self, label: Any) -> str:
         """The different answers, with bars between."""
         return " | ".join(dict.fromkeys(" ".join(answer.text.split()) for answer in label))
 
     def columns(self, predicted: Predicted) -> tuple[Sequence[str], np.ndarray]:
-        """``null``: by how much having no answer scores higher."""
+        """``probability`` of what is predicted, an answer or none; and ``null``, by how much having none scores
+        higher, where there may be none."""
+        given = predicted.predictions
+        shares = [each.probability if self._answers(each) else each.null_probability for each in given]
         if not self.spans.unanswerable:
-            return super().columns(predicted)
-        return ["null"], np.array([[each.null] for each in predicted.predictions])
+            return ["probability"], np.array(shares)[:, None]
+        return ["probability", "null"], np.stack([shares, [each.null for each in given]], 1)
+
+    def fields(self, predicted: Predicted) -> dict[str, Sequence[Any]]:
+        """Also ``start`` and ``end``: the answer is ``context[start:end]``, in characters; both 0 for none."""
+        found = super().fields(predicted)
+        starts = [each.start if self._answers(each) else 0 for each in predicted.predictions]
+        ends = [start + len(answer) for start, answer in zip(starts, found["prediction"], strict=True)]
+        return found | {"start": starts, "end": ends}
 
     def _table(self, predicted: Predicted) -> np.ndarray:
         """Exact match and F1 (N, 2) at the threshold."""

@@ -117,6 +117,7 @@ class Type(TaskType):
 
     model_class = AutoModelForSeq2SeqLM
     pipeline = "translation"
+    distilled = False
     section: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     target_tokenizer: PreTrainedTokenizerBase | None = None
     """Of the target, where it has a vocabulary of its own."""

@@ -21,7 +21,7 @@ from bertillery.config.types import Tokens as NumTokens
 from bertillery.data.listed import Tokens, tokenize
 from bertillery.engine.batch import ranges
 from bertillery.models.frame import template, text_backend
-from bertillery.models.joint_spans import best_of_beam
+from bertillery.models.joint_spans import BestSpan, best_of, best_of_beam
 from finetune.data.splits import Split
 from finetune.examples import Examples, Sequences
 from finetune.task_types.answers import Prediction
@@ -64,10 +64,13 @@ class Contexts:
         b = int(np.searchsorted(offsets[:, 0], start + length, side="left")) - 1
         return (a, b) if a <= b else None
 
-    def text(self, context: int, first: int, last: int) -> str:
-        """The text of the context from one of its tokens to another."""
+    def text(self, context: int, first: int, last: int) -> tuple[str, int]:
+        """The text of the context from one of its tokens to another, without spaces around it, and its first
+        character."""
         at = int(self.tokens.starts[context])
-        return self.texts[context][self.offsets[at + first, 0] : self.offsets[at + last, 1]].strip()
+        start = int(self.offsets[at + first, 0])
+        found = self.texts[context][start : self.offsets[at + last, 1]]
+        return found.strip(), start + len(found) - len(found.lstrip())
 
 
 def read_contexts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[Contexts, np.ndarray]:
@@ -112,8 +115,8 @@ def most_context(starts: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
 
 def best_span(
     logits: np.ndarray, first: int, allowed: np.ndarray, *, answer_length: int, n_best: int
-) -> tuple[float, int, int] | None:
-    """The highest sum of a start's and an end's logit in a window, and the first and last token of that span.
+) -> BestSpan | None:
+    """The span of the highest sum of a start's and an end's logit in a window.
 
     ``logits`` (T, 2) are of all tokens of the window; those from ``first`` on, as many as ``allowed`` has, are the
     context's, and the tokens returned are numbers among these. A start has to be ``allowed``; both have to be among
@@ -125,12 +128,12 @@ def best_span(
     starts = starts[allowed[starts]]
     length = ends - starts[:, None] + 1
     sums = np.where(
-        (length >= 1) & (length <= answer_length), logits[first + starts, 0][:, None] + logits[first + ends, 1], -np.inf
+        (length >= 1) & (length <= answer_length),
+        logits[first + starts, 0][:, None] + logits[first + ends, 1],
+        -np.inf,
     )
-    if not np.isfinite(sums).any():
-        return None
-    a, b = np.unravel_index(int(np.nanargmax(sums)), sums.shape)
-    return float(sums[a, b]), int(starts[a]), int(ends[b])
+    found = best_of(sums)
+    return found and BestSpan(found[0], int(starts[found[1]]), int(ends[found[2]]), found[3])
 
 
 class QuestionExamples(Examples):
@@ -217,27 +220,35 @@ class QuestionExamples(Examples):
 
         Outputs are logits (T, 2), and ``null`` is the lowest sum of both logits of a [CLS], less the span's (BERT,
         section 4.3). With a joint head the best span is the most probable one, and ``null`` the lowest logit of there
-        being no answer.
+        being no answer. Probabilities are the softmax over these sums, of all spans that the best one was chosen from
+        and of no answer; with a joint head no answer has its classifier's, and the spans share the rest.
         """
         which = self.members(np.array([example]))
         rows = np.ones(len(which), np.int64) if self.joint else self.sequences.lengths[which]
         parts = np.split(outputs, np.cumsum(rows)[:-1])
         context = most_context(self.starts[which], self.sequences.sizes[1, which])
-        null, best = np.inf, None
+        null, best, total, start = np.inf, None, -np.inf, 0
         for window, part, allowed in zip(which, parts, context, strict=True):
             without, found = self._read(part, int(self.first[window]), allowed)
             null = min(null, without)
-            if found and (best is None or found[0] > best[0]):
-                best = (found[0], found[1] + int(self.starts[window]), found[2] + int(self.starts[window]))
-        text = self.contexts.text(self.context[example], *best[1:]) if best else ""
+            if found:
+                total = np.logaddexp(total, found.total)
+                if best is None or found.score > best.score:
+                    best, start = found, int(self.starts[window])
+        nothing = float(self.section.unanswerable)
+        if best is None:
+            return Prediction("", null if self.joint else 0.0, 0, nothing, nothing)
+        text, place = self.contexts.text(self.context[example], start + best.first, start + best.last)
         if self.joint:
-            return Prediction(text, null)
-        return Prediction(text, null - best[0] if best else 0.0)
+            nothing *= float(np.exp(-np.logaddexp(0.0, -null)))
+            return Prediction(text, null, place, (1 - nothing) * float(np.exp(best.score - total)), nothing)
+        if nothing:
+            total = np.logaddexp(total, null)
+            nothing = float(np.exp(null - total))
+        return Prediction(text, null - best.score, place, float(np.exp(best.score - total)), nothing)
 
-    def _read(
-        self, outputs: np.ndarray, first: int, allowed: np.ndarray
-    ) -> tuple[float, tuple[float, int, int] | None]:
-        """A window's score of no answer, and its best span as :func:`best_span` returns it."""
+    def _read(self, outputs: np.ndarray, first: int, allowed: np.ndarray) -> tuple[float, BestSpan | None]:
+        """A window's score of no answer, and its best span."""
         answer_length, n_best = self.section.answer_length, self.section.n_best
         if self.joint:
             return best_of_beam(outputs[0], first, allowed, answer_length=answer_length)

@@ -201,4 +201,4 @@ def test_missing_packages_are_named(
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert exported(tmp_path) == 2
     said = capsys.readouterr().err
-    assert "not installed: onnxruntime; pip install 'bertillery[onnx]', or `make onnx" in said
+    assert "not installed: onnxruntime; install what is missing with `make onnx" in said

@@ -153,6 +153,9 @@ def test_other_tasks_are_predicted_as_at_the_end_of_training(tmp_path: Path, kin
     assert [" ".join(text.split()) for text in found["prediction"]] == [line[1] for line in lines[1:]]
     for column, name in enumerate(lines[0][3:], 3):
         np.testing.assert_allclose(found[name], [float(line[column]) for line in lines[1:]], atol=2e-5)
+    if kind == "spans":
+        places = zip(found["context"], found["start"], found["end"], strict=True)
+        assert [context[start:end] for context, start, end in places] == found["prediction"]
 
 
 def test_words_have_a_tag_a_probability_and_entities(tmp_path: Path) -> None:

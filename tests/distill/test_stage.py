@@ -33,13 +33,16 @@ from transformers import (
 
 from bertillery.config.section import ConfigError, dump
 from bertillery.models.export import warnings_of_transformers
+from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuModel
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
 from distill.stage import FirstStage, TaskSpecific
 from experiments import seeds
 from experiments.jobs import Job
 from experiments.rates import main as rates
+from finetune.__main__ import main as finetune
 from finetune.stage import Finetuning
+from knowledge.graph import GraphSection, prepare_graph
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
 from tests.finetune.texts import wordpiece
@@ -530,3 +533,77 @@ def test_the_range_test_of_a_distillation(folder: Path) -> None:
         assert rates([*given, "lowest=1e-5", "highest=1e-2", "steps=20"]) == 0
         numbers = (folder / "runs/distill" / f"{name}-rate-range/rates.jsonl").read_text().splitlines()
         assert len(numbers) == 20
+
+
+MARKED = [
+    {"text": "the king ruled the town", "head": [4, 8], "tail": [19, 23], "label": "red"},
+    {"text": "a queen built the old stone", "head": [2, 7], "tail": [22, 27], "label": "green"},
+    {"text": "the river crossed the town", "head": [4, 9], "tail": [22, 26], "label": "blue"},
+    {"text": "gold is in the new town", "head": [0, 4], "tail": [19, 23], "label": "red"},
+]
+
+
+def marked(folder: Path, kind: str, **changes: Any) -> Path:
+    """A task with marked places, and the graph of what its texts name."""
+    place = folder / kind
+    place.mkdir(exist_ok=True)
+    rows = [
+        {**row, "mention": row["head"], "label": row["label"] if kind == "relation" else [row["label"]]}
+        for row in MARKED
+    ]
+    (place / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place / "g.tsv").write_text("king\tr\ttown\ntown\tr\triver\nriver\tr\tgold\ngold\tr\tking\n")
+    section: dict[str, Any] = {
+        "name": kind, "type": kind, "labels": LABELS, "metrics": ["accuracy"],
+        "files": dict.fromkeys(("train", "validation"), "all.jsonl"), **changes,
+    }  # fmt: skip
+    train = {"steps": 2, "phases": [{"batch_size": 4, "sequence_length": 24}], "evaluate_every": 2, "save_every": 2}
+    values = {"task": section, "train": train, "recipe": "none", "tracking": {"wandb": "off"}}
+    (place / "task.yaml").write_text(yaml.safe_dump(values))
+    return place / "task.yaml"
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages", "entities"), [("relation", 1, True), ("entity_typing", 2, True), ("relation", 2, False)]
+)
+def test_tasks_with_marked_places_are_distilled(
+    folder: Path, tmp_path: Path, kind: str, stages: int, entities: bool
+) -> None:
+    """Of a teacher that was fine-tuned with the markers, and of an ERNIE that reads entities beside them; the student
+    starts without and gets their tokens."""
+    graph = {"graph": {"path": ["g.tsv"], "holdout": 1e-9}} if entities else {}
+    task, encoder = marked(tmp_path, kind, **graph), folder / "teacher"
+    run = [f"run.dir={tmp_path}/runs", f"run.data_dir={tmp_path}/data", "run.threads=1", "run.precision=fp32"]
+    if entities:
+        config = ErnieThuConfig(**SIZES, vocab_size=len(wordpiece()), entity_size=8, entity_heads=2, num_entities=5)
+        model = ErnieThuModel(config)
+        facts = GraphSection(path=[str(task.with_name("g.tsv"))], holdout=1e-9)
+        model.set_table(torch.randn(5, 8), [*prepare_graph(facts, tmp_path / "data").names])
+        model.save_pretrained(encoder := tmp_path / "ernie")
+        wordpiece().save_pretrained(encoder)
+    assert finetune([str(task), f"model.from={encoder}", *run, "run.name=teacher"]) == 0
+    more = [f"teacher.from={tmp_path}/runs/finetune/teacher/export", f"model.from={folder}/student", *run, "run.name=a"]
+    files = [str(folder / "answers.yaml")] if stages == 2 else ["objective.type=distilbert"]
+    assert main([*files, str(task), *more]) == 0
+    assert rows(tmp_path / "runs/distill/a")[0]["train/soft"] > 0
+    export = tmp_path / "runs/distill/a/export"
+    tokenizer, student = (
+        AutoTokenizer.from_pretrained(export),
+        AutoModelForSequenceClassification.from_pretrained(export),
+    )
+    markers = ["[HD]", "[TL]"] if kind == "relation" else ["[ENT]"]
+    assert {*markers} <= {*tokenizer.get_vocab()}
+    assert len(student.get_input_embeddings().weight) == len(tokenizer) == len(wordpiece()) + len(markers)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_teacher_without_the_markers_of_the_task_is_refused(
+    folder: Path, tmp_path: Path, stages: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(folder / "answers.yaml")] if stages == 2 else ["objective.type=distilbert"]
+    given = [*files, str(marked(tmp_path, "relation")), f"teacher.from={folder}/tuned", f"model.from={folder}/student"]
+    assert main([*given, f"run.dir={tmp_path}/runs"]) == 2
+    said = capsys.readouterr().err
+    assert "does not know the markers [HD], [TL], with which relation marks places" in said
+    assert "make finetune TASK=relation" in said
+    assert not (tmp_path / "runs").exists()

@@ -17,7 +17,8 @@ from bertillery.models.load import load
 from finetune.data.splits import Task, read_task
 from finetune.task import TaskSection, task_type_of
 from finetune.task_types.answers import Answer, exact_match
-from finetune.task_types.windows import QuestionExamples, SpansSection
+from finetune.task_types.base import Predicted
+from finetune.task_types.windows import QuestionExamples, SpansSection, most_context
 from tests.finetune.texts import TOKENIZERS, WORDS, wordpiece, write_encoder
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -91,6 +92,48 @@ def test_who_knows_that_there_is_none_scores_all(tmp_path: Path) -> None:
     assert split.labels is not None
     assert kind.scores(predictions, split.labels) == {"f1": 1, "best_f1": 1}
     assert [each.null > 0 for each in predictions] == [not answers for answers in split.labels]
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_probabilities_are_the_softmax_over_all_spans(tmp_path: Path, unanswerable: bool) -> None:
+    """Of all windows, each span in the window with the most context; no answer counts as one more, where there may be
+    none. The highest is the prediction, and places are those of the context."""
+    section: dict[str, Any] = {"unanswerable": unanswerable, "n_best": 1000, "answer_length": 3, "stride": 9}
+    task = squad(tmp_path, questions(12, unanswerable=unanswerable), spans=section)
+    kind, split = task_type_of(task.section), task.split("train")
+    examples = kind.examples(split, wordpiece(), max_length=40, seed=0)
+    assert isinstance(examples, QuestionExamples)
+    index, rng = np.arange(split.num_examples), np.random.default_rng(0)
+    parts = [rng.normal(size=(int(size), 2)).astype(np.float32) for size in examples.num_outputs(index)]
+    outputs = np.concatenate(parts)
+    predicted = Predicted(split, outputs, kind.decide(outputs, examples, index))
+    fields = kind.fields(predicted)
+    assert [*fields] == ["prediction", "probability", *["null"] * unanswerable, "start", "end"]
+    texts, contexts = fields["prediction"], split.texts[1]
+    assert all(map(bool, texts)) != unanswerable
+    cut = [text[a:b] for text, a, b in zip(contexts, fields["start"], fields["end"], strict=True)]
+    assert cut == [*texts]
+    for number, part in enumerate(parts):
+        which = examples.members(index[number : number + 1])
+        rows = np.split(part.astype(np.float64), np.cumsum(examples.sequences.lengths[which])[:-1])
+        sizes = examples.sequences.sizes[1, which]
+        scores, nulls = dict[tuple[int, int], float](), []
+        for window, logits, size, most in zip(
+            which, rows, sizes, most_context(examples.starts[which], sizes), strict=True
+        ):
+            inside, begin = logits[examples.first[window] :], int(examples.starts[window])
+            nulls.append(logits[0].sum())
+            for a in np.flatnonzero(most).tolist():
+                for b in range(a, min(a + 3, int(size))):
+                    scores[begin + a, begin + b] = inside[a, 0] + inside[b, 1]
+        every = [*scores.values(), *[min(nulls)] * unanswerable]
+        shares = np.exp(every) / np.exp(every).sum()
+        assert shares.sum() == pytest.approx(1)
+        assert fields["probability"][number] == pytest.approx(shares.max(), rel=1e-6)
+        first, last = max(scores, key=scores.__getitem__)
+        found = examples.contexts.text(int(examples.context[number]), first, last)
+        assert bool(texts[number]) == (not unanswerable or int(shares.argmax()) < len(scores))
+        assert not texts[number] or (texts[number], fields["start"][number]) == found
 
 
 def test_windows_hold_question_and_context(tmp_path: Path) -> None:

@@ -65,8 +65,10 @@ def test_the_best_span_is_the_best_of_all(seed: int) -> None:
         }
         found = best_span(logits, first, allowed, answer_length=5, n_best=n_best)
         wanted = max(spans, key=spans.__getitem__, default=None)
-        assert (None if found is None else found[1:]) == wanted
-        assert found is None or found[0] == pytest.approx(spans[found[1:]])
+        assert (None if found is None else (found.first, found.last)) == wanted
+        if found is not None:
+            scores = np.array([*spans.values()])
+            assert (found.score, found.total) == pytest.approx((scores.max(), np.log(np.exp(scores).sum())))
 
 
 def test_no_span_where_the_context_is_not_among_the_best() -> None:

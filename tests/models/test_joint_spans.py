@@ -249,7 +249,7 @@ def test_a_beam_as_wide_as_the_window_finds_the_best_of_all_spans(tmp_path: Path
         if wide is None:
             assert best[0] == -np.inf
             continue
-        assert wide[1:] == best[1:]
+        assert (wide.first, wide.last) == best[1:]
         assert wide[0] == pytest.approx(best[0], abs=1e-4)
         assert narrow is None or narrow[0] <= wide[0] + 1e-5
 
@@ -291,9 +291,15 @@ def test_predictions_put_windows_together(tmp_path: Path) -> None:
     found = examples.predict(example, rows)
     middle = int(examples.starts[windows[1]] + examples.sequences.sizes[1, windows[1]] // 2)
     assert found.null == 3.0 - (len(windows) - 1)
-    assert found.text == examples.contexts.text(examples.context[example], middle, middle + 1)
+    context = examples.context[example]
+    assert (found.text, found.start) == examples.contexts.text(context, middle, middle + 1)
+    scores = rows[:, 3:4] + rows[:, 9:11]  # of the two spans of each window
+    spans = np.exp(scores[1, 0]) / np.exp(scores).sum()
+    none = 1 / (1 + np.exp(-found.null))
+    assert found.null_probability == pytest.approx(none)
+    assert found.probability == pytest.approx((1 - none) * spans)
     rows[:, 3] = -np.inf
-    assert examples.predict(example, rows) == ("", found.null)
+    assert examples.predict(example, rows) == ("", found.null, 0, 1.0, 1.0)
 
 
 def test_heads_are_drawn_as_in_the_released_code() -> None:

@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import (
     AlbertConfig,
     AlbertForPreTraining,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoTokenizer,
     BertConfig,
+    BertForMultipleChoice,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -31,13 +35,21 @@ from transformers import (
 
 import bertillery.models.families.rnn_seq2seq as rnn
 from bertillery.config.section import InputError
+from bertillery.models.export import export_model
 from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuForPreTraining
+from bertillery.models.heads import draw_head, head_parameters
+from bertillery.models.load import load
+from finetune.data.splits import Split, Task
+from finetune.record import Record
+from finetune.task_types.graph_choice import Type
 from pages import links
 from pages.blocks import Heads, Marks, Page, Table
 from pages.inspect import main, page
 from pages.render import page_html
 from tests.corpora import tiny_tokenizer
 from tests.finetune.tasks import SIZES
+from tests.finetune.test_graph_choice import task_of
+from tests.finetune.texts import write_encoder
 from tests.knowledge.mentions import small_graph
 from tests.pages.folders import HOSTILE
 from tests.prompting.exports import write_causal
@@ -266,6 +278,101 @@ def test_entities_are_linked_shown_and_named(tmp_path: Path, monkeypatch: pytest
     with torch.no_grad():
         model(**inputs, entity_ids=shown)
     assert drawn(found) == pytest.approx(torch.cat(weights).flatten(0, 1).numpy(), abs=0.6 / 255)
+
+
+def kagnet(folder: Path) -> tuple[Path, Type, Task]:
+    """An export as its run leaves it, with the run's configuration beside."""
+    encoder = write_encoder(folder / "tiny")
+    kind, task = task_of(folder)
+    model, _ = load(kind.model_class, encoder)
+    objective, tokenizer = kind.objective(model), AutoTokenizer.from_pretrained(encoder)
+    draw_head(model, head_parameters(model))
+    models = objective.auxiliary_models()
+    export = export_model(model, tokenizer, folder / "run/export", card="", auxiliary_models=models, max_length=40)
+    values: dict[str, Any] = {"task": kind.section.model_dump(mode="json"), "run": {"data_dir": str(kind.data_dir)}}
+    values["train"] = {"phases": [{"sequence_length": 40}]}
+    (export.parent / "config.yaml").write_text(yaml.safe_dump(values))
+    return export, kind, task
+
+
+def test_a_kagnet_shows_concepts_and_paths_and_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities are those of the stock call with the same graphs, paths those that training draws."""
+    export, kind, task = kagnet(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    question, choices = task.split("train").texts[0][3], ["the river", "the king", "queen"]
+    found = looked_at(export, question, " the river|the king |queen")
+    assert [section.title for section in found.shown] == ["Given", "Decision", "Concepts", "Paths", "Attention"]
+    split = Split("given", ([question], [choices]), None, np.array(["0"], dtype=object))
+    inputs = AutoTokenizer.from_pretrained(export)([question] * 3, choices, padding=True, return_tensors="pt")
+    graphs = kind.table(split).take(np.arange(3))
+    model: Any = AutoModelForMultipleChoice.from_pretrained(export).eval()
+    with torch.no_grad():
+        shares = model(**{name: each[None] for name, each in inputs.items()}, graphs=graphs).logits[0].softmax(-1)
+    wanted = {choice: [percent(share)] for choice, share in zip(choices, shares, strict=True)}
+    assert table(found, "Choices") == wanted
+    named = table(found, "Concepts")
+    assert named == {
+        question: ["river, new town, town"],
+        "the river": ["river"],
+        "the king": ["the king"],
+        "queen": ["queen"],
+    }
+    (paths,) = [each for each in blocks(found, Table) if "paths" in each.caption]
+    assert len({row[0] for row in paths.rows[1:]}) == 3
+    known, counts = kind.table(split), kind.table(split).sizes[:, 3].tolist()
+    graph_paths = {kind.format_path(known, row, at) for row, count in enumerate(counts) for at in range(count)}
+    assert {row[1] for row in paths.rows[1:]} <= graph_paths
+    assert "river —crossed→ queen" in {row[1] for row in paths.rows[1:]}
+    sums = [sum(float(row[2][:-1]) for row in paths.rows[1:] if row[0].startswith(choice)) for choice in choices]
+    assert all(0 < total < 100.2 for total in sums)
+    best = choices[int(shares.argmax())]
+    (heads,) = blocks(found, Heads)
+    assert [*heads.keys][-1 - len(best.split()) : -1] == best.split()
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
+def test_a_kagnet_away_from_its_run_is_told_its_graph(tmp_path: Path) -> None:
+    export, kind, _ = kagnet(tmp_path)
+    away = export.rename(tmp_path / "away")
+    section = kind.section.model_dump(mode="json")
+    (away / "task.yaml").write_text(Record(task=section, sequence_length=40).text())
+    with pytest.raises(InputError, match=r"task\.graph\.path"):
+        looked_at(away, "who ruled the town", "the king | gold")
+    place = f"task.graph.path=[{tmp_path}/graph.tsv]"
+    given = [f"model={away}", "text=who ruled the town", "pair=the king | gold", f"output={tmp_path}/a.html"]
+    assert main([*given, place]) == 0
+    assert "←ruled— the king" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+def test_choices_are_compared(tmp_path: Path) -> None:
+    folder = save(BertForMultipleChoice(BertConfig(**MODEL)), tmp_path / "choice")
+    found = looked_at(folder, TEXT, "w8 w10|w11")
+    inputs = tiny_tokenizer(64)([TEXT] * 2, ["w8 w10", "w11"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        model = BertForMultipleChoice.from_pretrained(folder).eval()
+        shares = model(**{name: each[None] for name, each in inputs.items()}).logits[0].softmax(-1)
+    assert table(found, "Choices") == {"w8 w10": [percent(shares[0])], "w11": [percent(shares[1])]}
+    (heads,) = blocks(found, Heads)
+    assert [*heads.keys][7:-1] == ["w8 w10", "w11"][int(shares.argmax())].split()
+    assert "PAIR" in page_html(looked_at(folder, TEXT, "w11"))
+
+
+@pytest.mark.parametrize("section", ["objective", "task"])
+def test_the_graph_of_a_run_is_found(tmp_path: Path, section: str) -> None:
+    """Of pretraining, and of a fine-tuning, whose files are relative to the root of its task."""
+    (tmp_path / "facts.tsv").write_text("w1\tr\tw2\nw2\tr\tw3\n")
+    graph = {"path": ["facts.tsv" if section == "task" else f"{tmp_path}/facts.tsv"], "holdout": 1e-9}
+    reads = {"graph": graph, "type": "any"} | ({"root": str(tmp_path)} if section == "task" else {})
+    values = {section: reads, "run": {"data_dir": f"{tmp_path}/data"}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(values))
+    found = links.graph_of(str(tmp_path / "run/export"))
+    assert not isinstance(found, str)
+    assert sorted(found.names) == ["w1", "w2", "w3"]
+    reads.pop("graph")
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(values))
+    assert "texts alone" in str(links.graph_of(str(tmp_path / "run/export")))
 
 
 def test_foreign_text_is_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
