@@ -242,7 +242,7 @@ class Type(TaskType):
             ]
             for kind, each in counted.items()
         ]
-        return [["entity", "precision", "recall", "f1", "there"], *rows]
+        return [["entity", "precision", "recall", "f1", "entities"], *rows]
 
     def warning(self, predictions: np.ndarray, labels: np.ndarray) -> str | None:
         """No entity, where there are some."""
