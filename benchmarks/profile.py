@@ -1,4 +1,4 @@
-"""``python -m benchmarks.profile [WORKLOAD] [PICTURE]``: where the time of a training step goes, ours and conventional.
+"""``python -m benchmarks.profile key=value``: where the time of a training step goes, ours and conventional.
 
 One thread, torch's profiler, the same rows for all sides; milliseconds of the CPU per thousand real tokens by kind of
 operation. The profiler itself slows small operations, on all sides alike.
@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+from pydantic import field_validator
 from torch.profiler import ProfilerActivity, profile
 from transformers.utils import logging
 
@@ -26,8 +28,10 @@ from benchmarks.contest import Build, apart
 from benchmarks.contests import training
 from benchmarks.material import read_material
 from benchmarks.workload import WORKLOADS
+from bertillery.config.section import Section, read_values, validate
 from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
+from bertillery.run.command import tool
 from bertillery.system.environment import environment
 
 KINDS = {
@@ -72,7 +76,30 @@ def spent(build: Build, batches: list[Any]) -> dict[str, float]:
     return {kind: microseconds / tokens for kind, microseconds in total.items()}
 
 
-def main(name: str = "mlm_4x256_s128", picture: str | None = None) -> None:
+class ProfileSection(Section):
+    """The profile."""
+
+    workload: str = "mlm_4x256_s128"
+    """A training of ``make bench``."""
+    picture: Path | None = None
+    """Where the chart goes; by default there is none."""
+
+    @field_validator("workload")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        if name not in WORKLOADS:
+            raise ValueError(f"no such workload: {name}; there are: {', '.join(WORKLOADS)}")
+        return name
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print the table; returns the exit status."""
+    return tool(arguments, help=__doc__, schema=ProfileSection, action=lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    section = validate(ProfileSection, *read_values(arguments))
+    name = section.workload
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,8 +114,9 @@ def main(name: str = "mlm_4x256_s128", picture: str | None = None) -> None:
     print(machine(environment()))
     print(f"{name}: milliseconds of the CPU per thousand real tokens\n")
     print(markdown_table([["", *found], *cells]))
-    if picture:
-        draw(found, kinds, name, Path(picture))
+    if section.picture:
+        draw(found, kinds, name, section.picture)
+    return 0
 
 
 def draw(found: dict[str, dict[str, float]], kinds: list[str], title: str, picture: Path) -> None:
@@ -104,4 +132,4 @@ def draw(found: dict[str, dict[str, float]], kinds: list[str], title: str, pictu
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

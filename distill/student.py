@@ -114,7 +114,8 @@ def build_student(
     else:
         layers = checked(section.layers, number, first=0, last=there - 1, key="model.layers")
     copied = copy_weights(teacher, student, layers)
-    return student, f"{copied} tensors of the teacher, its layers {', '.join(map(str, layers))} (from 0)"
+    numbers = ", ".join(map(str, layers))
+    return student, f"{copied} tensors copied from the teacher (layers {numbers}, counted from 0)"
 
 
 def student_config(section: StudentSection, teacher: Any) -> PreTrainedConfig:

@@ -57,7 +57,7 @@ def class_report(predictions: np.ndarray, labels: np.ndarray, names: Sequence[st
         for name, *values, there in zip(names, *found, strict=True)
     ]
     means = [f"{100 * float(np.mean(values)):.2f}" for values in found[:3]]
-    return [["class", "precision", "recall", "f1", "there"], *rows, ["mean", *means, f"{int(sum(found[3])):,}"]]
+    return [["class", "precision", "recall", "f1", "examples"], *rows, ["mean", *means, f"{int(sum(found[3])):,}"]]
 
 
 def metric(name: str) -> evaluate.Metric:

@@ -120,7 +120,7 @@ def hardest_examples(predicted: Predicted, kind: TaskType, path: Path) -> str:
         lines.append([str(split.index[i]), f"{distances[i]:.4f}", label, given, *texts])
         if len(told) < 3:
             right, wrong = label or "nothing", given or "nothing"
-            told.append(printable(f"  {right}, off by {distances[i]:.2f} with {wrong}: {' | '.join(texts)[:160]}"))
+            told.append(printable(f"  {right}, predicted {wrong}, error {distances[i]:.2f}: {' | '.join(texts)[:160]}"))
     write_tsv(path, lines)
     return "\n".join(told)
 

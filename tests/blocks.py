@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 RUN = [ROOT / "docs/learn/objectives.md"]
 """Pages whose Python is run, one block after the other; an output stands behind the block that prints it."""
+_SHELL = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
+_FENCED = re.compile(r"^```.*?^```", re.M | re.S)
 _PYTHON = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?", re.M | re.S)
 
 
@@ -37,12 +41,32 @@ def rewrite(page: Path) -> None:
     page.write_text(_PYTHON.sub(fresh, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def commands(page: Path) -> list[str]:
-    """The lines of the page's shell blocks, continued lines joined, without comments and here-documents."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    text = "\n".join(re.sub(r"^([^\n]*<<'(\w+)'[^\n]*)\n.*?^\2$", r"\1", each, flags=re.M | re.S) for each in blocks)
-    lines = (re.sub(r"(^|\s+)#.*", "", line).strip() for line in text.replace("\\\n", " ").splitlines())
-    return [part.strip() for line in lines if line for part in re.split(r" (?:&&|\|\|) ", line)]
+_PLACEHOLDER = re.compile(r"(?<!<)<[^<>\n]+>|(?<=[= \"])\.\.\.(?=[\"\s,\]]|$)", re.M)
+_SAY = """
+exec 3>said
+command_not_found_handle() { printf '%s\\0' "$@" $'\\n' >&3; }
+"""
+"""Makes bash say the words of a command that it does not find, instead of running it."""
+
+
+def commands(page: Path, folder: Path) -> list[list[str]]:
+    """The words of the page's commands, read by bash in an empty ``folder`` that has no programs: variables, loops and
+    quotes are bash's, and nothing runs. Commands within a sentence count if they have settings.
+
+    What stands in ``<...>``, and ``...`` for a value, becomes a name. Blocks that begin with ``# at commit`` are left
+    out: they are records of earlier code.
+    """
+    text = page.read_text(encoding="utf-8")
+    blocks = [each for each in re.findall(_SHELL, text) if not each.startswith("# at commit")]
+    inline = re.findall(r"`((?:make|bertillery|python -m) [^`]*=[^`]*)`", re.sub(_FENCED, "", text))
+    number = itertools.count()
+    script = re.sub(_PLACEHOLDER, lambda _: f"x{next(number)}", "\n".join([*blocks, *inline]))
+    script = re.sub(r"\.venv/bin/|clusters/(?=\w+\.sh)", "", script)
+    bash = ["/bin/bash", "-c", f"{_SAY}{script}\nend"]
+    subprocess.run(bash, cwd=folder, env={"PATH": "/none"}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    *found, last = (folder / "said").read_text(encoding="utf-8").removesuffix("\0\n\0").split("\0\n\0")
+    assert last == "end", f"{page}: bash cannot read a command behind {found[-1:]}"
+    return [each.split("\0") for each in found if each]
 
 
 if __name__ == "__main__":

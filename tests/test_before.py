@@ -207,7 +207,7 @@ def test_an_export_is_fine_tuned(place: Path, name: str) -> None:
 
 def test_a_joint_head_is_fine_tuned_further(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune(["years.yaml", "model.from=runs/finetune/years/export", "run.name=tuned", "train.steps=2"]) == 0
-    assert "drawn anew" not in capsys.readouterr().out
+    assert "newly initialised" not in capsys.readouterr().out
     first = losses(place / "runs/finetune/tuned")[0]
     assert first[2] < losses(place / "runs/finetune/years")[0][2] / 2
 

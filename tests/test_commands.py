@@ -65,18 +65,6 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(re.sub(r"<.*?>", "x", line)) for line in lines]
 
 
-def test_readme_commands_are_targets_and_configurations() -> None:
-    commands = readme_commands()
-    assert ["make", "pretrain"] in commands
-    assert ["make", "test"] in commands
-    for _, target, *variables in commands:
-        assert would_run(target, *variables)
-        for variable in variables:
-            if variable.startswith("CONFIG="):
-                folder = "distill" if target == "distill" else "pretrain"
-                assert (ROOT / f"configs/{folder}/{variable.removeprefix('CONFIG=')}.yaml").is_file()
-
-
 def test_readme_says_where_the_data_of_glue_is() -> None:
     """A command that needs it and does not say so would end with the Hub switched off."""
     for _, target, *variables in readme_commands():

@@ -68,8 +68,8 @@ class LoadReport:
     """What a sentence-transformers model does behind its encoder, which is not used."""
 
     def __str__(self) -> str:
-        parts = [f"drawn anew: {_some(self.fresh)}"] if self.fresh else []
-        parts += [f"left behind: {_some(self.unused)}"] if self.unused else []
+        parts = [f"newly initialised: {_some(self.fresh)}"] if self.fresh else []
+        parts += [f"not used: {_some(self.unused)}"] if self.unused else []
         parts = parts or ["all weights are the checkpoint's"]
         if self.pooling:
             parts.append(f"of this sentence-transformers model the encoder alone is used, without {self.pooling}")

@@ -216,7 +216,7 @@ class Type(TaskType):
 
     def class_report(self, predicted: Predicted) -> list[list[str]]:
         """Precision, recall and F1 of each kind of entity."""
-        rows = [["entity", "precision", "recall", "f1", "there"]]
+        rows = [["entity", "precision", "recall", "f1", "entities"]]
         for kind, each in count(predicted.predictions, predicted.labels, self.section.labels).items():
             shares = [f"{100 * value:.2f}" for value in (each.precision, each.recall, each.f1)]
             rows.append([kind or "all", *shares, f"{each.there:,}"])

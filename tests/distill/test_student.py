@@ -153,7 +153,7 @@ def test_layers_of_other_families(kind: str, words: bool, of: str) -> None:
     section = StudentSection(type=of, num_hidden_layers=2, start="teacher", layers=[0, 2], **STILL)  # pyright: ignore
     student, said = build_student(section, teacher.module, masked_words=words)
     types = kind == "electra" and of == "bert"
-    assert said.startswith(f"{4 + types + 2 * 16 + words * 5} tensors of the teacher, its layers 0, 2")
+    assert said.startswith(f"{4 + types + 2 * 16 + words * 5} tensors copied from the teacher (layers 0, 2")
     mine, theirs = student.base_model, teacher.module.base_model
     stacks: list[Any] = [
         next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)) for model in (mine, theirs)

@@ -125,7 +125,7 @@ def test_a_report_by_class() -> None:
     """By hand: of red 2 of 3 are found, and 1 of 3 found ones is wrong; blue is never there and never predicted."""
     predictions, labels = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
     head, red, green, blue, mean = class_report(predictions, labels, ["red", "green", "blue"])
-    assert head == ["class", "precision", "recall", "f1", "there"]
+    assert head == ["class", "precision", "recall", "f1", "examples"]
     assert red == ["red", "66.67", "66.67", "66.67", "3"]
     assert green == ["green", "50.00", "50.00", "50.00", "2"]
     assert blue == ["blue", "0.00", "0.00", "0.00", "0"]
