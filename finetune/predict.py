@@ -27,6 +27,7 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.models.encoders import sequence_logits
 from bertillery.models.flops import encoder_flops
 from bertillery.models.layers.chunks import LOGITS, in_chunks
+from bertillery.models.layers.cross_entropy import cross_entropies
 from finetune.examples import Examples
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def next_token_means(hidden: Tensor, table: Tensor, batch: PackedBatch) -> Tenso
     shares = (1.0 / (lengths - 1)).repeat_interleave(lengths)[rows]
 
     def sums(hidden: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
-        logits = F.linear(hidden, table.to(hidden.dtype)).float()
-        return ((F.cross_entropy(logits, targets, reduction="none") * shares).sum(),)
+        found = cross_entropies(F.linear(hidden, table.to(hidden.dtype)), targets)
+        return ((found.losses * shares).sum(),)
 
     inputs = hidden[rows], stream.ids[following], shares
     return in_chunks(sums, *inputs, parameters=[table], width=len(table), most=LOGITS)[0]

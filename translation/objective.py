@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, Section
@@ -16,6 +15,7 @@ from bertillery.config.types import Count, Share
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.layers.chunks import LOGITS, in_chunks
+from bertillery.models.layers.cross_entropy import cross_entropies
 from bertillery.models.seq2seq import encoder_decoder
 from translation.search import DecodeSection, search
 from translation.teacher_forcing import TeacherForcingSection
@@ -74,9 +74,8 @@ class TranslationObjective(Objective):
         epsilon, others = self.section.label_smoothing, self.section.smoothing == "others"
 
         def sums(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits = model.vocabulary_logits(states).float()
-            plain, smoothed = smoothed_losses(logits, targets, epsilon, others=others)
-            return smoothed.sum(), plain.detach().sum(), (logits.detach().argmax(-1) == targets).sum()
+            found = cross_entropies(model.vocabulary_logits(states), targets, epsilon, others=others)
+            return found.losses.sum(), found.plain.sum(), found.right.sum()
 
         targets, (size, _) = batch.targets["next_ids"], self._output.shape
         loss, plain, right = in_chunks(
@@ -137,22 +136,6 @@ class TranslationObjective(Objective):
             pairs += config.decoder_layers * (target.squared_lengths / 2 + across)
             total += 4.0 * pairs * config.d_model
         return 3 * total
-
-
-def smoothed_losses(logits: Tensor, targets: Tensor, epsilon: float, *, others: bool) -> tuple[Tensor, Tensor]:
-    """Cross-entropies (M,) of ``targets`` (M,) under logits (M, V), without and with smoothing.
-
-    The smoothed target has 1 - epsilon on the token and epsilon spread evenly over all V tokens, or with ``others``
-    over the V - 1 others.
-    """
-    log_probs = logits.log_softmax(-1)
-    plain = F.nll_loss(log_probs, targets, reduction="none")
-    if not epsilon:
-        return plain, plain
-    everywhere, number = -log_probs.mean(-1), logits.shape[-1]
-    if others:
-        return plain, (1 - epsilon) * plain + epsilon / (number - 1) * (number * everywhere - plain)
-    return plain, (1 - epsilon) * plain + epsilon * everywhere
 
 
 def _perplexity(sums: list[float], count: float) -> float:

@@ -31,6 +31,7 @@ from bertillery.engine.rng import integers, uniform
 from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.layers.chunks import LOGITS, in_chunks
+from bertillery.models.layers.cross_entropy import cross_entropies
 from bertillery.models.layers.dropout import prepare_dropout
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
@@ -238,8 +239,8 @@ class Electra(Objective):
     def _guess(self, hidden: Tensor, originals: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The generator's loss, its correct guesses, and its samples, of some masked rows."""
         logits = self.generator.generator_lm_head(self.generator.generator_predictions(hidden)).float()
-        right = (logits.detach().argmax(-1) == originals).sum()
-        return F.cross_entropy(logits, originals, reduction="sum"), right, sample(logits.detach(), uniforms)
+        losses, _, right = cross_entropies(logits, originals)
+        return losses.sum(), right.sum(), sample(logits.detach(), uniforms)
 
     def baselines(
         self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]

@@ -7,48 +7,18 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bertillery.engine.batch import PackedBatch
 from bertillery.models.layers.chunks import LOGITS
 from tests.translation.models import NORMS, pairs, transformer
 from translation import objective
 from translation.architecture import TransformerSection
-from translation.objective import ObjectiveSection, TranslationObjective, smoothed_losses
+from translation.objective import ObjectiveSection, TranslationObjective
 from translation.search import DecodeSection
 
 
 def built(norm: str, **settings: object) -> TranslationObjective:
     return TranslationObjective(transformer(norm), ObjectiveSection(**settings), DecodeSection())  # pyright: ignore
-
-
-@pytest.mark.parametrize(
-    ("size", "everywhere", "others"), [(8_000, 1.22365, 1.22379), (4_000, 1.15420, 1.15446), (37_000, 1.37691, 1.37695)]
-)
-def test_the_least_loss_is_the_entropy_of_the_smoothed_target(size: int, everywhere: float, others: float) -> None:
-    """fidelity of label smoothing of .1 for three vocabularies, with the mass on all tokens and on the others."""
-    targets = torch.zeros(1, dtype=torch.long)
-    for over_others, expected in ((False, everywhere), (True, others)):
-        rest = 0.1 / (size - 1) if over_others else 0.1 / size
-        best = torch.full((1, size), math.log(rest), dtype=torch.float64)
-        best[0, 0] = math.log(0.9 if over_others else 0.9 + rest)
-        assert smoothed_losses(best, targets, 0.1, others=over_others)[1].item() == pytest.approx(expected, abs=6e-6)
-        nearby = best + 0.01 * torch.randn(best.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        assert smoothed_losses(nearby, targets, 0.1, others=over_others)[1].item() > expected - 1e-6
-
-
-def test_a_uniform_prediction_loses_the_logarithm_of_the_vocabulary() -> None:
-    logits, targets = torch.zeros(3, 500), torch.tensor([0, 7, 499])
-    for others in (False, True):
-        plain, smoothed = smoothed_losses(logits, targets, 0.1, others=others)
-        torch.testing.assert_close(torch.stack([plain, smoothed]), torch.full((2, 3), math.log(500)))
-
-
-def test_smoothing_over_all_tokens_is_torchs() -> None:
-    torch.manual_seed(0)
-    logits, targets = torch.randn(6, 30), torch.randint(30, (6,))
-    _, smoothed = smoothed_losses(logits, targets, 0.1, others=False)
-    torch.testing.assert_close(smoothed, F.cross_entropy(logits, targets, label_smoothing=0.1, reduction="none"))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from bertillery.models.layers.cross_entropy import cross_entropies
 
 LOGITS = 1 << 28
 """Logits of masked words that are held at a time, at most: 1 GiB in float32, and as much again a few times over."""
@@ -93,8 +94,8 @@ def word_sums(
     """
 
     def sums(hidden: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(hidden).float()
-        return F.cross_entropy(logits, words, reduction="sum"), (logits.detach().argmax(-1) == words).sum()
+        losses, _, right = cross_entropies(head(hidden), words)
+        return losses.sum(), right.sum()
 
     loss, rights = in_chunks(sums, hidden, words, parameters=parameters, width=vocab_size, most=LOGITS)
     return loss, torch.stack(rights).sum()

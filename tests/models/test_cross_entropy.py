@@ -1,0 +1,135 @@
+"""Cross-entropy with one softmax: torch's losses and gradients, and how many tensors of the logits' size it makes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bertillery.models.layers.cross_entropy import cross_entropies
+
+ROWS, VOCABULARY = 13, 500
+
+
+def drawn(spread: float = 4.0, kind: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = (spread * torch.randn(ROWS, VOCABULARY, generator=generator)).to(kind).requires_grad_()
+    return logits, torch.randint(VOCABULARY, (ROWS,), generator=generator)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("kind", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_losses_and_gradients_are_torchs(smoothing: float, kind: torch.dtype, close: float) -> None:
+    """With a weight for each row; in 16 bits the gradient is rounded once more here or there."""
+    logits, words = drawn(kind=kind)
+    weights = torch.linspace(-1, 2, ROWS)
+    found = cross_entropies(logits, words, smoothing)
+    (mine,) = torch.autograd.grad((found.losses * weights).sum(), logits)
+    expected = F.cross_entropy(logits.float(), words, reduction="none", label_smoothing=smoothing)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), logits)
+    assert mine.dtype == kind
+    torch.testing.assert_close(found.losses, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine, theirs, rtol=close, atol=close)
+    torch.testing.assert_close(found.plain, F.cross_entropy(logits.float(), words, reduction="none"))
+    assert not found.plain.requires_grad
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_gradient_is_that_of_the_smoothed_loss(others: bool) -> None:
+    logits, words = drawn()
+    (found,) = torch.autograd.grad(cross_entropies(logits, words, 0.1, others=others).losses.sum(), logits)
+    target = torch.full((ROWS, VOCABULARY), 0.1 / (VOCABULARY - others))
+    target[torch.arange(ROWS), words] = 0.9 if others else 0.9 + 0.1 / VOCABULARY
+    torch.testing.assert_close(found, logits.softmax(-1) - target)
+
+
+@pytest.mark.parametrize(
+    ("size", "everywhere", "others"), [(8_000, 1.22365, 1.22379), (4_000, 1.15420, 1.15446), (37_000, 1.37691, 1.37695)]
+)
+def test_the_least_loss_is_the_entropy_of_the_smoothed_target(size: int, everywhere: float, others: float) -> None:
+    """fidelity of label smoothing of .1 for three vocabularies, with the mass on all tokens and on the others."""
+    words = torch.zeros(1, dtype=torch.long)
+    for over_others, expected in ((False, everywhere), (True, others)):
+        rest = 0.1 / (size - 1) if over_others else 0.1 / size
+        best = torch.full((1, size), math.log(rest), dtype=torch.float64)
+        best[0, 0] = math.log(0.9 if over_others else 0.9 + rest)
+        assert cross_entropies(best, words, 0.1, others=over_others).losses.item() == pytest.approx(expected, abs=6e-6)
+        nearby = best + 0.01 * torch.randn(best.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        assert cross_entropies(nearby, words, 0.1, others=over_others).losses.item() > expected - 1e-6
+
+
+def test_a_uniform_prediction_loses_the_logarithm_of_the_vocabulary() -> None:
+    logits, words = torch.zeros(3, VOCABULARY), torch.tensor([0, 7, 499])
+    for others in (False, True):
+        found = cross_entropies(logits, words, 0.1, others=others)
+        torch.testing.assert_close(torch.stack(found[:2]), torch.full((2, 3), math.log(VOCABULARY)))
+
+
+@pytest.mark.parametrize("spread", [1e-30, 1e4, 1e30])
+def test_logits_of_any_size_have_a_finite_loss(spread: float) -> None:
+    logits, words = drawn(spread)
+    found = cross_entropies(logits, words)
+    torch.testing.assert_close(found.losses, F.cross_entropy(logits, words, reduction="none"))
+    (gradient,) = torch.autograd.grad(found.losses.sum(), logits)
+    assert gradient.isfinite().all()
+
+
+def test_among_equal_logits_the_first_is_the_guess() -> None:
+    """bfloat16 has many of them."""
+    logits, _ = drawn(kind=torch.bfloat16)
+    logits = logits.detach().round()
+    assert ((logits == logits.amax(-1, keepdim=True)).sum(-1) > 1).any()
+    first = logits.argmax(-1)
+    assert cross_entropies(logits, first).right.all()
+    assert not cross_entropies(logits, (first + 1) % VOCABULARY).right.any()
+
+
+def test_what_is_not_finite_shows() -> None:
+    logits, words = drawn()
+    for value in (math.nan, math.inf):
+        broken = logits.detach().clone()
+        broken[3, 5] = value
+        losses = cross_entropies(broken, words).losses
+        assert not losses[3].isfinite()
+        assert losses[4:].isfinite().all()
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    """It would find the gradient where the softmax was."""
+    logits, words = drawn()
+    loss = cross_entropies(logits, words).losses.sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+class _Large(TorchDispatchMode):
+    """Counts new tensors of the logits' size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        known = {each.data_ptr() for each in args if isinstance(each, Tensor)}
+        if isinstance(found, Tensor) and found.numel() == ROWS * VOCABULARY and found.data_ptr() not in known:
+            self.made.append(str(func))
+        return found
+
+
+@pytest.mark.parametrize(("kind", "number"), [(torch.float32, 1), (torch.bfloat16, 3)])
+def test_the_softmax_is_all_that_is_made(kind: torch.dtype, number: int) -> None:
+    """In 16 bits, also the logits and the gradient in the other precision."""
+    logits, words = drawn(kind=kind)
+    with _Large() as mine:
+        cross_entropies(logits, words, 0.1).losses.sum().backward()
+    with _Large() as theirs:
+        F.cross_entropy(logits.float(), words, reduction="sum").backward()
+    assert len(mine.made) == number, mine.made
+    assert len(theirs.made) > number, theirs.made
