@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from jsonschema import Draft202012Validator
 from transformers import AutoConfig
 
@@ -158,6 +159,7 @@ def test_commands_that_use_a_model_run(
     name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as make does
     found = commands(ROOT / f"docs/{name}.md", tmp_path)
     for words in [each for each in found if each[0] == "make" and each[1] in USES]:
         monkeypatch.delenv("PAIR", raising=False)

@@ -56,8 +56,8 @@ class _CrossEntropies(torch.autograd.Function):
         return losses, plain, right
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable  # pyright: ignore[reportArgumentType]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         shares, column = ctx.saved_tensors
         word, everywhere = ctx.target
         if everywhere:
