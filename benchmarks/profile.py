@@ -28,7 +28,7 @@ from benchmarks.contest import Build, apart
 from benchmarks.contests import training
 from benchmarks.material import read_material
 from benchmarks.workload import WORKLOADS
-from bertillery.config.section import Section, read_values, validate
+from bertillery.config.section import Section
 from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
@@ -94,11 +94,10 @@ class ProfileSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print the table; returns the exit status."""
-    return tool(arguments, help=__doc__, schema=ProfileSection, action=lambda: _run(arguments))
+    return tool(arguments, help=__doc__, schema=ProfileSection, action=_run)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    section = validate(ProfileSection, *read_values(arguments))
+def _run(section: ProfileSection) -> int:
     name = section.workload
     torch.set_num_threads(1)
     logging.set_verbosity_error()
