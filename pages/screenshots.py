@@ -38,6 +38,12 @@ WIDTHS = {"wide": 1120, "narrow": 390}
 """In pixels of CSS: a desktop and a phone."""
 _COLOURS = 48
 """Of a PNG: pages have few, and the files are a third as large."""
+_DRAWN = """() => {
+    const before = window.drawn;
+    window.drawn = document.body.innerHTML.length;
+    return document.fonts.status === "loaded" && window.drawn === before;
+}"""
+"""Whether a page is as it was a second ago: dashboards fetch what they draw."""
 Scheme = Literal["light", "dark"]
 
 
@@ -130,7 +136,7 @@ def opened(context: Any, url: str, *, scheme: Scheme = "light", width: int = 112
 def _picture(context: Any, url: str, scheme: str, width: int, height: int) -> bytes:
     options: Mapping[str, Any] = {"scheme": scheme, "width": width, "height": height}
     with opened(context, url, **options) as page:
-        page.wait_for_function("document.fonts.status === 'loaded'")
+        page.wait_for_function(_DRAWN, polling=1000)
         return page.screenshot()
 
 
