@@ -200,4 +200,4 @@ def test_special_tokens_in_a_context_are_text_at_their_place() -> None:
     assert wordpiece().sep_token_id not in contexts.tokens.ids.tolist()
     span = contexts.span(0, len("the [SEP] "), len("old mill"))
     assert span is not None
-    assert contexts.text(0, *span) == "old mill"
+    assert contexts.text(0, *span) == ("old mill", len("the [SEP] "))

@@ -161,7 +161,7 @@ def test_what_cannot_be_loaded_is_said_at_once(tmp_path: Path, monkeypatch: pyte
         (empty, "no config.json in this folder; give"),
         (tmp_path / "none", "no such folder; give"),
         ("runs/pretrain/none/export", "no such folder; give"),
-        ("runs/pretrain/bert_docs/export", r"no such folder \(`make pretrain` makes it\); give"),
+        ("runs/pretrain/bert_docs/export", r"no such folder \(`make pretrain CONFIG=bert_docs` makes it\); give"),
         ("no-owner/no-model", "no-owner/no-model: no such folder, no model downloaded before, and the Hub is switched"),
         (gpt, "type 'gpt2' is a decoder; give an encoder of one of these types: bert"),
         (half, "weights cannot be read"),

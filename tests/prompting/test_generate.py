@@ -72,7 +72,7 @@ def test_make_gives_the_prompt(
     ("given", "said"),
     [
         (["prompt=" + "the cat " * 30], "is more than the 64 positions"),
-        ([], "no prompt: give prompt="),
+        ([], "no prompt: give PROMPT=..."),
         (["file=none.txt"], "none.txt: no such file"),
     ],
 )
