@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from bertillery.config.section import ConfigError, Section, take
 from bertillery.config.types import Count
-from bertillery.run.command import tool
+from bertillery.run.command import cli
 from bertillery.run.stage import Stage
 from bertillery.system.files import write_text
 from bertillery.system.records import read_yaml
@@ -40,11 +40,13 @@ class ExportSection(Section):
 
 def main(arguments: Sequence[str]) -> int:
     """Export and print the table; returns the exit status."""
-
-    def read(given: Sequence[str]) -> ExportSection:
-        return take(ExportSection, given)[0]
-
-    return tool(arguments, help=__doc__, schema=ExportSection, action=lambda _: _run(arguments), read=read)
+    return cli(
+        arguments,
+        help=__doc__,
+        schema=ExportSection,
+        action=lambda: _run(arguments),
+        settings=lambda given: [take(ExportSection, given)[0]],
+    )
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -208,7 +208,7 @@ for folder in map(Path, sys.argv[1:]):
         os._exit(0)
     print(folder.name, os.waitstatus_to_exitcode(os.wait()[1]))
 """
-KILLED_IN = ["save_file", "_fingerprint", "publish"]
+KILLED_IN = ["save_file", "fingerprint", "publish"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Cross-entropy over a vocabulary whose softmax is computed once: it becomes the gradient in the same memory.
 
-``torch.nn.functional.cross_entropy`` writes a tensor of the logits' size in each of four passes: log-probabilities, the
-gradient of the gathered ones, nearly all zeros, the gradient of the logits, and before them a float32 copy of logits
-in 16 bits. With a large vocabulary these passes take as long as the vocabulary's matrix product.
+``torch.nn.functional.cross_entropy`` makes three tensors of the logits' size: the log-probabilities, their gradient,
+which is nearly all zeros, and the gradient of the logits. Here the softmax is the only one, beside copies of logits and
+gradient in the other precision where the logits are in 16 bits.
 
 Legend: R rows, V vocabulary.
 """
