@@ -334,14 +334,15 @@ class BestSpan(NamedTuple):
     """Logarithm of the sum of exp(score) over all spans that could have been chosen."""
 
 
-def best_of(scores: np.ndarray) -> tuple[float, int, int, float] | None:
-    """The highest of ``scores`` (A, B) with its row and column, and the logarithm of the sum of all of their
-    exponentials; None where none is finite."""
+def best_of(scores: np.ndarray, first: np.ndarray, last: np.ndarray) -> BestSpan | None:
+    """The span of the highest of ``scores`` (A, B); None where none is finite. ``first`` and ``last``, the spans'
+    tokens, are broadcast to (A, B)."""
     there = np.where(np.isfinite(scores), scores, -np.inf).astype(np.float64)
     if not np.isfinite(there).any():
         return None
-    a, b = np.unravel_index(int(there.argmax()), there.shape)
-    return float(there[a, b]), int(a), int(b), float(np.logaddexp.reduce(there, axis=None))
+    at = np.unravel_index(int(there.argmax()), there.shape)
+    begin, end = (int(np.broadcast_to(tokens, there.shape)[at]) for tokens in (first, last))
+    return BestSpan(float(there[at]), begin, end, float(np.logaddexp.reduce(there, axis=None)))
 
 
 def best_of_beam(
@@ -362,5 +363,4 @@ def best_of_beam(
     possible = (begin >= 0) & (end >= begin) & (end <= last) & (end - begin < answer_length)
     possible &= allowed[begin.clip(0, last)]
     sums = np.where(possible, start_values[:, None] + end_values.reshape(number, number), -np.inf)
-    found = best_of(sums)
-    return float(row[0]), found and BestSpan(found[0], int(begin[found[1], 0]), int(end[found[1:3]]), found[3])
+    return float(row[0]), best_of(sums, begin, end)

@@ -10,9 +10,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from finetune.data.rows import as_text
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
@@ -134,3 +136,30 @@ def scores(
         answered = at_threshold(answered, predictions, labels, 0.0)
     found |= {"exact_match": float(answered[:, 0].mean()), "f1": float(answered[:, 1].mean())}
     return {name: found[name] for name in metrics}
+
+
+def read_answers(column: str, cell: Any) -> tuple[Answer, ...]:
+    """The answers in a cell of SQuAD's or the Hub's form; ``ValueError`` for anything else."""
+    wanted = f"{column!r} holds {cell!r:.200}; answers have text and answer_start"
+    pairs = [cell] if isinstance(cell, dict) else cell
+    if not isinstance(pairs, list) or not all(isinstance(p, dict) and {"text", "answer_start"} <= {*p} for p in pairs):
+        raise ValueError(f"{wanted}, and no answer is an empty list")
+    found: list[Answer] = []
+    for pair in pairs:
+        texts, starts = pair["text"], pair["answer_start"]
+        if isinstance(texts, list) != isinstance(starts, list):
+            raise ValueError(f"{wanted}, both lists or neither")
+        texts, starts = (texts, starts) if isinstance(texts, list) else ([texts], [starts])
+        if len(texts) != len(starts):
+            raise ValueError(f"{wanted}, as many of one as of the other")
+        found += [Answer(as_text(text), _read_start(start)) for text, start in zip(texts, starts, strict=True)]
+    return tuple(found)
+
+
+def _read_start(value: Any) -> int:
+    """Where an answer begins, in characters; ``ValueError`` for what is no place in a text."""
+    if (isinstance(value, str) and value.isdecimal()) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"answer_start is {value!r:.200}; it is the number of characters of the context before it")
+    return value

@@ -32,14 +32,14 @@ from bertillery.models.heads import best_within, log_softmax_within
 from bertillery.models.joint_spans import HEADS, JointSpans, SpanScores, Windows, flattened, joint_head
 from bertillery.models.load import read_config
 from bertillery.report.plot import plot_bars
-from finetune.data.rows import as_text, objects
+from finetune.data.rows import objects
 from finetune.data.sources import Source
 from finetune.data.splits import Split
 from finetune.examples import Examples
 from finetune.predict import Predictor
 from finetune.task import TaskSection
 from finetune.task_types import answers
-from finetune.task_types.answers import Answer, Prediction
+from finetune.task_types.answers import Prediction
 from finetune.task_types.base import Predicted, Reading, TaskType
 from finetune.task_types.windows import QuestionExamples, SpansSection
 
@@ -206,7 +206,7 @@ class Type(TaskType):
         A question without an answer has an empty list, or empty lists. A start is an integer, also where a file has
         it as text (``"21"``) or as a float without a fraction (``21.0``).
         """
-        return lambda cell: _read_answers(column, cell)
+        return lambda cell: answers.read_answers(column, cell)
 
     def example(self, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
         """Every answer is at its place in the context."""
@@ -385,30 +385,3 @@ class Type(TaskType):
         picture = folder / "questions.png"
         plot_bars(groups, bars, picture, f"{self.section.name}, {predicted.split.name}")
         return [picture]
-
-
-def _read_answers(column: str, cell: Any) -> tuple[Answer, ...]:
-    """The answers in a cell; ``ValueError`` for anything else."""
-    wanted = f"{column!r} holds {cell!r:.200}; answers have text and answer_start"
-    pairs = [cell] if isinstance(cell, dict) else cell
-    if not isinstance(pairs, list) or not all(isinstance(p, dict) and {"text", "answer_start"} <= {*p} for p in pairs):
-        raise ValueError(f"{wanted}, and no answer is an empty list")
-    found: list[Answer] = []
-    for pair in pairs:
-        texts, starts = pair["text"], pair["answer_start"]
-        if isinstance(texts, list) != isinstance(starts, list):
-            raise ValueError(f"{wanted}, both lists or neither")
-        texts, starts = (texts, starts) if isinstance(texts, list) else ([texts], [starts])
-        if len(texts) != len(starts):
-            raise ValueError(f"{wanted}, as many of one as of the other")
-        found += [Answer(as_text(text), _read_start(start)) for text, start in zip(texts, starts, strict=True)]
-    return tuple(found)
-
-
-def _read_start(value: Any) -> int:
-    """Where an answer begins, in characters; ``ValueError`` for what is no place in a text."""
-    if (isinstance(value, str) and value.isdecimal()) or (isinstance(value, float) and value.is_integer()):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"answer_start is {value!r:.200}; it is the number of characters of the context before it")
-    return value

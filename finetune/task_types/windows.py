@@ -132,8 +132,7 @@ def best_span(
         logits[first + starts, 0][:, None] + logits[first + ends, 1],
         -np.inf,
     )
-    found = best_of(sums)
-    return found and BestSpan(found[0], int(starts[found[1]]), int(ends[found[2]]), found[3])
+    return best_of(sums, starts[:, None], ends)
 
 
 class QuestionExamples(Examples):
