@@ -14,7 +14,8 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import validate
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.prepare import prepare
 from bertillery.data.tokenizer import TokenizerSection

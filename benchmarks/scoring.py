@@ -19,7 +19,8 @@ import torch
 from benchmarks.contest import Contest, Step
 from benchmarks.material import DATA, ROOT
 from benchmarks.workload import SEED
-from bertillery.config.section import read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import validate
 from bertillery.data.causal_tokenizer import train_byte_bpe
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.models.export import export_model

@@ -25,7 +25,8 @@ from benchmarks.contest import Build, Contest, Step, apart
 from benchmarks.conventional import DROPOUT, Baseline, Example, Inputs
 from benchmarks.material import DATA, ROOT
 from benchmarks.workload import ALL, FAST, SEED
-from bertillery.config.section import read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import validate
 from translation.architecture import TransformerSection
 from translation.examples import TranslationExamples
 from translation.model import TranslationModel

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from bertillery.config.section import CONFIGS, ConfigError, names_file
+from bertillery.config.layers import CONFIGS, names_file
+from bertillery.config.section import ConfigError
 from bertillery.system.entry import begin
 from bertillery.system.invocation import PROGRAM
 

@@ -27,7 +27,8 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from bertillery.config.section import ConfigError, InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.config.types import PathName
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.heads import head_in_words

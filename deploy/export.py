@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bertillery.config.section import ConfigError, Section, take
+from bertillery.config.layers import take
+from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Count
 from bertillery.run.command import cli
 from bertillery.run.stage import Stage

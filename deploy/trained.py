@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import ConfigError, Layer, Section, merge_layers, names_file, read_layers, validate
+from bertillery.config.layers import Layer, merge_layers, names_file, read_layers
+from bertillery.config.section import ConfigError, Section, validate
 from bertillery.config.types import Count, Texts
 from bertillery.models.encoders import ANY, longest_sequence
 from bertillery.models.load import read_config

@@ -7,15 +7,8 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, SerializeAsAny, create_model
 
-from bertillery.config.section import (
-    ConfigError,
-    Section,
-    check_sections,
-    merge_layers,
-    names_file,
-    read_layers,
-    validate,
-)
+from bertillery.config.layers import merge_layers, names_file, read_layers
+from bertillery.config.section import ConfigError, Section, check_sections, validate
 from bertillery.data.corpus import CorpusSection
 from bertillery.engine.objective import objective_module
 from bertillery.run.command import run_name

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from bertillery.config.section import InputError, Section, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import InputError, Section, validate
 from bertillery.run.command import tool
 from bertillery.system.files import publish, remove, write_text, writing
 from bertillery.system.invocation import command_line

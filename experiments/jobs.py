@@ -17,7 +17,7 @@ import torch
 import distill.config
 import finetune.config
 import pretrain.config
-from bertillery.config.section import read_values
+from bertillery.config.layers import read_values
 from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import PARENT, StoppedError, StopSignal

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, model_validator
 
-from bertillery.config.section import Section, dump, take
+from bertillery.config.layers import dump, take
+from bertillery.config.section import Section
 from bertillery.config.types import LearningRate
 from bertillery.engine.evaluate import Sums
 from bertillery.engine.loop import DivergedError

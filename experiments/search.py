@@ -26,7 +26,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from bertillery.config.section import ConfigError, Section, read_values, take
+from bertillery.config.layers import read_values, take
+from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Processes, Runs, Seed
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import escaped, markdown_table

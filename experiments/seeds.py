@@ -25,7 +25,8 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from bertillery.config import types as ranges
-from bertillery.config.section import ConfigError, InputError, Section, read_values, take
+from bertillery.config.layers import read_values, take
+from bertillery.config.section import ConfigError, InputError, Section
 from bertillery.report.plot import figure, plain, save
 from bertillery.report.table import code, escaped, markdown_table
 from bertillery.run.command import TASKS, cli

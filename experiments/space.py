@@ -11,7 +11,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from bertillery.config.section import CONFIGS, ConfigError, configurations, read_values
+from bertillery.config.layers import CONFIGS, configurations, read_values
+from bertillery.config.section import ConfigError
 from bertillery.engine.rng import Permutation, integers, uniform
 
 SPACES = CONFIGS / "finetune" / "spaces"

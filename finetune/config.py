@@ -9,18 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from bertillery.config.section import (
-    ConfigError,
-    InputError,
-    Layer,
-    Section,
-    check_sections,
-    merge_layers,
-    names_file,
-    read_layers,
-    read_values,
-    validate,
-)
+from bertillery.config.layers import Layer, merge_layers, names_file, read_layers, read_values
+from bertillery.config.section import ConfigError, InputError, Section, check_sections, validate
 from bertillery.config.types import Count, Dropout, Duration, LearningRate, Length, Runs, Weight
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection

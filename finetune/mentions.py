@@ -28,8 +28,9 @@ from finetune.task import TaskSection, Words
 from finetune.task_types.base import Reading
 from finetune.task_types.vector import VectorType
 from knowledge.given import Mention, first_tokens, read_mentions, unknown_entity
-from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
+from knowledge.graph import Graph
 from knowledge.linked import link_texts, linker_of
+from knowledge.prepare import GraphSection, graph_files, prepare_graph, within
 
 _USAGE = (
     " An encoder with entities takes `entity_ids`, too: for each token the row of the entity (its place in "

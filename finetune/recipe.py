@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field
 from transformers import PreTrainedConfig
 
-from bertillery.config.section import CONFIGS, ConfigError, Section, configurations, read_values, validate
+from bertillery.config.layers import CONFIGS, configurations, read_values
+from bertillery.config.section import ConfigError, Section, validate
 from bertillery.models.encoders import ONE_STREAM
 from bertillery.models.load import read_config
 from finetune.task import TaskSection

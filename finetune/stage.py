@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
-from bertillery.config.section import CONFIGS, ConfigError, InputError, configurations, read_values
+from bertillery.config.layers import CONFIGS, configurations, read_values
+from bertillery.config.section import ConfigError, InputError
 from bertillery.models.encoders import ONE_STREAM, family, longest_sequence
 from bertillery.models.export import export_model
 from bertillery.models.frame import with_transform_tokens

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from bertillery.config.section import InputError
 from bertillery.system.files import make_once
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
+from knowledge.prepare import GraphSection, prepare_graph
 
 VERSION = 1
 """Part of the folder's name; raise it when a change below alters the questions."""

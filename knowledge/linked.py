@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import CONFIGS, read_values, validate
+from bertillery.config.layers import CONFIGS, read_values
+from bertillery.config.section import validate
 from bertillery.data.prepared import PreparedCorpus, TokenArrays
 from bertillery.data.tokenizer import starts_of_words
 from bertillery.run.inputs import digest
 from bertillery.run.stage import StageConfig
 from bertillery.system.files import make_once
 from knowledge.given import GivenMentions
-from knowledge.graph import Graph, GraphSection
+from knowledge.graph import Graph
 from knowledge.linker import Linker
+from knowledge.prepare import GraphSection
 from knowledge.stage import EmbedConfig
 from knowledge.vectors import read_vectors
 

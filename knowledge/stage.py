@@ -9,7 +9,8 @@ from pydantic import Field
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bertillery.config.section import ConfigError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import ConfigError, validate
 from bertillery.config.types import Count, Decay, Duration, Epsilon, Factor, LearningRate, Length, Tokens, Weight
 from bertillery.engine.optim import OptimSection
 from bertillery.engine.schedule import Phase, TrainSection
@@ -26,7 +27,8 @@ from bertillery.run.waiting import main_process_first
 from bertillery.system.files import write_text
 from bertillery.system.invocation import command_line
 from bertillery.system.printable import printable
-from knowledge.graph import Graph, GraphSection, graph_files, graph_report, prepare_graph
+from knowledge.graph import Graph, graph_report
+from knowledge.prepare import GraphSection, graph_files, prepare_graph
 from knowledge.ranks import HITS, Known, chance, rank_metrics, ranks
 from knowledge.transe import EmbeddingSection, RankedTriples, TransEObjective, Triples
 

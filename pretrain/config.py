@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import SerializeAsAny, create_model, model_validator
 
-from bertillery.config.section import ConfigError, Layer, Section, check_sections, merge_layers, read_layers, validate
+from bertillery.config.layers import Layer, merge_layers, read_layers
+from bertillery.config.section import ConfigError, Section, check_sections, validate
 from bertillery.data.corpus import CorpusSection
 from bertillery.data.tokenizer import TokenizerSection
 from bertillery.engine.objective import objective_module

@@ -27,7 +27,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from tqdm import tqdm
 
-from bertillery.config.section import InputError, Section, merge_layers, names_file, read_layers, take, validate
+from bertillery.config.layers import merge_layers, names_file, read_layers, take
+from bertillery.config.section import InputError, Section, validate
 from bertillery.config.types import Count, Seed
 from bertillery.run.command import cli
 from bertillery.run.stage import beside

@@ -21,7 +21,8 @@ from benchmarks.conventional import baseline_of
 from benchmarks.material import Material, random_material
 from benchmarks.same import CHECKS, check, train_both
 from benchmarks.workload import WORKLOADS, Workload, rows
-from bertillery.config.section import read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import validate
 from translation.search import DecodeSection
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from bertillery.config.section import InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import InputError, validate
 from bertillery.data.corpus import resolve
 from bertillery.models.load import FIRST
 from bertillery.system import gpus

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from bertillery.config.section import ConfigError, dump, validate
+from bertillery.config.layers import dump
+from bertillery.config.section import ConfigError, validate
 from bertillery.engine.optim import learning_rate
 from distill.__main__ import main as distill
 from distill.config import load_config as distillation

@@ -14,12 +14,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 from jsonschema import Draft202012Validator
 from transformers import AutoConfig
 
 from bertillery.__main__ import main
-from bertillery.config.section import parse_yaml
+from bertillery.config.layers import parse_yaml
 from deploy.schema import schemas
 from tests.blocks import PAGES, RUN, commands, outputs
 from tests.corpora import tiny_tokenizer
@@ -171,6 +172,7 @@ def test_commands_that_use_a_model_run(
                 if not path.exists():
                     shutil.copytree(run if key == "RUNS" else run / "export", path)
         for module, *given in started(words):
+            AcceleratorState._reset_state(True)  # as in a process of its own: commands are of several precisions
             assert main_of(module)(given) == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
 
 

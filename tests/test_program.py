@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from bertillery.__main__ import COMMANDS, main, resolve
-from bertillery.config.section import CONFIGS, ConfigError
+from bertillery.config.layers import CONFIGS
+from bertillery.config.section import ConfigError
 
 LEAST = {
     "data": ["bert_docs"],

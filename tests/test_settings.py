@@ -10,7 +10,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import create_model
 
-from bertillery.config.section import ConfigError, Layer, Section, merge_layers, validate
+from bertillery.config.layers import Layer, merge_layers
+from bertillery.config.section import ConfigError, Section, validate
 from bertillery.engine.objective import objective_module
 from deploy.compare import CompareSection
 from deploy.export import ExportSection

@@ -14,16 +14,8 @@ from typing import TypeVar
 
 import torch
 
-from bertillery.config.section import (
-    CONFIGS,
-    InputError,
-    Section,
-    describe_sections,
-    dump,
-    names_file,
-    read_values,
-    validate,
-)
+from bertillery.config.layers import CONFIGS, dump, names_file, read_values
+from bertillery.config.section import InputError, Section, describe_sections, validate
 from bertillery.engine.loop import DivergedError
 from bertillery.run.rehearsal import rehearse
 from bertillery.run.stage import Stage, StageConfig

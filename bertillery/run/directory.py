@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertillery.config.section import ConfigError, InputError, Section, completed, parse_yaml
+from bertillery.config.layers import parse_yaml
+from bertillery.config.section import ConfigError, InputError, Section, completed
 from bertillery.run.inputs import Pins
 from bertillery.system.files import fingerprint, sha256, tidy, write_text
 from bertillery.system.lock import locked

@@ -17,7 +17,8 @@ from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from bertillery.config.section import ConfigError, InputError, Section, dump
+from bertillery.config.layers import dump
+from bertillery.config.section import ConfigError, InputError, Section
 from bertillery.config.types import check_path_name
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loop import DivergedError

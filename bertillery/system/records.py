@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bertillery.config.section import ConfigError, InputError, parse_yaml
+from bertillery.config.layers import parse_yaml
+from bertillery.config.section import ConfigError, InputError
 
 LARGEST = 64_000_000
 """Bytes; state files are far smaller."""

@@ -36,8 +36,9 @@ from finetune.data.splits import Split
 from finetune.record import Record
 from finetune.task_types import choice
 from finetune.task_types.base import Predicted, Reading
-from knowledge.graph import Graph, GraphSection, graph_files, prepare_graph, within
+from knowledge.graph import Graph
 from knowledge.paths import PathFinder
+from knowledge.prepare import GraphSection, graph_files, prepare_graph, within
 from knowledge.schema import SchemaTable, prepare_schema
 from knowledge.vectors import drawn_vectors, read_vectors
 

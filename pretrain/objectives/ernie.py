@@ -28,8 +28,9 @@ from bertillery.run.inputs import model_inputs as model_fingerprints
 from bertillery.run.waiting import main_process_first
 from bertillery.system.printable import printable
 from knowledge.given import GivenMentions
-from knowledge.graph import GraphSection, graph_report, prepare_graph
+from knowledge.graph import graph_report
 from knowledge.linked import Knowledge, embed_config, entity_table, link_corpus
+from knowledge.prepare import GraphSection, prepare_graph
 from knowledge.stage import Embedding
 from pretrain.examples import DocumentSource
 from pretrain.masked_lm import MaskedObjective

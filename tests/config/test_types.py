@@ -1,4 +1,4 @@
-"""What a user calls things stays within the folder it belongs to, on one line, and is plain text."""
+"""Value types of settings: durations, and names, which stay within their folder, on one line, and are plain text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bertillery.config.section import ConfigError, validate
+from bertillery.config.types import Duration
 from finetune.task import TaskSection
 from pretrain.config import load_config as pretraining
 from tests.test_settings import SCHEMAS, TASK
@@ -74,3 +75,35 @@ def test_a_name_that_follows_from_a_file_is_checked_too(tmp_path: Any) -> None:
     (tmp_path / "=a.yaml").touch()
     with pytest.raises(ConfigError, match=r"run\.name: by default it is '=a', but a name begins .*; give run\.name="):
         pretraining([str(tmp_path / "=a.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ("3 epochs", 750),
+        ("1 epoch", 250),
+        ("0.5 epochs", 125),
+        ("10_000 steps", 10000),
+        (42, 42),
+        ("5%", 50),
+        ("2.5 %", 25),
+        ("0.999 epochs", 249),
+        ("29%", 290),
+        ("0.29%", 2),
+    ],
+)
+def test_durations_in_steps(given: str | int, steps: int):
+    assert Duration.parse(given).to_steps(total_steps=1000, steps_per_epoch=250) == steps
+
+
+@pytest.mark.parametrize("given", ["", "soon", "-1 steps", "3 weeks", "5 %%", True, None, 1.5, [1]])
+def test_what_is_no_duration(given: object):
+    with pytest.raises(ValueError, match="a duration is"):
+        Duration.parse(given)
+
+
+def test_durations_that_mean_nothing_here():
+    with pytest.raises(ValueError, match="epochs cannot be used here"):
+        Duration("3 epochs").to_steps(total_steps=10)
+    with pytest.raises(ValueError, match="a percentage cannot be used here"):
+        Duration("5%").to_steps(steps_per_epoch=10)

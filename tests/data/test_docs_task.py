@@ -14,7 +14,8 @@ from threading import Barrier
 
 import pytest
 
-from bertillery.config.section import ConfigError, InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.data import docs_task, pydocs
 from bertillery.data.docs_task import SPLITS, embedded_files
 from finetune.data.splits import read_task, report

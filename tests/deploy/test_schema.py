@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from bertillery.config.section import parse_yaml
+from bertillery.config.layers import parse_yaml
 from deploy.schema import main, schemas
 
 ROOT = Path(__file__).resolve().parents[2]

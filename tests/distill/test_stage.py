@@ -31,7 +31,8 @@ from transformers import (
     ElectraForPreTraining,
 )
 
-from bertillery.config.section import ConfigError, dump
+from bertillery.config.layers import dump
+from bertillery.config.section import ConfigError
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuModel
 from distill.__main__ import main
@@ -42,7 +43,7 @@ from experiments.jobs import Job
 from experiments.rates import main as rates
 from finetune.__main__ import main as finetune
 from finetune.stage import Finetuning
-from knowledge.graph import GraphSection, prepare_graph
+from knowledge.prepare import GraphSection, prepare_graph
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
 from tests.finetune.texts import wordpiece

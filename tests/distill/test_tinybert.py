@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertillery.config.section import ConfigError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import ConfigError, validate
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.loop import share_of_loss
 from bertillery.engine.optim import OptimSection

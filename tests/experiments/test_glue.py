@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertillery.config.section import InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import InputError, validate
 from bertillery.run.command import guarded
 from experiments.glue import FILES, main, table_folder, validate_submission, write_submission
 from finetune.task import TaskSection

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from bertillery.config.section import ConfigError, read_values
+from bertillery.config.layers import read_values
+from bertillery.config.section import ConfigError
 from bertillery.system.files import remove
 from experiments import search
 from experiments.jobs import Job

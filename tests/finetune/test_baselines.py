@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertillery.config.section import InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import InputError, validate
 from finetune import baselines as module
 from finetune.data.splits import Split, Task, read_task
 from finetune.task import TaskSection, task_type_of

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, GPT2Config, RobertaConfig
 
-from bertillery.config.section import ConfigError, dump, validate
+from bertillery.config.layers import dump
+from bertillery.config.section import ConfigError, validate
 from bertillery.engine.optim import learning_rate
 from bertillery.engine.schedule import EpochSize, Schedule, steps_per_epoch
 from bertillery.run.device import start_accelerator

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from bertillery.config.section import ConfigError, InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import ConfigError, InputError, validate
 from bertillery.data import files
 from finetune.data import sources
 from finetune.data.splits import Task, read_task, report

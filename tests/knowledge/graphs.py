@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
+from knowledge.prepare import GraphSection, prepare_graph
 
 
 def write_graph(folder: Path, facts: Iterable[tuple[str, str, str]]) -> Graph:

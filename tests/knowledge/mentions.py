@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
 from knowledge.linked import Knowledge
+from knowledge.prepare import GraphSection, prepare_graph
 
 ENTITIES, WIDTH = 40, 12
 

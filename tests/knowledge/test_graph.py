@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from bertillery.config.section import InputError
-from knowledge import graph as graphs
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge import prepare
+from knowledge.graph import Graph
+from knowledge.prepare import GraphSection, prepare_graph
 
 ROWS = [("b", "likes", "a"), ("a", "likes", "b"), ("a", "knows", "c"), ("a", "likes", "b"), ("c", "likes", "c")]
 
@@ -71,7 +72,7 @@ def test_neighbours_are_edges_in_both_directions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_sorting_in_pieces_is_sorting_at_once(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against numpy, with far more triples than fit into a piece, many of them repeated."""
-    monkeypatch.setattr(graphs, "_CHUNK", chunk)
+    monkeypatch.setattr(prepare, "_CHUNK", chunk)
     rows = np.random.default_rng(0).integers(0, [7, 3, 7], (300, 3))
     graph = made(tmp_path, "\n".join("\t".join(map(str, row)) for row in rows.tolist()))
     assert named(graph, graph.triples) == {tuple(map(str, row)) for row in rows.tolist()}

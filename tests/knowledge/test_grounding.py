@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
 from knowledge.grounding import Grounding, base_forms
+from knowledge.prepare import GraphSection, prepare_graph
 
 Write = Callable[[Sequence[tuple[str, str, str]]], Graph]
 

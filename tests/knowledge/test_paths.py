@@ -7,8 +7,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
 from knowledge.paths import PathFinder
+from knowledge.prepare import GraphSection, prepare_graph
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
+from knowledge.prepare import GraphSection, prepare_graph
 from knowledge.ranks import Known, chance, rank_metrics, ranks
 
 

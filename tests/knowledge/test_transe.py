@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from knowledge.__main__ import main
-from knowledge.graph import Graph, GraphSection, prepare_graph
+from knowledge.graph import Graph
+from knowledge.prepare import GraphSection, prepare_graph
 from knowledge.stage import load_config
 from knowledge.transe import EmbeddingSection, TransEObjective, Triples
 

@@ -23,7 +23,8 @@ from transformers import (
     ElectraForPreTraining,
 )
 
-from bertillery.config.section import ConfigError, describe, dump, validate
+from bertillery.config.layers import dump
+from bertillery.config.section import ConfigError, describe, validate
 from bertillery.engine.objective import Objective
 from bertillery.models.export import export_model
 from bertillery.models.load import load_tokenizer

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bertillery.config.section import InputError, read_values, validate
+from bertillery.config.layers import read_values
+from bertillery.config.section import InputError, validate
 from finetune.config import load_config
 from prompting.fewshot import evaluate, floors, main
 from prompting.items import FewshotTask, draw_shots, read_items

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from bertillery.config.section import InputError, Section, parse_yaml
+from bertillery.config.layers import parse_yaml
+from bertillery.config.section import InputError, Section
 from bertillery.run.command import guarded, tool
 
 

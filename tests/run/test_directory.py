@@ -8,7 +8,8 @@ import pytest
 from accelerate import Accelerator
 
 import bertillery.run.directory
-from bertillery.config.section import ConfigError, dump
+from bertillery.config.layers import dump
+from bertillery.config.section import ConfigError
 from bertillery.engine.optim import OptimSection
 from bertillery.run.device import RunSection
 from bertillery.run.directory import RunDirectory

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bertillery.config.section import dump, take
+from bertillery.config.layers import dump, take
 from distill.config import load_config as distillation
 from experiments.search import Search, SearchSection
 from experiments.seeds import Runs

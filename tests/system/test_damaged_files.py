@@ -19,7 +19,8 @@ import torch
 import zstandard
 from transformers import AutoModelForSequenceClassification, BertForPreTraining
 
-from bertillery.config.section import InputError, dump, validate
+from bertillery.config.layers import dump
+from bertillery.config.section import InputError, validate
 from bertillery.data import tables
 from bertillery.data.corpus import CorpusSection, ReadReport, read_file
 from bertillery.data.encode import Encoder
