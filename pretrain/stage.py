@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from bertillery.data.prepare import corpus_files, prepare_for
 from bertillery.data.prepared import corpus_report, held_out_remedy
 from bertillery.engine.evaluate import HeldOut
 from bertillery.engine.loader import Cursor, Stream
+from bertillery.engine.objective import Shown
 from bertillery.engine.schedule import steps_per_epoch
 from bertillery.models.encoders import family
 from bertillery.models.export import export_model
@@ -164,7 +166,11 @@ class Pretraining(Stage):
             found = objective.baselines(held_out.batches(), self.corpus.unigrams, ended.held_out)
             self.baselines = {name: value for name, value in found.items() if name in ended.held_out}
             table = terms_table(ended.held_out, held_out.shown, self.baselines)
-            results |= {"baselines": self.baselines, "table": table}
+            results |= {
+                "baselines": self.baselines,
+                "table": table,
+                "learned": self.learned(ended.held_out, held_out.shown),
+            }
         with beside(f"the card {export / 'README.md'}"):
             write_text(export / "README.md", self._card(ended, results["table"]))
         with beside("guesses for masked tokens"):
@@ -181,6 +187,12 @@ class Pretraining(Stage):
         found = {"result": ended.held_out, "baseline": self.baselines}
         tracker.summary({f"{part}/{n}": v for part, values in found.items() for n, v in values.items()}, ended.step)
         self.show_curves(trainer, tracker, ended.step)
+
+    def learned(self, held_out: Mapping[str, float], shown: Mapping[str, Shown]) -> bool:
+        """Whether any term is better than its baseline, which knows no context."""
+        sign = {name: 1 if term.direction == "higher" else -1 for name, term in shown.items()}
+        gains = [sign[name] * (held_out[name] - value) for name, value in self.baselines.items()]
+        return not gains or max(gains) > 0
 
     def draw(self, trainer: Trainer) -> None:
         """All terms that have a title."""
@@ -215,6 +227,9 @@ class Pretraining(Stage):
         following += f"      (GLUE: {settings('finetune', TASK='sst2', HUB='1')})"
         if causal:
             following = command_line("generate", MODEL=path / "export", PROMPT="...")
+        if not results.get("learned", True):
+            following = command_line("rates", CONFIG=path / "config.yaml")
+            following += "      (what knows no context does as well; most often it is the learning rate)"
         shown = "\n\n".join(results[name] for name in ("table", "fill_mask", "samples") if name in results)
         return (
             f"\n{shown}\n\n"

@@ -18,8 +18,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
 
+from bertillery.engine.objective import Shown
 from pretrain import prepare
 from pretrain.__main__ import main
+from pretrain.config import load_config
+from pretrain.stage import Pretraining
 from tests.corpora import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +155,19 @@ def test_a_finished_run_is_left_alone(folder: Path, whole: str) -> None:
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
     assert "is finished; for another run" in run(folder, "whole")
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "following"),
+    [(6.5, 0.2, "rates"), (7.0, 0.1, "rates"), (6.4, 0.1, "finetune"), (7.0, 0.3, "finetune")],
+)
+def test_what_to_type_next(folder: Path, loss: float, accuracy: float, following: str) -> None:
+    """Rates are tried where every term is as good without context."""
+    stage = Pretraining(load_config(command(folder, "next")[3:]))
+    stage.baselines = {"mlm": 6.5, "mlm_accuracy": 0.2}
+    shown = {"mlm": Shown("loss", "lower", "unigrams"), "mlm_accuracy": Shown("accuracy", "higher", "unigrams")}
+    learned = stage.learned({"mlm": loss, "mlm_accuracy": accuracy}, shown)
+    assert f"\nnext        make {following} " in stage.ending({"learned": learned})
 
 
 def test_another_configuration_is_refused(folder: Path, whole: str) -> None:
