@@ -39,6 +39,7 @@ def plain_varlen(
     assert cu_seq_k is not None
     assert query.shape[1:] == key.shape[1:] == value.shape[1:]
     assert query.ndim == 3
+    assert query.shape[2] % 8 == 0
     for rows, starts, longest in ((query, cu_seq_q, max_q), (key, cu_seq_k, max_k), (value, cu_seq_k, max_k)):
         assert starts.dtype == torch.int32
         assert starts.is_contiguous()
@@ -64,10 +65,10 @@ class Module(nn.Module):
         self.is_causal = is_causal
 
 
-def attend(lengths: list[int], device: str = "cpu", dtype: torch.dtype = torch.float32, heads: int = 3) -> list[Tensor]:
+def attend(lengths: list[int], device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 16) -> list[Tensor]:
     """Output (T, H, D) and gradients of queries, keys and values."""
     generator = torch.Generator().manual_seed(0)
-    shape = 1, sum(lengths), heads, 16
+    shape = 1, sum(lengths), 3, size
     inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
     weight = torch.randn(shape, generator=generator).to(device)
     layout: Any = plan_of(lengths, device)
@@ -80,13 +81,15 @@ def plan_of(lengths: list[int], device: str = "cpu") -> PackingLayout:
     return batch_of(lengths).to(torch.device(device)).input.layout
 
 
+@pytest.mark.parametrize("size", [16, 26, 5])
 @pytest.mark.parametrize("lengths", RAGGED)
-def test_varlen_is_given_what_it_asks_for(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
-    """Outputs and gradients of the padded buckets, from a function that takes what the library's takes."""
-    expected = attend(lengths)
+def test_varlen_is_given_what_it_asks_for(monkeypatch: pytest.MonkeyPatch, lengths: list[int], size: int) -> None:
+    """Outputs and gradients of the padded buckets, from a function that takes what the library's takes; heads of any
+    width, as those of TinyBERT's 4 x 312."""
+    expected = attend(lengths, size=size)
     monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout: "varlen")
     monkeypatch.setattr(gpu_attention, "varlen_attn", plain_varlen)
-    found = attend(lengths)
+    found = attend(lengths, size=size)
     assert len(found) == 4
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.shape == theirs.shape
@@ -189,7 +192,8 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         ("cuda", BF16, 0.0, 256, True, False, "varlen"),
         ("cuda", BF16, 0.0, 8, True, True, "varlen"),
         ("cuda", FP32, 0.0, 64, True, True, "flex"),
-        ("cuda", BF16, 0.0, 85, True, True, "flex"),
+        ("cuda", BF16, 0.0, 85, True, True, "varlen"),
+        ("cuda", BF16, 0.1, 26, True, True, "varlen"),
         ("cuda", BF16, 0.0, 264, True, True, "padded_buckets"),
         ("cuda", BF16, 0.0, 64, False, True, "flex"),
         ("cuda", FP32, 0.0, 8, True, True, "padded_buckets"),
@@ -210,15 +214,16 @@ def test_choice(
 
 
 @needs_gpu
+@pytest.mark.parametrize("size", [16, 26])
 @pytest.mark.parametrize("lengths", RAGGED)
-def test_kernels_agree_on_a_gpu(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
+def test_kernels_agree_on_a_gpu(monkeypatch: pytest.MonkeyPatch, lengths: list[int], size: int) -> None:
     """Outputs and gradients in bfloat16, and those of flex in float32."""
     found: dict[tuple[str, torch.dtype], list[Tensor]] = {}
     for kernel, dtype in (("varlen", BF16), ("flex", BF16), ("padded_buckets", BF16), ("flex", FP32)):
         monkeypatch.setattr(gpu_attention, "kernel_for", lambda query, dropout, chosen=kernel: chosen)
-        found[kernel, dtype] = attend(lengths, "cuda", dtype)
+        found[kernel, dtype] = attend(lengths, "cuda", dtype, size)
     monkeypatch.undo()
-    exact = attend(lengths)
+    exact = attend(lengths, size=size)
     for (kernel, dtype), tensors in found.items():
         for mine, theirs in zip(tensors, exact, strict=True):
             tolerance = 2e-2 if dtype == BF16 else 5e-3

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 Kernel = Literal["varlen", "flex", "padded_buckets"]
@@ -41,11 +42,11 @@ varlen_attn = _library_varlen()
 def choose(device: str, dtype: torch.dtype, dropout: float, head_size: int, *, varlen: bool, flex: bool) -> Kernel:
     """The kernel for heads of a size, on a type of device; ``varlen`` and ``flex`` say whether it has these.
 
-    ``varlen`` is flash attention: 16 bits, heads of 8 to 256 in steps of 8. ``flex`` multiplies tiles of at least 16.
+    ``varlen`` is flash attention: 16 bits, heads of up to 256. ``flex`` multiplies tiles of at least 16.
     """
     if device != "cuda":
         return "padded_buckets"
-    if varlen and dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256:
+    if varlen and dtype in (torch.bfloat16, torch.float16) and head_size <= 256:
         return "varlen"
     return "flex" if flex and not dropout and 16 <= head_size <= 256 else "padded_buckets"
 
@@ -85,12 +86,15 @@ def by_varlen(
     ``starts``, (B+1,) int32 each, and ``longest`` are those of the queries' layout and of the keys'. The backward pass
     draws the mask of ``dropout`` again, from the state that torch's generator had.
     """
+    size = query.shape[-1]
+    if spare := -size % 8:  # heads are 8 to 256 wide, in steps of 8; zeros add nothing to a score
+        query, key, value = (F.pad(x, (0, spare)) for x in (query, key, value))
     if dropout:  # the library's function has none; the operator behind it, and its derivative, do
         flash = torch.ops.aten._flash_attention_forward.default
-        return flash(query, key, value, *starts, *longest, dropout, causal, False, scale=scale)[0]
+        return flash(query, key, value, *starts, *longest, dropout, causal, False, scale=scale)[0][..., :size]
     assert varlen_attn is not None
     window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(query, key, value, *starts, *longest, scale=scale, window_size=window)
+    return varlen_attn(query, key, value, *starts, *longest, scale=scale, window_size=window)[..., :size]
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
