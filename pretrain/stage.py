@@ -190,9 +190,10 @@ class Pretraining(Stage):
 
     def learned(self, held_out: Mapping[str, float], shown: Mapping[str, Shown]) -> bool:
         """Whether any term is better than its baseline, which knows no context."""
-        sign = {name: 1 if term.direction == "higher" else -1 for name, term in shown.items()}
-        gains = [sign[name] * (held_out[name] - value) for name, value in self.baselines.items()]
-        return not gains or max(gains) > 0
+        compared = [name for name in self.baselines if name in shown]
+        gains = {name: held_out[name] - self.baselines[name] for name in compared}
+        better = [gain > 0 if shown[name].direction == "higher" else gain < 0 for name, gain in gains.items()]
+        return not better or any(better)
 
     def draw(self, trainer: Trainer) -> None:
         """All terms that have a title."""
