@@ -26,6 +26,7 @@ from pretrain.config import load_config
 from pretrain.model import ModelSection
 from pretrain.objectives import causal_lm
 from pretrain.objectives.causal_lm import CausalLm, Config, Source, gpt2_config
+from pretrain.stage import Pretraining
 from tests.corpora import Tokens, random_tokens, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,8 +325,10 @@ def test_a_run_ends_with_samples_and_a_stock_model(tmp_path: Path, capsys: pytes
     run = tmp_path / "runs/pretrain/tiny"
     said = capsys.readouterr()
     assert "failed" not in said.err
-    assert f"make generate MODEL={run / 'export'}" in said.out
     results = json.loads((run / "finished.json").read_text())
+    stage = Pretraining(load_config([str(tmp_path / "tiny.yaml"), *places]))
+    assert f"make generate MODEL={run / 'export'}" in stage.ending(results | {"learned": True})
+    assert f"make rates CONFIG={run / 'config.yaml'} " in said.out, "six steps teach nothing"
     for part in ("LM loss (nats per token)", "bits per byte", "unigrams"):
         assert part in results["table"]
     assert results["samples"].count("greedy") == results["samples"].count("sampled") == 3
