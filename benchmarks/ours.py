@@ -20,7 +20,7 @@ from bertillery.engine.loader import Cursor, StepData, shares
 from bertillery.engine.loop import training_steps
 from bertillery.engine.objective import Objective, objective_module, sampled
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.models.layers.dropout import prepare_dropout
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.run.device import RunSection, start_accelerator
 from distill.corpus import Part
 from distill.student import StudentSection, build_student
@@ -56,7 +56,7 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
     model, tokenizer = workload.model(dropout), material.tokenizer
     if workload.stage == "finetune":
         classifier = BertForSequenceClassification(bert_config(model, tokenizer))
-        prepare_dropout(classifier)
+        prepare_layers(classifier)
         return classification.Objective(classifier)
     module, config = _method(workload)
     if workload.learns == "causal_lm":

@@ -13,7 +13,7 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.layers.chunks import word_sums
-from bertillery.models.layers.dropout import prepare_dropout
+from bertillery.models.layers.prepare import prepare_layers
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import PairLabel
 
@@ -29,7 +29,7 @@ class MaskedObjective(Objective):
         self.model: Any = model
         self.mask_id = cast(int, tokenizer.mask_token_id)
         initialize(model, sizes.initializer_range)
-        prepare_dropout(model)
+        prepare_layers(model)
 
     def baselines(
         self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]

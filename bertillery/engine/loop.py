@@ -25,6 +25,7 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import clip_gradients
 from bertillery.engine.rng import key
 from bertillery.engine.sharding import is_split
+from bertillery.engine.tables import TableGradients
 
 
 class DivergedError(RuntimeError):
@@ -126,6 +127,7 @@ def training_steps(
     host_sum, plain, watch = HostSum(), accelerator.unwrap_model(objective), Watch(accelerator.device)
     assert isinstance(plain, Objective)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    tables = TableGradients(objective, accelerator.device)
     split = any(map(is_split, parameters))  # torch's optimizers do not read the flag for split parameters
     for item in on_device(data, accelerator.device):
         counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
@@ -149,7 +151,8 @@ def training_steps(
         cast(Any, optimizer).found_inf = None if sure else watch.flag
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
-        optimizer.step()
+        with tables.dense():
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield StepInfo(
             step=item.step + 1,

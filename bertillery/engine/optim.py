@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Decay, Duration, Epsilon, Factor, LearningRate, Probability, Weight
-from bertillery.engine.sharding import whole
+from bertillery.engine.sharding import is_split, whole
 
 
 class OptimSection(Section):
@@ -224,13 +224,27 @@ def build_optimizer(section: OptimSection, model: nn.Module) -> torch.optim.Opti
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float, clipping: str) -> Tensor:
     """Scale gradients down to a norm of ``most`` in place; returns the global norm (), before that.
 
-    ``clipping`` is :attr:`OptimSection.clipping`. Does not wait for the device. All processes call it if parameters are
+    ``clipping`` is :attr:`OptimSection.clipping`. Does not wait for a GPU. All processes call it if parameters are
     split over them.
     """
-    clip = partial(nn.utils.clip_grad_norm_, max_norm=most, foreach=True)
-    if clipping == "global":
-        return whole(clip(parameters))
-    return torch.stack([whole(clip(parameter)) for parameter in parameters if parameter.grad is not None]).norm()
+    gradients = [_numbers(parameter) for parameter in parameters if parameter.grad is not None]
+    together = [gradients] if clipping == "global" else [[gradient] for gradient in gradients]
+    norms = [nn.utils.get_total_norm(tensors, foreach=True) for tensors in together]
+    for tensors, norm in zip(together, norms, strict=True):
+        factor = torch.clamp(most / (norm + 1e-6), max=1.0)
+        if is_split(factor) or factor.device.type != "cpu" or factor != 1:  # times 1 changes nothing
+            _torch._foreach_mul_(tensors, factor)
+    return whole(norms[0]) if len(norms) == 1 else torch.stack([whole(norm) for norm in norms]).norm()
+
+
+def _numbers(parameter: nn.Parameter) -> Tensor:
+    """The gradient, or what is not zero in that of a table (:mod:`bertillery.engine.tables`)."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        gradient = parameter.grad = gradient.coalesce()
+        return gradient.values()
+    return gradient
 
 
 def _half_cosine(share: float) -> float:

@@ -40,7 +40,7 @@ from bertillery.models.folder import (
 )
 from bertillery.models.joint_spans import joint_head
 from bertillery.models.layers.attention import NAME
-from bertillery.models.layers.dropout import prepare_dropout
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.system.invocation import by_make, command_line
 
 FIRST = Path("runs/pretrain/bert_docs/export")
@@ -119,7 +119,7 @@ def load(
     if random:
         options = {"attn_implementation": NAME, "dtype": torch.float32, "trust_remote_code": False}
         model = model_class.from_config(config, **options).eval()
-        prepare_dropout(model)
+        prepare_layers(model)
         return model, LoadReport(fresh=tuple(name for name, _ in model.named_parameters()), unused=(), warnings=())
     options = {"attn_implementation": NAME, "dtype": torch.float32, "ignore_mismatched_sizes": True}
     with warnings_of_transformers() as warnings:
@@ -132,7 +132,7 @@ def load(
     )
     _check(name, model, report, info["mismatched_keys"])
     check_finite(name, model)
-    prepare_dropout(model)
+    prepare_layers(model)
     return model, report
 
 
@@ -164,7 +164,7 @@ def load_encoder_decoder(name: str, settings: Mapping[str, Any]) -> PreTrainedMo
     for module in model.modules():
         if isinstance(module, MarianSinusoidalPositionalEmbedding | PegasusSinusoidalPositionalEmbedding):
             module.requires_grad_(False)  # frozen in a new model, and not in one that from_pretrained has read
-    prepare_dropout(model)
+    prepare_layers(model)
     return model
 
 

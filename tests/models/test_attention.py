@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BartConfig, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.bart.modeling_bart import BartDecoderLayer
 
@@ -344,3 +345,42 @@ def test_branches_are_for_decoders(model: PreTrainedModel) -> None:
     model.config._attn_implementation = NAME
     with pytest.raises(ConfigError, match="is not causal; sequences that branch are for decoders"):
         model(**model_inputs(model.config, pack_branches(np.arange(6), [np.array([2, 2, 2])])))
+
+
+def test_small_products_are_made_in_float32() -> None:
+    """A kernel for the shape of each bucket of short texts would take longer to make than the products."""
+    torch.manual_seed(0)
+    layout = packing_layout(np.array([5, 6, 17, 30]))
+    q, k, v = (torch.randn(1, 2, 58, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+
+    def attended(*inputs: Tensor) -> Tensor:
+        return packed_attention(Module(), *inputs, None, layout=layout, is_causal=False)[0]
+
+    with Kinds() as kinds, torch.autocast("cpu", torch.bfloat16):
+        found = attended(q, k, v)
+        found.float().sum().backward()
+    assert kinds.seen == {torch.float32}
+    assert found.dtype == torch.bfloat16
+    exact = attended(*(x.detach().float() for x in (q, k, v)))
+    torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
+
+
+class Kinds(TorchDispatchMode):
+    """The precisions of attention's products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() == "aten::bmm" or "scaled_dot_product" in func.name():
+            self.seen.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_large_products_are_made_in_bfloat16() -> None:
+    layout = packing_layout(np.full(16, 128))
+    q, k, v = (torch.randn(1, 4, 2048, 64, dtype=torch.bfloat16) for _ in range(3))
+    with Kinds() as kinds, torch.autocast("cpu", torch.bfloat16):
+        packed_attention(Module(), q, k, v, None, layout=layout, is_causal=False)
+    assert kinds.seen == {torch.bfloat16}

@@ -1,4 +1,4 @@
-"""Cross-entropy with one softmax: torch's losses and gradients, and how many tensors of the logits' size it makes."""
+"""Cross-entropy in the cache: torch's losses and gradients, and how many tensors of the logits' size it makes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bertillery.models.layers import cross_entropy
 from bertillery.models.layers.cross_entropy import cross_entropies
 
 ROWS, VOCABULARY = 13, 500
@@ -99,13 +100,27 @@ def test_what_is_not_finite_shows() -> None:
         assert losses[4:].isfinite().all()
 
 
-def test_a_second_backward_pass_is_refused() -> None:
-    """It would find the gradient where the softmax was."""
+def test_the_backward_pass_leaves_the_logits_as_they_are() -> None:
     logits, words = drawn()
-    loss = cross_entropies(logits, words).losses.sum()
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="inplace"):
-        loss.backward()
+    loss = cross_entropies(logits, words, 0.1).losses.sum()
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_how_many_rows_are_worked_on_at_a_time_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, smoothing: float
+) -> None:
+    logits, words = drawn(kind=kind)
+    words[::2] = logits.detach().argmax(-1)[::2]
+    results = []
+    for number in (1, 3 * VOCABULARY, ROWS * VOCABULARY):
+        monkeypatch.setattr(cross_entropy, "_IN_CACHE", number)
+        found = cross_entropies(logits, words, smoothing)
+        results.append([*found, *torch.autograd.grad(found.losses.sum(), logits)])
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
 
 
 class _Large(TorchDispatchMode):
@@ -123,13 +138,24 @@ class _Large(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize(("kind", "number"), [(torch.float32, 1), (torch.bfloat16, 3)])
-def test_the_softmax_is_all_that_is_made(kind: torch.dtype, number: int) -> None:
-    """In 16 bits, also the logits and the gradient in the other precision."""
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_gradient_is_all_that_is_made(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype) -> None:
+    """Not even a copy of 16 bits in 32."""
+    monkeypatch.setattr(cross_entropy, "_IN_CACHE", 2 * VOCABULARY)
     logits, words = drawn(kind=kind)
     with _Large() as mine:
         cross_entropies(logits, words, 0.1).losses.sum().backward()
     with _Large() as theirs:
         F.cross_entropy(logits.float(), words, reduction="sum").backward()
-    assert len(mine.made) == number, mine.made
-    assert len(theirs.made) > number, theirs.made
+    assert len(mine.made) == 1, mine.made
+    assert len(theirs.made) > 1, theirs.made
+
+
+def test_the_place_of_the_largest_is_looked_for_only_where_it_may_be_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, words = drawn()
+    words[4] = logits.detach()[4].argmax()
+    sought: list[int] = []
+    argmax = Tensor.argmax
+    monkeypatch.setattr(Tensor, "argmax", lambda x, dim: sought.append(len(x)) or argmax(x, dim))
+    assert cross_entropies(logits, words).right.sum() == 1
+    assert sought == [1]

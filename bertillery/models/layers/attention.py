@@ -202,15 +202,23 @@ def _apply(function: Any, x: Tensor, layout: PackingLayout) -> Tensor:
     return function.apply(x, layout.gather, layout.scatter)
 
 
+_WORTH_A_KERNEL = 1 << 24
+"""Multiplications of a product in bfloat16 on a CPU from which on it is worth the kernel that is made for its shape."""
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float, causal: bool) -> Tensor:
     """Scaled dot-product attention of a bucket, (b, H, s, D) each.
 
     On CPUs, batched matrix products in bfloat16 are faster than the library's fused attention, and dropout makes the
-    fused one slow; everywhere else the fused one is used.
+    fused one slow; everywhere else the fused one is used. Small products are made in float32, whose kernels are not
+    made anew for every shape.
     """
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
+    if q.dtype == torch.bfloat16 and q.shape[:-1].numel() * k.shape[-2] * q.shape[-1] < _WORTH_A_KERNEL:
+        with torch.autocast("cpu", enabled=False):
+            return _attend(q.float(), k.float(), v.float(), bias, scale, dropout, causal).to(q.dtype)
     scores = torch.matmul(q * scale, k.transpose(-1, -2))
     if causal:
         bias = torch.full(scores.shape[-2:], -torch.inf, device=scores.device).triu(1)

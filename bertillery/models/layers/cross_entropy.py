@@ -1,19 +1,24 @@
-"""Cross-entropy over a vocabulary whose softmax is computed once: it becomes the gradient in the same memory.
+"""Cross-entropy over a vocabulary that keeps the logits, a number for each row, and nothing else of their size.
 
-``torch.nn.functional.cross_entropy`` makes three tensors of the logits' size: the log-probabilities, their gradient,
-which is nearly all zeros, and the gradient of the logits. Here the softmax is the only one, beside copies of logits and
-gradient in the other precision where the logits are in 16 bits.
+``torch.nn.functional.cross_entropy`` makes three tensors of the logits' size, beside copies in float32 where they are
+in 16 bits: the log-probabilities, their gradient, which is nearly all zeros, and the gradient of the logits. Here the
+last one is the only one. On a CPU the work goes over a few rows at a time, so that what lies between fits into the
+cache.
 
 Legend: R rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_IN_CACHE = 1 << 18
+"""Numbers that a CPU works on at a time: 1 MiB in float32."""
 
 
 class CrossEntropies(NamedTuple):
@@ -31,7 +36,7 @@ def cross_entropies(logits: Tensor, words: Tensor, smoothing: float = 0.0, *, ot
     """Those of ``words`` (R,) under ``logits`` (R, V), which are compared in float32 at least.
 
     The target has 1 - ``smoothing`` on the word and ``smoothing`` spread evenly over all V words, as in torch, or with
-    ``others`` over the V - 1 others. There is no second derivative, and one backward pass.
+    ``others`` over the V - 1 others. There is no second derivative.
     """
     everywhere = smoothing / (logits.shape[-1] - others)
     return CrossEntropies(*_CrossEntropies.apply(logits, words, 1 - smoothing - everywhere * others, everywhere))
@@ -42,25 +47,60 @@ class _CrossEntropies(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, words: Tensor, word: float, everywhere: float) -> tuple[Tensor, ...]:
-        column, compared = words[:, None], logits.to(torch.promote_types(logits.dtype, torch.float32))
-        largest, shares = compared.argmax(-1, keepdim=True), compared.softmax(-1)
-        # The largest share is at least 1 / V, so that its logarithm is finite.
-        total = compared.gather(1, largest) - shares.gather(1, largest).log()
-        plain, right = (total - compared.gather(1, column))[:, 0], largest[:, 0] == words
-        losses = plain.clone()
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        largest, exponentials, sums = torch.empty(3, len(logits), 1, dtype=kind, device=logits.device)
+        for rows in _few_at_a_time(logits):
+            compared = torch.empty_like(logits[rows], dtype=kind).copy_(logits[rows])
+            torch.amax(compared, -1, keepdim=True, out=largest[rows])
+            if everywhere:
+                torch.sum(compared, -1, keepdim=True, out=sums[rows])
+            torch.sum(compared.sub_(largest[rows]).exp_(), -1, keepdim=True, out=exponentials[rows])
+        total, column = largest + exponentials.log(), words[:, None]
+        found = logits.gather(1, column).to(kind)
+        losses = plain = (total - found)[:, 0]
         if everywhere:
-            losses = word * plain + everywhere * (logits.shape[-1] * total[:, 0] - compared.sum(-1))
-        ctx.save_for_backward(shares, column)
-        ctx.target, ctx.dtype = (word, everywhere), logits.dtype
+            losses = word * plain + everywhere * (logits.shape[-1] * total - sums)[:, 0]
+        ctx.save_for_backward(logits, total, column)
+        ctx.target = word, everywhere
+        right = _first(logits, words, found == largest)
+        plain = plain.clone()
         ctx.mark_non_differentiable(plain, right)
         return losses, plain, right
 
     @staticmethod
     @once_differentiable  # pyright: ignore[reportArgumentType]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        shares, column = ctx.saved_tensors
+        logits, total, column = ctx.saved_tensors
         word, everywhere = ctx.target
-        if everywhere:
-            shares.sub_(everywhere)
-        shares.scatter_add_(1, column, torch.full_like(grads[0], -word)[:, None])
-        return shares.mul_(grads[0][:, None]).to(ctx.dtype), None, None, None
+        gradient, weights = torch.empty_like(logits), grads[0][:, None]
+        on_word = torch.full_like(weights, -word)
+        for rows in _few_at_a_time(logits):
+            part, wide = gradient[rows], gradient.dtype == total.dtype
+            shares = (part if wide else torch.empty_like(part, dtype=total.dtype)).copy_(logits[rows])
+            shares.sub_(total[rows]).exp_()
+            if everywhere:
+                shares.sub_(everywhere)
+            shares.scatter_add_(1, column[rows], on_word[rows]).mul_(weights[rows])
+            if not wide:
+                part.copy_(shares)
+        return gradient, None, None, None
+
+
+def _few_at_a_time(logits: Tensor) -> Iterator[slice]:
+    """Rows that fit into the cache together; all of them on a GPU, for which small kernels cost more than memory."""
+    number = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+    return (slice(start, start + number) for start in range(0, len(logits), number))
+
+
+def _first(logits: Tensor, words: Tensor, largest: Tensor) -> Tensor:
+    """Whether each word is the first of the largest logits, (R,), of which ``largest`` (R, 1) says whether it is one.
+
+    Looking for the place costs several times what looking for the size does, so it is done for these rows alone; on a
+    GPU for all, since the host would have to wait to learn which they are.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(-1) == words
+    (rows,) = largest[:, 0].nonzero(as_tuple=True)
+    right = torch.zeros(len(words), dtype=torch.bool)
+    right[rows] = logits[rows].argmax(-1) == words[rows]
+    return right

@@ -77,17 +77,3 @@ class DroppingAlbertLayer(AlbertLayer):
     def ff_chunk(self, attention_output: Tensor) -> Tensor:
         """The feed-forward part of hidden states (B, T, H), dropped out in training."""
         return self.dropout(super().ff_chunk(attention_output))
-
-
-def prepare_dropout(model: nn.Module) -> None:
-    """Make a model's dropout that of the original, and cheap, in place.
-
-    Every ``nn.Dropout`` becomes :class:`Dropout`, every layer of an ALBERT a :class:`DroppingAlbertLayer`. Parameters,
-    names, mode, evaluation and what is exported stay the same.
-    """
-    for module in list(model.modules()):
-        if type(module) is AlbertLayer:
-            module.__class__ = DroppingAlbertLayer
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p).train(child.training))
