@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bertillery.config.section import ConfigError
 from bertillery.engine.layout import PackingLayout
-from bertillery.models.layers.attention import Recorded, padded_buckets
+from bertillery.models.layers.attention import Recorded, padded_buckets, products
 
 
 def real_cells(layout: PackingLayout) -> list[Tensor]:
@@ -30,7 +30,7 @@ def attention_scores(recorded: Recorded, layout: PackingLayout) -> list[Tensor]:
     TinyBERT compares these (Jiao et al. 2020), MiniLM their softmax (Wang et al. 2020, section 3.1).
     """
     pairs = zip(padded_buckets(recorded.query, layout), padded_buckets(recorded.key, layout), strict=True)
-    return [torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * recorded.scale for q, k in pairs]
+    return [products(q.transpose(1, 2) * recorded.scale, k.transpose(1, 2)) for q, k in pairs]
 
 
 def relations(rows: Tensor, layout: PackingLayout, num_heads: int) -> list[Tensor]:
@@ -44,4 +44,4 @@ def relations(rows: Tensor, layout: PackingLayout, num_heads: int) -> list[Tenso
     if width % num_heads:
         raise ConfigError(f"{num_heads} relation heads do not divide a width of {width}; give a divisor of it")
     cut = padded_buckets(rows.flatten(1).unflatten(1, (num_heads, -1)), layout)
-    return [torch.matmul(x.transpose(1, 2), x.permute(0, 2, 3, 1)) * (width // num_heads) ** -0.5 for x in cut]
+    return [products(x.transpose(1, 2), x.transpose(1, 2)) * (width // num_heads) ** -0.5 for x in cut]

@@ -31,6 +31,7 @@ from bertillery.models.layers.attention import Recorded
 from bertillery.models.relations import attention_scores, real_cells
 from distill.corpus import Part, unmasked
 from distill.soft_targets import Imitation
+from distill.squared_error import squared_error
 from distill.student import checked, uniform
 from distill.teacher import Taught, Teacher
 from finetune.predict import Predictor
@@ -116,8 +117,8 @@ class Layers(Taught):
             for mine, layer in zip(recorded, self.layers, strict=True)
         ]
         pairs = [(self.fit_dense(mine), taught[layer]) for mine, layer in zip(states, [0, *self.layers], strict=True)]
-        errors = [(mine.float() - theirs.float()).square().sum() / theirs.shape[-1] for mine, theirs in pairs]
-        size = sum(theirs.float().square().sum() / theirs.shape[-1] for _, theirs in pairs[1:])
+        errors = [squared_error(mine, theirs) / theirs.shape[-1] for mine, theirs in pairs]
+        size = sum(theirs.float().norm().square() / theirs.shape[-1] for _, theirs in pairs[1:])
         unexplained = torch.stack([sum(errors[1:], start=torch.zeros_like(errors[0])).detach(), torch.as_tensor(size)])
         return {
             "attention": Term(torch.stack(attention).sum(), "pairs_of_tokens", title="attention scores, squared error"),
@@ -151,7 +152,7 @@ def attention_error(mine: Recorded, theirs: Recorded, layout: PackingLayout, rea
     total = mine.query.new_zeros((), dtype=torch.float32)
     for scores, target, cells in zip(attention_scores(mine, layout), targets, real, strict=True):
         both = (cells[:, :, None] & cells[:, None, :])[:, None]
-        total = total + ((scores.float() - target.float()) * both).square().sum() / scores.shape[1]
+        total = total + squared_error(scores, target, both.float()) / scores.shape[1]
     return total
 
 

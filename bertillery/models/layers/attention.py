@@ -206,6 +206,18 @@ _WORTH_A_KERNEL = 1 << 24
 """Multiplications of a product in bfloat16 on a CPU from which on it is worth the kernel that is made for its shape."""
 
 
+def _is_small(q: Tensor, k: Tensor) -> bool:
+    return q.shape[:-1].numel() * k.shape[-2] * q.shape[-1] < _WORTH_A_KERNEL
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """Of each row of ``q`` (b, H, s, D) with each of ``k`` (b, H, t, D): (b, H, s, t), as attention makes them."""
+    if q.device.type == "cpu" and _is_small(q, k):
+        with torch.autocast("cpu", enabled=False):
+            return torch.matmul(q.float(), k.float().transpose(-1, -2))
+    return torch.matmul(q, k.transpose(-1, -2))
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float, causal: bool) -> Tensor:
     """Scaled dot-product attention of a bucket, (b, H, s, D) each.
 
@@ -216,7 +228,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, 
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
-    if q.dtype == torch.bfloat16 and q.shape[:-1].numel() * k.shape[-2] * q.shape[-1] < _WORTH_A_KERNEL:
+    if q.dtype == torch.bfloat16 and _is_small(q, k):
         with torch.autocast("cpu", enabled=False):
             return _attend(q.float(), k.float(), v.float(), bias, scale, dropout, causal).to(q.dtype)
     scores = torch.matmul(q * scale, k.transpose(-1, -2))
