@@ -38,6 +38,7 @@ from bertillery.models.folder import ConfigFile
 from bertillery.report.card import shortened
 from bertillery.report.table import code, fenced
 from bertillery.run.command import tool
+from bertillery.run.views import first_line
 from bertillery.system.files import publish, remove, sha256, write_text, writing
 from bertillery.system.invocation import by_make
 from bertillery.system.records import read_json, read_text, read_yaml
@@ -342,6 +343,12 @@ def send(section: PushSection, folder: Path) -> str:
         raise InputError(f"no token of the Hub: set HF_TOKEN, or log in with `hf auth login` ({error})") from None
     except HfHubHTTPError as error:
         raise InputError(f"{section.repo}: the Hub refused: {str(error).strip().splitlines()[0]}") from None
+    except InputError:
+        raise
+    except Exception as error:  # of whatever library carries requests
+        raise InputError(
+            f"{section.repo}: the Hub at {constants.ENDPOINT} does not answer ({first_line(error)}); try again later"
+        ) from None
     return str(done)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,14 +36,16 @@ PACKAGES = [
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an installed wheel, built and installed without a network."""
+    """The folder of an installed wheel, built and installed without a network, from what the image copies."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in [*PACKAGES, "configs"]:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "clusters/Dockerfile").read_text(), flags=re.M)
+    for name in " ".join(copied).split():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     quietly = ["--quiet", "--no-index", "--no-deps"]
     build = [*pip, "wheel", *quietly, "--no-build-isolation", "--wheel-dir", str(folder), str(source)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,10 @@ from huggingface_hub import constants, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from deploy import push
+from tests.deploy import hub
 from tests.deploy.models import classifier, saved
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -129,19 +135,53 @@ def test_what_is_sent_is_private(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A public repository that is there is refused, unless one says so."""
-    hub = Hub()
-    hub.there, hub.calls = there, []
-    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    asked = Hub()
+    asked.there, asked.calls = there, []
+    monkeypatch.setattr(push, "HfApi", lambda: asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert published(finetuned / "export", "dry_run=true") == 0
-    assert hub.calls == []
+    assert asked.calls == []
     shown = sorted(file.name for file in (place / "runs/push/me/mood").iterdir())
     status = published(finetuned / "export")
     created = ("create", {"repo": "me/mood", "private": True, "exist_ok": True})
     if there is False:
         assert status == 2
         assert "private=false" in capsys.readouterr().err
-        assert hub.calls == [created]
+        assert asked.calls == [created]
     else:
         assert status == 0
-        assert hub.calls == [created, ("upload", {"repo": "me/mood", "names": shown})]
+        assert asked.calls == [created, ("upload", {"repo": "me/mood", "names": shown})]
+
+
+def test_what_was_sent_can_be_loaded(finetuned: Path, tmp_path: Path) -> None:
+    """With the Hub's own client, over the loopback interface: the files are those of the dry run, the repository is
+    private, and the class that the card names opens it for who has the token."""
+    with hub.running("hf_of_mine") as server:
+        place = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        place |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+        given = [f"model={finetuned / 'export'}", "repo=me/mood", "license=mit", "language=en"]
+
+        def python(*arguments: str, token: str) -> subprocess.CompletedProcess[str]:
+            environment = {**os.environ, **place, "HF_TOKEN": token}
+            command = [sys.executable, *arguments]
+            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+        refused = python("-m", "deploy.push", *given, token="hf_of_another")
+        assert refused.returncode == 2, refused.stderr
+        assert "me/mood: the Hub refused: " in refused.stderr
+        assert server.files == {}
+        sent = python("-m", "deploy.push", *given, token="hf_of_mine")
+        assert sent.returncode == 0, sent.stderr
+        assert server.address in sent.stdout
+        shown = tmp_path / "runs/push/me/mood"
+        assert server.files["me/mood"] == {file.name: file.read_bytes() for file in shown.iterdir()}
+        assert server.private == {"me/mood": True}
+        assert "PUT /large" in server.asked
+        load = "from transformers import pipeline; print(pipeline('text-classification', 'me/mood')('so good'))"
+        opened = python("-c", load, token="hf_of_mine")
+        assert opened.returncode == 0, opened.stderr
+        assert "'label': " in opened.stdout
+        assert python("-c", load, token="hf_of_another").returncode != 0
+    away = python("-m", "deploy.push", *given, token="hf_of_mine")
+    assert (away.returncode, away.stderr.count("\n")) == (2, 1), away.stderr
+    assert f"the Hub at {server.address} does not answer" in away.stderr
