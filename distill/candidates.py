@@ -251,7 +251,7 @@ class Candidates:
             rows = np.cumsum(lengths) - lengths + offsets[part]
             ids[rows] = self._tokenizer.mask_token_id
             batch = pack(ids, types, lengths, targets={}, counts={}).to(self._device)
-            logits = mlm_logits(self._model, batch.input, torch.from_numpy(rows).to(self._device))
+            logits = mlm_logits(self._model, batch.input, torch.from_numpy(rows).to(self._device)).float()
             for row, top in zip(part.tolist(), logits.topk(number).indices.tolist(), strict=True):
                 found[row] = [self.openings[piece] for piece in top if self.openings[piece]]
         return found

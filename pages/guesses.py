@@ -21,7 +21,7 @@ def fill_mask(model: Any, tokenizer: Any, text: Read) -> Iterator[Block]:
     mask = tokenizer.mask_token_id
     places = [place for place, token in enumerate(text.ids) if token == mask]
     if places:
-        logits = mlm_logits(model, text.stream, torch.tensor(places))
+        logits = mlm_logits(model, text.stream, torch.tensor(places)).float()
         rows = [
             [f"{place}. {text.tokens[place]}", *_guesses(each, tokenizer)]
             for place, each in zip(places, logits, strict=True)
@@ -33,7 +33,7 @@ def fill_mask(model: Any, tokenizer: Any, text: Read) -> Iterator[Block]:
     rows_of = torch.arange(len(places)) * len(text.ids) + torch.tensor(places)
     true = stream.ids[rows_of].clone()
     stream.ids[rows_of] = mask
-    found = mlm_logits(model, stream, rows_of).softmax(-1)
+    found = mlm_logits(model, stream, rows_of).float().softmax(-1)
     own = found.gather(1, true[:, None])[:, 0]
     yield Marks(
         "Each token masked in turn: its colour is the probability that the model gives it",

@@ -257,12 +257,12 @@ def span_logits(model: PreTrainedModel, stream: Stream) -> Tensor:
 
 
 def mlm_logits(model: PreTrainedModel, stream: Stream, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Logits (M, vocabulary), float32, of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch.
+    """Logits (M, vocabulary) of a stock ``*ForMaskedLM`` at the rows ``positions`` (M,) of the batch.
 
     ``hidden`` (T, H) is what :func:`encode` returned, where that is known already.
     """
     hidden = encode(model, stream) if hidden is None else hidden
-    return _head(model, stream, hidden[positions][None]).logits[0].float()
+    return _head(model, stream, hidden[positions][None]).logits[0]
 
 
 def pair_logits(model: PreTrainedModel, stream: Stream) -> Tensor | None:

@@ -27,6 +27,7 @@ from bertillery.engine.rng import key, uniform
 from bertillery.models.encoders import encode, mlm_logits
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.layers.chunks import in_chunks, word_sums
+from bertillery.models.layers.divergence import divergences
 from bertillery.models.load import vocabulary_size
 from distill.corpus import Part, unmasked
 from distill.soft_targets import Imitation
@@ -46,7 +47,7 @@ _SHORTEST = 12
 _UNKNOWN = 0.5
 """Segments with this share of unknown tokens, or more, are left out."""
 _SCANNED = 1 << 24
-_CHUNK = 1 << 24
+_CHUNK = 1 << 26
 """Most logits of student or teacher at a time; those of a whole batch are never in memory together."""
 
 
@@ -235,10 +236,10 @@ class Distributions(Taught):
         temperature = self.config.temperature
 
         def divergence(hidden: Tensor, taught: Tensor) -> tuple[Tensor]:
-            mine = F.log_softmax(_logits(self.student, batch, hidden) / temperature, -1)
+            mine = _logits(self.student, batch, hidden)
             with self.teacher.asked(batch) as teacher:
-                theirs = F.log_softmax(_logits(teacher, batch, taught) / temperature, -1)
-            return (F.kl_div(mine, theirs, reduction="sum", log_target=True) * temperature**2,)
+                theirs = _logits(teacher, batch, taught)
+            return (divergences(mine, theirs, temperature).sum() * temperature**2,)
 
         parameters, width = self.student.parameters(), self.student.config.vocab_size
         return in_chunks(divergence, hidden, taught, parameters=parameters, width=width, most=_CHUNK)[0]
@@ -249,7 +250,7 @@ class Distributions(Taught):
 
 
 def _logits(model: PreTrainedModel, batch: PackedBatch, hidden: Tensor) -> Tensor:
-    """Logits (R, V), float32, of last hidden states (R, H)."""
+    """Logits (R, V) of last hidden states (R, H)."""
     return mlm_logits(model, batch.input, torch.arange(len(hidden), device=hidden.device), hidden)
 
 

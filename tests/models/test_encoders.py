@@ -129,7 +129,7 @@ def test_logits_and_gradients_equal_the_padded_model(kind: str, head: str):
         assert torch.equal(logits_of(model, batch.input, encode(model, batch.input)), ours)
     with torch.autocast("cpu", torch.bfloat16):
         coarse = logits_of(model, batch.input)
-    assert coarse.dtype == torch.float32
+    assert coarse.dtype == (torch.bfloat16 if head == "words" else torch.float32), "many words: no copy is made"
     assert not torch.equal(coarse, ours)
     assert (coarse - ours).norm() / ours.norm() < 0.05
 
