@@ -13,6 +13,9 @@ from bertillery.models.flops import encoder_flops
 from distill.teacher import Teacher
 from finetune.predict import Predictor
 
+TAUGHT = "taught"
+"""Target of a batch: the teacher's logits (M, K) or (M,), where they are known (:mod:`distill.answers`)."""
+
 
 class Imitation(Predictor):
     """The predictor of a task, trained with soft targets too.
@@ -44,8 +47,10 @@ class Imitation(Predictor):
         """The terms of the task, of which the first is its loss, and ``soft``."""
         terms = self.student.terms(logits, batch)
         name, loss = next(iter(terms.items()))
-        with self.teacher.asked(batch) as teacher:
-            taught = teacher.logits(batch)
+        taught = batch.targets.get(TAUGHT)
+        if taught is None:
+            with self.teacher.asked(batch) as teacher:
+                taught = teacher.logits(batch)
         softened = soft_cross_entropy(self.student, logits, taught, batch, self.temperature)
         if softened is None:  # regression: the squared error to the teacher's score
             softened = F.mse_loss(logits, taught, reduction="sum")
@@ -57,8 +62,9 @@ class Imitation(Predictor):
         return {"teacher": self.teacher.take_seconds()}
 
     def flops(self, batch: PackedBatch) -> float:
-        """Three times the student's forward pass, once the teacher's."""
-        return self.student.flops(batch) + encoder_flops(self.teacher.module.model.config, batch.input)
+        """Three times the student's forward pass, and once the teacher's where it is asked."""
+        asked = TAUGHT not in batch.targets
+        return self.student.flops(batch) + asked * encoder_flops(self.teacher.module.model.config, batch.input)
 
 
 def soft_cross_entropy(

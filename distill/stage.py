@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -38,6 +39,7 @@ from bertillery.run.tracking import Tracker
 from bertillery.run.trainer import Fit, Trainer
 from bertillery.run.waiting import main_process_first
 from bertillery.system.invocation import command_line
+from distill.answers import answered
 from distill.augment import augmented
 from distill.candidates import fingerprint
 from distill.config import TaskAgnosticConfig, TaskConfig, method_of
@@ -213,7 +215,21 @@ class TaskSpecific(Finetuning):
         teacher = open_task_teacher(self.config, self.config.model.from_)
         parts = super().prepare()
         self.teacher: Teacher[Predictor] = Teacher(self.task_type.objective(teacher))
-        return parts
+        return replace(parts, sources=[self._answered(source) for source in parts.sources])
+
+    def _answered(self, examples: Any) -> Any:
+        """The examples, with the teacher's answers where they are read again: in epochs, without variants."""
+        config = self.config
+        again = config.train.steps.unit == "epochs" and config.train.steps.amount >= 2
+        if config.augment is not None or not again:
+            return examples
+        length, both = config.train.phases[0].sequence_length, config.train.both_orders
+        parts = self.models()["teacher"].sha256, self.task.split("train").fingerprint().sha256, length, both
+        place, began = config.run.data_dir, time.perf_counter()
+        found = answered(examples, self.teacher, parts, cache=place, accelerator=self.accelerator)
+        seconds = time.perf_counter() - began
+        self.say(f"answers     the teacher's to {examples.num_examples:,} examples, {seconds:.1f} s; epochs read them")
+        return found
 
     def models(self) -> dict[str, Fingerprint]:
         """Student, teacher, and what the training split is augmented with."""

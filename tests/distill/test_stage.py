@@ -38,6 +38,7 @@ from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuModel
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
 from distill.stage import FirstStage, TaskSpecific
+from distill.teacher import Teacher
 from experiments import seeds
 from experiments.jobs import Job
 from experiments.rates import main as rates
@@ -148,7 +149,8 @@ def general(folder: Path, name: str, *more: str) -> list[str]:
 
 
 def task(folder: Path, *more: str, kind: str = "classification") -> list[str]:
-    run = [f"run.dir={folder}/runs", "run.threads=1", "run.precision=fp32", f"model.from={folder}/student"]
+    run = [f"run.dir={folder}/runs", f"run.data_dir={folder}/data", "run.threads=1", "run.precision=fp32"]
+    run.append(f"model.from={folder}/student")
     teacher = "tuned" if kind == "classification" else "score"
     return [str(folder / kind / "task.yaml"), *run, f"teacher.from={folder}/{teacher}", *more]
 
@@ -608,3 +610,29 @@ def test_a_teacher_without_the_markers_of_the_task_is_refused(
     assert "does not know the markers [HD], [TL], with which relation marks places" in said
     assert "make finetune TASK=relation" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_of_several_epochs_is_asked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the student is that of a teacher who is asked in every step; a second seed asks nothing."""
+    asked: list[bool] = []
+    ask = Teacher.asked
+
+    def counted(self: Any, batch: Any) -> Any:
+        asked.append(torch.is_grad_enabled())
+        return ask(self, batch)
+
+    monkeypatch.setattr(Teacher, "asked", counted)
+    common = ["objective.type=distilbert", "run.precision=fp32", "model.hidden_dropout=0", "train.evaluate_every=100%"]
+    assert main(task(folder, *common, "train.steps=3 epochs", "run.name=once")) == 0
+    assert not any(asked), "not in training"
+    steps = json.loads((folder / "runs/distill/once/finished.json").read_text())["steps"]
+    assert steps >= 3
+    assert main(task(folder, *common, f"train.steps={steps}", "run.name=each")) == 0
+    assert sum(asked) >= steps
+    for name, expected in exported(folder / "runs/distill/each").items():
+        torch.testing.assert_close(exported(folder / "runs/distill/once")[name], expected, atol=1e-5, rtol=1e-4)
+    asked.clear()
+    before = sorted((folder / "data").glob("answers-*"))
+    assert before
+    assert main(task(folder, *common, "train.steps=3 epochs", "run.name=other", "run.seed=7")) == 0
+    assert sorted((folder / "data").glob("answers-*")) == before
