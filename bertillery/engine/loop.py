@@ -127,44 +127,45 @@ def training_steps(
     host_sum, plain, watch = HostSum(), accelerator.unwrap_model(objective), Watch(accelerator.device)
     assert isinstance(plain, Objective)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    tables = TableGradients(objective, accelerator.device)
     split = any(map(is_split, parameters))  # torch's optimizers do not read the flag for split parameters
-    for item in on_device(data, accelerator.device):
-        counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
-        # Dropout depends only on seed, step and rank, so that a resumed run needs no generator state.
-        _set_seed(accelerator.device, int(key(seed, item.step, accelerator.process_index) >> 1))
-        done, flops = [], 0.0
-        for number, batch in enumerate(item.micro_batches, 1):
-            last = number == len(item.micro_batches)
-            with nullcontext() if last else accelerator.no_sync(objective):
-                terms = objective(batch)
-                accelerator.backward(share_of_loss(terms, counts, loss_reduction) * accelerator.num_processes)
-            done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
-            flops += plain.flops(batch)
-        norm = clip_gradients(parameters, max_gradient_norm, clipping)
-        rate = learning_rate(item.step)
-        watch.see(norm, partial(_diverged, item.step, rate, norm, done))
-        sure = certain(item.step + 1) or counts["stop"] > 0 or split
-        if sure:
-            watch.read()
-        # All three optimizers (bertillery.engine.optim) make no update where this is 1.
-        cast(Any, optimizer).found_inf = None if sure else watch.flag
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate_share"]
-        with tables.dense():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield StepInfo(
-            step=item.step + 1,
-            terms=done,
-            learning_rate=rate,
-            gradient_norm=norm,
-            num_examples=item.num_examples,
-            num_tokens=item.num_tokens,
-            flops=flops,
-            cursor=item.cursor,
-            stop=counts["stop"] > 0,
-        )
+    with TableGradients(objective, accelerator.device) as tables:
+        for item in on_device(data, accelerator.device):
+            counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
+            # Dropout depends only on seed, step and rank, so that a resumed run needs no generator state.
+            _set_seed(accelerator.device, int(key(seed, item.step, accelerator.process_index) >> 1))
+            done, flops = [], 0.0
+            for number, batch in enumerate(item.micro_batches, 1):
+                last = number == len(item.micro_batches)
+                with nullcontext() if last else accelerator.no_sync(objective):
+                    terms = objective(batch)
+                    accelerator.backward(share_of_loss(terms, counts, loss_reduction) * accelerator.num_processes)
+                done.append(({n: replace(t, total=t.total.detach()) for n, t in terms.items()}, batch.counts))
+                flops += plain.flops(batch)
+            tables.collect()
+            norm = clip_gradients(parameters, max_gradient_norm, clipping)
+            rate = learning_rate(item.step)
+            watch.see(norm, partial(_diverged, item.step, rate, norm, done))
+            sure = certain(item.step + 1) or counts["stop"] > 0 or split
+            if sure:
+                watch.read()
+            # All three optimizers (bertillery.engine.optim) make no update where this is 1.
+            cast(Any, optimizer).found_inf = None if sure else watch.flag
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate_share"]
+            with tables.dense():
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            yield StepInfo(
+                step=item.step + 1,
+                terms=done,
+                learning_rate=rate,
+                gradient_norm=norm,
+                num_examples=item.num_examples,
+                num_tokens=item.num_tokens,
+                flops=flops,
+                cursor=item.cursor,
+                stop=counts["stop"] > 0,
+            )
     watch.read()
 
 

@@ -1,9 +1,10 @@
 """Gradients of embedding tables, of which a step reads few rows.
 
-The gradient of a table is zero but for the rows that were read. Filling it with zeros, its norm, and scaling it down
-are a pass each over the whole table, and on a CPU, with short texts, they can cost more than the model. Where one
-process trains on a CPU, a table that is only looked up keeps the gradients of its rows alone until the optimizer asks
-for all of it; the update is that of a dense gradient. A table that also predicts words has a dense gradient anyway.
+The gradient of a look-up is zero but for the rows that were read. Filling a table with zeros, adding it to what else
+the table learns, its norm, and scaling it down are a pass each over all of it, and on a CPU, with short texts, they can
+cost more than the model. Where one process trains on a CPU, look-ups therefore keep the gradients of their rows alone.
+These are added to the gradient of a table that also predicts words; that of another table stays like this until the
+optimizer asks for all of it. The update is that of a dense gradient.
 """
 
 from __future__ import annotations
@@ -14,34 +15,73 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LookUp(nn.Embedding):
+    """Drop-in for ``nn.Embedding`` whose gradient is that of :attr:`alias`, of the rows alone."""
+
+    alias: Tensor
+    """The weight's numbers, in the same memory, as a tensor with a gradient of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows (..., H) of the table for ``input`` (...)."""
+        if self.alias.data_ptr() != self.weight.data_ptr() or not torch.is_grad_enabled():  # moved, or not in training
+            return super().forward(input)
+        return F.embedding(input, self.alias, self.padding_idx, sparse=True)
 
 
 class TableGradients:
-    """Has the tables of a model keep the gradients of rows alone, where that pays; in place."""
+    """Has the look-ups of a model keep the gradients of rows alone, where that pays; in place."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._dense: dict[Tensor, Tensor] = {}
-        self._tables: list[Tensor] = []
+        self._tables: list[LookUp] = []
         if device.type == "cpu" and not several:  # DDP reduces dense gradients
-            tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-            others = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
-            shared = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
-            for table in tables:
-                table.sparse = id(table.weight) not in shared
-            self._tables = [*{id(table.weight): table.weight for table in tables if table.sparse}.values()]
+            for module in model.modules():
+                if type(module) in (nn.Embedding, LookUp) and module.weight.requires_grad:
+                    module.__class__ = LookUp
+                    assert isinstance(module, LookUp)
+                    module.alias = module.weight.detach().requires_grad_()
+                    self._tables.append(module)
+
+    def __enter__(self) -> TableGradients:
+        """The look-ups are in place since the beginning."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the model as it was."""
+        tables: list[nn.Module] = [*self._tables]
+        for table in tables:
+            table.__class__ = nn.Embedding
+            del table.alias
+
+    def collect(self) -> None:
+        """Give the tables the gradients of their look-ups, after the backward passes of a step."""
+        for table in self._tables:
+            rows, table.alias.grad = table.alias.grad, None
+            if rows is None:
+                continue
+            if table.weight.grad is None:
+                table.weight.grad = rows
+            elif table.weight.grad.is_sparse:
+                table.weight.grad = table.weight.grad + rows
+            else:
+                rows = rows.coalesce()
+                table.weight.grad.index_add_(0, rows.indices()[0], rows.values())
 
     @contextmanager
     def dense(self) -> Iterator[None]:
         """What the optimizer reads within are dense gradients. Their memory stays, all zero, for the next step."""
         filled: list[tuple[Tensor, Tensor]] = []
-        for table in self._tables:
-            if table.grad is not None and table.grad.is_sparse:
-                rows = table.grad.coalesce()
-                if table not in self._dense:
-                    self._dense[table] = torch.zeros_like(table)
-                table.grad = self._dense[table].index_copy_(0, rows.indices()[0], rows.values())
-                filled.append((table.grad, rows.indices()[0]))
+        for weight in [table.weight for table in self._tables]:
+            if weight.grad is not None and weight.grad.is_sparse:
+                rows = weight.grad.coalesce()
+                if weight not in self._dense:
+                    self._dense[weight] = torch.zeros_like(weight)
+                weight.grad = self._dense[weight].index_copy_(0, rows.indices()[0], rows.values())
+                filled.append((weight.grad, rows.indices()[0]))
         yield
         for gradient, rows in filled:
             gradient.index_fill_(0, rows, 0)

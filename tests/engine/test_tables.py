@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -30,20 +31,26 @@ class Model(nn.Module):
         return self.layer(self.table(ids)).square().sum()
 
 
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
 BATCHES = [torch.tensor(ids) for ids in ([1, 2, 2, 0], [7], [2, 49, 7], [0, 0])]
 
 
-def trained(algorithm: str, most: float, clipping: str, *, by_rows: bool) -> list[Tensor]:
+def trained(algorithm: str, most: float, clipping: str, *, by_rows: bool, tied: bool = False) -> list[Tensor]:
     """Norms and, after each step, all weights; every step has two micro-batches."""
-    model = Model()
+    model = Model(tied=tied)
     section = OptimSection.model_validate({"algorithm": algorithm, "learning_rate": 0.1})
     optimizer, tables = build_optimizer(section, model), TableGradients(model, CPU if by_rows else torch.device("meta"))
     found: list[Tensor] = []
     for ids, more in zip(BATCHES, BATCHES[1:] + BATCHES[:1], strict=True):
         for part in (ids, more):
             model(part).backward()
+        tables.collect()
         assert model.table.weight.grad is not None
-        assert model.table.weight.grad.is_sparse == by_rows
+        assert model.table.weight.grad.is_sparse == (by_rows and not tied)
         found.append(clip_gradients([*model.parameters()], most, clipping))
         with tables.dense():
             optimizer.step()
@@ -63,9 +70,51 @@ def test_the_update_is_that_of_dense_gradients(algorithm: str, most: float, clip
             assert torch.equal(found, expected)
 
 
-def test_a_table_that_predicts_words_keeps_its_dense_gradient() -> None:
-    model = Model(tied=True)
+@pytest.mark.parametrize("algorithm", ["bert_adam", "lamb"])
+def test_a_table_that_predicts_words_gets_its_rows_too(algorithm: str) -> None:
+    mine, theirs = (trained(algorithm, 0.1, "global", by_rows=by_rows, tied=True) for by_rows in (True, False))
+    for found, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_two_look_ups_in_one_table() -> None:
+    """As a generator and a discriminator that share it."""
+    results = []
+    for device in (CPU, torch.device("meta")):
+        first, second = nn.Embedding(ROWS, WIDTH), nn.Embedding(ROWS, WIDTH)
+        with torch.no_grad():
+            first.weight.copy_(torch.arange(ROWS * WIDTH).view(ROWS, WIDTH))
+        second.weight = first.weight
+        tables = TableGradients(nn.ModuleList([first, second]), device)
+        (first(BATCHES[0]).sum() + 2 * second(BATCHES[2]).sum()).backward()
+        tables.collect()
+        with tables.dense():
+            assert first.weight.grad is not None
+            results.append(first.weight.grad.clone())
+    assert torch.equal(*results)
+
+
+def test_a_table_that_was_moved_is_read_where_it_is(model: Model) -> None:
     TableGradients(model, CPU)
+    model.table.weight.data = torch.zeros(ROWS, WIDTH)
+    assert not model.table(BATCHES[0]).any()
+    model.table(BATCHES[0]).sum().backward()
+    assert model.table.weight.grad is not None
+
+
+def test_a_copy_reads_its_own_table(model: Model) -> None:
+    with TableGradients(model, CPU):
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            copied.table.weight.fill_(3)
+        assert (copied.table(BATCHES[1]) == 3).all()
+        assert not (model.table(BATCHES[1]) == 3).any()
+
+
+def test_afterwards_the_model_is_as_it_was(model: Model) -> None:
+    with TableGradients(model, CPU):
+        assert type(model.table) is not nn.Embedding
+    assert type(model.table) is nn.Embedding
     model(BATCHES[0]).backward()
     assert model.table.weight.grad is not None
     assert not model.table.weight.grad.is_sparse
@@ -85,16 +134,12 @@ class Passes(TorchDispatchMode):
         return result
 
 
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
 def test_no_pass_over_the_table_but_the_optimizers(model: Model) -> None:
     optimizer, tables = build_optimizer(OptimSection(), model), TableGradients(model, CPU)
 
     def step() -> None:
         model(BATCHES[2]).backward()
+        tables.collect()
         clip_gradients([*model.parameters()], 0.01, "global")
         with tables.dense():
             optimizer.step()
