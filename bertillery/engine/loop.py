@@ -148,13 +148,8 @@ def training_steps(
             sure = certain(item.step + 1) or counts["stop"] > 0 or split
             if sure:
                 watch.read()
-            # All three optimizers (bertillery.engine.optim) make no update where this is 1.
-            cast(Any, optimizer).found_inf = None if sure else watch.flag
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["rate_share"]
             with tables.dense():
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                _update(optimizer, rate, None if sure else watch.flag)
             yield StepInfo(
                 step=item.step + 1,
                 terms=done,
@@ -167,6 +162,15 @@ def training_steps(
                 stop=counts["stop"] > 0,
             )
     watch.read()
+
+
+def _update(optimizer: torch.optim.Optimizer, rate: float, broken: Tensor | None) -> None:
+    """All three optimizers (:mod:`bertillery.engine.optim`) change nothing where ``broken`` is 1."""
+    cast(Any, optimizer).found_inf = broken
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_share"]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _set_seed(device: torch.device, seed: int) -> None:
