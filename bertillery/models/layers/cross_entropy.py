@@ -49,7 +49,7 @@ class _CrossEntropies(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, words: Tensor, word: float, everywhere: float) -> tuple[Tensor, ...]:
         kind = torch.promote_types(logits.dtype, torch.float32)
         largest, exponentials, sums = torch.empty(3, len(logits), 1, dtype=kind, device=logits.device)
-        for rows in _few_at_a_time(logits):
+        for rows in few_at_a_time(logits, _IN_CACHE):
             compared = torch.empty_like(logits[rows], dtype=kind).copy_(logits[rows])
             torch.amax(compared, -1, keepdim=True, out=largest[rows])
             if everywhere:
@@ -74,7 +74,7 @@ class _CrossEntropies(torch.autograd.Function):
         word, everywhere = ctx.target
         gradient, weights = torch.empty_like(logits), grads[0][:, None]
         on_word = torch.full_like(weights, -word)
-        for rows in _few_at_a_time(logits):
+        for rows in few_at_a_time(logits, _IN_CACHE):
             part, wide = gradient[rows], gradient.dtype == total.dtype
             shares = (part if wide else torch.empty_like(part, dtype=total.dtype)).copy_(logits[rows])
             shares.sub_(total[rows]).exp_()
@@ -86,9 +86,10 @@ class _CrossEntropies(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _few_at_a_time(logits: Tensor) -> Iterator[slice]:
-    """Rows that fit into the cache together; all of them on a GPU, for which small kernels cost more than memory."""
-    number = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+def few_at_a_time(logits: Tensor, most: int) -> Iterator[slice]:
+    """Rows of logits (R, V) that hold at most so many numbers together, or one row; all of them on a GPU, for which
+    small kernels cost more than memory."""
+    number = max(1, most // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
     return (slice(start, start + number) for start in range(0, len(logits), number))
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bertillery.models.layers.cross_entropy import few_at_a_time
+
 _IN_CACHE = 1 << 17
 """Numbers that a CPU works on at a time: 512 KiB in float32, four times."""
 
@@ -31,9 +33,7 @@ class _Divergences(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         wanted, found = ctx.needs_input_grad[0], torch.empty(len(student), dtype=torch.float32, device=student.device)
         difference = torch.empty_like(student) if wanted else student
-        few = max(1, _IN_CACHE // student.shape[-1]) if student.device.type == "cpu" else max(1, len(student))
-        for start in range(0, len(student), few):
-            rows = slice(start, start + few)
+        for rows in few_at_a_time(student, _IN_CACHE):
             mine, my_shares, my_sums = _exponentials(student[rows], temperature)
             theirs, shares, sums = _exponentials(teacher[rows], temperature)
             surprise = theirs.sub_(mine).mul_(shares).sum(-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""The tanh form of GELU, as BERT, ALBERT and GPT have it, at the price of the form by the error function.
+"""The tanh form of GELU, as BERT, ALBERT and GPT have it, at about half of torch's price on a CPU.
 
-On a CPU torch takes three to five times as long for the tanh form. With the logistic function s it is one product,
-.5 x (1 + tanh u) = x s(2u), of which the derivative shares a factor. So both are worked out at once, over pieces that
-fit into the cache, and the derivative is kept for the backward pass in place of ``x``.
+Torch takes three to five times as long for it there as for the form by the error function. With the logistic function
+s it is one product, .5 x (1 + tanh u) = x s(2u), of which the derivative shares a factor. So both are worked out at
+once, over pieces that fit into the cache, and the derivative is kept for the backward pass in place of ``x``.
 """
 
 from __future__ import annotations
