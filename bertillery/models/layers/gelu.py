@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_LINEAR = 2 * math.sqrt(2 / math.pi)
-_CUBIC = 0.044715 * _LINEAR
+_CUBIC = 0.044715 * 2 * math.sqrt(2 / math.pi)
+_LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi))
+"""2u = x (this + _CUBIC x^2); a tensor, since it takes part in ``addcmul``."""
 _IN_CACHE = 1 << 16
 """Numbers of a piece: 256 KiB in float32, three times."""
 
@@ -26,13 +27,12 @@ class _TanhGelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x, wanted = x.contiguous(), ctx.needs_input_grad[0]
         out, slope = torch.empty_like(x), torch.empty_like(x) if wanted else x
-        linear = torch.tensor(_LINEAR)
         for part, result, derivative in zip(*(t.view(-1).split(_IN_CACHE) for t in (x, out, slope)), strict=True):
             value = part.float()
-            share = torch.addcmul(linear, value, value, value=_CUBIC).mul_(value).sigmoid_()  # s(2u)
+            share = torch.addcmul(_LINEAR, value, value, value=_CUBIC).mul_(value).sigmoid_()  # s(2u)
             result.copy_(value * share)
             if wanted:  # s + x s (1 - s) (2u)' = s (1 + w (1 - s)) with w = x (2u)'
-                inner = torch.addcmul(linear, value, value, value=3 * _CUBIC).mul_(value)
+                inner = torch.addcmul(_LINEAR, value, value, value=3 * _CUBIC).mul_(value)
                 inner.addcmul_(inner, share, value=-1)
                 derivative.copy_(share.addcmul_(share, inner))
         ctx.save_for_backward(slope)

@@ -28,5 +28,5 @@ def prepare_layers(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in _TANH_GELU:  # GPT-1's models share one
-                setattr(module, name, TanhGelu())
+                setattr(module, name, TanhGelu().train(child.training))
         module.__class__ = _DROP_INS.get(type(module), type(module))
