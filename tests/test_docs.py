@@ -170,7 +170,7 @@ def test_commands_that_use_a_model_run(
             for path in map(Path, value.split() if key in ("MODEL", "TEACHER", "STUDENTS", "RUNS") else ()):
                 run = trained / ("runs/pretrain/gpt2_docs" if "gpt2" in value else MOOD)
                 if not path.exists():
-                    shutil.copytree(run if key == "RUNS" else run / "export", path)
+                    shutil.copytree(run if key == "RUNS" else run / "export", path, symlinks=True)
         for module, *given in started(words):
             AcceleratorState._reset_state(True)  # as in a process of its own: commands are of several precisions
             assert main_of(module)(given) == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
