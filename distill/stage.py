@@ -228,7 +228,7 @@ class TaskSpecific(Finetuning):
         place, began = config.run.data_dir, time.perf_counter()
         found = answered(examples, self.teacher, parts, cache=place, accelerator=self.accelerator)
         seconds = time.perf_counter() - began
-        self.say(f"answers     the teacher's to {examples.num_examples:,} examples, {seconds:.1f} s; epochs read them")
+        self.say(f"answers     the teacher's to {examples.num_examples:,} examples, asked once ({seconds:.1f} s)")
         return found
 
     def models(self) -> dict[str, Fingerprint]:
