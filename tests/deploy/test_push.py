@@ -19,6 +19,8 @@ from deploy import push
 from tests.deploy import hub
 from tests.deploy.models import classifier, saved
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -151,46 +153,35 @@ def test_what_is_sent_is_private(
         assert asked.calls == [created, ("upload", {"repo": "me/mood", "names": shown})]
 
 
-def test_what_was_sent_can_be_loaded(
-    finetuned: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_sent_can_be_loaded(finetuned: Path, tmp_path: Path) -> None:
     """With the Hub's own client, over the loopback interface: the files are those of the dry run, the repository is
     private, and the class that the card names opens it for who has the token."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with hub.running("hf_of_mine") as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setenv("HF_TOKEN", "hf_of_another")
-        assert published(finetuned / "export") == 2
-        assert "me/mood: the Hub refused: " in capsys.readouterr().err
+        place = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        place |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+        given = [f"model={finetuned / 'export'}", "repo=me/mood", "license=mit", "language=en"]
+
+        def python(*arguments: str, token: str) -> subprocess.CompletedProcess[str]:
+            environment = {**os.environ, **place, "HF_TOKEN": token}
+            command = [sys.executable, *arguments]
+            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+        refused = python("-m", "deploy.push", *given, token="hf_of_another")
+        assert refused.returncode == 2, refused.stderr
+        assert "me/mood: the Hub refused: " in refused.stderr
         assert server.files == {}
-        monkeypatch.setenv("HF_TOKEN", "hf_of_mine")
-        assert published(finetuned / "export") == 0
-        assert server.address in capsys.readouterr().out
-        shown = place / "runs/push/me/mood"
+        sent = python("-m", "deploy.push", *given, token="hf_of_mine")
+        assert sent.returncode == 0, sent.stderr
+        assert server.address in sent.stdout
+        shown = tmp_path / "runs/push/me/mood"
         assert server.files["me/mood"] == {file.name: file.read_bytes() for file in shown.iterdir()}
         assert server.private == {"me/mood": True}
         assert "PUT /large" in server.asked
-        given = {"HF_ENDPOINT": server.address, "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "0"}
-        given |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD], cwd=place, env={**os.environ, **given}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "'label': " in done.stdout
-        assert done.stdout.endswith("refused\n")
-    assert published(finetuned / "export") == 2
-    away = capsys.readouterr().err
-    assert away.count("\n") == 1
-    assert f"the Hub at {server.address} does not answer" in away
-
-
-LOAD = """
-import os, huggingface_hub
-from transformers import pipeline
-print(pipeline("text-classification", "me/mood")("so good"))
-try:
-    huggingface_hub.HfApi(token="hf_of_another").model_info("me/mood")
-except huggingface_hub.errors.HfHubHTTPError:
-    print("refused")
-"""
+        load = "from transformers import pipeline; print(pipeline('text-classification', 'me/mood')('so good'))"
+        opened = python("-c", load, token="hf_of_mine")
+        assert opened.returncode == 0, opened.stderr
+        assert "'label': " in opened.stdout
+        assert python("-c", load, token="hf_of_another").returncode != 0
+    away = python("-m", "deploy.push", *given, token="hf_of_mine")
+    assert (away.returncode, away.stderr.count("\n")) == (2, 1), away.stderr
+    assert f"the Hub at {server.address} does not answer" in away.stderr
