@@ -95,7 +95,8 @@ def _finetuning(arguments: Sequence[str]) -> Stage:
 
 def _distillation(arguments: Sequence[str]) -> Stage:
     from distill.config import TaskAgnosticConfig, load_config
-    from distill.stage import TaskAgnostic, TaskSpecific
+    from distill.stage import TaskAgnostic
+    from distill.task_stage import TaskSpecific
 
     config = load_config(arguments)
     return TaskAgnostic(config) if isinstance(config, TaskAgnosticConfig) else TaskSpecific(config)

@@ -29,7 +29,11 @@ from typing import Annotated, Any
 import transformers
 import yaml
 from huggingface_hub import HfApi, constants, metadata_load
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of the library that it asks with
+    LocalTokenNotFoundError,
+)
 from pydantic import BeforeValidator, Field
 
 from bertillery.config.section import InputError, Section
@@ -38,9 +42,9 @@ from bertillery.models.folder import ConfigFile
 from bertillery.report.card import shortened
 from bertillery.report.table import code, fenced
 from bertillery.run.command import tool
-from bertillery.run.views import first_line
 from bertillery.system.files import publish, remove, sha256, write_text, writing
 from bertillery.system.invocation import by_make
+from bertillery.system.printable import first_line
 from bertillery.system.records import read_json, read_text, read_yaml
 from finetune.config import model_name
 from finetune.record import FILE, read_record
@@ -343,11 +347,10 @@ def send(section: PushSection, folder: Path) -> str:
         raise InputError(f"no token of the Hub: set HF_TOKEN, or log in with `hf auth login` ({error})") from None
     except HfHubHTTPError as error:
         raise InputError(f"{section.repo}: the Hub refused: {str(error).strip().splitlines()[0]}") from None
-    except InputError:
-        raise
-    except Exception as error:  # of whatever library carries requests
+    except (HTTPError, OSError, RuntimeError) as error:  # the last one: of what carries large files
         raise InputError(
-            f"{section.repo}: the Hub at {constants.ENDPOINT} does not answer ({first_line(error)}); try again later"
+            f"{section.repo}: the Hub at {constants.ENDPOINT} does not answer, or sending broke off "
+            f"({first_line(error)}); try again later"
         ) from None
     return str(done)
 

@@ -19,7 +19,8 @@ from bertillery.engine.objective import describe_objectives
 from bertillery.run.command import command
 from bertillery.run.stage import Stage
 from distill.config import TaskAgnosticConfig, TaskConfig, load_config
-from distill.stage import FirstStage, TaskAgnostic, TaskSpecific
+from distill.stage import TaskAgnostic
+from distill.task_stage import FirstStage, TaskSpecific
 from finetune.task import describe_task_types
 
 

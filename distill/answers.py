@@ -24,7 +24,7 @@ from bertillery.system.files import make_once
 from distill.soft_targets import TAUGHT
 from distill.teacher import Teacher
 from finetune.examples import Examples
-from finetune.predict import Predictor
+from finetune.predict import Predictor, in_order
 
 _BATCH_TOKENS = 8192
 _VERSION = 1
@@ -79,15 +79,9 @@ def answered(
 @torch.no_grad()
 def _asked(examples: Examples, teacher: Teacher[Predictor], accelerator: Accelerator) -> np.ndarray:
     """(M, K), float32."""
-    rows = examples.examples(0, 0)
-    sizes = examples.num_outputs(rows["index"])
-    starts = np.cumsum(sizes) - sizes
-    found = np.empty((0, 0), np.float32)
+    rows, parts = examples.examples(0, 0), []
     for part in shares(rows["length"].astype(np.int64), _BATCH_TOKENS, 1, 0):
         batch = examples.collate(rows[part]).to(accelerator.device)
         with accelerator.autocast(), teacher.asked(batch) as module:
-            logits = module.logits(batch).float().cpu().numpy()
-        if not len(found):
-            found = np.empty((int(sizes.sum()), *logits.shape[1:]), np.float32)
-        found[np.repeat(starts[part], sizes[part]) + ranges(sizes[part])] = logits
-    return found
+            parts.append((part, module.logits(batch).float().cpu().numpy()))
+    return in_order(parts, examples.num_outputs(rows["index"]))

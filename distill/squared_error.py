@@ -10,8 +10,11 @@ from torch.autograd.function import once_differentiable
 
 
 def squared_error(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Sum (), in float32, of the squared differences of two tensors of one shape; of those that are ``counted``, a
-    tensor of 0 and 1 that can be expanded to it, where it is given. Only ``student`` has a gradient."""
+    """Sum (), in float32, of the squared differences of two tensors (...) of one shape.
+
+    ``counted``, of a shape that can be expanded to theirs, is 1 for what is summed and 0 for the rest. Only ``student``
+    has a gradient.
+    """
     return _SquaredError.apply(student, teacher, counted)
 
 

@@ -21,7 +21,8 @@ from bertillery.config.section import ConfigError, InputError, Section
 from bertillery.config.types import Name
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
-from bertillery.run.views import first_line, wandb_mode
+from bertillery.run.views import wandb_mode
+from bertillery.system.printable import first_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -22,7 +22,8 @@ from bertillery.run.inputs import Fingerprint
 from bertillery.run.stage import Stage, StageConfig
 from bertillery.system.entry import PARENT, StoppedError, StopSignal
 from bertillery.system.environment import num_cores
-from distill.stage import TaskAgnostic, TaskSpecific
+from distill.stage import TaskAgnostic
+from distill.task_stage import TaskSpecific
 from finetune.config import FinetuneConfig
 from finetune.data.splits import open_task, row_inputs
 from finetune.stage import Finetuning, finetuning

@@ -27,9 +27,9 @@ from finetune.predict import Predictor
 from finetune.task import TaskSection, Words
 from finetune.task_types.base import Reading
 from finetune.task_types.vector import VectorType
-from knowledge.given import Mention, first_tokens, read_mentions, unknown_entity
 from knowledge.graph import Graph
-from knowledge.linked import link_texts, linker_of
+from knowledge.links.given import Mention, first_tokens, read_mentions, unknown_entity
+from knowledge.links.linked import link_texts, linker_of
 from knowledge.prepare import GraphSection, graph_files, prepare_graph, within
 
 _USAGE = (

@@ -9,7 +9,7 @@ Legend: M rows of outputs of some examples, K outputs of a row.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -146,13 +146,20 @@ def predict(
         sums.add(terms, batch.counts)
         parts.append((part, outputs.float().cpu().numpy()))
     plain.train(training)
-    gathered = gather_object(parts)
-    sizes = examples.num_outputs(rows["index"])
-    starts = np.cumsum(sizes) - sizes
-    outputs = np.empty((int(sizes.sum()), gathered[0][1].shape[1]), np.float32)
-    for part, values in gathered:
-        outputs[np.repeat(starts[part], sizes[part]) + ranges(sizes[part])] = values
+    outputs = in_order(gather_object(parts), examples.num_outputs(rows["index"]))
     return outputs, sums.means(accelerator)
+
+
+def in_order(parts: Sequence[tuple[np.ndarray, np.ndarray]], sizes: np.ndarray) -> np.ndarray:
+    """Rows of outputs (M, ...), float32, of all examples, from those of parts: numbers of examples, and their rows.
+
+    ``sizes`` (N,) are the rows of each example; they follow those of the example before it.
+    """
+    starts = np.cumsum(sizes) - sizes
+    found = np.empty((int(sizes.sum()), *parts[0][1].shape[1:]), np.float32)
+    for part, values in parts:
+        found[np.repeat(starts[part], sizes[part]) + ranges(sizes[part])] = values
+    return found
 
 
 class Scored(HeldOut):

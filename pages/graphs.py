@@ -18,7 +18,7 @@ from deploy.trained import ALONE, Trained, UseSection
 from finetune.data.splits import Split
 from finetune.task_types import graph_choice
 from finetune.task_types.base import Predicted
-from knowledge.grounding import Grounding
+from knowledge.questions.grounding import Grounding
 from pages.attention import attention_blocks, weights
 from pages.blocks import Block, Paragraph, Section, Table
 from pages.links import data_dir_of

@@ -15,7 +15,7 @@ from bertillery.config.section import InputError
 from bertillery.models.encoders import encode
 from bertillery.system.records import read_yaml
 from knowledge.graph import Graph
-from knowledge.linked import link_texts, linker_of
+from knowledge.links.linked import link_texts, linker_of
 from knowledge.prepare import GraphSection, prepare_graph, within
 from pages.blocks import Block, Mark, Marks, Paragraph, Table
 from pages.tokens import Read

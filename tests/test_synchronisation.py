@@ -18,7 +18,7 @@ from bertillery.engine.loader import Phase, Steps
 from bertillery.engine.loop import share_of_loss, training_steps
 from bertillery.engine.objective import Objective, objective_module
 from bertillery.engine.optim import OptimSection, build_optimizer
-from bertillery.engine.tables import TableGradients
+from bertillery.engine.tables import table_gradients
 from bertillery.models.joint_spans import HEADS, JointSpans
 from bertillery.models.layers import cross_entropy
 from bertillery.models.layers.attention import NAME
@@ -149,7 +149,7 @@ def test_a_whole_step_reads_one_number(algorithm: str, monkeypatch: pytest.Monke
     """Whether its gradient was finite, which on a GPU has arrived by then. (A CPU looks whether it is to be scaled
     down, too; what else is done on CPUs alone is left out.)"""
     monkeypatch.setattr(cross_entropy, "_first", lambda logits, words, largest: logits.argmax(-1) == words)
-    monkeypatch.setattr(loop, "TableGradients", lambda model, device: TableGradients(model, torch.device("meta")))
+    monkeypatch.setattr(loop, "table_gradients", lambda model, device: table_gradients(model, torch.device("meta")))
     steps = two_steps(algorithm, Accelerator(cpu=True))
     with Waits() as waits:
         assert len(list(steps)) == 2

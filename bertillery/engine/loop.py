@@ -25,7 +25,7 @@ from bertillery.engine.objective import Objective, Term
 from bertillery.engine.optim import clip_gradients
 from bertillery.engine.rng import key
 from bertillery.engine.sharding import is_split
-from bertillery.engine.tables import TableGradients
+from bertillery.engine.tables import table_gradients
 
 
 class DivergedError(RuntimeError):
@@ -128,7 +128,7 @@ def training_steps(
     assert isinstance(plain, Objective)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     split = any(map(is_split, parameters))  # torch's optimizers do not read the flag for split parameters
-    with TableGradients(objective, accelerator.device) as tables:
+    with table_gradients(objective, accelerator.device) as tables:
         for item in on_device(data, accelerator.device):
             counts = host_sum(_counts(item) | {"stop": int(stop_requested())})
             # Dropout depends only on seed, step and rank, so that a resumed run needs no generator state.

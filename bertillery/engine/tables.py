@@ -9,8 +9,9 @@ optimizer asks for all of it. The update is that of a dense gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -32,30 +33,11 @@ class LookUp(nn.Embedding):
 
 
 class TableGradients:
-    """Has the look-ups of a model keep the gradients of rows alone, where that pays; in place."""
+    """What look-ups in some tables learned: of the rows that were read alone."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    def __init__(self, tables: Sequence[LookUp]) -> None:
+        self._tables = tables
         self._dense: dict[Tensor, Tensor] = {}
-        self._tables: list[LookUp] = []
-        if device.type == "cpu" and not several:  # DDP reduces dense gradients
-            for module in model.modules():
-                if type(module) in (nn.Embedding, LookUp) and module.weight.requires_grad:
-                    module.__class__ = LookUp
-                    assert isinstance(module, LookUp)
-                    module.alias = module.weight.detach().requires_grad_()
-                    self._tables.append(module)
-
-    def __enter__(self) -> TableGradients:
-        """The look-ups are in place since the beginning."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Leave the model as it was."""
-        tables: list[nn.Module] = [*self._tables]
-        for table in tables:
-            table.__class__ = nn.Embedding
-            del table.alias
 
     def collect(self) -> None:
         """Give the tables the gradients of their look-ups, after the backward passes of a step."""
@@ -82,6 +64,33 @@ class TableGradients:
                     self._dense[weight] = torch.zeros_like(weight)
                 weight.grad = self._dense[weight].index_copy_(0, rows.indices()[0], rows.values())
                 filled.append((weight.grad, rows.indices()[0]))
-        yield
-        for gradient, rows in filled:
-            gradient.index_fill_(0, rows, 0)
+        try:
+            yield
+        finally:
+            for gradient, rows in filled:
+                gradient.index_fill_(0, rows, 0)
+
+
+@contextmanager
+def table_gradients(model: nn.Module, device: torch.device) -> Iterator[TableGradients]:
+    """Within, the look-ups of a model keep the gradients of rows alone, where that pays.
+
+    Raises ``RuntimeError`` for a model that is within already.
+    """
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    tables: list[LookUp] = []
+    if device.type == "cpu" and not several:  # DDP reduces dense gradients
+        for module in model.modules():
+            if isinstance(module, LookUp):
+                raise RuntimeError("the model is in another loop, which would get the gradients of this one")
+            if type(module) is nn.Embedding and module.weight.requires_grad:
+                module.__class__ = LookUp
+                assert isinstance(module, LookUp)
+                module.alias = module.weight.detach().requires_grad_()
+                tables.append(module)
+    try:
+        yield TableGradients(tables)
+    finally:
+        for table in tables:
+            del table.alias
+            cast(nn.Module, table).__class__ = nn.Embedding

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 
 from bertillery.config.section import ConfigError, InputError
 from bertillery.models.encoders import Role, check_model_type, family, intermediate_size, longest_sequence
+from bertillery.system.printable import first_line
 from bertillery.system.records import read_json
 
 Rows = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -130,17 +131,11 @@ def reading(what: str, remedy: str) -> Iterator[None]:
         yield
     except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
+    except pickle.UnpicklingError as error:  # torch's text advises to run what is in the file
+        said = "it is no file of tensors, or holds more than tensors, and nothing else in it is read"
+        raise ConfigError(f"{what}: {said}; {remedy}") from error
     except BaseException as error:
         raise ConfigError(f"{what}: {first_line(error)}; {remedy}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line; with its class where it says little without."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run what is in the file
-        return "it is no file of tensors, or holds more than tensors, and nothing else in it is read"
-    lines = str(error).strip().splitlines()
-    named = isinstance(error, OSError | ValueError) and lines
-    return lines[0] if named else f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
 def safely(name: str) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Name
-from bertillery.run.views import Level, Listing, Mode, TrackioView, View, WandbView, first_line, wandb_mode
+from bertillery.run.views import Level, Listing, Mode, TrackioView, View, WandbView, wandb_mode
 from bertillery.system.files import write_text, writing
 from bertillery.system.invocation import installing
+from bertillery.system.printable import first_line
 
 if TYPE_CHECKING:
     from bertillery.run.lineage import Artifact  # loads transformers, which reading metrics does not need

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from bertillery.system.files import write_text
+from bertillery.system.printable import first_line
 
 if TYPE_CHECKING:
     from bertillery.run.lineage import Artifact  # loads transformers, which reading metrics does not need
@@ -281,8 +282,3 @@ def _netrc_has(host: str) -> bool:
         return file.is_file() and netrc.netrc(file).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def first_line(error: Exception) -> str:
-    """An error on one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]

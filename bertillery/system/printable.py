@@ -1,4 +1,4 @@
-"""Foreign text made safe to print on one line, without control characters, line breaks and changes of direction."""
+"""Foreign text on one line: without control characters and changes of direction, and the first line of an error."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def printable(text: str) -> str:
     """The text with unsafe characters made visible: ``␊`` for a new line, ``␛`` for escape, ``�`` for others without a
     symbol."""
     return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; with its class where it says little without."""
+    lines = str(error).strip().splitlines()
+    named = isinstance(error, OSError | ValueError) and lines
+    return lines[0] if named else f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
 def _visible(character: str) -> str:

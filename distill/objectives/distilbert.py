@@ -48,7 +48,7 @@ _UNKNOWN = 0.5
 """Segments with this share of unknown tokens, or more, are left out."""
 _SCANNED = 1 << 24
 _CHUNK = 1 << 26
-"""Most logits of student or teacher at a time; those of a whole batch are never in memory together."""
+"""Most logits of student or teacher at a time: 256 MiB in float32, 2,198 tokens of BERT's vocabulary."""
 
 
 class Config(Section):

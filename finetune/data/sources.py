@@ -14,7 +14,7 @@ from bertillery.data.files import COMPRESSED, distinct, matching
 from bertillery.data.tables import Table, from_arrow, read_table
 from bertillery.system.invocation import by_make
 from finetune.task import HubSection, TaskSection
-from knowledge.docs_questions import question_files
+from knowledge.questions.docs_questions import question_files
 
 _PROBE_SECONDS = 5.0
 

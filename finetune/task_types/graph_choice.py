@@ -37,9 +37,9 @@ from finetune.record import Record
 from finetune.task_types import choice
 from finetune.task_types.base import Predicted, Reading
 from knowledge.graph import Graph
-from knowledge.paths import PathFinder
 from knowledge.prepare import GraphSection, graph_files, prepare_graph, within
-from knowledge.schema import SchemaTable, prepare_schema
+from knowledge.questions.paths import PathFinder
+from knowledge.questions.schema import SchemaTable, prepare_schema
 from knowledge.vectors import drawn_vectors, read_vectors
 
 STRONGEST = 3

@@ -1,9 +1,9 @@
 """ERNIE: BERT's two tasks, and naming the entity of a token among those of its example (dEA; Zhang et al. 2019,
 section 3.5).
 
-Mentions are found by a dictionary when the corpus is read (:mod:`knowledge.linker`); the entity belongs to the first
-token of a mention. Of the entities, 5 % are shown as another one, 15 % are not shown, and 80 % are; the label always is
-the true one.
+Mentions are found by a dictionary when the corpus is read (:mod:`knowledge.links.linker`); the entity belongs to the
+first token of a mention. Of the entities, 5 % are shown as another one, 15 % are not shown, and 80 % are; the label
+always is the true one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuForPreT
 from bertillery.run.inputs import model_inputs as model_fingerprints
 from bertillery.run.waiting import main_process_first
 from bertillery.system.printable import printable
-from knowledge.given import GivenMentions
 from knowledge.graph import graph_report
-from knowledge.linked import Knowledge, embed_config, entity_table, link_corpus
+from knowledge.links.given import GivenMentions
+from knowledge.links.linked import Knowledge, embed_config, entity_table, link_corpus
 from knowledge.prepare import GraphSection, prepare_graph
 from knowledge.stage import Embedding
 from pretrain.examples import DocumentSource

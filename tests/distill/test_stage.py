@@ -37,7 +37,7 @@ from bertillery.models.export import warnings_of_transformers
 from bertillery.models.families.ernie_thu import ErnieThuConfig, ErnieThuModel
 from distill.__main__ import main
 from distill.config import TaskConfig, load_config
-from distill.stage import FirstStage, TaskSpecific
+from distill.task_stage import FirstStage, TaskSpecific
 from distill.teacher import Teacher
 from experiments import seeds
 from experiments.jobs import Job

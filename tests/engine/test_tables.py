@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertillery.engine.optim import OptimSection, build_optimizer, clip_gradients
-from bertillery.engine.tables import TableGradients
+from bertillery.engine.tables import TableGradients, table_gradients
 
 ROWS, WIDTH = 50, 4
 CPU = torch.device("cpu")
@@ -43,19 +43,19 @@ def trained(algorithm: str, most: float, clipping: str, *, by_rows: bool, tied: 
     """Norms and, after each step, all weights; every step has two micro-batches."""
     model = Model(tied=tied)
     section = OptimSection.model_validate({"algorithm": algorithm, "learning_rate": 0.1})
-    optimizer, tables = build_optimizer(section, model), TableGradients(model, CPU if by_rows else torch.device("meta"))
-    found: list[Tensor] = []
-    for ids, more in zip(BATCHES, BATCHES[1:] + BATCHES[:1], strict=True):
-        for part in (ids, more):
-            model(part).backward()
-        tables.collect()
-        assert model.table.weight.grad is not None
-        assert model.table.weight.grad.is_sparse == (by_rows and not tied)
-        found.append(clip_gradients([*model.parameters()], most, clipping))
-        with tables.dense():
-            optimizer.step()
-        optimizer.zero_grad()
-        found += [each.detach().clone() for each in model.parameters()]
+    optimizer, found = build_optimizer(section, model), list[Tensor]()
+    with table_gradients(model, CPU if by_rows else torch.device("meta")) as tables:
+        for ids, more in zip(BATCHES, BATCHES[1:] + BATCHES[:1], strict=True):
+            for part in (ids, more):
+                model(part).backward()
+            tables.collect()
+            assert model.table.weight.grad is not None
+            assert model.table.weight.grad.is_sparse == (by_rows and not tied)
+            found.append(clip_gradients([*model.parameters()], most, clipping))
+            with tables.dense():
+                optimizer.step()
+            optimizer.zero_grad()
+            found += [each.detach().clone() for each in model.parameters()]
     return found
 
 
@@ -85,25 +85,25 @@ def test_two_look_ups_in_one_table() -> None:
         with torch.no_grad():
             first.weight.copy_(torch.arange(ROWS * WIDTH).view(ROWS, WIDTH))
         second.weight = first.weight
-        tables = TableGradients(nn.ModuleList([first, second]), device)
-        (first(BATCHES[0]).sum() + 2 * second(BATCHES[2]).sum()).backward()
-        tables.collect()
-        with tables.dense():
-            assert first.weight.grad is not None
-            results.append(first.weight.grad.clone())
+        with table_gradients(nn.ModuleList([first, second]), device) as tables:
+            (first(BATCHES[0]).sum() + 2 * second(BATCHES[2]).sum()).backward()
+            tables.collect()
+            with tables.dense():
+                assert first.weight.grad is not None
+                results.append(first.weight.grad.clone())
     assert torch.equal(*results)
 
 
 def test_a_table_that_was_moved_is_read_where_it_is(model: Model) -> None:
-    TableGradients(model, CPU)
-    model.table.weight.data = torch.zeros(ROWS, WIDTH)
-    assert not model.table(BATCHES[0]).any()
-    model.table(BATCHES[0]).sum().backward()
-    assert model.table.weight.grad is not None
+    with table_gradients(model, CPU):
+        model.table.weight.data = torch.zeros(ROWS, WIDTH)
+        assert not model.table(BATCHES[0]).any()
+        model.table(BATCHES[0]).sum().backward()
+        assert model.table.weight.grad is not None
 
 
 def test_a_copy_reads_its_own_table(model: Model) -> None:
-    with TableGradients(model, CPU):
+    with table_gradients(model, CPU):
         copied = copy.deepcopy(model)
         with torch.no_grad():
             copied.table.weight.fill_(3)
@@ -111,8 +111,13 @@ def test_a_copy_reads_its_own_table(model: Model) -> None:
         assert not (model.table(BATCHES[1]) == 3).any()
 
 
+def test_one_loop_at_a_time(model: Model) -> None:
+    with table_gradients(model, CPU), pytest.raises(RuntimeError, match="in another loop"), table_gradients(model, CPU):
+        pass
+
+
 def test_afterwards_the_model_is_as_it_was(model: Model) -> None:
-    with TableGradients(model, CPU):
+    with table_gradients(model, CPU):
         assert type(model.table) is not nn.Embedding
     assert type(model.table) is nn.Embedding
     model(BATCHES[0]).backward()
@@ -135,9 +140,9 @@ class Passes(TorchDispatchMode):
 
 
 def test_no_pass_over_the_table_but_the_optimizers(model: Model) -> None:
-    optimizer, tables = build_optimizer(OptimSection(), model), TableGradients(model, CPU)
+    optimizer = build_optimizer(OptimSection(), model)
 
-    def step() -> None:
+    def step(tables: TableGradients) -> None:
         model(BATCHES[2]).backward()
         tables.collect()
         clip_gradients([*model.parameters()], 0.01, "global")
@@ -145,9 +150,10 @@ def test_no_pass_over_the_table_but_the_optimizers(model: Model) -> None:
             optimizer.step()
         optimizer.zero_grad()
 
-    step()
-    with Passes() as passes:
-        step()
+    with table_gradients(model, CPU) as tables:
+        step(tables)
+        with Passes() as passes:
+            step(tables)
     writes = [name for name in passes.operations if not name.startswith(("aten::view", "aten::detach", "aten::alias"))]
     assert writes == ["aten::index_copy_", "aten::index_fill_.int_Scalar"]  # of single rows
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from knowledge.graph import Graph
-from knowledge.linked import Knowledge
+from knowledge.links.linked import Knowledge
 from knowledge.prepare import GraphSection, prepare_graph
 
 ENTITIES, WIDTH = 40, 12

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bertillery.config.section import InputError
-from knowledge.docs_questions import _questions, question_files
 from knowledge.graph import Graph
+from knowledge.questions.docs_questions import _questions, question_files
 from tests.knowledge.graphs import write_graph
 
 

@@ -14,7 +14,7 @@ from bertillery.data.corpus import CorpusSection
 from bertillery.data.prepare import prepare
 from bertillery.data.prepared import PreparedCorpus
 from bertillery.data.tokenizer import TokenizerSection
-from knowledge.given import GivenMentions, Mention, first_tokens, read_mentions
+from knowledge.links.given import GivenMentions, Mention, first_tokens, read_mentions
 from tests.corpora import tiny_tokenizer
 
 WORDS = [f"w{i}" for i in range(200) if i % 3]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from knowledge.graph import Graph
-from knowledge.grounding import Grounding, base_forms
 from knowledge.prepare import GraphSection, prepare_graph
+from knowledge.questions.grounding import Grounding, base_forms
 
 Write = Callable[[Sequence[tuple[str, str, str]]], Graph]
 

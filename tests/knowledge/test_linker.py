@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from knowledge.graph import Graph
-from knowledge.linker import Linker, split_words
+from knowledge.links.linker import Linker, split_words
 from knowledge.prepare import GraphSection, prepare_graph
 
 DATA = Path(os.environ.get("BERTILLERY_DATA", Path(__file__).parents[2] / "../shared/data"))

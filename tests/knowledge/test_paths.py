@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from knowledge.graph import Graph
-from knowledge.paths import PathFinder
 from knowledge.prepare import GraphSection, prepare_graph
+from knowledge.questions.paths import PathFinder
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from knowledge.graph import Graph
-from knowledge.paths import PathFinder
-from knowledge.schema import SchemaTable, build
+from knowledge.questions.paths import PathFinder
+from knowledge.questions.schema import SchemaTable, build
 from tests.knowledge.graphs import write_graph
 
 FACTS = [

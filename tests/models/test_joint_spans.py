@@ -34,7 +34,7 @@ from bertillery.models.joint_spans import HEADS, JointSpans, best_of_beam, flatt
 from bertillery.models.layers.attention import NAME
 from bertillery.models.load import load, open_stock, read_config
 from distill.config import load_config as distillation
-from distill.stage import open_task_teacher
+from distill.task_models import open_task_teacher
 from finetune import predict as evaluate
 from finetune.__main__ import main
 from finetune.config import load_config

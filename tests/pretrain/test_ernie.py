@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bertillery.config.section import ConfigError
-from knowledge.linked import Knowledge, entity_table
+from knowledge.links.linked import Knowledge, entity_table
 from pretrain.config import load_config
 from pretrain.model import ModelSection
 from pretrain.objectives import bert, ernie

@@ -211,7 +211,8 @@ def _is_small(q: Tensor, k: Tensor) -> bool:
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
-    """Of each row of ``q`` (b, H, s, D) with each of ``k`` (b, H, t, D): (b, H, s, t), as attention makes them."""
+    """Scores (b, H, s, t) of queries (b, H, s, D) with keys (b, H, t, D), in the precision that attention has for them:
+    what distillation compares is what the model computes."""
     if q.device.type == "cpu" and _is_small(q, k):
         with torch.autocast("cpu", enabled=False):
             return torch.matmul(q.float(), k.float().transpose(-1, -2))

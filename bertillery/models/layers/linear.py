@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 _LEAST = 16
+"""Rows of the smallest kernel, and of what the sizes of small ones differ by."""
 
 
 def kernel_rows(number: int) -> int:

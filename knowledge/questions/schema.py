@@ -26,8 +26,8 @@ from bertillery.run.inputs import digest
 from bertillery.system.files import make_once
 from bertillery.system.records import read_json
 from knowledge.graph import Graph
-from knowledge.grounding import Grounding
-from knowledge.paths import PathFinder, has
+from knowledge.questions.grounding import Grounding
+from knowledge.questions.paths import PathFinder, has
 
 logger = logging.getLogger(__name__)
 VERSION = 1

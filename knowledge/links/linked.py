@@ -19,9 +19,9 @@ from bertillery.data.tokenizer import starts_of_words
 from bertillery.run.inputs import digest
 from bertillery.run.stage import StageConfig
 from bertillery.system.files import make_once
-from knowledge.given import GivenMentions
 from knowledge.graph import Graph
-from knowledge.linker import Linker
+from knowledge.links.given import GivenMentions
+from knowledge.links.linker import Linker
 from knowledge.prepare import GraphSection
 from knowledge.stage import EmbedConfig
 from knowledge.vectors import read_vectors
