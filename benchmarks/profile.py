@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -45,13 +45,18 @@ KINDS = {
     "optimizer": ("_fused_adamw_", "_foreach", "linalg_vector_norm", "addcdiv_", "addcmul_", "lerp_"),
 }
 """Prefixes of the names of torch's operations."""
+FUNCTIONS = {"_CrossEntropies": "MLM loss", "_Divergences": "MLM loss", "_TanhGelu": "activations"}
+"""Functions of ours, by the beginning of their names, of which all operations are of one kind."""
 OTHER = "other arithmetic"
 PYTHON = "Python, examples"
 _WARM, _STEPS = 2, 4
 
 
-def kind_of(operation: str) -> str:
-    """The kind of a torch operation; the longest prefix decides."""
+def kind_of(operation: str, within: Iterable[str] = ()) -> str:
+    """The kind of a torch operation; the longest prefix decides, or what it is ``within``."""
+    for start, kind in FUNCTIONS.items():
+        if any(name.startswith(start) for name in within):
+            return kind
     name = operation.removeprefix("aten::").removeprefix("_scaled_dot_product_")
     found = [(len(start), kind) for kind, starts in KINDS.items() for start in starts if name.startswith(start)]
     return max(found)[1] if found else OTHER
@@ -67,13 +72,18 @@ def spent(build: Build, batches: list[Any]) -> dict[str, float]:
         tokens = sum(each() for each in steps[_WARM:])
     total: defaultdict[str, float] = defaultdict(float)
     whole = 0.0
-    for event in profiler.key_averages():
-        if event.key == "all":
+    for event in profiler.events() or ():
+        if event.name == "all":
             whole = event.cpu_time_total
-        elif event.key.startswith("aten::"):
-            total[kind_of(event.key)] += event.self_cpu_time_total
+        elif event.name.startswith("aten::"):
+            total[kind_of(event.name, _callers(event))] += event.self_cpu_time_total
     total[PYTHON] = max(0.0, whole - sum(total.values()))
     return {kind: microseconds / tokens for kind, microseconds in total.items()}
+
+
+def _callers(event: Any) -> Iterator[str]:
+    while (event := event.cpu_parent) is not None:
+        yield event.name.removeprefix("autograd::engine::evaluate_function: ")
 
 
 class ProfileSection(Section):

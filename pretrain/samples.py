@@ -1,51 +1,77 @@
-"""Samples of a trained model: guesses for masked tokens, continuations of held-out text."""
+"""Samples of a trained model on held-out text: guesses for hidden words, continuations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from bertillery.data.prepared import TokenArrays
+from bertillery.data.tokenizer import starts_of_words
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
+from bertillery.models.frame import template
 from bertillery.system.printable import printable
 
-_SENTENCES = [
-    "The function returns a [MASK] of strings.",
-    "If the file does not [MASK], an error is raised.",
-    "The default [MASK] is None.",
-    "This method must be [MASK] before training.",
-]
+_SENTENCES, _SHORTEST, _LONGEST = 4, 6, 32
+"""How many held-out sentences are shown, and their lengths in tokens."""
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 12, 24
 _TOP_K = 40
 
 
-def fill_masks(export: Path) -> list[dict[str, str]]:
-    """The exported model's three best guesses for [MASK] in a few sentences, through transformers' own pipeline."""
-    with warnings_of_transformers():  # the pipeline's model does not use the pooler and says so
-        fill: Any = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
+def fill_masks(export: Path, held_out: TokenArrays) -> list[dict[str, str]]:
+    """The exported model's three best guesses for a word that is hidden, in sentences of the first held-out documents
+    that have one of 6 to 32 tokens: the one nearest to the middle that is a token of letters."""
+    with warnings_of_transformers():  # the model does not use the pooler and says so
+        tokenizer: Any = AutoTokenizer.from_pretrained(export, trust_remote_code=False)
+        model: Any = AutoModelForMaskedLM.from_pretrained(export, trust_remote_code=False).eval()
+    frame, opens = template(tokenizer, 1), starts_of_words(tokenizer)
+    longest = min(_LONGEST, frame.room(longest_sequence(model.config)))
     rows = []
-    with torch.no_grad():
-        for sentence in _SENTENCES:
-            guesses = fill(sentence.replace("[MASK]", fill.tokenizer.mask_token))
-            names = ("best", "second", "third")
-            shown = {n: f"{each['token_str']} ({each['score']:.0%})" for n, each in zip(names, guesses, strict=True)}
-            rows.append({"sentence": sentence, **shown})
+    for ids, place in islice(_hidden_words(held_out, tokenizer, opens, longest), _SENTENCES):
+        text = ids.copy()
+        text[place] = tokenizer.mask_token_id
+        sequence = np.concatenate((frame.parts[0], text, frame.parts[1])).astype(np.int64)
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(sequence)[None]).logits[0, len(frame.parts[0]) + place]
+        best = logits.softmax(-1).topk(3)
+        guesses = [
+            f"{tokenizer.decode([token]).strip()} ({share:.0%})"
+            for share, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        shown = {"sentence": str(tokenizer.decode(text)), "hidden": tokenizer.decode(ids[[place]]).strip()}
+        rows.append(shown | dict(zip(("best", "second", "third"), guesses, strict=True)))
     return rows
 
 
+def _hidden_words(
+    held_out: TokenArrays, tokenizer: Any, opens: np.ndarray, longest: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """A sentence (S,) of each document that has one, and the place of a token in it that is a whole word."""
+    bounds = np.asarray(held_out.sentences)
+    for first, behind in pairwise(np.asarray(held_out.documents).tolist()):
+        for begin, end in pairwise(bounds[first : behind + 1].tolist()):
+            ids = np.asarray(held_out.ids[begin:end]).astype(np.int64)
+            if not _SHORTEST <= len(ids) <= longest:
+                continue
+            whole = opens[ids] & np.append(opens[ids[1:]], True)
+            words = [place for place in np.flatnonzero(whole) if tokenizer.decode(ids[[place]]).strip().isalpha()]
+            if words:
+                yield ids, int(min(words, key=lambda place: abs(2 * place - len(ids))))
+                break
+
+
 def show_guesses(rows: Sequence[Mapping[str, str]]) -> str:
-    """Sentences with the guesses for their masked token, as lines of text."""
+    """Sentences with the word that is hidden and the guesses for it, as lines of text."""
     lines = []
     for row in rows:
-        sentence, *guesses = row.values()
-        lines += [f"  {printable(sentence)}", f"    {', '.join(map(printable, guesses))}"]
+        sentence, hidden, *guesses = map(printable, row.values())
+        lines += [f"  {sentence}", f"    {', '.join(guesses)}; it is: {hidden}"]
     return "\n".join(lines)
 
 

@@ -176,8 +176,8 @@ class Pretraining(Stage):
         with beside("guesses for masked tokens"):
             if self._fills is not None:
                 fills = export / self._fills
-                guesses = fill_masks(fills)
-                results["fill_mask"] = f"fill-mask with {fills}\n{show_guesses(guesses)}"
+                guesses = fill_masks(fills, self.corpus.valid)
+                results["fill_mask"] = f"fill-mask with {fills}, on held-out sentences\n{show_guesses(guesses)}"
                 tracker.table("masked_tokens", guesses, ended.step)
         with beside("continuations of held-out text"):
             if family(self.models["."].config).causal:

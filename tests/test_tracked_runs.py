@@ -203,8 +203,9 @@ def test_what_is_large_is_a_reference_and_what_is_small_is_stored(records: dict[
 
 def test_examples_are_shown_in_tables(records: dict[str, Record]) -> None:
     guesses = records["pretrain"].tables["masked_tokens"]
-    assert guesses["columns"] == ["sentence", "best", "second", "third"]
-    assert all("[MASK]" in row[0] and "%" in row[1] for row in guesses["data"])
+    assert guesses["columns"] == ["sentence", "hidden", "best", "second", "third"]
+    assert guesses["data"]
+    assert all("[MASK]" in row[0] and "%" in row[2] for row in guesses["data"])
     assert records["distill"].tables["masked_tokens"]["columns"] == guesses["columns"]
     shown, hardest = (records["finetune"].tables[name] for name in ("predictions", "hardest_examples"))
     assert shown["columns"] == ["id", "first", "second", "expected", "predicted", "error",

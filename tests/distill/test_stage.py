@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +45,7 @@ from knowledge.prepare import GraphSection, prepare_graph
 from tests.corpora import write_text
 from tests.finetune.tasks import read_outputs, write_task
 from tests.finetune.texts import wordpiece
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES: dict[str, Any] = {
@@ -330,11 +328,8 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
         "for arguments in json.loads(sys.argv[1]):\n"
         "    for stage in stages(load_config(arguments)):\n        assert stage.run() == 0\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    given = json.dumps(commands("two", *two))
-    done = subprocess.run([*launch, given], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_program(str(script), json.dumps(commands("two", *two)), processes=2)
+    assert done.status == 0, done.output
     runs = [path.parent.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("finished.json")]
     assert len(runs) == 5
     for run in runs:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ from pretrain.model import ModelSection
 from tests.corpora import learnable_tokens, tiny_tokenizer
 from tests.distill.pairs import masked, student_of, teacher_of
 from tests.finetune.tasks import sentences
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ModelSection(
@@ -232,10 +232,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export(train(accelerator, path / "one" / case, case, "none"))
     for case in RESUMED:
         after_half(path / "one" / case, path / "one_then_split" / case)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.engine.test_sharding", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_program("tests.engine.test_sharding", str(path))
+    assert done.status == 0, done.output
     for case in RESUMED:
         after_half(path / "split" / case, path / "split_then_one" / case)
         export(train(accelerator, path / "split_then_one" / case, case, "none"))

@@ -67,7 +67,7 @@ def test_with_a_key_they_are_sent(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().out.count("https://there") == 4
     assert main(["project=closed", "entity=team"]) == 2
     message = capsys.readouterr().err
-    assert "'Pretraining' for team/closed (ValueError: permission denied)" in message
+    assert "'Pretraining' for team/closed (permission denied)" in message
 
 
 class Server(ThreadingHTTPServer):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from finetune.config import load_config
 from finetune.examples import TextExamples
 from finetune.stage import Finetuning
 from tests.finetune.tasks import read_labels, read_outputs, write_encoder, write_task
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,11 +179,10 @@ def test_two_processes_equal_one(folder: Path, whole: Path) -> None:
     """The same scores and losses, split or not; 41 validation examples do not divide by two."""
     still = ["model.hidden_dropout=0", "model.attention_dropout=0", "model.classifier_dropout=0"]
     assert main(arguments(folder, "one", *still)) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune"]
     for run, more in (("two", []), ("split", ["run.sharding=full"])):
         given = arguments(folder, run, *still, "run.device=cpu", "train.micro_batch_tokens=64", *more)
-        done = subprocess.run([*launch, *given], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = run_program("finetune", *given, processes=2)
+        assert done.status == 0, done.output
         assert losses(folder, run) == pytest.approx(losses(folder, "one"), abs=1e-5)
         one, two = (results(folder, name)["scores"]["validation"] for name in ("one", run))
         assert one == pytest.approx(two, abs=1e-6)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from finetune.config import load_config
 from finetune.stage import finetuning
 from finetune.translating import Translating
 from tests.kept import restored
+from tests.programs import run_program
 from translation.__main__ import main as translate
 from translation.beams import main as beams
 from translation.model import TranslationModel
@@ -164,9 +163,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     write_pairs(tmp_path / "toy", 20)
     settings = ["train.steps=4", "run.device=cpu", "train.log_every=1", "train.micro_batch_tokens=64"]
     assert main(arguments(tmp_path, *settings)) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "finetune"]
-    given = arguments(tmp_path, *settings, name="b")
-    subprocess.run([*launch, *given], cwd=ROOT, check=True, capture_output=True, env={**_environment()})
+    done = run_program("finetune", *arguments(tmp_path, *settings, name="b"), processes=2)
+    assert done.status == 0, done.output
     one, two = (results(tmp_path, name) for name in "ab")
     assert two["perplexity"]["validation"] == pytest.approx(one["perplexity"]["validation"], rel=1e-5)
     weights = [load_file(tmp_path / f"runs/finetune/{name}/export/model.safetensors") for name in "ab"]
@@ -174,12 +172,6 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         if name.endswith("k_proj.bias"):
             continue  # no loss depends on it: its gradient is rounding alone, which Adam makes a step of full size
         torch.testing.assert_close(weights[1][name], tensor, atol=2e-5, rtol=0)
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_training_goes_on_from_an_export(folder: Path) -> None:

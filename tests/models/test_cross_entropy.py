@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -139,16 +139,33 @@ class _Large(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_the_gradient_is_all_that_is_made(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype) -> None:
-    """Not even a copy of 16 bits in 32."""
+def test_the_gradient_and_its_weighted_copy_are_all_that_is_made(
+    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype
+) -> None:
+    """Not even a copy of 16 bits in 32; the logits need not be kept for the backward pass."""
     monkeypatch.setattr(cross_entropy, "_IN_CACHE", 2 * VOCABULARY)
     logits, words = drawn(kind=kind)
     with _Large() as mine:
-        cross_entropies(logits, words, 0.1).losses.sum().backward()
+        loss = cross_entropies(logits, words, 0.1).losses.sum()
+    assert len(mine.made) == 1, mine.made
+    node = loss.grad_fn
+    assert node is not None
+    (kept,) = cast(Any, node.next_functions[0][0]).saved_tensors
+    assert kept.data_ptr() != logits.data_ptr()
+    with mine:
+        loss.backward()
+    assert len(mine.made) == 2, mine.made
     with _Large() as theirs:
         F.cross_entropy(logits.float(), words, reduction="sum").backward()
-    assert len(mine.made) == 1, mine.made
-    assert len(theirs.made) > 1, theirs.made
+    assert len(theirs.made) > 2, theirs.made
+
+
+def test_without_a_gradient_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "_IN_CACHE", 2 * VOCABULARY)
+    logits, words = drawn()
+    with _Large() as made:
+        cross_entropies(logits.detach(), words)
+    assert made.made == []
 
 
 def test_the_place_of_the_largest_is_looked_for_only_where_it_may_be_the_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +24,7 @@ from pretrain.__main__ import main
 from pretrain.config import load_config
 from pretrain.stage import Pretraining
 from tests.corpora import write_text
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -66,16 +67,9 @@ def command(folder: Path, name: str, *arguments: str, processes: int = 1) -> lis
 
 
 def run(folder: Path, name: str, *arguments: str, processes: int = 1, status: int = 0) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command(folder, name, *arguments, processes=processes),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+    done = run_program("pretrain", *command(folder, name, *arguments)[3:], processes=processes)
+    assert done.status == status, done.output
+    return done.output
 
 
 def rows(folder: Path, name: str) -> dict[int, dict[str, Any]]:
@@ -134,6 +128,16 @@ def test_a_run_shows_what_it_does(folder: Path, whole: str) -> None:
     assert {"held_out/mlm", "held_out/nsp_accuracy"} <= set(rows(folder, "whole")[6])
 
 
+def test_words_are_hidden_in_sentences_of_the_held_out_text(folder: Path, whole: str) -> None:
+    """With their solution, and three guesses each."""
+    shown = re.findall(r"^  (.*\[MASK\].*)\n    (.*); it is: (\w+)$", whole, flags=re.MULTILINE)
+    assert 1 <= len(shown) <= 4
+    text = "".join((folder / "text.txt").read_text().lower().split())
+    for sentence, guesses, hidden in shown:
+        assert "".join(sentence.replace("[MASK]", hidden).split()) in text
+        assert len(re.findall(r"\S+ \(\d+%\)", guesses)) == 3
+
+
 def test_the_export_is_a_stock_directory(folder: Path, whole: str) -> None:
     path = folder / "runs/pretrain/whole/export"
     for kind in (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining):
@@ -177,8 +181,7 @@ def test_another_configuration_is_refused(folder: Path, whole: str) -> None:
 
 def test_the_resolved_configuration_reruns_the_run(folder: Path, whole: str) -> None:
     config = folder / "runs/pretrain/whole/config.yaml"
-    arguments = [sys.executable, "-m", "pretrain", str(config), "run.name=again"]
-    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    assert run_program("pretrain", str(config), "run.name=again").status == 0
     assert losses(folder, "again") == losses(folder, "whole")
 
 

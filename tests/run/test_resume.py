@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from bertillery.config.section import InputError
+from tests.programs import run_program
 from tests.run.test_checkpoint import flip_a_bit
 from tests.run.test_trainer import SCORES, train, trainer_of
 
@@ -61,10 +61,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     (folder / "newer" / "1" / "metrics.jsonl").unlink()
     shutil.copytree(folder / "whole", folder / "shared" / "0")
     (folder / "shared" / "1").symlink_to("0")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.run.test_resume", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_program("tests.run.test_resume", str(folder))
+    assert done.status == 0, done.output
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

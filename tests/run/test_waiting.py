@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from torch import distributed as dist
 
 from bertillery.run.waiting import main_process_first
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1.0
@@ -41,10 +41,8 @@ def work(rank: int, folder: Path, port: int) -> None:
 
 
 def test_the_others_wait_longer_for_the_main_process_than_training_does(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.run.test_waiting", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_program("tests.run.test_waiting", str(tmp_path))
+    assert done.status == 0, done.output
     prepared, opened = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert prepared < opened
 

@@ -1,9 +1,9 @@
-"""Cross-entropy over a vocabulary that keeps the logits, a number for each row, and nothing else of their size.
+"""Cross-entropy over a vocabulary that keeps the gradient of the logits, and nothing else of their size.
 
 ``torch.nn.functional.cross_entropy`` makes three tensors of the logits' size, beside copies in float32 where they are
 in 16 bits: the log-probabilities, their gradient, which is nearly all zeros, and the gradient of the logits. Here the
-last one is the only one. On a CPU the work goes over a few rows at a time, so that what lies between fits into the
-cache.
+gradient of each row's loss is made of the exponentials that the loss takes, and the backward pass only weighs it. On a
+CPU the work goes over a few rows at a time, so that what lies between fits into the cache.
 
 Legend: R rows, V vocabulary.
 """
@@ -47,21 +47,26 @@ class _CrossEntropies(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, words: Tensor, word: float, everywhere: float) -> tuple[Tensor, ...]:
-        kind = torch.promote_types(logits.dtype, torch.float32)
+        kind, column = torch.promote_types(logits.dtype, torch.float32), words[:, None]
         largest, exponentials, sums = torch.empty(3, len(logits), 1, dtype=kind, device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        on_word = torch.full_like(largest, -word)
         for rows in few_at_a_time(logits, _IN_CACHE):
             compared = torch.empty_like(logits[rows], dtype=kind).copy_(logits[rows])
             torch.amax(compared, -1, keepdim=True, out=largest[rows])
             if everywhere:
                 torch.sum(compared, -1, keepdim=True, out=sums[rows])
             torch.sum(compared.sub_(largest[rows]).exp_(), -1, keepdim=True, out=exponentials[rows])
-        total, column = largest + exponentials.log(), words[:, None]
-        found = logits.gather(1, column).to(kind)
+            if gradient is not None:
+                shares = compared.div_(exponentials[rows])
+                if everywhere:
+                    shares.sub_(everywhere)
+                gradient[rows] = shares.scatter_add_(1, column[rows], on_word[rows])
+        total, found = largest + exponentials.log(), logits.gather(1, column).to(kind)
         losses = plain = (total - found)[:, 0]
         if everywhere:
             losses = word * plain + everywhere * (logits.shape[-1] * total - sums)[:, 0]
-        ctx.save_for_backward(logits, total, column)
-        ctx.target = word, everywhere
+        ctx.save_for_backward(gradient)
         right = _first(logits, words, found == largest)
         plain = plain.clone()
         ctx.mark_non_differentiable(plain, right)
@@ -70,20 +75,8 @@ class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # pyright: ignore[reportArgumentType]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        logits, total, column = ctx.saved_tensors
-        word, everywhere = ctx.target
-        gradient, weights = torch.empty_like(logits), grads[0][:, None]
-        on_word = torch.full_like(weights, -word)
-        for rows in few_at_a_time(logits, _IN_CACHE):
-            part, wide = gradient[rows], gradient.dtype == total.dtype
-            shares = (part if wide else torch.empty_like(part, dtype=total.dtype)).copy_(logits[rows])
-            shares.sub_(total[rows]).exp_()
-            if everywhere:
-                shares.sub_(everywhere)
-            shares.scatter_add_(1, column[rows], on_word[rows]).mul_(weights[rows])
-            if not wide:
-                part.copy_(shares)
-        return gradient, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None
 
 
 def few_at_a_time(logits: Tensor, most: int) -> Iterator[slice]:
