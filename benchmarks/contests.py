@@ -30,6 +30,7 @@ from benchmarks.workload import FAST, WORKLOADS, Workload, rows
 from bertillery.data.corpus import CorpusSection, ReadReport, read_documents
 from bertillery.data.tokenizer import WordEncoder
 from bertillery.engine.optim import OptimSection, build_optimizer
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.run.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from bertillery.run.device import RunSection, start_accelerator
 from finetune.predict import predict
@@ -138,6 +139,7 @@ def evaluation(name: str, workload: Workload, material: Material) -> Contest:
     def mine() -> Step:
         accelerator = start_accelerator(RunSection(threads=torch.get_num_threads(), device="cpu"))
         objective = ours.objective(workload, material, 0.0)
+        prepare_layers(objective)
 
         def run(rows: np.ndarray) -> int:
             outputs, means = predict(accelerator, objective, source, rows, micro_batch_tokens=ours.MICRO_BATCH_TOKENS)

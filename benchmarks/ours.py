@@ -55,9 +55,7 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
     torch.manual_seed(SEED)
     model, tokenizer = workload.model(dropout), material.tokenizer
     if workload.stage == "finetune":
-        classifier = BertForSequenceClassification(bert_config(model, tokenizer))
-        prepare_layers(classifier)
-        return classification.Objective(classifier)
+        return classification.Objective(BertForSequenceClassification(bert_config(model, tokenizer)))
     module, config = _method(workload)
     if workload.learns == "causal_lm":
         tokenizer = ends_texts(tokenizer)
@@ -65,6 +63,7 @@ def objective(workload: Workload, material: Material, dropout: float) -> Objecti
         return module.build(config, model, tokenizer)
     words = module.MASKED_WORDS
     teacher = Teacher((BertForMaskedLM if words else BertModel)(bert_config(model, tokenizer)))
+    prepare_layers(teacher.module)
     section = StudentSection(
         type="distilbert" if words else "bert",
         num_hidden_layers=workload.layers // 2,
@@ -89,7 +88,9 @@ def step(
     """
     threads = torch.get_num_threads()
     accelerator = start_accelerator(RunSection(threads=threads, device="cpu", precision=variant.precision))
-    trained: nn.Module = accelerator.prepare_model(build(variant.dropout).train())
+    objective = build(variant.dropout).train()
+    prepare_layers(objective)
+    trained: nn.Module = accelerator.prepare_model(objective)
     waiting: list[np.ndarray] = []
     read: list[int] = []
 

@@ -36,6 +36,7 @@ from bertillery.engine.loader import AHEAD, StepData, Steps, load
 from bertillery.engine.loop import training_steps
 from bertillery.engine.optim import OptimSection, build_optimizer
 from bertillery.engine.schedule import Phase
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.run.device import RunSection, choose_precision, compile_layers, start_accelerator
@@ -127,6 +128,7 @@ def run_ours(workload: Workload, material: Material, kind: Kind, section: Utilis
     """A training in one micro-batch a step."""
     accelerator = start_accelerator(RunSection())
     objective = ours.objective(workload, material, 0.1 if kind == "dropout" else 0.0)
+    prepare_layers(objective)
     if kind == "compiled":
         compile_layers(objective)
     # Warming up takes long, and meanwhile workers fill their queues: what these hold is no measure of the loader.

@@ -23,7 +23,6 @@ from bertillery.config.section import ConfigError, Section
 from bertillery.config.types import Depth, Dropout, Width
 from bertillery.models.encoders import family, intermediate_size, longest_sequence
 from bertillery.models.layers.attention import NAME
-from bertillery.models.layers.prepare import prepare_layers
 from pretrain.model import initialize
 
 
@@ -105,7 +104,6 @@ def build_student(
     config = student_config(section, teacher.config)
     student = classes[section.type]._from_config(config, attn_implementation=NAME)
     initialize(student, config.initializer_range)
-    prepare_layers(student)
     if section.start == "random":
         return student, "freshly initialised"
     number, there = section.num_hidden_layers, teacher.config.num_hidden_layers

@@ -13,7 +13,6 @@ from bertillery.engine.batch import PackedBatch
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.layers.chunks import word_sums
-from bertillery.models.layers.prepare import prepare_layers
 from pretrain.model import ModelSection, initialize
 from pretrain.pairs import PairLabel
 
@@ -24,12 +23,11 @@ class MaskedObjective(Objective):
     label: ClassVar[PairLabel | None] = None
 
     def __init__(self, model: PreTrainedModel, sizes: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Initialises the model and replaces its dropout."""
+        """Initialises the model."""
         super().__init__()
         self.model: Any = model
         self.mask_id = cast(int, tokenizer.mask_token_id)
         initialize(model, sizes.initializer_range)
-        prepare_layers(model)
 
     def baselines(
         self, batches: Sequence[PackedBatch], unigrams: np.ndarray, values: Mapping[str, float]

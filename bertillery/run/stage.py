@@ -27,6 +27,7 @@ from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
 from bertillery.engine.rng import key
 from bertillery.engine.schedule import EpochSize, Schedule, TrainSection, steps_per_epoch
 from bertillery.engine.sharding import prepared
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.run.checkpoint import checkpoint_name
 from bertillery.run.device import RunSection, compile_layers, start_accelerator
 from bertillery.run.directory import FINISHED_REMEDY, RunDirectory
@@ -433,6 +434,7 @@ class Stage(ABC):
             phase.check_processes(accelerator.num_processes, f"train.phases.{number}: ")
         torch.manual_seed(int(key(config.run.seed, 0) >> 1))
         objective = parts.objective()
+        prepare_layers(objective)
         if config.run.compile:
             compile_layers(objective)
         return Trainer(

@@ -26,7 +26,6 @@ from bertillery.models.encoders import Role, encode
 from bertillery.models.flops import encoder_flops
 from bertillery.models.layers.attention import NAME
 from bertillery.models.layers.chunks import word_sums
-from bertillery.models.layers.prepare import prepare_layers
 from bertillery.models.load import vocabulary_size
 from bertillery.system.printable import printable
 from pretrain.config import ObjectiveSection
@@ -184,7 +183,6 @@ class CausalLm(Objective):
         super().__init__()
         self.model: Any = GPT2LMHeadModel(gpt2_config(sizes, tokenizer))
         initialize(self.model, sizes.initializer_range, config.positions_range)
-        prepare_layers(self.model)
         self._counts_bytes = piece_bytes(tokenizer) is not None
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:

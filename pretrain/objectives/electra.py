@@ -32,7 +32,6 @@ from bertillery.models.encoders import encode
 from bertillery.models.flops import encoder_flops, head_flops
 from bertillery.models.layers.chunks import LOGITS, in_chunks
 from bertillery.models.layers.cross_entropy import cross_entropies
-from bertillery.models.layers.prepare import prepare_layers
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.initialization import Weights
@@ -206,7 +205,6 @@ class Electra(Objective):
             if hasattr(encoder, "embeddings_project"):
                 nn.init.xavier_uniform_(encoder.embeddings_project.weight)
         nn.init.xavier_uniform_(self.discriminator.discriminator_predictions.dense_prediction.weight)
-        prepare_layers(self)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``generator`` and ``discriminator``; the vocabulary projection sees the masked rows only."""

@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a task and a run that has learned it by heart."""
     folder = tmp_path_factory.mktemp("translation")
     write_pairs(folder / "toy")
-    assert main(arguments(folder, "train.steps=240", "objective.label_smoothing=0", "train.evaluate_every=50%")) == 0
+    assert main(arguments(folder, "train.steps=300", "objective.label_smoothing=0", "train.evaluate_every=50%")) == 0
     return folder
 
 

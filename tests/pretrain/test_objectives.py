@@ -30,6 +30,7 @@ from bertillery.engine.optim import OptimSection, build_optimizer, learning_rate
 from bertillery.models.encoders import model_inputs
 from bertillery.models.export import export_model
 from bertillery.models.layers import attention, linear
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.run.checkpoint import load_checkpoint, save_checkpoint
 from pretrain.config import load_config
 from pretrain.initialization import load_weights, networks
@@ -81,6 +82,7 @@ def make(
     tokens = learnable_tokens(num_documents)
     more = more_than_a_corpus(module, tokens)
     objective = module.build(config, sizes, tokenizer, **more)
+    prepare_layers(objective)  # as a run does
     return objective, module.source(config, tokens, tokenizer, sequence_length=length, seed=1, **more)
 
 

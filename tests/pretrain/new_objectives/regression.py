@@ -14,7 +14,6 @@ from bertillery.engine.batch import PackedBatch, pack
 from bertillery.engine.objective import Objective, Term
 from bertillery.models.encoders import sequence_logits
 from bertillery.models.flops import model_flops
-from bertillery.models.layers.prepare import prepare_layers
 from pretrain.config import ObjectiveSection
 from pretrain.examples import DocumentSource, FlatExamples
 from pretrain.model import ModelSection, bert_config, initialize
@@ -51,7 +50,6 @@ class Regression(Objective):
         self.model.classifier = torch.nn.Linear(sizes.hidden_size, 1)
         self.model.config.num_labels = self.model.num_labels = 1
         initialize(self.model, sizes.initializer_range)
-        prepare_layers(self.model)
 
     def forward(self, batch: PackedBatch) -> dict[str, Term]:
         """Terms ``error`` and ``close``."""
