@@ -15,7 +15,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from bertillery.data.prepared import TokenArrays
 from bertillery.engine.batch import PackedBatch
 from bertillery.engine.evaluate import HeldOut
 from bertillery.models.load import vocabulary_size
+from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
 from bertillery.system.files import write_text
@@ -128,6 +130,8 @@ class ComparisonSection(Section):
     """Of weights and windows."""
     output: Path = Path("runs/nanogpt")
     """Folder of ``results.json``."""
+    picture: Path | None = None
+    """Where bits per byte over the time of training go; by default there is none."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -169,21 +173,52 @@ def _run(section: ComparisonSection) -> int:
         side: {name: bits_per_byte(each, part.batches(), device) for name, part in held_out.items()}
         for side, each in sides.items()
     }
+    curves = {"nanoGPT's way": curve, "ours": own_curve(section.run)}
+    minutes = {side: f"{points[-1]['seconds'] / 60:.1f}" for side, points in curves.items()}
     rows = [
-        ["bits per byte, held out", *held_out],
-        *([side, *(f"{x:.4f}" for x in of.values())] for side, of in found.items()),
+        ["bits per byte, held out", *held_out, "minutes of training"],
+        *([side, *(f"{x:.4f}" for x in of.values()), minutes[side]] for side, of in found.items()),
     ]
     results = {
         "run": str(section.run),
         "seed": section.seed,
         "device": str(device),
         "bits_per_byte": found,
-        "curve": curve,
+        "curves": curves,
     }
+    if section.picture:
+        draw(curves, section.picture)
     section.output.mkdir(parents=True, exist_ok=True)
     write_text(section.output / "results.json", json.dumps(results, indent=1))
     print(f"\n{markdown_table(rows)}\n\nresults  {section.output / 'results.json'}")
     return 0
+
+
+def own_curve(run: Path) -> list[dict[str, float]]:
+    """The same points of a run of ours: seconds are those of its steps, without evaluations and checkpoints."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    paces = sorted({row["step"]: row["seconds_per_step"] for row in rows if "seconds_per_step" in row}.items())
+    ends = [0, *(step for step, _ in paces)]
+    points = {}
+    for row in rows:
+        if "held_out/bits_per_byte" in row:
+            step = row["step"]
+            parts = zip(pairwise(ends), paces, strict=True)
+            seconds = sum(max(0, min(end, step) - begin) * pace for (begin, end), (_, pace) in parts)
+            found = {"tokens": row["tokens"], "seconds": seconds, "bits_per_byte": row["held_out/bits_per_byte"]}
+            points[step] = {"step": step, **found}
+    return [points[step] for step in sorted(points)]
+
+
+def draw(curves: Mapping[str, Sequence[Mapping[str, float]]], picture: Path) -> None:
+    """Held-out bits per byte over minutes of training, a line for each side."""
+    (axis,) = figure(1, "held-out bits per byte", panel=(6, 3.6))
+    for side, points in curves.items():
+        axis.plot([each["seconds"] / 60 for each in points], [each["bits_per_byte"] for each in points], label=side)
+    axis.set(xlabel="minutes of training")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save([axis], picture)
 
 
 def _one_sequence(tokens: TokenArrays, end: int) -> np.ndarray:

@@ -83,14 +83,21 @@ def test_a_run_is_trained_again_and_both_are_compared(tmp_path: Path, capsys: py
     assert nanogpt.main([f"run={tmp_path}/runs/pretrain/small"]) == 2
     assert "not the folder of a finished run" in capsys.readouterr().err
     assert pretrain(given) == 0
-    assert nanogpt.main([f"run={tmp_path}/runs/pretrain/small", f"output={tmp_path}/compared"]) == 0
+    picture = tmp_path / "race.png"
+    places = [f"run={tmp_path}/runs/pretrain/small", f"output={tmp_path}/compared", f"picture={picture}"]
+    assert nanogpt.main(places) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "compared/results.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "runs/pretrain/small/metrics.jsonl").read_text().splitlines()]
     (reported,) = [line["held_out/bits_per_byte"] for line in lines if "held_out/bits_per_byte" in line]
     ours = found["bits_per_byte"]["ours"]
     assert ours["each document alone"] == pytest.approx(reported, abs=1e-4)
     assert ours["windows across documents"] != ours["each document alone"]
-    first, *_, last = found["curve"]
+    (own,) = found["curves"]["ours"]
+    (pace,) = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line]
+    assert (own["step"], own["bits_per_byte"]) == (20, reported)
+    assert own["seconds"] == pytest.approx(20 * pace)
+    first, *_, last = found["curves"]["nanoGPT's way"]
     assert last["step"] == 20
     assert last["tokens"] == 20 * 256
     assert last["bits_per_byte"] < first["bits_per_byte"]
