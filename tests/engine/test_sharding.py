@@ -30,6 +30,7 @@ from bertillery.engine.schedule import Schedule, TrainSection
 from bertillery.engine.sharding import own_layers, prepared, whole
 from bertillery.models.export import export_model
 from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.run.device import RunSection, start_accelerator
 from bertillery.run.directory import RunDirectory
 from bertillery.run.stage import StageConfig
@@ -78,6 +79,7 @@ def trainer_parts(case: str) -> tuple[Objective, Any]:
     config, tokenizer = kind.Config.model_validate(section), tiny_tokenizer()
     torch.manual_seed(0)
     objective = kind.build(config, SIZES, tokenizer)
+    prepare_layers(objective)  # as a stage does
     return objective, kind.source(config, learnable_tokens(64), tokenizer, sequence_length=32, seed=1)
 
 

@@ -41,6 +41,7 @@ from bertillery.models.encoders import (
     token_logits,
 )
 from bertillery.models.layers.attention import NAME
+from bertillery.models.layers.prepare import prepare_layers
 from bertillery.models.load import load, read_config
 from pretrain.model import ModelSection
 from pretrain.objectives import albert as albert_objective
@@ -237,6 +238,7 @@ def albert(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
         torch.manual_seed(0)
         model = albert_objective.build(albert_objective.Config(embedding_size=16), sizes, tokenizer).exported()
         model.config._attn_implementation = NAME
+        prepare_layers(model)  # as a stage does
     (layer,) = (each for each in model.modules() if isinstance(each, AlbertLayer))
     encoder: Any = model.base_model
     layer.attention.output_dropout.p = encoder.embeddings.dropout.p = 0.0
