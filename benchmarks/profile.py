@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -52,7 +52,7 @@ PYTHON = "Python, examples"
 _WARM, _STEPS = 2, 4
 
 
-def kind_of(operation: str, within: Iterable[str] = ()) -> str:
+def kind_of(operation: str, within: Sequence[str] = ()) -> str:
     """The kind of a torch operation; the longest prefix decides, or what it is ``within``."""
     for start, kind in FUNCTIONS.items():
         if any(name.startswith(start) for name in within):
@@ -76,7 +76,7 @@ def spent(build: Build, batches: list[Any]) -> dict[str, float]:
         if event.name == "all":
             whole = event.cpu_time_total
         elif event.name.startswith("aten::"):
-            total[kind_of(event.name, _callers(event))] += event.self_cpu_time_total
+            total[kind_of(event.name, [*_callers(event)])] += event.self_cpu_time_total
     total[PYTHON] = max(0.0, whole - sum(total.values()))
     return {kind: microseconds / tokens for kind, microseconds in total.items()}
 

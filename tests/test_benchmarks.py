@@ -19,6 +19,7 @@ from benchmarks.__main__ import NAMES, BenchSection
 from benchmarks.contest import Contest, Ratio, measure
 from benchmarks.conventional import baseline_of
 from benchmarks.material import Material, random_material
+from benchmarks.profile import OTHER, kind_of
 from benchmarks.same import CHECKS, check, train_both
 from benchmarks.workload import WORKLOADS, Workload, rows
 from bertillery.config.layers import read_values
@@ -241,3 +242,11 @@ def test_the_table_of_a_document() -> None:
     row = command.cells(replace(saving, unit="sentences"))
     assert row[-2:] == ["0.5/s", "1.0/s"]
     assert Ratio("a", 1, "CPU", "tokens", "ours", "b", [2.0, 4.0, 3.0], (1.0, 1.0)).median == 3.0
+
+
+def test_operations_of_a_function_of_ours_are_of_its_kind() -> None:
+    """Whichever it is, forward and backward; others go by their own names."""
+    assert kind_of("aten::exp_", ["_CrossEntropiesBackward", "all"]) == "MLM loss"
+    assert kind_of("aten::copy_", ["aten::to", "_TanhGelu"]) == "activations"
+    assert kind_of("aten::copy_", ["_Linear"]) == "copies, casts"
+    assert kind_of("aten::exp_") == OTHER
