@@ -40,6 +40,7 @@ from bertillery.models.load import vocabulary_size
 from bertillery.report.plot import figure, save
 from bertillery.report.table import markdown_table
 from bertillery.run.command import tool
+from bertillery.run.tracking import read_rows
 from bertillery.system.files import write_text
 from pretrain.config import load_config
 from pretrain.model import ModelSection
@@ -195,19 +196,25 @@ def _run(section: ComparisonSection) -> int:
 
 
 def own_curve(run: Path) -> list[dict[str, float]]:
-    """The same points of a run of ours: seconds are those of its steps, without evaluations and checkpoints."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    paces = sorted({row["step"]: row["seconds_per_step"] for row in rows if "seconds_per_step" in row}.items())
+    """The evaluations of a run of ours, as :func:`train` yields its own: seconds are those of the steps alone."""
+    rows = read_rows(run / "metrics.jsonl")
+    paces = [(row["step"], row["seconds_per_step"]) for row in rows if "seconds_per_step" in row]
     ends = [0, *(step for step, _ in paces)]
-    points = {}
-    for row in rows:
-        if "held_out/bits_per_byte" in row:
-            step = row["step"]
-            parts = zip(pairwise(ends), paces, strict=True)
-            seconds = sum(max(0, min(end, step) - begin) * pace for (begin, end), (_, pace) in parts)
-            found = {"tokens": row["tokens"], "seconds": seconds, "bits_per_byte": row["held_out/bits_per_byte"]}
-            points[step] = {"step": step, **found}
-    return [points[step] for step in sorted(points)]
+
+    def seconds(step: int) -> float:
+        parts = zip(pairwise(ends), paces, strict=True)
+        return sum(max(0, min(end, step) - begin) * pace for (begin, end), (_, pace) in parts)
+
+    return [
+        {
+            "step": row["step"],
+            "tokens": row["tokens"],
+            "seconds": seconds(row["step"]),
+            "bits_per_byte": row["held_out/bits_per_byte"],
+        }
+        for row in rows
+        if "held_out/bits_per_byte" in row
+    ]
 
 
 def draw(curves: Mapping[str, Sequence[Mapping[str, float]]], picture: Path) -> None:

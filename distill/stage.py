@@ -51,7 +51,7 @@ class TaskAgnostic(Stage):
         self.open_teacher()
         corpus = prepare_for(self, config.data, TokenizerSection(path=config.teacher.from_), num_texts=1)
         self.say(corpus_report(corpus))
-        self.held_out_text = corpus.valid
+        self.corpus = corpus
         self.baselines: dict[str, float] = {}
         self.facts = {"corpus": f"{corpus.train.num_documents:,} documents, {corpus.train.num_tokens:,} tokens"}
 
@@ -156,7 +156,7 @@ class TaskAgnostic(Stage):
         self.show_curves(trainer, tracker, ended.step)
         with beside("guesses for masked tokens"):
             if self.method.MASKED_WORDS and tracker.shows:
-                tracker.table("masked_tokens", fill_masks(self.directory.export, self.held_out_text), ended.step)
+                tracker.table("masked_tokens", fill_masks(self.directory.export, self.corpus.valid), ended.step)
 
     def draw(self, trainer: Trainer) -> None:
         """All terms that have a title."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,34 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from bertillery.config.section import ConfigError
 from bertillery.data.prepared import TokenArrays
 from bertillery.data.tokenizer import starts_of_words
 from bertillery.models.encoders import longest_sequence
 from bertillery.models.export import warnings_of_transformers
 from bertillery.models.frame import template
+from bertillery.models.load import vocabulary_size
 from bertillery.system.printable import printable
 
 _SENTENCES, _SHORTEST, _LONGEST = 4, 6, 32
-"""How many held-out sentences are shown, and their lengths in tokens."""
+"""How many held-out sentences are shown, the tokens of the shortest, and the most that are shown of one."""
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 12, 24
 _TOP_K = 40
 
 
 def fill_masks(export: Path, held_out: TokenArrays) -> list[dict[str, str]]:
-    """The exported model's three best guesses for a word that is hidden, in sentences of the first held-out documents
-    that have one of 6 to 32 tokens: the one nearest to the middle that is a token of letters."""
+    """The exported model's three best guesses for a hidden word, in a sentence of each of the first held-out documents.
+
+    A sentence has at least 6 tokens, of which the first 32 are shown. The word is the token nearest to their middle
+    that is a whole word of letters, or any token of letters if the tokenizer does not mark where words begin. Without
+    such a sentence there are none.
+    """
     with warnings_of_transformers():  # the model does not use the pooler and says so
         tokenizer: Any = AutoTokenizer.from_pretrained(export, trust_remote_code=False)
         model: Any = AutoModelForMaskedLM.from_pretrained(export, trust_remote_code=False).eval()
-    frame, opens = template(tokenizer, 1), starts_of_words(tokenizer)
+    frame, opens = template(tokenizer, 1), np.ones(vocabulary_size(tokenizer), dtype=bool)
+    with suppress(ConfigError):
+        opens = starts_of_words(tokenizer)
     longest = min(_LONGEST, frame.room(longest_sequence(model.config)))
     rows = []
     for ids, place in islice(_hidden_words(held_out, tokenizer, opens, longest), _SENTENCES):
@@ -52,12 +61,12 @@ def fill_masks(export: Path, held_out: TokenArrays) -> list[dict[str, str]]:
 def _hidden_words(
     held_out: TokenArrays, tokenizer: Any, opens: np.ndarray, longest: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """A sentence (S,) of each document that has one, and the place of a token in it that is a whole word."""
+    """A sentence (S,) of each document that has one, cut to ``longest`` tokens, and the place of the word to hide."""
     bounds = np.asarray(held_out.sentences)
     for first, behind in pairwise(np.asarray(held_out.documents).tolist()):
         for begin, end in pairwise(bounds[first : behind + 1].tolist()):
-            ids = np.asarray(held_out.ids[begin:end]).astype(np.int64)
-            if not _SHORTEST <= len(ids) <= longest:
+            ids = np.asarray(held_out.ids[begin : min(end, begin + longest)]).astype(np.int64)
+            if len(ids) < _SHORTEST:
                 continue
             whole = opens[ids] & np.append(opens[ids[1:]], True)
             words = [place for place in np.flatnonzero(whole) if tokenizer.decode(ids[[place]]).strip().isalpha()]

@@ -177,8 +177,9 @@ class Pretraining(Stage):
             if self._fills is not None:
                 fills = export / self._fills
                 guesses = fill_masks(fills, self.corpus.valid)
-                results["fill_mask"] = f"fill-mask with {fills}, on held-out sentences\n{show_guesses(guesses)}"
                 tracker.table("masked_tokens", guesses, ended.step)
+                if guesses:
+                    results["fill_mask"] = f"fill-mask with {fills}, on held-out sentences\n{show_guesses(guesses)}"
         with beside("continuations of held-out text"):
             if family(self.models["."].config).causal:
                 samples = continue_texts(export, self.corpus.valid, seed=self.config.run.seed)

@@ -16,6 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -65,8 +66,8 @@ def _server() -> tuple[IO[str], IO[str]]:
 
 
 def _serve() -> None:
-    import pretrain.stage  # noqa: F401
-
+    for module in ("pretrain.stage", "finetune.stage", "distill.stage"):
+        import_module(module)
     for line in sys.stdin:
         asked = json.loads(line)
         children = [_fork(asked["arguments"], **process) for process in asked["processes"]]

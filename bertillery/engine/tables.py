@@ -75,14 +75,14 @@ class TableGradients:
 def table_gradients(model: nn.Module, device: torch.device) -> Iterator[TableGradients]:
     """Within, the look-ups of a model keep the gradients of rows alone, where that pays.
 
-    Raises ``RuntimeError`` for a model that is within already.
+    Raises ``RuntimeError`` for a model that another loop is training.
     """
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     tables: list[LookUp] = []
     if device.type == "cpu" and not several:  # DDP reduces dense gradients
         for module in model.modules():
             if isinstance(module, LookUp):
-                raise RuntimeError("the model is in another loop, which would get the gradients of this one")
+                raise RuntimeError("another loop is training this model; one of the two would lose gradients")
             if type(module) is nn.Embedding and module.weight.requires_grad:
                 module.__class__ = LookUp
                 assert isinstance(module, LookUp)

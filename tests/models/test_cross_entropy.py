@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertillery.models.layers import cross_entropy
 from bertillery.models.layers.cross_entropy import cross_entropies
+from bertillery.models.layers.divergence import divergences
 
 ROWS, VOCABULARY = 13, 500
 
@@ -38,6 +39,16 @@ def test_losses_and_gradients_are_torchs(smoothing: float, kind: torch.dtype, cl
     torch.testing.assert_close(mine, theirs, rtol=close, atol=close)
     torch.testing.assert_close(found.plain, F.cross_entropy(logits.float(), words, reduction="none"))
     assert not found.plain.requires_grad
+
+
+def test_a_weight_is_not_rounded_to_16_bits() -> None:
+    """This one would be too small by .2 %, and with it the whole gradient; of divergences, too."""
+    weight = 1 / 307
+    logits, words = drawn(kind=torch.bfloat16)
+    teacher, _ = drawn(spread=2.0)
+    for losses in (cross_entropies(logits, words).losses, divergences(logits, teacher.detach())):
+        one, scaled = (torch.autograd.grad(losses.sum() * by, logits, retain_graph=True)[0] for by in (1.0, weight))
+        assert (scaled.double() / one.double()).mean().item() == pytest.approx(weight, rel=5e-4)
 
 
 @pytest.mark.parametrize("others", [False, True])

@@ -76,7 +76,18 @@ class _CrossEntropies(torch.autograd.Function):
     @once_differentiable  # pyright: ignore[reportArgumentType]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None
+        return weighted(gradient, grads[0]), None, None, None
+
+
+def weighted(rows: Tensor, weights: Tensor) -> Tensor:
+    """Rows (R, V), each times its weight (R,), in the precision of the rows. A weight is not rounded to 16 bits: it is
+    mostly the same for all rows, so its error would be one of the whole gradient."""
+    if rows.dtype == weights.dtype:
+        return rows * weights[:, None]
+    found = torch.empty_like(rows)
+    for some in few_at_a_time(rows, _IN_CACHE):
+        torch.mul(rows[some], weights[some, None], out=found[some])
+    return found
 
 
 def few_at_a_time(logits: Tensor, most: int) -> Iterator[slice]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bertillery.models.layers.cross_entropy import few_at_a_time
+from bertillery.models.layers.cross_entropy import few_at_a_time, weighted
 
 _IN_CACHE = 1 << 17
 """Numbers that a CPU works on at a time: 512 KiB in float32, four times."""
@@ -48,7 +48,7 @@ class _Divergences(torch.autograd.Function):
     @once_differentiable  # pyright: ignore[reportArgumentType]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (difference,) = ctx.saved_tensors
-        return difference * (grads[0][:, None] / ctx.temperature).to(difference.dtype), None, None
+        return weighted(difference, grads[0] / ctx.temperature), None, None
 
 
 def _exponentials(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
