@@ -35,7 +35,7 @@ from bertillery.run.command import tool
 from bertillery.system.environment import environment
 
 KINDS = {
-    "matrix products": ("mm", "addmm", "linear", "mkldnn_linear"),
+    "matrix products": ("mm", "addmm", "linear", "_linear_pointwise"),
     "attention": ("bmm", "baddbmm", "_softmax", "_softmax_backward_data", "flash_attention"),
     "MLM loss": ("_log_softmax", "log_softmax", "_log_softmax_backward_data", "nll_loss", "argmax"),
     "activations": ("gelu", "gelu_backward", "tanh", "tanh_backward"),
@@ -57,7 +57,7 @@ def kind_of(operation: str, within: Sequence[str] = ()) -> str:
     for start, kind in FUNCTIONS.items():
         if any(name.startswith(start) for name in within):
             return kind
-    name = operation.removeprefix("aten::").removeprefix("_scaled_dot_product_")
+    name = operation.rpartition("::")[2].removeprefix("_scaled_dot_product_")
     found = [(len(start), kind) for kind, starts in KINDS.items() for start in starts if name.startswith(start)]
     return max(found)[1] if found else OTHER
 
@@ -75,7 +75,7 @@ def spent(build: Build, batches: list[Any]) -> dict[str, float]:
     for event in profiler.events() or ():
         if event.name == "all":
             whole = event.cpu_time_total
-        elif event.name.startswith("aten::"):
+        elif event.name.startswith(("aten::", "mkldnn::")):
             total[kind_of(event.name, [*_callers(event)])] += event.self_cpu_time_total
     total[PYTHON] = max(0.0, whole - sum(total.values()))
     return {kind: microseconds / tokens for kind, microseconds in total.items()}

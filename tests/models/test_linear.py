@@ -64,7 +64,7 @@ class Products(TorchDispatchMode):
         self.shapes: set[tuple[Any, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in ("aten::mm", "aten::addmm", "aten::linear", "aten::mkldnn_linear"):
+        if func.name() in ("aten::mm", "aten::addmm", "aten::linear", "mkldnn::_linear_pointwise"):
             self.shapes.add(tuple(x.shape for x in args if isinstance(x, Tensor)))
         return func(*args, **(kwargs or {}))
 

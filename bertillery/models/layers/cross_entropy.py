@@ -10,6 +10,7 @@ Legend: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 _IN_CACHE = 1 << 18
 """Numbers that a CPU works on at a time: 1 MiB in float32."""
+_BITS_IN_A_NAT = math.log2(math.e)
 
 
 class CrossEntropies(NamedTuple):
@@ -56,7 +58,7 @@ class _CrossEntropies(torch.autograd.Function):
             torch.amax(compared, -1, keepdim=True, out=largest[rows])
             if everywhere:
                 torch.sum(compared, -1, keepdim=True, out=sums[rows])
-            torch.sum(compared.sub_(largest[rows]).exp_(), -1, keepdim=True, out=exponentials[rows])
+            torch.sum(exponential_(compared.sub_(largest[rows])), -1, keepdim=True, out=exponentials[rows])
             if gradient is not None:
                 shares = compared.div_(exponentials[rows])
                 if everywhere:
@@ -77,6 +79,12 @@ class _CrossEntropies(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
         return weighted(gradient, grads[0]), None, None, None
+
+
+def exponential_(x: Tensor) -> Tensor:
+    """e to the power of ``x``, in place, as a power of two: torch leaves ``exp`` to a library that takes three times as
+    long for it on some CPUs."""
+    return x.mul_(_BITS_IN_A_NAT).exp2_()
 
 
 def weighted(rows: Tensor, weights: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bertillery.models.layers.cross_entropy import few_at_a_time, weighted
+from bertillery.models.layers.cross_entropy import exponential_, few_at_a_time, weighted
 
 _IN_CACHE = 1 << 17
 """Numbers that a CPU works on at a time: 512 KiB in float32, four times."""
@@ -57,5 +57,5 @@ def _exponentials(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, T
     if temperature != 1:
         shifted.div_(temperature)
     shifted.sub_(shifted.amax(-1, keepdim=True))
-    exponentials = shifted.exp()
+    exponentials = exponential_(shifted.clone())
     return shifted, exponentials, exponentials.sum(-1, keepdim=True)

@@ -1,13 +1,12 @@
-"""The tanh form of GELU, as BERT, ALBERT and GPT have it, with less work than torch's on a CPU.
+"""The tanh form of GELU, as BERT, ALBERT and GPT have it, as fast on a CPU as the form by the error function.
 
-Torch takes three to five times as long for it there as for the form by the error function. With the logistic function
-s it is one product, .5 x (1 + tanh u) = x s(2u), of which the derivative shares a factor. So both are worked out at
-once, over pieces that fit into the cache, and the derivative is kept for the backward pass in place of ``x``.
+Torch takes three to five times as long for it there. In bfloat16 there are 65,536 numbers in all, so that values and
+slopes are looked up, each rounded once; the slope is kept for the backward pass in place of ``x``.
 """
 
 from __future__ import annotations
 
-import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,26 +14,31 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_CUBIC = 0.044715 * 2 * math.sqrt(2 / math.pi)
-_LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi))
-"""2u = x (this + _CUBIC x^2); a tensor, since it takes part in ``addcmul``."""
 _IN_CACHE = 1 << 16
-"""Numbers of a piece: 256 KiB in float32, three times."""
+"""Numbers of a piece: their places in the tables are 256 KiB."""
+
+
+@cache
+def _tables() -> tuple[Tensor, Tensor]:
+    """Values and slopes (65,536,), by the bits of a number."""
+    with torch.enable_grad():
+        x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).double().requires_grad_()
+        values = F.gelu(x, approximate="tanh")
+        (slopes,) = torch.autograd.grad(values.sum(), x)
+    return values.detach().bfloat16(), slopes.bfloat16()
 
 
 class _TanhGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x, wanted = x.contiguous(), ctx.needs_input_grad[0]
+        (values, slopes), wanted = _tables(), ctx.needs_input_grad[0]
+        x = x.contiguous()
         out, slope = torch.empty_like(x), torch.empty_like(x) if wanted else x
         for part, result, derivative in zip(*(t.view(-1).split(_IN_CACHE) for t in (x, out, slope)), strict=True):
-            value = part.float()
-            share = torch.addcmul(_LINEAR, value, value, value=_CUBIC).mul_(value).sigmoid_()  # s(2u)
-            result.copy_(value * share)
-            if wanted:  # s + x s (1 - s) (2u)' = s (1 + w (1 - s)) with w = x (2u)'
-                inner = torch.addcmul(_LINEAR, value, value, value=3 * _CUBIC).mul_(value)
-                inner.addcmul_(inner, share, value=-1)
-                derivative.copy_(share.addcmul_(share, inner))
+            places = part.view(torch.uint16).to(torch.int32)
+            torch.index_select(values, 0, places, out=result)
+            if wanted:
+                torch.index_select(slopes, 0, places, out=derivative)
         ctx.save_for_backward(slope)
         return out
 
@@ -50,7 +54,6 @@ class TanhGelu(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Element by element."""
-        by_hand = input.device.type == "cpu" and input.dtype in (torch.float32, torch.bfloat16)
-        if by_hand and not torch.compiler.is_compiling():
+        if input.device.type == "cpu" and input.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
             return _TanhGelu.apply(input)
         return F.gelu(input, approximate="tanh")

