@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
+from bertillery.models.layers import linear
 from bertillery.models.layers.linear import Linear, TransposedLinear, kernel_rows
 
 KINDS = [(nn.Linear, Linear), (Conv1D, TransposedLinear)]
@@ -62,9 +63,11 @@ class Products(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.shapes: set[tuple[Any, ...]] = set()
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in ("aten::mm", "aten::addmm", "aten::linear", "mkldnn::_linear_pointwise"):
+            self.names.add(func.name())
             self.shapes.add(tuple(x.shape for x in args if isinstance(x, Tensor)))
         return func(*args, **(kwargs or {}))
 
@@ -79,6 +82,24 @@ def test_a_hundred_numbers_of_tokens_need_few_kernels(kind: type[nn.Linear], ker
                 out = layer(torch.ones(1, number, 24, requires_grad=True))
             out.sum().backward()
     assert len(products.shapes) == 3 * kernels
+
+
+def test_a_product_begins_with_its_bias() -> None:
+    """It is neither written to all of the result first, nor rounded to bfloat16; where torch cannot, it is rounded."""
+    layer, x = Linear(24, 16), torch.randn(32, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Products() as products:
+        layer(x)
+    assert products.names == {"mkldnn::_linear_pointwise" if linear.WITH_BIAS else "aten::addmm"}
+
+
+@pytest.mark.parametrize(("stock", "ours"), KINDS)
+def test_a_torch_without_that_product(stock: Any, ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = stock(16, 24) if stock is Conv1D else stock(24, 16), torch.randn(37, 24)
+    layer.__class__ = ours
+    found = results(layer, x, bf16=True)
+    monkeypatch.setattr(linear, "WITH_BIAS", None)
+    for one, other in zip(found, results(layer, x, bf16=True), strict=True):
+        torch.testing.assert_close(other, one, rtol=2**-7, atol=1e-2)
 
 
 def test_rows_that_are_filled_up() -> None:

@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 _LEAST = 16
 """Rows of the smallest kernel, and of what the sizes of small ones differ by."""
-_WITH_BIAS = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-"""What torch's compiler makes of linear layers on a CPU."""
+WITH_BIAS = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+"""What torch's compiler makes of linear layers on a CPU; ``None`` where torch has none."""
 
 
 def kernel_rows(number: int) -> int:
@@ -55,10 +55,10 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` of a bias in any precision. Where torch can, the product begins with the bias, which torch's own
-    function writes into all of the result first: for a vocabulary that takes a sixth of the time."""
-    if _WITH_BIAS is not None:
-        return _WITH_BIAS(rows, weight, bias, "none", [], "")
+    """``F.linear`` with a bias of any precision. Where torch can, the product begins with the bias, which torch's own
+    function writes to all of the result first: with a vocabulary that takes a sixth of the time."""
+    if WITH_BIAS is not None:
+        return WITH_BIAS(rows, weight, bias, "none", [], "")
     return F.linear(rows, weight, None if bias is None else bias.to(rows.dtype))
 
 
