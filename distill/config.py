@@ -115,10 +115,12 @@ def _task_config(values: dict[str, Any], sources: dict[str, str]) -> TaskConfig:
     start = ((before or {}).get("model") or values["model"]).get("from") or values["model"]["from"]
     name = f"{model_name(start)}-{values.get('objective', {}).get('type')}"
     if before is not None:
-        unnamed = {**values, "run": {key: value for key, value in values.get("run", {}).items() if key != "name"}}
+        run = dict(values.get("run", {}))
+        given = run.pop("name", None)
+        unnamed = {**values, "run": run}
         before = {**before, **{key: {**unnamed.get(key, {}), **before.get(key, {})} for key in _SHARED}}
         first = validate(_schema(TaskConfig, before), before, sources)
-        first = first.named(f"{first.task.name}/{name}-first/seed-{first.run.seed}")
+        first = first.named(f"{given}-first" if given else f"{first.task.name}/{name}-first/seed-{first.run.seed}")
         values["model"] = {**values["model"], "from": str(first.run.dir / "distill" / str(first.run.name) / "export")}
     config = validate(_schema(TaskConfig, values, "AnswersConfig"), values, sources)
     spans = config.task.spans if isinstance(config.task, Questions) else None

@@ -43,8 +43,8 @@ class RunSection(Section):
     device: Literal["auto", "cpu"] = "auto"
     """``cpu`` ignores a GPU."""
     compile: bool = False
-    """Compile the encoders' layers, which takes a minute in the first steps. Results differ by rounding only. On the CPUs
-    where it was measured, steps became slower."""
+    """Compile the encoders' layers, which takes a minute in the first steps. Results differ by rounding only. On the
+    CPUs where it was measured, steps became slower."""
     sharding: Sharding = "none"
     """``full`` splits parameters, gradients and optimizer state over all processes, for models that do not fit one
     device. Slower otherwise; checkpoints and results are the same."""

@@ -392,6 +392,15 @@ def test_the_configuration_of_a_first_stage_says_which_one_reruns_it(folder: Pat
         load_config([str(tmp_path / "config.yaml")])
 
 
+def test_a_name_is_that_of_both_stages(folder: Path) -> None:
+    """Two distillations with names of their own share nothing."""
+    config = load_config([*chain(folder), "run.name=mine"])
+    assert isinstance(config, TaskConfig)
+    assert config.before is not None
+    assert (config.run.name, config.before.run.name) == ("mine", "mine-first")
+    assert config.model.from_ == f"{config.run.dir}/distill/mine-first/export"
+
+
 @pytest.mark.parametrize(("name", "epochs"), [("cola", 50), ("mnli", 10), ("qqp", 10), ("qnli", 10), ("sst2", 20)])
 def test_a_task_has_settings_of_its_own(folder: Path, name: str, epochs: int) -> None:
     files = [str(ROOT / "configs/distill/tinybert_task.yaml"), str(ROOT / f"configs/finetune/{name}.yaml")]

@@ -11,15 +11,16 @@ Legend: R rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bertillery.models.layers.pieces import few_at_a_time
+
 _IN_CACHE = 1 << 18
-"""Numbers that a CPU works on at a time: 1 MiB in float32."""
+"""Numbers of a piece: 1 MiB in float32."""
 _BITS_IN_A_NAT = math.log2(math.e)
 
 
@@ -58,7 +59,8 @@ class _CrossEntropies(torch.autograd.Function):
             torch.amax(compared, -1, keepdim=True, out=largest[rows])
             if everywhere:
                 torch.sum(compared, -1, keepdim=True, out=sums[rows])
-            torch.sum(exponential_(compared.sub_(largest[rows])), -1, keepdim=True, out=exponentials[rows])
+            exponential(compared.sub_(largest[rows]), out=compared)
+            torch.sum(compared, -1, keepdim=True, out=exponentials[rows])
             if gradient is not None:
                 shares = compared.div_(exponentials[rows])
                 if everywhere:
@@ -81,10 +83,10 @@ class _CrossEntropies(torch.autograd.Function):
         return weighted(gradient, grads[0]), None, None, None
 
 
-def exponential_(x: Tensor) -> Tensor:
-    """e to the power of ``x``, in place, as a power of two: torch leaves ``exp`` to a library that takes three times as
-    long for it on some CPUs."""
-    return x.mul_(_BITS_IN_A_NAT).exp2_()
+def exponential(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """e to the power of ``x``, as a power of two: torch leaves ``exp`` to a library that takes three times as long for
+    it on some CPUs."""
+    return torch.mul(x, _BITS_IN_A_NAT, out=out).exp2_()
 
 
 def weighted(rows: Tensor, weights: Tensor) -> Tensor:
@@ -96,13 +98,6 @@ def weighted(rows: Tensor, weights: Tensor) -> Tensor:
     for some in few_at_a_time(rows, _IN_CACHE):
         torch.mul(rows[some], weights[some, None], out=found[some])
     return found
-
-
-def few_at_a_time(logits: Tensor, most: int) -> Iterator[slice]:
-    """Rows of logits (R, V) that hold at most so many numbers together, or one row; all of them on a GPU, for which
-    small kernels cost more than memory."""
-    number = max(1, most // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
-    return (slice(start, start + number) for start in range(0, len(logits), number))
 
 
 def _first(logits: Tensor, words: Tensor, largest: Tensor) -> Tensor:

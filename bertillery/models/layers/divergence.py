@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bertillery.models.layers.cross_entropy import exponential_, few_at_a_time, weighted
+from bertillery.models.layers.cross_entropy import exponential, weighted
+from bertillery.models.layers.pieces import few_at_a_time
 
 _IN_CACHE = 1 << 17
-"""Numbers that a CPU works on at a time: 512 KiB in float32, four times."""
+"""Numbers of a piece: 512 KiB in float32, four times."""
 
 
 def divergences(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -57,5 +58,5 @@ def _exponentials(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, T
     if temperature != 1:
         shifted.div_(temperature)
     shifted.sub_(shifted.amax(-1, keepdim=True))
-    exponentials = exponential_(shifted.clone())
+    exponentials = exponential(shifted)
     return shifted, exponentials, exponentials.sum(-1, keepdim=True)

@@ -1,12 +1,13 @@
-"""The tanh form of GELU, as BERT, ALBERT and GPT have it, as fast on a CPU as the form by the error function.
+"""The tanh form of GELU, as BERT, ALBERT and GPT have it, with less work than torch's on a CPU.
 
-Torch takes three to five times as long for it there. In bfloat16 there are 65,536 numbers in all, so that values and
-slopes are looked up, each rounded once; the slope is kept for the backward pass in place of ``x``.
+Torch takes three to five times as long for it there as for the form by the error function. With the logistic function
+s it is one product, .5 x (1 + tanh u) = x s(2u), of which the derivative shares a factor. So both are worked out at
+once, over pieces that fit into the cache, and the derivative is kept for the backward pass in place of ``x``.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import math
 from typing import Any
 
 import torch
@@ -14,31 +15,32 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bertillery.models.layers.pieces import at_a_time
+
+_CUBIC = 0.044715 * 2 * math.sqrt(2 / math.pi)
+_LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi))
+"""2u = x (this + _CUBIC x^2); a tensor, since it takes part in ``addcmul``."""
 _IN_CACHE = 1 << 16
-"""Numbers of a piece: their places in the tables are 256 KiB."""
-
-
-@cache
-def _tables() -> tuple[Tensor, Tensor]:
-    """Values and slopes (65,536,), by the bits of a number."""
-    with torch.enable_grad():
-        x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).double().requires_grad_()
-        values = F.gelu(x, approximate="tanh")
-        (slopes,) = torch.autograd.grad(values.sum(), x)
-    return values.detach().bfloat16(), slopes.bfloat16()
+"""Numbers of a piece: 256 KiB in float32, three times."""
 
 
 class _TanhGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        (values, slopes), wanted = _tables(), ctx.needs_input_grad[0]
-        x = x.contiguous()
+        x, wanted = x.contiguous(), ctx.needs_input_grad[0]
         out, slope = torch.empty_like(x), torch.empty_like(x) if wanted else x
-        for part, result, derivative in zip(*(t.view(-1).split(_IN_CACHE) for t in (x, out, slope)), strict=True):
-            places = part.view(torch.uint16).to(torch.int32)
-            torch.index_select(values, 0, places, out=result)
+        piece = at_a_time(_IN_CACHE)
+        space = torch.empty(3, min(piece, x.numel()))
+        for part, result, derivative in zip(*(t.view(-1).split(piece) for t in (x, out, slope)), strict=True):
+            value, share, inner = space[:, : len(part)]
+            value.copy_(part)
+            torch.addcmul(_LINEAR, value, value, value=_CUBIC, out=share).mul_(value).sigmoid_()  # s(2u)
+            if wanted:  # s + x s (1 - s) (2u)' = s + w (1 - s) with w = x s (2u)'
+                torch.addcmul(_LINEAR, value, value, value=3 * _CUBIC, out=inner)
+            result.copy_(value.mul_(share))
             if wanted:
-                torch.index_select(slopes, 0, places, out=derivative)
+                inner.mul_(value)
+                derivative.copy_(inner.addcmul_(inner, share, value=-1).add_(share))
         ctx.save_for_backward(slope)
         return out
 
@@ -54,6 +56,7 @@ class TanhGelu(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Element by element."""
-        if input.device.type == "cpu" and input.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        by_hand = input.device.type == "cpu" and input.dtype in (torch.float32, torch.bfloat16)
+        if by_hand and not torch.compiler.is_compiling():
             return _TanhGelu.apply(input)
         return F.gelu(input, approximate="tanh")
