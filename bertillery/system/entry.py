@@ -25,10 +25,10 @@ def begin() -> None:
     """Called on the first lines of a module that is run as a command."""
     signal.signal(signal.SIGINT, _leave)
     # A thread of GNU's OpenMP that waits for others spins for some ten milliseconds first. On cores shared with other
-    # work it takes time from the threads that it waits for: two threads took up to six times as long as one. A thousand
-    # spins are enough where nothing else runs. The variable is read when torch is loaded.
+    # work it takes time from the threads that it waits for: two threads took up to six times as long as one. Waking one
+    # that sleeps takes time as well, and a step has thousands of operations. The variable is read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     parent = os.environ.pop(PARENT, None)
     if parent is not None:
         end_with(int(parent), signal.SIGTERM)  # on which a training saves a checkpoint and leaves
