@@ -30,17 +30,14 @@ class _TanhGelu(torch.autograd.Function):
         x, wanted = x.contiguous(), ctx.needs_input_grad[0]
         out, slope = torch.empty_like(x), torch.empty_like(x) if wanted else x
         piece = at_a_time(_IN_CACHE)
-        space = torch.empty(3, min(piece, x.numel()))
         for part, result, derivative in zip(*(t.view(-1).split(piece) for t in (x, out, slope)), strict=True):
-            value, share, inner = space[:, : len(part)]
-            value.copy_(part)
-            torch.addcmul(_LINEAR, value, value, value=_CUBIC, out=share).mul_(value).sigmoid_()  # s(2u)
-            if wanted:  # s + x s (1 - s) (2u)' = s + w (1 - s) with w = x s (2u)'
-                torch.addcmul(_LINEAR, value, value, value=3 * _CUBIC, out=inner)
-            result.copy_(value.mul_(share))
-            if wanted:
-                inner.mul_(value)
-                derivative.copy_(inner.addcmul_(inner, share, value=-1).add_(share))
+            value = part.float()
+            share = torch.addcmul(_LINEAR, value, value, value=_CUBIC).mul_(value).sigmoid_()  # s(2u)
+            result.copy_(value * share)
+            if wanted:  # s + x s (1 - s) (2u)' = s (1 + w (1 - s)) with w = x (2u)'
+                inner = torch.addcmul(_LINEAR, value, value, value=3 * _CUBIC).mul_(value)
+                inner.addcmul_(inner, share, value=-1)
+                derivative.copy_(share.addcmul_(share, inner))
         ctx.save_for_backward(slope)
         return out
 
