@@ -96,9 +96,15 @@ class Comparison:
         """The smallest batch of the longest sequences."""
         return min(self.speeds, key=lambda speed: (speed.batch_size, -speed.length))
 
-    def fastest_student(self) -> Facts:
-        """The student of the lowest latency."""
-        return max(self.models[1:], key=lambda model: statistics.median(self.latency().ratios(model.name)))
+    def best_student(self) -> Facts:
+        """The student that keeps the largest share of the teacher's scores, on average over those of both; of equals,
+        and where there are no such scores, the one of the lowest latency."""
+
+        def rank(model: Facts) -> tuple[float, float]:
+            shares = [share for column in self.columns if (share := self.kept(model, column)) is not None]
+            return statistics.fmean(shares or [0.0]), statistics.median(self.latency().ratios(model.name))
+
+        return max(self.models[1:], key=rank)
 
     def measured_on(self) -> str:
         """Machine and method of the measurement."""
@@ -292,7 +298,7 @@ def _run(section: CompareSection, command: str) -> int:
         f"\n{comparison.tables()}\n\n{comparison.measured_on()}\n\n"
         f"tables      {folder / 'table.md'}\nresults     {folder / 'results.json'}\n"
         f"picture     {folder / 'latency.png'}\npage        {folder / 'README.md'}\n\n"
-        f"next        {command_line('onnx', MODEL=comparison.fastest_student().folder)}"
+        f"next        {command_line('onnx', MODEL=comparison.best_student().folder)}"
     )
     return 0
 

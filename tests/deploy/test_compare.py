@@ -81,7 +81,14 @@ def test_table_has_scores_as_columns_and_the_share_that_is_kept() -> None:
     assert found.kept(student, found.columns[0]) == pytest.approx(0.95)
     assert found.kept(teacher, found.columns[1]) is None  # a share of a negative correlation says nothing
     assert found.latency() == found.speeds[0]
-    assert found.fastest_student() is student
+
+
+def test_what_comes_next_is_the_student_that_keeps_most_and_otherwise_the_fastest() -> None:
+    scores = [{("rte", "validation"): {"accuracy": score}} for score in (0.8, 0.76, 0.6)]
+    teacher, good, poor = (facts(name, each) for name, each in zip(("big", "good", "poor"), scores, strict=True))
+    assert comparison([teacher, poor, good], [10, 3, 4]).best_student() is good
+    bare = [facts(name, {}) for name in ("big", "slow", "fast")]
+    assert comparison(bare, [10, 4, 3]).best_student() is bare[2]
 
 
 def test_a_picture_that_fails_costs_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
