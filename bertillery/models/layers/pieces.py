@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def at_a_time(most: int) -> int:
-    """Numbers of a piece, of which the cache of one thread holds ``most``. Several threads are given more: they meet
-    after each operation, which takes as long as a thread needs for some ten thousand numbers."""
+    """Numbers of a piece, of which the cache of one thread holds ``most``. Several threads are given twice as many
+    each, since they wait for each other after every operation."""
     threads = torch.get_num_threads()
     return most if threads == 1 else 2 * most * threads
 
